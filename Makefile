@@ -1,0 +1,49 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make their own environment in .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test lint format types imports docs slow clean
+
+# $(1): extra. The stamp makes a second run start at once; it is stale when the dependencies change.
+define install
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) must be on the PATH (or: make PYTHON=python3 $(MAKECMDGOALS))"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(1)]"
+	@touch $@
+endef
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt
+	$(call install,demo)
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt
+	$(call install,dev)
+
+demo: $(VENV)/demo.stamp
+	@$(BIN)/slimbit demo
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m slow
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+
+imports: $(VENV)/dev.stamp
+	$(BIN)/lint-imports
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+docs: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -q --no-header docs README.md CONTRIBUTING.md --doctest-glob='*.md'
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Do what a plan says, on a copy of the network."""

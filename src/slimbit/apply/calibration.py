@@ -1,0 +1,198 @@
+"""Calibration images and what the float network does with them; measured once, used for every point."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from slimbit.apply.layers import Bound, bind
+from slimbit.numerics.moments import ChannelMoments, channel_moments, check_finite, merge_moments, sampled_rows
+from slimbit.records.errors import InputError
+from slimbit.records.network import NetworkSpec
+
+Forward = Callable[[nn.Module, Any], Any]
+SAMPLES = 16384
+"""Positions per layer from which second moments are taken: 500 images give the same accuracy as all positions."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Unlabelled images and the float network's statistics on them.
+
+    Attributes:
+        batches: One batch: everything in one flight. Several: one pass per group of layers, memory of one batch.
+        forward: How a network is called on a batch.
+        batchnorms: Input moments of every BatchNorm, by module path.
+        outputs: Output moments of every called layer, by layer name.
+        rows: Outputs at the sampled positions, for layers in order of first call.
+        normalized: Layers whose output goes straight into a BatchNorm.
+        events: Layers and BatchNorms in order of first use: ``("layer" | "batchnorm", name)``.
+        samples: Positions sampled per layer.
+        seed: Seed of the sampled positions.
+    """
+
+    batches: tuple[Any, ...]
+    forward: Forward
+    samples: int
+    seed: int
+    batchnorms: dict[str, ChannelMoments] = field(default_factory=dict)
+    outputs: dict[str, ChannelMoments] = field(default_factory=dict)
+    rows: dict[str, list[Tensor]] = field(default_factory=dict)
+    normalized: set[str] = field(default_factory=set)
+    events: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def reached(self) -> list[str]:
+        """Layers that were called, in order."""
+        return [name for kind, name in self.events if kind == "layer"]
+
+    def generator(self, name: str, batch: int) -> torch.Generator:
+        """Positions sampled in a layer: the same for the float and every compressed network."""
+        key = f"{self.seed}/{name}/{batch}".encode()
+        import hashlib
+
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "little"))
+
+    @property
+    def samples_per_batch(self) -> int:
+        """Positions sampled of one batch."""
+        return -(-self.samples // len(self.batches))
+
+
+def first_input(model: nn.Module, batch: Any) -> Any:
+    """Call a network on a batch: a tensor, ``(inputs, labels, ...)`` of which the first is used, or a mapping.
+
+    >>> first_input(nn.Identity(), (torch.ones(1), torch.zeros(1))).item()
+    1.0
+    """
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+
+
+def calibrate(
+    model: nn.Module,
+    spec: NetworkSpec,
+    batches: Iterable[Any],
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    join: bool = True,
+    forward: Forward = first_input,
+) -> Calibration:
+    """Run the float network once over unlabelled images and keep what every point needs.
+
+    Args:
+        model: The float network; not changed.
+        spec: Its survey.
+        batches: A tensor of images, or an iterable of batches (labels beside them are ignored).
+        samples: Positions sampled per layer for second moments; 0 = all.
+        seed: Seed of the positions.
+        join: Whether to join tensor batches into one, which makes each point one pass; False keeps the memory of
+            one batch and makes each point one short pass per layer.
+        forward: How to call the network on a batch, for anything but a tensor, a tuple or a mapping.
+
+    Raises:
+        InputError: No images, or values that are not finite (the layer is named).
+    """
+    tensors = _gather(batches, join=join and forward is first_input)
+    found = Calibration(tensors, forward, samples, seed)
+    network = copy.deepcopy(model).eval()
+    bounds = {name: b for name, b in bind(network, spec).items() if b.window is not None}
+    for number, batch in enumerate(tensors):
+        _Watch(found, bounds, number).run(network, batch)
+    return found
+
+
+def _gather(batches: Iterable[Any] | Tensor, *, join: bool) -> tuple[Any, ...]:
+    if isinstance(batches, Tensor):
+        batches = (batches,)
+    found: Sequence[Any] = tuple(batches)
+    if not found:
+        raise InputError("calibration must hold at least one batch, got none")
+    inputs = [b[0] if isinstance(b, tuple | list) and b else b for b in found]
+    if all(isinstance(x, Tensor) for x in inputs):
+        if any(len(x) == 0 for x in inputs):
+            raise InputError("calibration batches must hold images, got an empty one")
+        for x in inputs:
+            if x.is_floating_point():
+                check_finite(x, "calibration images")
+        if join and len({(x.shape[1:], x.device) for x in inputs}) == 1:
+            return (torch.cat(inputs) if len(inputs) > 1 else inputs[0],)
+        return tuple(inputs)
+    return tuple(found)
+
+
+class _Watch:
+    """Hooks that note what one batch does in the float network."""
+
+    def __init__(self, found: Calibration, bounds: Mapping[str, Bound], number: int) -> None:
+        self.found, self.bounds, self.number = found, bounds, number
+        self.seen: set[tuple[str, str]] = set()
+        self.fresh: list[tuple[Tensor, str]] = []
+
+    def run(self, network: nn.Module, batch: Any) -> None:
+        handles = [b.module.register_forward_hook(self._layer(name)) for name, b in self.bounds.items()]
+        for name, module in batchnorms(network).items():
+            handles.append(module.register_forward_pre_hook(self._batchnorm(name)))
+        try:
+            with torch.no_grad():
+                self.found.forward(network, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _first(self, kind: str, name: str) -> bool:
+        event = (kind, name)
+        if event in self.seen:
+            return False
+        self.seen.add(event)
+        if event not in self.found.events:
+            self.found.events.append(event)
+        return True
+
+    def _layer(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            del module, inputs
+            self.fresh = [*self.fresh[-3:], (output, name)]
+            if not self._first("layer", name):
+                return
+            bound = self.bounds[name]
+            check_finite(output, f"output of layer {name!r} on the calibration images")
+            _add(self.found.outputs, name, channel_moments(output, axis=bound.channel_axis))
+            rows = sampled_rows(
+                output,
+                channel_axis=bound.channel_axis,
+                samples=self.found.samples_per_batch,
+                generator=self.found.generator(name, self.number),
+            )
+            self.found.rows.setdefault(name, []).append(rows.clone())
+
+        return hook
+
+    def _batchnorm(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            del module
+            self.found.normalized.update(layer for output, layer in self.fresh if output is inputs[0])
+            if self._first("batchnorm", name):
+                check_finite(inputs[0], f"input of {name!r} on the calibration images")
+                _add(self.found.batchnorms, name, channel_moments(inputs[0]))
+
+        return hook
+
+
+def _add(table: dict[str, ChannelMoments], name: str, part: ChannelMoments) -> None:
+    table[name] = merge_moments(table[name], part) if name in table else part
+
+
+def batchnorms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """BatchNorm modules with running statistics, by path."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and isinstance(module.running_mean, Tensor)
+    }

@@ -1,0 +1,158 @@
+"""One layer: from its float weight, its inputs' second moments and its plan to levels."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from slimbit.numerics.grid import to_weights
+from slimbit.numerics.moments import cross_moment, second_moment
+from slimbit.numerics.rounding import Quantizer, compensate, damped, refit_step, round_levels, weighted_error
+from slimbit.records.errors import InputError
+from slimbit.records.plan import CompressionPlan, LayerPlan
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a layer reads, and what the float network made of it, at the sampled positions.
+
+    Attributes:
+        inputs: ``H``, shape ``(groups, features, features)``; centred where a later shift absorbs the mean.
+        outputs: ``mean_p y_p x_p^T`` of float outputs and compressed inputs, ``(groups, filters per group, features)``.
+    """
+
+    inputs: Tensor
+    outputs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """Result for one layer.
+
+    Attributes:
+        levels: Filters first, on the plan's grid; 0 where a filter is pruned.
+        step: Scalar, or one per filter.
+        signal_to_noise: ``||W||^2 / ||W - step * levels||^2`` over the kept filters; inf where nothing was lost.
+        error: ``tr((W - V) H (W - V)^T) / tr(W H W^T)``, relative output error; None without calibration.
+    """
+
+    levels: Tensor
+    step: Tensor
+    signal_to_noise: float
+    error: float | None = None
+
+    def weight(self) -> Tensor:
+        """``step * levels``."""
+        return to_weights(self.levels, self.step)
+
+
+def moments_of(patches: Tensor, rows: Tensor | None, *, centred: bool) -> Moments:
+    """Second moments of sampled patches ``(positions, groups, features)`` and, if given, float outputs ``(positions, filters)``."""
+    if centred:
+        patches = patches - patches.mean(dim=0)
+    inputs = second_moment(patches)
+    if rows is None:
+        return Moments(inputs)
+    targets = rows.to(patches.dtype).reshape(len(rows), patches.shape[1], -1)
+    targets = targets - targets.mean(dim=0) if centred else targets
+    return Moments(inputs, cross_moment(targets, patches))
+
+
+def quantizer_of(plan: LayerPlan, metric: str | None, weights: Tensor) -> Quantizer:
+    """The plan's numbers as tensors beside the weights.
+
+    Raises:
+        InputError: Neither one number nor one per filter.
+    """
+
+    def tensor(values: tuple[float, ...], what: str) -> Tensor:
+        if len(values) not in (1, len(weights)):
+            raise InputError(f"{what} of layer {plan.name!r} must be 1 or {len(weights)} numbers, got {len(values)}")
+        numbers = weights.new_tensor(values)
+        return numbers[0] if len(values) == 1 else numbers
+
+    return Quantizer(
+        tensor(plan.steps, "steps"),
+        plan.grid,
+        tensor(plan.limits, "limits") if plan.limits else None,
+        tensor(plan.rate, "rate") if plan.rate else 0.0,
+        "esn_analog" if metric == "esn_analog" else "esn_digital",
+    )
+
+
+def quantize_layer(
+    weights: Tensor, layer: LayerPlan, plan: CompressionPlan, *, moments: Moments | None = None
+) -> QuantizedLayer:
+    """Levels and step of one layer.
+
+    Args:
+        weights: Float, filters first.
+        layer: Its entry.
+        plan: The plan it belongs to (rounding, compensation, refit, metric).
+        moments: What the layer reads; None = plain rounding.
+    """
+    quantizer = quantizer_of(layer, plan.metric, weights)
+    if plan.rounding == "nearest":
+        quantizer = replace(quantizer, rate=0.0)
+    target = weights
+    if moments is None:
+        levels, h = round_levels(weights, quantizer), None
+    else:
+        h = damped(moments.inputs)
+        if moments.outputs is not None:
+            target = fit_to_outputs(weights, moments)
+        levels = compensate(target, h, quantizer) if plan.compensation else round_levels(target, quantizer)
+    step = quantizer.step
+    if plan.refit:
+        h = damped(torch.eye(weights[0].numel())[None]) if h is None else h
+        step = _refitted(target, levels, h, step)
+    levels = _cut(levels, layer)
+    return _result(weights, levels, step, h, layer)
+
+
+def fit_to_outputs(weights: Tensor, moments: Moments) -> Tensor:
+    """The float weight that on compressed inputs comes closest to the float outputs, drawn towards ``weights``.
+
+    ``W* = W + (C - W H) (H + eps I)^-1`` with ``C = mean y x^T``.
+    """
+    assert moments.outputs is not None
+    h = moments.inputs
+    groups, features, _ = h.shape
+    w = weights.reshape(groups, -1, features).to(h.dtype)
+    scale = h.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
+    ridge = h + RIDGE * scale.clamp(min=torch.finfo(h.dtype).tiny) * torch.eye(features, dtype=h.dtype, device=h.device)
+    residual = moments.outputs - torch.bmm(w, h)
+    factor = torch.linalg.cholesky(ridge.double())
+    shift = torch.cholesky_solve(residual.transpose(1, 2).double(), factor).transpose(1, 2)
+    return (w + shift.to(h.dtype)).reshape(weights.shape).to(weights.dtype)
+
+
+RIDGE = 0.01
+"""Share of the mean diagonal that ties the fitted weight to the float one."""
+
+
+def _refitted(target: Tensor, levels: Tensor, h: Tensor, step: Tensor) -> Tensor:
+    fitted = refit_step(target, levels, h).to(step.dtype)
+    return torch.where(fitted > 0, fitted, step)
+
+
+def _cut(levels: Tensor, layer: LayerPlan) -> Tensor:
+    if layer.kept is None:
+        return levels
+    if layer.kept and layer.kept[-1] >= len(levels):
+        raise InputError(f"kept filters of layer {layer.name!r} must be below {len(levels)}, got {layer.kept[-1]}")
+    mask = torch.zeros(len(levels), dtype=torch.bool, device=levels.device)
+    mask[list(layer.kept)] = True
+    return levels.masked_fill(~mask.reshape(-1, *[1] * (levels.ndim - 1)), 0.0)
+
+
+def _result(weights: Tensor, levels: Tensor, step: Tensor, h: Tensor | None, layer: LayerPlan) -> QuantizedLayer:
+    value = to_weights(levels, step)
+    rows = slice(None) if layer.kept is None else list(layer.kept)
+    noise = float((weights - value)[rows].double().square().sum())
+    signal = float(weights[rows].double().square().sum())
+    error = None
+    if h is not None:
+        whole = float(weighted_error(weights, torch.zeros_like(weights), h).sum())
+        error = float(weighted_error(weights, value, h).sum()) / whole if whole > 0 else 0.0
+    return QuantizedLayer(levels, step, signal / noise if noise > 0 else float("inf"), error)

@@ -1,0 +1,94 @@
+"""`slimbit cost`: what a network costs, layer by layer."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from slimbit.records.cost import CostReport
+from slimbit.records.errors import InputError
+
+if TYPE_CHECKING:
+    from slimbit.measure.counting import Counting
+
+Network = Annotated[
+    str,
+    typer.Argument(
+        metavar="NETWORK",
+        help="Zoo name (resnet20, resnet20-A, resnet20@0.5, vgg7, resnet50, ...), timm:NAME, package.module:callable, "
+        "or a .onnx, .pt2 (torch.export) or .safetensors file.",
+        show_default=False,
+    ),
+]
+
+
+def cost(  # noqa: PLR0913 - one argument per option of the command
+    network: Network,
+    *,
+    weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, .pth or .th.")] = None,
+    input_: Annotated[
+        str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one input, e.g. 3x32x32.")
+    ] = None,
+    bits: Annotated[float | None, typer.Option(help="Bits per weight, 1 to 16; default: weights as stored.")] = None,
+    policy: Annotated[str, typer.Option(help="How bits become a step: max_abs or sigma.")] = "max_abs",
+    grid: Annotated[str, typer.Option(help="midrise, midrise_zero or midtread.")] = "midrise",
+    formula: Annotated[str, typer.Option(help="Bit formula: standard, or literal (as printed).")] = "standard",
+    activation_bits: Annotated[
+        int | None, typer.Option(help="Bits per activation; default 8, beside float weights 32.")
+    ] = None,
+    per: Annotated[str, typer.Option(help="Weigh a weight by its positions (mac) or once (parameter).")] = "",
+    hardware: Annotated[
+        list[str] | None, typer.Option(help="Hardware cost model: name, .toml or module:function; repeatable.")
+    ] = None,
+    versus: Annotated[list[str] | None, typer.Option(help="Another NETWORK to compare with; repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    layers: Annotated[bool, typer.Option(help="List the layers.")] = True,
+) -> None:
+    """What a network costs, layer by layer, in units that no particular chip distorts."""
+    if as_json and as_csv:
+        raise InputError("only one of --json and --csv must be given, got both")
+    from slimbit.measure.counting import counting_from
+
+    bare = Path(network).suffix == ".safetensors"
+    counting = counting_from(
+        bits=bits,
+        policy=policy,
+        grid=grid,
+        formula=formula,
+        activation_bits=activation_bits,
+        per=per or ("parameter" if bare else "mac"),
+    )
+    report = _measured(network, counting, hardware or [], weights=weights, input_text=input_)
+    others = [_measured(other, counting, hardware or [], input_text=input_) for other in versus or []]
+    _print(report, others, as_json=as_json, as_csv=as_csv, layers=layers)
+
+
+def _measured(
+    network: str,
+    counting: "Counting",
+    hardware: list[str],
+    *,
+    weights: Path | None = None,
+    input_text: str | None = None,
+) -> CostReport:
+    from slimbit.cli.networks import survey_of
+    from slimbit.measure.cost import cost_of_survey, with_hardware
+
+    return with_hardware(cost_of_survey(survey_of(network, weights=weights, input_text=input_text), counting), hardware)
+
+
+def _print(report: CostReport, others: list[CostReport], *, as_json: bool, as_csv: bool, layers: bool) -> None:
+    if as_json:
+        data = report.to_dict() if layers else {**report.to_dict(), "layers": []}
+        if others:
+            data["versus"] = [{**report.versus(other).to_dict(), "total": other.to_dict()["total"]} for other in others]
+        typer.echo(json.dumps(data, indent=2, allow_nan=False))
+    elif as_csv:
+        typer.echo(report.to_csv(layers=layers), nl=False)
+    else:
+        from slimbit.report.tables import CostTable
+
+        Console().print(CostTable(report, tuple(others), layers=layers))

@@ -1,0 +1,162 @@
+"""What NETWORK means on the command line: a zoo name, timm, a Python callable, or a file."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimbit.records.errors import InputError, MissingExtraError, closest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from slimbit.survey.result import Survey
+
+FILES = (".onnx", ".pt2", ".safetensors")
+WEIGHT_FILES = (".pth", ".th", ".pt", ".bin")
+LARGEST_INPUT = 1 << 31
+
+
+def survey_of(reference: str, *, weights: Path | None = None, input_text: str | None = None) -> "Survey":
+    """Survey whatever NETWORK names.
+
+    Args:
+        reference: Zoo name, ``timm:NAME``, ``package.module:callable``, or a file of type `FILES`.
+        weights: Weights to load into it.
+        input_text: ``3x32x32``; default: the network's own.
+    """
+    suffix = Path(reference).suffix.lower()
+    if suffix in FILES and ":" not in reference:
+        if weights is not None:
+            raise InputError(f"--weights must not be given for a file that has its own, got both for {reference}")
+        return _survey_file(reference, suffix, input_text)
+    if suffix in WEIGHT_FILES:
+        raise InputError(f"NETWORK must be a network, got the weights file {reference}: give it with --weights")
+    model, shape = model_of(reference, weights=weights, input_text=input_text)
+    from slimbit.survey.module import survey_network
+
+    survey = survey_network(model, example_of(shape), name=reference)
+    if weights is None and ":" not in reference:
+        note = "The weights are a random initialization: give --weights for what depends on their values."
+        survey = replace(survey, spec=replace(survey.spec, notes=(*survey.spec.notes, note)))
+    return survey
+
+
+def model_of(
+    reference: str, *, weights: Path | None = None, input_text: str | None = None
+) -> "tuple[nn.Module, tuple[int, ...]]":
+    """The module that NETWORK names, with its weights, and the shape of one input without the batch dimension."""
+    model, shape = _built(reference)
+    if weights is not None:
+        from slimbit.zoo import load_weights
+
+        load_weights(model, weights)
+    if input_text is not None:
+        shape = input_shape(input_text)
+    if shape is None:
+        raise InputError(f"--input must be given for {reference}, e.g. --input 3x224x224")
+    return model, shape
+
+
+def _built(reference: str) -> "tuple[nn.Module, tuple[int, ...] | None]":
+    import torch
+
+    # the same initial weights each time, and the caller's random numbers as they were
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        if reference.startswith("timm:"):
+            return _timm_model(reference.removeprefix("timm:"))
+        if ":" in reference:
+            return _own_model(reference), None
+        from slimbit import zoo
+
+        return zoo.network(reference), zoo.default_input(reference)
+
+
+def example_of(shape: tuple[int, ...]) -> Any:
+    """One example of zeros that takes no memory."""
+    import torch
+
+    return torch.zeros(1).expand(1, *shape)
+
+
+def input_shape(text: str) -> tuple[int, ...]:
+    """Parse ``3x32x32``.
+
+    >>> input_shape("3x32x32")
+    (3, 32, 32)
+    """
+    parts = text.lower().split("x")
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--input must be positive sizes like 3x32x32, got {text!r}")
+    shape = tuple(map(int, parts))
+    elements = 1
+    for size in shape:
+        elements *= size
+    if elements > LARGEST_INPUT:
+        raise InputError(f"--input must have at most {LARGEST_INPUT} elements, got {text}")
+    return shape
+
+
+def imported(reference: str, what: str) -> Callable[..., Any]:
+    """The callable at ``package.module:callable``, the current folder included in the search."""
+    module_name, _, attribute = reference.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        value: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise InputError(f"{what} must name an importable module, got {module_name}: {error}") from error
+    for step in attribute.split("."):
+        if not hasattr(value, step):
+            raise InputError(f"{what} must name something in {module_name}, got {attribute}{closest(step, dir(value))}")
+        value = getattr(value, step)
+    if not callable(value):
+        raise InputError(f"{what} must name a callable, got {reference}, which is {type(value).__name__}")
+    return value  # type: ignore[no-any-return] # whatever the user wrote
+
+
+def _own_model(reference: str) -> "nn.Module":
+    from torch import nn
+
+    build = imported(reference, "NETWORK")
+    if isinstance(build, nn.Module):
+        return build
+    try:
+        model = build()
+    except Exception as error:
+        raise InputError(f"{reference} must return a network when called without arguments, got {error}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{reference} must return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _timm_model(name: str) -> "tuple[nn.Module, tuple[int, ...]]":
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtraError("timm", "timm", f"timm:{name}") from error
+    if not timm.is_model(name):
+        raise InputError(f"timm must know the model, got {name}{closest(name, timm.list_models())}")
+    model = timm.create_model(name, pretrained=False)
+    return model, tuple(model.pretrained_cfg["input_size"])
+
+
+def _survey_file(reference: str, suffix: str, input_text: str | None) -> "Survey":
+    path = Path(os.path.expandvars(reference)).expanduser()
+    if suffix == ".onnx":
+        from slimbit.survey.onnx_file import survey_onnx
+
+        return survey_onnx(path, input_shape=None if input_text is None else input_shape(input_text))
+    if input_text is not None:
+        raise InputError(f"--input must not be given for {suffix} files, which fix their own, got {input_text}")
+    if suffix == ".pt2":
+        from slimbit.survey.exported import survey_exported
+
+        return survey_exported(path)
+    from slimbit.survey.safetensors_file import survey_safetensors
+
+    return survey_safetensors(path)

@@ -1,0 +1,1 @@
+"""MEASURE: what a network costs, on paper and on hardware."""

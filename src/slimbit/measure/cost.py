@@ -1,0 +1,270 @@
+"""Measure what a network costs, layer by layer (section 3 of HkxAS6VFDB; formulas in docs/glossary.md)."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimbit.measure.counting import Counting, Steps, counting_from, step_of
+from slimbit.measure.hardware import HardwareLike, hardware_cost, load_hardware
+from slimbit.numerics.energy import LevelSums, Rounding, level_bits, level_sums, quantized_sums
+from slimbit.records.cost import CostReport, LayerCost, TotalCost
+from slimbit.records.errors import InputError
+from slimbit.records.network import LayerSpec, Per
+from slimbit.survey.module import explicit_mask, survey_network
+from slimbit.survey.result import StoredLevels, Survey
+from slimbit.survey.trace import Inputs
+
+FLOAT_ACTIVATION_BITS = 32
+QUANTIZED_ACTIVATION_BITS = 8
+# Below this S/N (13 dB) a Gaussian layer's Eq. (4) estimate is more than 5 % off (derived, docs/glossary.md).
+RELIABLE_SIGNAL_TO_NOISE = 20.0
+
+
+def cost(
+    model: nn.Module,
+    example_input: Inputs,
+    *,
+    bits: float | None = None,
+    steps: Steps | None = None,
+    per: Per = "mac",
+    hardware: Iterable[HardwareLike] = (),
+    **counting: Any,
+) -> CostReport:
+    """What a network costs, layer by layer, in units that no particular chip distorts.
+
+    With ``bits=b`` every layer is rounded with ``step = max|W| / 2^(b-1)`` and clipped to ``2^(b-1) - 0.5`` steps;
+    with ``steps`` it is rounded with those and not clipped; with neither the weights are taken as they are.
+
+    ``esn_analog = sum_l c_l sum_i q_i^2``, Eq. (2); ``esn_digital = sum_l c_l sum_i bits(q_i)``, Eq. (3).
+    All metrics: `slimbit.records.cost.Metrics`.
+
+    Args:
+        model: Any module; left as it is (mode, hooks, buffers, device). Masks of `torch.nn.utils.prune` are read:
+            pruned weights cost nothing.
+        example_input: One example with its batch dimension; a tuple or dict for several arguments.
+        bits: Bit width, 1 to 16; fractional widths sweep ``max_abs`` smoothly.
+        steps: One step for all layers, or by layer name a step or one per filter.
+        per: "mac" weighs a weight by its output positions ``c_l``, "parameter" by 1.
+        hardware: Hardware cost models: names, TOML files, functions (`slimbit.load_hardware`).
+        **counting: ``policy``, ``grid``, ``formula``, ``activation_bits`` of `Counting`.
+
+    Returns:
+        A report without tensors.
+
+    Raises:
+        InputError: A network that does not run on the example, weights that are not finite, bits outside 1 to 16,
+            steps for layers that do not exist.
+
+    >>> layer = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    >>> report = cost(layer, torch.zeros(1, 3, 4, 4), bits=1)
+    >>> report.total.macs, report.total.esn_digital, report.total.esn_analog
+    (3456, 3456, 864.0)
+    """
+    settings = counting_from(bits=bits, steps=steps, per=per, **counting)
+    survey = survey_network(model, example_input)
+    report = cost_of_survey(survey, settings, keep=lambda layer: explicit_mask(model, layer))
+    return with_hardware(report, hardware)
+
+
+def cost_of_survey(
+    survey: Survey, counting: Counting, *, keep: Callable[[LayerSpec], Tensor | None] = lambda _layer: None
+) -> CostReport:
+    """Count a surveyed network or file.
+
+    Args:
+        survey: From any room that looks: a module, an ONNX file, an exported program.
+        counting: How to count.
+        keep: Bool mask of the weights that are kept, filters first, or None for all.
+    """
+    counting.check_names(survey.spec)
+    layers = tuple(
+        _layer_cost(layer, survey.weight(layer), counting, keep(layer), survey.activation_bits.get(layer.name))
+        for layer in survey.spec.layers
+    )
+    if not layers:
+        raise InputError(
+            f"{survey.spec.name} must have a layer that Slimbit counts (convolution, linear, attention, embedding), "
+            "got none"
+        )
+    settings = {layer.grid for layer in layers}
+    return CostReport(
+        network=survey.spec.name,
+        per=counting.per,
+        setting=", ".join(sorted(settings)) if counting.bits is counting.steps is None else counting.setting,
+        total=_total(layers, survey),
+        layers=layers,
+        other_parameters=survey.spec.other_parameters,
+        other_work=survey.spec.other_work,
+        notes=(*survey.spec.notes, *_notes(layers)),
+    )
+
+
+def with_hardware(report: CostReport, hardware: Iterable[HardwareLike]) -> CostReport:
+    """The report with hardware cost models added, by name, TOML file or function."""
+    costs = [hardware_cost(load_hardware(model), report.layers) for model in hardware]
+    return replace(report, hardware={**report.hardware, **{entry.model: entry for entry in costs}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What the cost of a layer is made of, whether its weights are float, rounded or stored as integers."""
+
+    sums: LevelSums
+    grid: str
+    filter_bits: Tensor
+    activation_bits: int
+    steps: Tensor | None = None
+
+
+def _layer_cost(
+    layer: LayerSpec, weight: Tensor | StoredLevels, counting: Counting, keep: Tensor | None, declared: int | None
+) -> LayerCost:
+    if isinstance(weight, StoredLevels):
+        facts = _stored_facts(layer, weight, counting)
+    elif counting.bits is counting.steps is None:
+        facts = _float_facts(layer, weight, keep)
+    else:
+        facts = _rounded_facts(layer, weight, counting, keep)
+    activation_bits = counting.activation_bits or declared or facts.activation_bits
+    return _record(layer, replace(facts, activation_bits=activation_bits), counting.per)
+
+
+def _stored_facts(layer: LayerSpec, stored: StoredLevels, counting: Counting) -> _Facts:
+    if counting.bits is not None or counting.steps is not None:
+        raise InputError(f"bits must not be given for weights that are integers already, got {layer.name}")
+    sums = level_sums(stored.levels, counting.formula)
+    bits = level_bits(sums.peak, counting.formula)
+    return _Facts(
+        sums=sums, grid=stored.grid, filter_bits=bits, activation_bits=QUANTIZED_ACTIVATION_BITS, steps=stored.step
+    )
+
+
+def _float_facts(layer: LayerSpec, weight: Tensor, keep: Tensor | None) -> _Facts:
+    _refuse_non_finite(layer, weight)
+    used = weight != 0 if keep is None else (weight != 0) & keep
+    sums = level_sums(used)
+    width = torch.finfo(weight.dtype).bits
+    return _Facts(
+        sums=replace(sums, bits=sums.nonzero * width),
+        grid=str(weight.dtype).removeprefix("torch."),
+        filter_bits=sums.peak.int() * width,
+        activation_bits=FLOAT_ACTIVATION_BITS,
+    )
+
+
+def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: Counting, keep: Tensor | None) -> _Facts:
+    _refuse_non_finite(layer, weight)
+    weight = weight if weight.dtype in {torch.float32, torch.float64} else weight.float()
+    step, limit = step_of(layer, weight, counting)
+    sums = quantized_sums(weight, step, Rounding(counting.grid, limit, counting.formula), keep=keep)
+    bits = level_bits(sums.peak, counting.formula)
+    return _Facts(
+        sums=sums, grid=counting.grid, filter_bits=bits, activation_bits=QUANTIZED_ACTIVATION_BITS, steps=step
+    )
+
+
+def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
+    sums, c = facts.sums, layer.multiplicity(per)
+    widths = facts.filter_bits.tolist()
+    weights_left = _weights_left(layer, sums)
+    macs = c * sum(weights_left)
+    owned = 0 if layer.shared_with else 1
+    has_levels = facts.steps is not None
+    ratio = sums.signal / sums.error if sums.error > 0 else None
+    return LayerCost(
+        name=layer.name,
+        kind=layer.kind,
+        shape=layer.shape,
+        filters=layer.filters,
+        positions=c,
+        weights=layer.weights,
+        grid=facts.grid,
+        weight_bits=max(widths),
+        activation_bits=facts.activation_bits,
+        steps=() if facts.steps is None else tuple(facts.steps.reshape(-1).tolist()),
+        filter_bits=tuple(widths),
+        parameters=owned * (layer.weights + layer.bias_parameters),
+        macs=macs,
+        nonzero_macs=c * sums.nonzero,
+        esn_analog=c * sums.squares if has_levels else None,
+        esn_digital=c * sums.bits,
+        esn_filterwise=c * sum(w * b for w, b in zip(weights_left, widths, strict=True)),
+        esn_analog_class_a=macs * float(sums.peak.max()) ** 2 if has_levels else None,
+        bit_operations=macs * max(widths) * facts.activation_bits,
+        weight_bytes=owned * sum(w * b for w, b in zip(weights_left, widths, strict=True)) / 8,
+        mean_bits=sums.bits / layer.weights,
+        signal_to_noise=ratio,
+        esn_analog_estimate=None if ratio is None else c * sums.nonzero * ratio / 12,
+        esn_analog_estimate_plus=None if ratio is None else c * sums.nonzero * (ratio + 1) / 12,
+    )
+
+
+def _weights_left(layer: LayerSpec, sums: LevelSums) -> list[int]:
+    """Weights of each filter once whole pruned filters and the inputs that no filter of its group reads are gone."""
+    kernel = math.prod(layer.shape[2:])
+    inputs = layer.shape[1] if len(layer.shape) > 1 else 1
+    if sums.reads is None:
+        return [inputs * kernel] * layer.filters
+    grouped = sums.reads.reshape(layer.groups, layer.filters // layer.groups, inputs)
+    surviving = grouped.any(dim=1, keepdim=True).sum(dim=2).expand(grouped.shape[:2]).reshape(-1)
+    return (surviving * kernel * (sums.peak > 0)).tolist()
+
+
+def _total(layers: Sequence[LayerCost], survey: Survey) -> TotalCost:
+    def exact(metric: str) -> Any:
+        values = [layer[metric] for layer in layers]
+        if any(value is None for value in values):
+            return None
+        whole = all(isinstance(value, int) for value in values)
+        return sum(values) if whole else math.fsum(values)  # type: ignore[arg-type]
+
+    others = sum(other.elements for other in survey.spec.other_parameters)
+    owned = [(c, s) for c, s in zip(layers, survey.spec.layers, strict=True) if not s.shared_with]
+    weights = sum(layer.weights for layer, _ in owned)
+    return TotalCost(
+        layers=len(layers),
+        convolution_filters=sum(spec.filters for _, spec in owned if spec.is_convolution),
+        **{metric: exact(metric) for metric in _SUMMED},
+        parameters=exact("parameters") + others,
+        mean_bits=math.fsum(layer.mean_bits * layer.weights for layer, _ in owned) / weights,
+    )
+
+
+_SUMMED = (
+    "macs",
+    "nonzero_macs",
+    "esn_analog",
+    "esn_digital",
+    "esn_filterwise",
+    "esn_analog_class_a",
+    "bit_operations",
+    "weight_bytes",
+    "esn_analog_estimate",
+    "esn_analog_estimate_plus",
+)
+
+
+def _notes(layers: Sequence[LayerCost]) -> tuple[str, ...]:
+    off = [
+        layer.name
+        for layer in layers
+        if layer.signal_to_noise is not None and layer.signal_to_noise < RELIABLE_SIGNAL_TO_NOISE
+    ]
+    if not off:
+        return ()
+    note = (
+        f"Eq. (4) estimates esn_analog from S/N and is unreliable below S/N {RELIABLE_SIGNAL_TO_NOISE:g}, "
+        f"which is so in {len(off)} of {len(layers)} layers (first: {off[0]}): quote the exact esn_analog."
+    )
+    return (note,)
+
+
+def _refuse_non_finite(layer: LayerSpec, weight: Tensor) -> None:
+    low, high = weight.aminmax()
+    if not bool(low.isfinite() & high.isfinite()):
+        bad = int((~weight.isfinite()).sum())
+        raise InputError(f"weights of layer {layer.name} must be finite, got {bad} that are NaN or infinite")

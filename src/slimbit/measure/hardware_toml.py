@@ -1,0 +1,202 @@
+"""A hardware cost model from a TOML table: data only, nothing in it is executed.
+
+The format is documented in docs/how-to/own-hardware-model.md.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from slimbit.measure.hardware_models import MODELS, HardwareModel, skipping_cost, slices
+from slimbit.records.cost import LayerCost
+from slimbit.records.errors import InputError, closest
+
+MAX_BYTES = 1_000_000
+"""Largest file that is read; a table of every pair of widths takes a hundredth of it."""
+
+
+class _Table(BaseModel):
+    """Keys are refused when unknown, and ``"8"`` or ``true`` is no number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Mode(_Table):
+    """One way in which the machine multiplies: ``[[mode]]``.
+
+    Attributes:
+        weight_bits: Widest weight that it takes.
+        activation_bits: Widest activation that it takes.
+        cost_per_mac: Cost of one MAC (of one pair of slices, where slices are given).
+        picojoules_per_mac: Energy of the same.
+        weight_slice_bits: Weights are taken in slices of this many bits (None: in one piece).
+        activation_slice_bits: The same for activations.
+    """
+
+    weight_bits: int = Field(ge=1, le=64)
+    activation_bits: int = Field(ge=1, le=64)
+    cost_per_mac: float = Field(gt=0)
+    picojoules_per_mac: float | None = Field(default=None, gt=0)
+    weight_slice_bits: int | None = Field(default=None, ge=1, le=64)
+    activation_slice_bits: int | None = Field(default=None, ge=1, le=64)
+
+    def holds(self, layer: LayerCost) -> bool:
+        """Whether the layer's weights and activations fit."""
+        return layer.weight_bits <= self.weight_bits and layer.activation_bits <= self.activation_bits
+
+    def passes(self, layer: LayerCost) -> int:
+        """Pairs of slices per MAC: ``ceil(P_w / weight slice) * ceil(P_a / activation slice)``."""
+        weight = slices(layer.weight_bits, self.weight_slice_bits) if self.weight_slice_bits else 1
+        activation = slices(layer.activation_bits, self.activation_slice_bits) if self.activation_slice_bits else 1
+        return weight * activation
+
+    def cost(self, layer: LayerCost) -> float:
+        """Cost of one MAC of the layer."""
+        return self.passes(layer) * self.cost_per_mac
+
+
+class HardwareTable(_Table):
+    """A whole file.
+
+    Attributes:
+        name: How reports call the machine; by default the file's name.
+        unit: What the cost counts.
+        source: Where the numbers come from.
+        description: One line on the machine.
+        skips_zeros: Whether zero weights are skipped.
+        zero_overhead: Extra cost per non-zero weight for skipping, as a share of a MAC.
+        mode: The machine's modes; a layer runs in the cheapest that holds it.
+    """
+
+    name: str = Field(min_length=1, max_length=80)
+    unit: str = Field(default="cycles", min_length=1, max_length=80)
+    source: str = Field(default="", max_length=1000)
+    description: str = Field(default="", max_length=1000)
+    skips_zeros: bool = False
+    zero_overhead: float = Field(default=0.0, ge=0)
+    mode: list[Mode] = Field(min_length=1, max_length=4096)
+
+    @field_validator("name", "unit", "source", "description")
+    @classmethod
+    def _printable(cls, text: str) -> str:
+        # Reports print it to terminals, where control characters do things.
+        if not text.isprintable():
+            raise ValueError(f"must be one line of printable text, got {text!r}")
+        return text
+
+    @field_validator("name")
+    @classmethod
+    def _not_built_in(cls, name: str) -> str:
+        if name in MODELS:
+            raise ValueError(f"must not be the name of a built-in model, got {name!r}")
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "HardwareTable":
+        if self.zero_overhead and not self.skips_zeros:
+            raise ValueError("zero_overhead must come with skips_zeros = true, got skips_zeros = false")
+        energies = [mode.picojoules_per_mac is not None for mode in self.mode]
+        if any(energies) and not all(energies):
+            raise ValueError(
+                f"picojoules_per_mac must be in every [[mode]] or in none, got {sum(energies)} of {len(energies)}"
+            )
+        return self
+
+    def mode_for(self, layer: LayerCost) -> Mode:
+        """The cheapest mode that holds the layer, the first of equals."""
+        fitting = [mode for mode in self.mode if mode.holds(layer)]
+        if not fitting:
+            widest = ", ".join(f"{mode.weight_bits}x{mode.activation_bits}" for mode in self.mode[:8])
+            raise InputError(
+                f"layer {layer.name!r} must fit a mode of hardware model {self.name!r} ({widest} bits),"
+                f" got {layer.weight_bits}x{layer.activation_bits} bits"
+            )
+        return min(fitting, key=lambda mode: mode.cost(layer))
+
+    def paid_macs(self, layer: LayerCost) -> float:
+        """MACs that are paid: all, or with ``skips_zeros`` ``min(D, nnz c (1 + zero_overhead))``."""
+        return skipping_cost(layer, self.zero_overhead) if self.skips_zeros else layer.macs
+
+    def cost(self, layer: LayerCost) -> float:
+        """Cost of a layer."""
+        return self.paid_macs(layer) * self.mode_for(layer).cost(layer)
+
+    def picojoules(self, layer: LayerCost) -> float | None:
+        """Energy of a layer in the mode of least cost."""
+        mode = self.mode_for(layer)
+        if mode.picojoules_per_mac is None:
+            return None
+        return self.paid_macs(layer) * mode.passes(layer) * mode.picojoules_per_mac
+
+
+def read_hardware_toml(path: Path) -> HardwareModel:
+    """Read a hardware cost model from a TOML file.
+
+    Raises:
+        InputError: If the file cannot be read or says something unknown, in one sentence that names the file
+            and the key.
+    """
+    content = {"name": path.stem, **_parse(path)}
+    try:
+        table = HardwareTable.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_sentence(error.errors())}") from error
+    return HardwareModel(
+        table.name,
+        table.unit,
+        table.cost,
+        table.picojoules if table.mode[0].picojoules_per_mac is not None else None,
+        table.source or str(path),
+        table.description,
+    )
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    raw = _bytes(path)
+    try:
+        return tomllib.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(f"hardware model {path} must be UTF-8 text, got {error.reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"hardware model {path} must be valid TOML, got: {error}") from error
+    except (RecursionError, ValueError) as error:
+        # What tomllib lets through: arrays nested too deep, whole numbers of thousands of digits.
+        raise InputError(f"hardware model {path} must be valid TOML, got {type(error).__name__}") from error
+
+
+def _bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise InputError(f"hardware model must be an existing TOML file, got {path}")
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"hardware model {path} must be readable, got {error.strerror}") from error
+    if len(raw) > MAX_BYTES:
+        raise InputError(f"hardware model {path} must have at most {MAX_BYTES} bytes, got more")
+    return raw
+
+
+def _sentence(errors: list[ErrorDetails]) -> str:
+    """The first error with its key path, e.g. ``mode[1].cost_per_mac must be greater than 0, got -1``."""
+    first = errors[0]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    return _complaint(first, key) + more
+
+
+def _complaint(error: ErrorDetails, key: str) -> str:
+    if error["type"] == "extra_forbidden":
+        known = [*(Mode if len(error["loc"]) > 1 else HardwareTable).model_fields]
+        return f"unknown key {key}{closest(str(error['loc'][-1]), known) or '; known: ' + ', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{key} must be given"
+    rule = error["msg"].removeprefix("Value error, ").partition(" after validation")[0]
+    if error["type"] == "value_error":
+        return f"{key} {rule}".strip()
+    rule = rule.replace("Input should", "must").replace("String should", "must").replace("List should", "must")
+    value = repr(error["input"])
+    return f"{key} {rule}, got {value if len(value) <= 80 else value[:80] + '...'}"

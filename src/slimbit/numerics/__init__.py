@@ -1,0 +1,1 @@
+"""Arithmetic: pure functions on tensors. One formula, one place."""

@@ -1,0 +1,163 @@
+"""What a level costs: bits, squared levels, and their sums over a tensor. One formula, one place.
+
+``bits(q) = 0`` for ``q = 0``, else ``ceil(log2(2|q| + 1)) = floor(log2|q|) + 2``: 0.5 -> 1, 1.5 -> 2, 2.5 and
+3.5 -> 3, 4.5 ... 7.5 -> 4; on the mid-tread grid 1 -> 2, 2 and 3 -> 3, 4 ... 7 -> 4. The *literal* formula,
+``ceil(log2|q| + 1)`` as printed in HkxAS6VFDB, gives 0 for 0.5 and is otherwise equal on the mid-rise grid.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from slimbit.numerics.grid import Grid, filter_chunks, to_levels, to_weights
+
+Formula = Literal["standard", "literal"]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How weights become levels and levels become bits: grid, clip (largest level), bit formula."""
+
+    grid: Grid = "midrise"
+    limit: float | None = None
+    formula: Formula = "standard"
+
+
+# Elements worked on at once: small enough that passes after the first read the cache, large enough that
+# starting an operation costs nothing beside it.
+CHUNK = 1 << 18
+
+
+def level_bits(levels: Tensor, formula: Formula = "standard") -> Tensor:
+    """Bits of each level, int32, same shape (formula at the top of the file).
+
+    ``floor(log2|q|)`` is read from the exponent field of the float32, which is exact where a logarithm would
+    round. Levels are multiples of 0.5 and no larger than 2^23, so float32 holds every one of them.
+
+    Args:
+        levels: Levels on any grid, any type.
+        formula: "standard", or "literal" for the text of the paper.
+
+    >>> level_bits(torch.tensor([0, 0.5, -1.5, 2.5, 3.5, 4.5, 7.5, 8.5])).tolist()
+    [0, 1, 2, 3, 3, 4, 4, 5]
+    >>> level_bits(torch.tensor([0, 0.5, 1.5, 3.5]), "literal").tolist()
+    [0, 0, 2, 3]
+    """
+    field = levels.to(torch.float32, memory_format=torch.contiguous_format).view(torch.int32)
+    # exponent field = floor(log2|q|) + 127, and 0 for q = 0, which clamps to 0 bits
+    bits = (field >> 23).bitwise_and_(255).sub_(125).clamp_(min=0)
+    if formula == "literal":
+        # ceil(log2|q| + 1) is one less than floor(log2|q|) + 2 where |q| is a power of two
+        bits -= ((field & 0x7FFFFF) == 0).logical_and_(bits > 0).to(bits.dtype)
+    return bits
+
+
+@dataclass(frozen=True)
+class LevelSums:
+    """Sums over the levels of one layer; costs are these times positions.
+
+    Attributes:
+        squares: ``sum q^2``.
+        bits: ``sum bits(q)``.
+        nonzero: Number of levels that are not 0.
+        peak: ``max |q|`` of each filter, shape (filters,).
+        reads: Which inputs each filter reads, bool, shape (filters, inputs / groups): False where all its levels
+            for that input are 0. None = every filter reads every input.
+        signal: ``sum (step q + error)^2 = ||W||^2`` over kept weights; 0 where no weights were given.
+        error: ``||W - step q||^2``; 0 where no weights were given.
+    """
+
+    squares: float
+    bits: int
+    nonzero: int
+    peak: Tensor
+    reads: Tensor | None = None
+    signal: float = 0.0
+    error: float = 0.0
+
+
+def level_sums(levels: Tensor, formula: Formula = "standard") -> LevelSums:
+    """Sums over given levels.
+
+    Args:
+        levels: Shape ``(filters, ...)``.
+        formula: Bit formula.
+
+    >>> sums = level_sums(torch.full((2, 3), 1.5))
+    >>> sums.squares, sums.bits, sums.nonzero, sums.peak.tolist()
+    (13.5, 12, 6, [1.5, 1.5])
+    """
+    return _add([_sums(levels[rows], formula) for rows in filter_chunks(levels, CHUNK)])
+
+
+def quantized_sums(weights: Tensor, step: Tensor, rounding: Rounding, *, keep: Tensor | None = None) -> LevelSums:
+    """Sums over the levels that ``weights`` round to, made chunk by chunk so that they are never held as a whole.
+
+    Args:
+        weights: Shape ``(filters, ...)``.
+        step: Scalar, or one per filter.
+        rounding: Grid, clip and bit formula.
+        keep: Bool, shape of ``weights``: False = pruned, level 0 whatever the grid. None = all kept.
+
+    >>> sums = quantized_sums(torch.tensor([[0.6, -0.2]]), torch.tensor(0.4), Rounding())
+    >>> sums.squares, round(sums.signal, 3), round(sums.error, 3)
+    (2.5, 0.4, 0.0)
+    """
+    parts = []
+    for rows in filter_chunks(weights, CHUNK):
+        part = weights[rows]
+        part_step = step if step.ndim == 0 else step[rows]
+        levels = to_levels(part, part_step, grid=rounding.grid, limit=rounding.limit)
+        if keep is not None:
+            levels *= keep[rows]
+            part = part * keep[rows]
+        parts.append(_sums(levels, rounding.formula, part, part_step))
+    return _add(parts)
+
+
+def _sums(levels: Tensor, formula: Formula, weights: Tensor | None = None, step: Tensor | None = None) -> LevelSums:
+    flat = levels.reshape(len(levels), -1)
+    flat = flat if flat.is_floating_point() else flat.float()
+    nonzero = int(torch.count_nonzero(flat))
+    signal = error = 0.0
+    if weights is not None and step is not None:
+        signal = _sum_of_squares(weights)
+        error = _sum_of_squares(weights - to_weights(levels, step))
+    return LevelSums(
+        squares=_sum_of_squares(flat),
+        bits=int(level_bits(flat, formula).sum()),
+        nonzero=nonzero,
+        peak=torch.maximum(flat.amax(dim=1), -flat.amin(dim=1)),
+        reads=None if nonzero == flat.numel() else (levels != 0).reshape(*levels.shape[:2], -1).any(dim=2),
+        signal=signal,
+        error=error,
+    )
+
+
+def _add(parts: list[LevelSums]) -> LevelSums:
+    full = [part.reads is None for part in parts]
+    return LevelSums(
+        squares=math.fsum(part.squares for part in parts),
+        bits=sum(part.bits for part in parts),
+        nonzero=sum(part.nonzero for part in parts),
+        peak=torch.cat([part.peak for part in parts]),
+        reads=None if all(full) else torch.cat([_reads(part, parts[full.index(False)]) for part in parts]),
+        signal=math.fsum(part.signal for part in parts),
+        error=math.fsum(part.error for part in parts),
+    )
+
+
+def _reads(part: LevelSums, example: LevelSums) -> Tensor:
+    assert example.reads is not None
+    if part.reads is not None:
+        return part.reads
+    return example.reads.new_ones((len(part.peak), example.reads.shape[1]))
+
+
+def _sum_of_squares(values: Tensor) -> float:
+    # MPS has no float64; its float32 sum of a chunk is what there is
+    wide = torch.float32 if values.device.type == "mps" else torch.float64
+    return float(values.square().sum(dtype=wide))

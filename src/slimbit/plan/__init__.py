@@ -1,0 +1,1 @@
+"""Decide: which steps, which filters stay."""

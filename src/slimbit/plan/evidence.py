@@ -1,0 +1,85 @@
+"""What policies look at, and what a user may ask of every policy."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from slimbit.numerics.allocate import WidthTable, width_table
+from slimbit.numerics.grid import Grid
+from slimbit.numerics.moments import check_finite
+from slimbit.records.errors import InputError, closest
+from slimbit.records.network import LayerSpec, NetworkSpec, Per
+from slimbit.records.sensitivity import LayerCurve, Sensitivity
+
+Granularity = Literal["layer", "filter"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a user may ask of every policy.
+
+    Attributes:
+        grid: Grid of the levels.
+        granularity: One step per layer, or one per filter.
+        skip: Layers that stay float; none by default, first and last layer included.
+        per: Weighting of cost.
+    """
+
+    grid: Grid = "midrise_zero"
+    granularity: Granularity = "layer"
+    skip: tuple[str, ...] = ()
+    per: Per = "mac"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What policies look at; measured once per network and used for every point.
+
+    Attributes:
+        spec: The surveyed network.
+        weights: Float weight of each layer by name, filters first.
+        sensitivity: See `slimbit.measure.sensitivity`.
+        curves: Measured rate and distortion by layer name, see `slimbit.apply.curves`.
+    """
+
+    spec: NetworkSpec
+    weights: Mapping[str, Tensor]
+    sensitivity: Sensitivity | None = None
+    curves: Mapping[str, LayerCurve] = field(default_factory=dict)
+    _tables: dict[tuple[str, str], WidthTable] = field(default_factory=dict, repr=False, compare=False)
+
+    def layers(self, layout: Layout) -> Iterator[LayerSpec]:
+        """The layers to quantize; a tensor used twice is decided once."""
+        names = tuple(layer.name for layer in self.spec.layers)
+        for name in layout.skip:
+            if name not in names:
+                raise InputError(f"skip must name layers of the network, got {name!r}{closest(name, names)}")
+        yield from (layer for layer in self.spec.layers if not layer.shared_with and layer.name not in layout.skip)
+
+    def weight(self, layer: LayerSpec) -> Tensor:
+        """Float weight of a layer, checked."""
+        if layer.name not in self.weights:
+            raise InputError(f"weights must hold every layer, got none for {layer.name!r}")
+        weight = self.weights[layer.name].detach()
+        if tuple(weight.shape) != layer.shape:
+            raise InputError(f"weight of layer {layer.name!r} must be {layer.shape}, got {tuple(weight.shape)}")
+        check_finite(weight, f"weight of layer {layer.name!r}")
+        return weight.float()
+
+    def checked_sensitivity(self) -> Sensitivity:
+        """The sensitivity, of every layer."""
+        if self.sensitivity is None:
+            raise InputError("evidence must hold a sensitivity for a priced policy, got none")
+        missing = [x.name for x in self.spec.layers if not x.shared_with and x.name not in self.sensitivity.filters]
+        if missing:
+            raise InputError(f"sensitivity must cover every layer, got none for {', '.join(missing)}")
+        return self.sensitivity
+
+    def width_table(self, layer: LayerSpec, grid: Grid) -> WidthTable:
+        """`slimbit.numerics.allocate.width_table` of a layer, worked out once."""
+        key = (layer.name, grid)
+        if key not in self._tables:
+            self._tables[key] = width_table(self.weight(layer), grid=grid)
+        return self._tables[key]

@@ -1,0 +1,190 @@
+"""Policies: each returns a `CompressionPlan` with a step for every layer. They look at numbers, never at data."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+from torch import Tensor
+
+from slimbit.numerics.allocate import WidthTable, analog_step, best_widths, digital_step
+from slimbit.numerics.grid import along_filters, largest_level, to_levels
+from slimbit.numerics.rounding import level_cost
+from slimbit.numerics.steps import max_abs_step
+from slimbit.plan.evidence import Evidence, Layout
+from slimbit.records.errors import InputError
+from slimbit.records.network import LayerSpec
+from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
+
+METRICS = ("esn_analog", "esn_digital", "esn_filterwise")
+
+
+def step_by_range(
+    evidence: Evidence, bits: float, *, layout: Layout = Layout(), recipe: Recipe = Recipe()
+) -> CompressionPlan:
+    """``step = max|W| / 2^(bits-1)``: the paper's quantize-only baseline, policy ``max_abs``.
+
+    Args:
+        evidence: Layers and weights.
+        bits: At least 1; fractions make a smooth sweep. Levels are clipped to `largest_level(bits)`.
+        layout: Grid, granularity, layers to skip.
+        recipe: How the plan will be carried out.
+
+    Raises:
+        InputError: ``bits`` outside 1 ... 16.
+    """
+    if not (isinstance(bits, int | float) and 1 <= bits <= 16):
+        raise InputError(f"bits must be from 1 to 16, got {bits!r}")
+
+    def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
+        limit = largest_level(bits, layout.grid)
+        chosen = [float(max_abs_step(part, bits)) for part in _parts(weights, layout)]
+        return _layer(layer, chosen, layout, limits=(limit,))
+
+    return _plan("max_abs", evidence, steps, layout=layout, recipe=recipe, setting=f"{bits:g} bits")
+
+
+def step_by_deviation(
+    evidence: Evidence, k: float, *, layout: Layout = Layout(), recipe: Recipe = Recipe()
+) -> CompressionPlan:
+    """``step = k * std(W)``: equal signal-to-noise ratio everywhere, policy ``sigma``.
+
+    Raises:
+        InputError: ``k`` not positive.
+    """
+    if not (isinstance(k, int | float) and math.isfinite(k) and k > 0):
+        raise InputError(f"k must be positive, got {k!r}")
+
+    def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
+        return _layer(layer, [k * float(part.double().std(correction=0)) for part in _parts(weights, layout)], layout)
+
+    return _plan("sigma", evidence, steps, layout=layout, recipe=recipe, setting=f"k = {k:g}")
+
+
+def step_by_price(
+    evidence: Evidence, price: float, *, metric: str, layout: Layout = Layout(), recipe: Recipe = Recipe()
+) -> CompressionPlan:
+    """Policy ``optimal``: the closed forms of `slimbit.numerics.allocate`, or widths per filter for ESN'_d.
+
+    Args:
+        evidence: Layers, weights, and the sensitivity.
+        price: Loss (nats) one is willing to pay per unit of the metric; cost falls when it grows.
+        metric: "esn_analog", "esn_digital" or "esn_filterwise".
+        layout: Grid, granularity, layers to skip. ESN'_d always has one step per filter.
+        recipe: How the plan will be carried out. Its rate-aware rounding is aware of this price.
+
+    Raises:
+        InputError: Unknown metric, a price that is not positive, no sensitivity, or ESN'_d with ``midrise_zero``.
+    """
+    _check_price(price, metric)
+    sensitivity = evidence.checked_sensitivity()
+    if metric == "esn_filterwise":
+        return _filterwise(evidence, price, layout=layout, recipe=recipe)
+
+    def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
+        s = sensitivity.filters[layer.name] if layout.granularity == "filter" else (sensitivity.layer(layer.name),)
+        c = layer.multiplicity(layout.per)
+        parts = _parts(weights, layout)
+        chosen = [_priced_step(metric, price, c, part, sensitive) for part, sensitive in zip(parts, s, strict=True)]
+        plan = _layer(layer, chosen, layout, rate=_rates(recipe, price * c, s))
+        return _prune_what_pays(plan, weights, metric=metric, charge=price * c, sensitivity=s)
+
+    return _plan("optimal", evidence, steps, layout=layout, recipe=recipe, metric=metric, price=price)
+
+
+def _priced_step(metric: str, price: float, c: float, weights: Tensor, sensitivity: float) -> float:
+    """The closed form; a weight that no image reaches (sensitivity 0) or that costs nothing gets a bound instead."""
+    variance = float(weights.double().square().mean())
+    if c == 0:  # looked up, not multiplied: a fine step, since it costs nothing
+        return math.sqrt(variance) / 64
+    widest = 8.0 * float(weights.abs().max())  # everything rounds to zero, or to the smallest level
+    if sensitivity <= 0:
+        return widest
+    if metric == "esn_analog":
+        return min(widest, analog_step(price, positions=c, variance=variance, sensitivity=sensitivity))
+    return min(widest, digital_step(price, positions=c, sensitivity=sensitivity))
+
+
+def _prune_what_pays(
+    plan: LayerPlan, weights: Tensor, *, metric: str, charge: float, sensitivity: tuple[float, ...]
+) -> LayerPlan:
+    """On the grid without zero, drop filters whose levels cost more than they save (0 bits of water-filling)."""
+    if plan.grid != "midrise":
+        return plan
+    step = weights.new_tensor(plan.steps).squeeze()
+    levels = to_levels(weights, step, grid=plan.grid)
+    s = weights.new_tensor(sensitivity).double()
+    error = (weights - levels * along_filters(step, levels)).double().square().flatten(1).sum(1)
+    cost = level_cost(levels, "esn_analog" if metric == "esn_analog" else "esn_digital").double().flatten(1).sum(1)
+    stays = 0.5 * s * error + charge * cost < 0.5 * s * weights.double().square().flatten(1).sum(1)
+    if bool(stays.all()):
+        return plan
+    return LayerPlan(**{**asdict(plan), "kept": tuple(stays.nonzero().reshape(-1).tolist())})
+
+
+def _filterwise(evidence: Evidence, price: float, *, layout: Layout, recipe: Recipe) -> CompressionPlan:
+    if layout.grid == "midrise_zero":
+        raise InputError("grid must be midrise or midtread for esn_filterwise, got midrise_zero")
+    sensitivity = evidence.checked_sensitivity()
+
+    def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
+        table = evidence.width_table(layer, layout.grid)
+        s = weights.new_tensor(sensitivity.filters[layer.name])
+        macs = layer.multiplicity(layout.per) * layer.weights / layer.filters
+        widths = best_widths(table, price, sensitivity=s, macs_per_filter=macs)
+        return _by_width(layer, table, widths.tolist(), layout)
+
+    return _plan("optimal", evidence, steps, layout=layout, recipe=recipe, metric="esn_filterwise", price=price)
+
+
+def _by_width(layer: LayerSpec, table: WidthTable, widths: list[int], layout: Layout) -> LayerPlan:
+    steps = tuple(float(table.step[f, b]) for f, b in enumerate(widths))
+    limits = tuple(largest_level(max(b, 1), layout.grid) for b in widths)
+    kept = tuple(f for f, b in enumerate(widths) if b > 0)
+    return LayerPlan(
+        name=layer.name, steps=steps, grid=layout.grid, limits=limits, kept=None if len(kept) == len(widths) else kept
+    )
+
+
+def _rates(recipe: Recipe, charge: float, sensitivity: tuple[float, ...]) -> tuple[float, ...]:
+    """``1/2 s e^2 + price c phi`` is ``e^2 + rate phi`` with ``rate = 2 price c / s``."""
+    if recipe.rounding == "nearest":
+        return ()
+    return tuple(2.0 * charge / s if s > 0 else 0.0 for s in sensitivity)
+
+
+def _parts(weights: Tensor, layout: Layout) -> list[Tensor]:
+    return list(weights.unbind()) if layout.granularity == "filter" else [weights]
+
+
+def _layer(
+    layer: LayerSpec,
+    steps: list[float],
+    layout: Layout,
+    *,
+    limits: tuple[float, ...] = (),
+    rate: tuple[float, ...] = (),
+) -> LayerPlan:
+    """A layer's entry; where all weights are zero any step does, so a step of 0 becomes 1."""
+    safe = tuple(step if step > 0 else 1.0 for step in steps)
+    return LayerPlan(name=layer.name, steps=safe, grid=layout.grid, limits=limits, rate=rate)
+
+
+def _plan(
+    policy: str,
+    evidence: Evidence,
+    steps: Callable[[LayerSpec, Tensor], LayerPlan],
+    *,
+    layout: Layout,
+    recipe: Recipe,
+    **said: object,
+) -> CompressionPlan:
+    layers = tuple(steps(layer, evidence.weight(layer)) for layer in evidence.layers(layout))
+    about: Mapping[str, object] = {"network": evidence.spec.name, "policy": policy, **said}
+    return CompressionPlan(layers=layers, **about, **asdict(recipe))  # type: ignore[arg-type]  # checked by the record
+
+
+def _check_price(price: float, metric: str) -> None:
+    if metric not in METRICS:
+        raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if not (isinstance(price, int | float) and math.isfinite(price) and price > 0):
+        raise InputError(f"price must be a positive number, got {price!r}")

@@ -1,0 +1,66 @@
+"""How much the loss cares for each layer's weights, and what each layer's steps cost and spoil."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Label-free Fisher diagonal, averaged over the weights of each filter.
+
+    Attributes:
+        filters: By layer name, one mean squared gradient per filter (squared nats per squared weight).
+        images: Number of images it was measured on.
+        likelihood: "categorical" or "gaussian": which model the labels were sampled from.
+    """
+
+    filters: Mapping[str, tuple[float, ...]]
+    images: int
+    likelihood: str = "categorical"
+
+    def layer(self, name: str) -> float:
+        """Mean over the layer's weights; ``KeyError`` if the layer was not measured."""
+        values = self.filters[name]
+        return sum(values) / len(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Sensitivity":
+        """What `to_dict` wrote.
+
+        >>> s = Sensitivity({"fc": (1.0, 3.0)}, 500)
+        >>> Sensitivity.from_dict(s.to_dict()) == s, s.layer("fc")
+        (True, 2.0)
+        """
+        filters = {name: tuple(float(v) for v in values) for name, values in data["filters"].items()}
+        return cls(filters, int(data["images"]), str(data["likelihood"]))
+
+
+@dataclass(frozen=True)
+class LayerCurve:
+    """Measured rate and distortion of one layer over a ladder of steps.
+
+    Attributes:
+        name: Layer.
+        steps: Rising steps.
+        loss: Expected loss (nats) of each step, ``1/2 s (w - step q)^T H (w - step q)`` summed over filters.
+        esn_analog: ``c sum q^2`` of each step.
+        esn_digital: ``c sum bits(q)`` of each step.
+        rate_aware_price: Price that rounding was aware of (0 = nearest rounding).
+    """
+
+    name: str
+    steps: tuple[float, ...]
+    loss: tuple[float, ...]
+    esn_analog: tuple[float, ...]
+    esn_digital: tuple[float, ...]
+    rate_aware_price: float = 0.0
+
+    def cost(self, metric: str) -> tuple[float, ...]:
+        """The cost of each step by metric name."""
+        curves = {"esn_analog": self.esn_analog, "esn_digital": self.esn_digital}
+        return curves[metric]

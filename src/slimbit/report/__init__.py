@@ -1,0 +1,1 @@
+"""SHOW: tables, figures and pages from records, without torch."""

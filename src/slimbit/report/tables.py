@@ -1,0 +1,163 @@
+"""Cost in a terminal: one table per report, one bar per layer."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from slimbit.records.cost import METRICS, CostReport, LayerCost, Metrics
+
+BAR_WIDTH = 12
+WIDE = 110
+MISSING = "-"
+# unit of each metric as shown beside its name
+UNITS = {
+    "parameters": "",
+    "macs": "MAC",
+    "nonzero_macs": "MAC",
+    "esn_analog": "step²",
+    "esn_digital": "bit",
+    "esn_filterwise": "bit",
+    "esn_analog_class_a": "step²",
+    "bit_operations": "bit²",
+    "weight_bytes": "B",
+    "mean_bits": "bit",
+}
+
+
+def quantity(value: float | None) -> str:
+    """A number short enough for a column: three to four digits and a suffix; a dash for what does not exist.
+
+    >>> quantity(41_075_328), quantity(272_762), quantity(16.25), quantity(0), quantity(None)
+    ('41.08M', '272.8k', '16.25', '0', '-')
+    """
+    if value is None:
+        return MISSING
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{suffix}"
+    return f"{value:.4g}"
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """A report for the terminal: a line per layer, the totals, hardware costs, and what the numbers leave out.
+
+    Attributes:
+        report: What to show.
+        others: Networks to compare it with.
+        layers: Whether to list the layers; narrow terminals leave out shapes and positions.
+    """
+
+    report: CostReport
+    others: tuple[CostReport, ...] = ()
+    layers: bool = True
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _title(self.report)
+        if self.layers:
+            yield _layer_table(self.report, wide=options.max_width >= WIDE)
+            yield ""
+        yield totals_table((self.report, *self.others), ratios=True)
+        if self.report.hardware:
+            yield ""
+            yield _hardware_table(self.report)
+        yield from _remarks(self.report)
+
+
+def totals_table(reports: Sequence[CostReport], *, ratios: bool = False) -> Table:
+    """Every metric of one or several reports, a column each.
+
+    Args:
+        reports: At least one.
+        ratios: Whether to add how many times cheaper the first is than each of the others.
+    """
+    first, *others = reports
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("total", style="cyan", no_wrap=True)
+    for report in reports:
+        table.add_column(escape(f"{report.network}\n{report.setting}"), justify="right")
+    compared = [first.versus(other).ratios() for other in others] if ratios else []
+    for other in others if ratios else ():
+        table.add_column(escape(f"{other.network} /\n{first.network}"), justify="right", style="bold green")
+    for name in METRICS:
+        cells = [f"{quantity(report.total[name])} {UNITS[name]}".strip() for report in reports]
+        cells += [f"{ratio[name]:.3g}x" if name in ratio else MISSING for ratio in compared]
+        table.add_row(name, *cells)
+    estimates = [report.total.esn_analog_estimate for report in reports]
+    if any(value is not None for value in estimates):
+        table.add_row("esn_analog, Eq. (4)", *map(quantity, estimates), style="dim")
+    return table
+
+
+def _title(report: CostReport) -> Text:
+    what = "per image" if report.per == "mac" else "per weight, positions not counted"
+    return Text.assemble((report.network, "bold"), f"  {report.setting}  ", (f"cost {what}", "dim"))
+
+
+def _layer_table(report: CostReport, *, wide: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("layer", style="cyan", no_wrap=True, overflow="ellipsis", max_width=32 if wide else 24)
+    headings = ("shape", "positions") if wide else ()
+    for heading in (*headings, "MACs", "bits", "ESN_d", "ESN_a", "S/N"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("share of ESN_d", no_wrap=True)
+    largest = max((layer.esn_digital for layer in report.layers), default=0)
+    for layer in report.layers:
+        table.add_row(*_layer_row(layer, wide=wide), _bar(layer.esn_digital, largest, report.total))
+    return table
+
+
+def _layer_row(layer: LayerCost, *, wide: bool) -> Iterable[str]:
+    yield escape(layer.name)
+    if wide:
+        yield "x".join(map(str, layer.shape))
+        yield quantity(layer.positions)
+    yield quantity(layer.macs)
+    yield f"{layer.mean_bits:.3g}"
+    yield quantity(layer.esn_digital)
+    yield quantity(layer.esn_analog)
+    yield quantity(layer.signal_to_noise)
+
+
+def _bar(value: float, largest: float, total: Metrics) -> Text:
+    length = BAR_WIDTH * value / largest if largest else 0
+    whole, eighths = int(length), int(length % 1 * 8)
+    bar = "█" * whole + ("", *"▏▎▍▌▋▊▉")[eighths]
+    share = 100 * value / total.esn_digital if total.esn_digital else 0
+    return Text.assemble((bar.ljust(BAR_WIDTH), "blue"), f" {share:4.1f} %")
+
+
+def _hardware_table(report: CostReport) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("hardware", style="cyan")
+    table.add_column("cost", justify="right")
+    table.add_column("unit")
+    table.add_column("energy", justify="right")
+    for name, entry in report.hardware.items():
+        energy = MISSING if entry.picojoules is None else f"{quantity(entry.picojoules / 1e6)} µJ"
+        table.add_row(escape(name), quantity(entry.total), escape(entry.unit), energy)
+    return table
+
+
+def _remarks(report: CostReport) -> Iterable[Text]:
+    if report.other_parameters:
+        elements = sum(other.elements for other in report.other_parameters)
+        owners = ", ".join(dict.fromkeys(other.owner for other in report.other_parameters))
+        yield Text(
+            f"Not costed: {quantity(elements)} parameters in {len(report.other_parameters)} tensors ({owners}).",
+            style="dim",
+        )
+    for work in report.other_work:
+        where = f"in {work.name}" if work.name else "in the network itself"
+        with_ = f" with {', '.join(work.parameters)}" if work.parameters else ""
+        yield Text(
+            f"Not counted: {quantity(work.macs)} MACs of {work.operation} {where}{with_}, "
+            f"which no counted layer explains.",
+            style="yellow",
+        )
+    for note in report.notes:
+        yield Text(f"Note: {note}", style="yellow")

@@ -1,0 +1,92 @@
+"""Survey of a program of ``torch.export``: its graph is read, never run."""
+
+import io
+import logging
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from slimbit.records.errors import InputError
+from slimbit.survey.collect import with_clear_errors
+from slimbit.survey.exported_graph import GraphReader
+from slimbit.survey.files import existing_file, reading
+from slimbit.survey.result import Survey
+
+_KIND = "torch.export (.pt2)"
+_PROGRAM_FILES = ("models/model.json", "serialized_exported_program.json")
+_LOUD = ("torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize")
+
+
+def survey_exported(path_or_program: str | Path | ExportedProgram) -> Survey:
+    """Layers of a ``torch.export`` program, from the shapes that the graph carries.
+
+    A weight is what a convolution, linear layer or matrix product multiplies and that depends on parameters
+    only, so transposed, sliced and weight-normalized parameters are found. Products of two activations
+    (attention scores) are listed as other work. The first dimension of the first input is the batch: counts
+    are per image, and a dynamic batch counts as 1.
+
+    Warning:
+        ``torch.export.load`` unpickles parts of the file and evaluates expressions in it: **a file from an
+        untrusted source can run any code.** A checksum test before loading refuses accidental damage, not
+        malice. For files of strangers use ONNX or safetensors.
+
+    Args:
+        path_or_program: A ``.pt2`` file written by ``torch.export.save``, or the program itself.
+
+    Returns:
+        The survey; weights are read from the loaded program.
+
+    Raises:
+        InputError: The file is missing, damaged or of another kind, a dimension other than the batch is
+            dynamic, or a layer has no weights.
+
+    Example:
+        >>> nn = torch.nn
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 10))
+        >>> survey = survey_exported(torch.export.export(network, (torch.zeros(1, 3, 8, 8),)))
+        >>> [(layer.name, layer.positions, layer.macs) for layer in survey.spec.layers]
+        [('0', 36, 7776), ('2', 1, 2880)]
+    """
+    if isinstance(path_or_program, ExportedProgram):
+        with reading("the exported program", "torch.export"):
+            survey = GraphReader(path_or_program).survey("exported program")
+        return with_clear_errors(survey, "the exported program", "torch.export")
+    file = existing_file(path_or_program, _KIND)
+    with reading(file, _KIND), _quiet():
+        survey = GraphReader(_load(file)).survey(file.stem)
+    return with_clear_errors(survey, file, _KIND)
+
+
+def _load(file: Path) -> ExportedProgram:
+    content = file.read_bytes()
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise InputError(f"{file} must be a {_KIND} file, got something that is no zip archive")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        # Damage must be found here: the loader unpickles what it is given, checksums or not.
+        broken = archive.testzip()
+        if broken is not None:
+            raise InputError(f"{file} must be an undamaged {_KIND} file, got a bad checksum in {broken}")
+        if not any(name.endswith(_PROGRAM_FILES) for name in archive.namelist()):
+            raise InputError(
+                f"{file} must be a {_KIND} file, got a zip archive without a program; "
+                "write one with torch.export.save, not torch.save or torch.jit.save"
+            )
+    return torch.export.load(io.BytesIO(content))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading logs whole tracebacks as warnings before it raises; the error says it in one sentence."""
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,317 @@
+"""Look once at any `nn.Module`: its layers, how often an image meets each weight, and what no layer explains.
+
+The network itself is never run and never touched. A skeleton of it (the same modules with shape-only "meta"
+tensors instead of weights) sees one forward pass; only where that is impossible, because the network's control
+flow reads values, does a full copy run on the example.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from slimbit.numerics.grid import filters_first
+from slimbit.records.errors import InputError
+from slimbit.records.network import LayerSpec, NetworkSpec, OtherParameter, OtherWork
+from slimbit.survey.kinds import Use, rule_of
+from slimbit.survey.result import Survey
+from slimbit.survey.trace import Call, Inputs, trace_calls
+
+LayerKey = tuple[str, str]
+
+
+def survey_network(model: nn.Module, example_input: Inputs, *, name: str = "") -> Survey:
+    """Survey a network by one forward pass of its skeleton.
+
+    Args:
+        model: Any module; it is not run, its mode, hooks, buffers and device stay as they are.
+        example_input: One example with its batch dimension, e.g. ``torch.zeros(1, 3, 32, 32)``; a tuple for
+            several arguments, a dict for keyword arguments. Larger batches count per image.
+        name: Name for reports; default: the type of the module.
+
+    Returns:
+        Layers in order of first use, other parameters, other work, and a reader of weights.
+
+    Raises:
+        InputError: The network does not run on the example, has lazy or zero-size layers, or cannot be copied.
+
+    >>> survey = survey_network(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 4, 4))
+    >>> survey.spec.layers[0].macs  # 16 positions x 8 filters x 27 weights
+    3456
+    """
+    model = _unwrapped(model)
+    _refuse_what_cannot_be_counted(model)
+    calls = _trace(model, example_input)
+    batch = _batch_size(model, example_input)
+    layers = _layers(model, calls, batch)
+    spec = NetworkSpec(
+        name=name or type(model).__name__,
+        layers=tuple(layers.values()),
+        other_parameters=_other_parameters(model, layers.values()),
+        other_work=_other_work(calls, layers, batch),
+    )
+    return Survey(spec, lambda layer: read_weight(model, layer))
+
+
+def read_weight(model: nn.Module, layer: LayerSpec) -> Tensor:
+    """The float weight of a layer, filters first, detached; a view of the model's own tensor where possible.
+
+    Args:
+        model: The surveyed network.
+        layer: One of its layers.
+    """
+    weight = _tensor(_unwrapped(model), layer.weight_key)
+    assert weight is not None
+    if layer.rows is not None:
+        weight = weight[slice(*layer.rows)]
+    return filters_first(weight, transposed=layer.transposed, groups=layer.groups)
+
+
+def explicit_mask(model: nn.Module, layer: LayerSpec) -> Tensor | None:
+    """Which weights a `torch.nn.utils.prune` mask keeps, filters first, or None where there is no mask."""
+    mask = _tensor(_unwrapped(model), f"{layer.weight_key}_mask")
+    return None if mask is None else filters_first(mask, transposed=layer.transposed, groups=layer.groups) != 0
+
+
+def _trace(model: nn.Module, example_input: Inputs) -> list[Call]:
+    try:
+        return trace_calls(_copy(model, skeleton=True), _mapped(example_input, _to_meta))
+    except InputError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever shapes alone cannot do, values may
+        clone = _copy(model, skeleton=False)
+    try:
+        return trace_calls(clone, example_input)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"the example input must be one that {type(model).__name__} can run on, "
+            f"got {_describe(example_input)}: {reason}"
+        ) from error
+
+
+def _copy(model: nn.Module, *, skeleton: bool) -> nn.Module:
+    """A copy in evaluation mode; as a skeleton, every tensor is replaced by its shape."""
+    memo: dict[int, Any] = {}
+    if skeleton:
+        for module in model.modules():
+            for store in (module._parameters, module._buffers, module.__dict__):
+                memo.update({id(v): _to_meta(v) for v in store.values() if isinstance(v, Tensor)})
+    try:
+        clone = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise InputError(f"{type(model).__name__} must support copy.deepcopy to be surveyed, got {error}") from error
+    for module in clone.modules():
+        module.training = False
+    return clone
+
+
+def _to_meta(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    meta = torch.empty_like(value, device="meta", requires_grad=False)
+    return nn.Parameter(meta, requires_grad=False) if isinstance(value, nn.Parameter) else meta
+
+
+def _layers(model: nn.Module, calls: Sequence[Call], batch: int) -> dict[LayerKey, LayerSpec]:
+    """One layer per weight of a module, positions added up over its calls, in order of first use."""
+    positions: Counter[LayerKey] = Counter()
+    times: Counter[LayerKey] = Counter()
+    first: dict[LayerKey, Use] = {}
+    for call in calls:
+        for use in call.uses:
+            key = (call.path, use.part)
+            positions[key] += use.positions
+            times[key] += 1
+            first.setdefault(key, use)
+    seen: dict[Any, str] = {}
+    return {
+        key: _layer(model, key, use, seen, positions=_per_image(key[0], positions[key], batch), calls=times[key])
+        for key, use in first.items()
+    }
+
+
+def _layer(model: nn.Module, key: LayerKey, use: Use, seen: dict[Any, str], *, positions: int, calls: int) -> LayerSpec:
+    path, part = key
+    module = model.get_submodule(path)
+    stored = _tensor(module, use.parameter)
+    assert stored is not None
+    name = _join(path, part) or type(module).__name__
+    groups = int(getattr(module, "groups", 1))
+    shape = _filters_first_shape(use, tuple(stored.shape), groups)
+    if 0 in shape:
+        raise InputError(f"layer {name} must have at least one weight, got shape {shape}")
+    shared_with = seen.setdefault((_identity(module, use.parameter), use.rows), name)
+    bias = _tensor(module, use.bias)
+    return LayerSpec(
+        name=name,
+        kind=use.kind,
+        weight_key=_join(path, use.parameter),
+        shape=shape,
+        groups=groups,
+        positions=positions,
+        calls=calls,
+        transposed=use.kind.startswith("conv_transpose"),
+        bias_parameters=0 if bias is None else shape[0],
+        shared_with="" if shared_with == name else shared_with,
+        rows=use.rows,
+    )
+
+
+def _filters_first_shape(use: Use, shape: tuple[int, ...], groups: int) -> tuple[int, ...]:
+    if use.rows is not None:
+        return (use.rows[1] - use.rows[0], *shape[1:])
+    if use.kind.startswith("conv_transpose"):
+        return (shape[1] * groups, shape[0] // groups, *shape[2:])
+    return shape
+
+
+def _identity(module: nn.Module, parameter: str) -> int:
+    """What makes two layers share one memory: the stored parameter, or what a parametrization computes it from."""
+    owner, attribute = _owner(module, parameter)
+    if parametrize.is_parametrized(owner, attribute):
+        return id(owner.parametrizations[attribute])  # type: ignore[index]
+    return id(getattr(owner, attribute))
+
+
+def _other_parameters(model: nn.Module, layers: Iterable[LayerSpec]) -> tuple[OtherParameter, ...]:
+    counted = {id(p) for layer in layers for p in _parameters_of(model, layer)}
+    ran = {layer.weight_key.rpartition(".")[0] for layer in layers}
+    others = []
+    for name, parameter in model.named_parameters():
+        if id(parameter) in counted:
+            continue
+        path = name.rpartition(".")[0]
+        module = model.get_submodule(path)
+        idle = path not in ran and rule_of(module) is not None
+        others.append(OtherParameter(name, parameter.numel(), type(module).__name__ + idle * " (never called)"))
+    return tuple(others)
+
+
+def _parameters_of(model: nn.Module, layer: LayerSpec) -> list[Tensor]:
+    """Weight and bias of a layer, or what its weight is computed from."""
+    owner, attribute = _owner(model, layer.weight_key)
+    biases = {"bias", "in_proj_bias"}
+    # weight_norm, spectral_norm and prune keep the trained tensor beside the computed one: weight_v, weight_orig
+    found: list[Tensor] = [
+        parameter
+        for key, parameter in owner._parameters.items()
+        if parameter is not None and (key in biases or key == attribute or key.startswith(f"{attribute}_"))
+    ]
+    if parametrize.is_parametrized(owner):
+        found += list(owner.parametrizations.parameters())  # type: ignore[union-attr]
+    return found
+
+
+def _other_work(calls: Sequence[Call], layers: Mapping[LayerKey, LayerSpec], batch: int) -> tuple[OtherWork, ...]:
+    """MACs of each module's own operations beyond what its counted weights explain."""
+    macs: Counter[str] = Counter()
+    times: Counter[str] = Counter()
+    operations: dict[str, list[str]] = {}
+    parameters: dict[str, list[str]] = {}
+    for call in calls:
+        explained = sum(use.positions * layers[call.path, use.part].weights for use in call.uses)
+        excess = sum(call.work.values()) - explained
+        if excess > 0:
+            macs[call.path] += excess
+            times[call.path] += 1
+            operations.setdefault(call.path, []).extend(call.work)
+            parameters.setdefault(call.path, []).extend(call.parameters)
+    return tuple(
+        OtherWork(
+            name=path,
+            operation=", ".join(dict.fromkeys(operations[path])),
+            macs=-(-count // batch),
+            calls=times[path],
+            parameters=tuple(dict.fromkeys(parameters[path])),
+        )
+        for path, count in macs.items()
+    )
+
+
+def _per_image(path: str, positions: int, batch: int) -> int:
+    if positions % batch:
+        raise InputError(
+            f"the example input must be one image (batch size 1), got a batch of {batch}, "
+            f"which does not divide the {positions} positions of {path or 'the network'}"
+        )
+    return positions // batch
+
+
+def _batch_size(model: nn.Module, example_input: Inputs) -> int:
+    """First dimension of the first tensor; the second where torch's own sequence modules say so."""
+    values = example_input.values() if isinstance(example_input, Mapping) else example_input
+    tensors = [example_input] if isinstance(example_input, Tensor) else [v for v in values if isinstance(v, Tensor)]
+    if not tensors or tensors[0].ndim < 2:
+        return 1
+    sequence_first = type(model).__module__.startswith("torch.nn.") and any(
+        getattr(module, "batch_first", None) is False for module in model.modules()
+    )
+    unbatched = sequence_first and tensors[0].ndim == 2
+    return 1 if unbatched else tensors[0].shape[1 if sequence_first else 0]
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside torch.compile or a data-parallel wrapper."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        if isinstance(model, parallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _refuse_what_cannot_be_counted(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the network must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("the network must be a Python module, got a scripted one: pass the module it was made from")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise InputError(f"layer {name} must have a shape, got a lazy parameter: run the network once first")
+
+
+def _mapped(inputs: Inputs, function: Callable[[Any], Any]) -> Inputs:
+    if isinstance(inputs, Tensor):
+        result: Inputs = function(inputs)
+        return result
+    if isinstance(inputs, Mapping):
+        return {key: function(value) for key, value in inputs.items()}
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str):
+        return tuple(function(value) for value in inputs)
+    raise InputError(f"the example input must be a tensor, a tuple or a dict, got {type(inputs).__name__}")
+
+
+def _describe(inputs: Inputs) -> str:
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    tensors = [inputs] if isinstance(inputs, Tensor) else list(values)
+    return ", ".join("x".join(map(str, v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in tensors)
+
+
+def _owner(module: nn.Module, key: str) -> tuple[nn.Module, str]:
+    path, _, attribute = key.rpartition(".")
+    return module.get_submodule(path), attribute
+
+
+def _tensor(module: nn.Module, key: str) -> Tensor | None:
+    """The tensor at a dotted attribute ("" and None give None); a computed weight is computed on a copy."""
+    if not key:
+        return None
+    owner, attribute = _owner(module, key)
+    if parametrize.is_parametrized(owner, attribute):
+        # computing it may update buffers (spectral norm in training mode)
+        owner = copy.deepcopy(owner).eval()
+    with torch.no_grad():
+        value = getattr(owner, attribute, None)
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+def _join(*parts: str) -> str:
+    return ".".join(filter(None, parts))

@@ -1,0 +1,106 @@
+"""One forward pass, watched: which module ran, which weights it used, and how many MACs its operations made."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from slimbit.survey.kinds import Use, rule_of
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+@dataclass
+class Call:
+    """One call of one module.
+
+    Attributes:
+        path: Module path ("" = the network).
+        uses: The counted weights it used.
+        work: MACs of its own operations (its children's are theirs) by operation.
+        parameters: Names of the parameters among the operands of those operations.
+    """
+
+    path: str
+    uses: list[Use] = field(default_factory=list)
+    work: Counter[str] = field(default_factory=Counter)
+    parameters: list[str] = field(default_factory=list)
+
+
+def trace_calls(model: nn.Module, example_input: Inputs) -> list[Call]:
+    """Run ``model`` once on ``example_input`` and return its calls in the order in which they began.
+
+    Hooks stay on the model: give a copy. Works on meta tensors, where it costs no arithmetic and no memory.
+    """
+    calls: list[Call] = [Call("")]
+    stack = [calls[0]]
+    for path, module in model.named_modules():
+        _watch(module, path, calls, stack)
+    names = {_storage(p): name for name, p in model.named_parameters()}
+    with torch.no_grad(), _plain_attention(), _WorkCounter(stack, names):
+        if isinstance(example_input, Tensor):
+            model(example_input)
+        elif isinstance(example_input, Mapping):
+            model(**example_input)
+        else:
+            model(*example_input)
+    return calls
+
+
+def _watch(module: nn.Module, path: str, calls: list[Call], stack: list[Call]) -> None:
+    rule = rule_of(module)
+
+    def enter(_module: nn.Module, _args: Any) -> None:
+        calls.append(Call(path))
+        stack.append(calls[-1])
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        call = stack.pop()
+        if rule is not None:
+            call.uses.extend(rule(module, args, kwargs, output))
+
+    module.register_forward_pre_hook(enter, prepend=True)
+    module.register_forward_hook(leave, with_kwargs=True)
+
+
+class _WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves it untyped
+    """Adds the MACs of every operation that torch's FLOP formulas know to the module on top of the stack."""
+
+    def __init__(self, stack: list[Call], names: Mapping[int, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        self._stack = stack
+        self._names = names
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            call = self._stack[-1]
+            operation = str(func._overloadpacket).removeprefix("aten.")
+            call.work[operation] += formula(*args, **kwargs, out_val=output) // 2
+            operands = (_storage(value) for value in args if isinstance(value, Tensor))
+            call.parameters.extend(self._names[key] for key in operands if key in self._names)
+        return output
+
+
+def _storage(tensor: Tensor) -> int:
+    key: int = tensor.untyped_storage()._cdata
+    return key
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention in its separate steps: the fused inference kernel hides the projections."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

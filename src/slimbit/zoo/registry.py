@@ -1,0 +1,157 @@
+"""The networks by name, without torch: a name costs nothing until its network is built."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from slimbit.records.errors import InputError, closest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+SMALLEST_WIDTH, LARGEST_WIDTH = 0.05, 8.0
+"""0.05 still leaves one filter of 16; above 8 the networks no longer fit into ordinary memory."""
+MOST_CLASSES = 1_000_000
+LONGEST_SHOWN = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """How one named network is built.
+
+    Attributes:
+        builder: ``module:function``; the function takes ``classes``, ``width`` and the options.
+        options: Further keyword arguments of the builder.
+        shape: Shape of one input image: channels, height, width.
+        classes: Outputs, unless the caller asks for another number.
+    """
+
+    builder: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    shape: tuple[int, int, int] = (3, 32, 32)
+    classes: int = 10
+
+    def build(self, *, classes: int, width: float) -> "nn.Module":
+        """Import the builder and call it."""
+        module, function = self.builder.split(":")
+        built: nn.Module = getattr(import_module(module), function)(classes=classes, width=width, **self.options)
+        return built
+
+
+def _cifar_resnets() -> dict[str, Entry]:
+    suffixes = {"": "projection", "-A": "A", "-B": "B"}
+    return {
+        f"resnet{depth}{suffix}": Entry(
+            builder="slimbit.zoo.resnet_cifar:resnet_cifar", options={"depth": depth, "shortcut": shortcut}
+        )
+        for depth in CIFAR_DEPTHS
+        for suffix, shortcut in suffixes.items()
+    }
+
+
+def _imagenet(builder: str, **options: int) -> Entry:
+    return Entry(builder=f"slimbit.zoo.{builder}", options=options, shape=(3, 224, 224), classes=1000)
+
+
+ENTRIES: Mapping[str, Entry] = {
+    **_cifar_resnets(),
+    "vgg7": Entry(builder="slimbit.zoo.vgg:vgg7"),
+    "densenet_bc_100_12": Entry(builder="slimbit.zoo.densenet:densenet_bc", options={"depth": 100, "growth": 12}),
+    "resnet18": _imagenet("resnet_imagenet:resnet_imagenet", depth=18),
+    "resnet50": _imagenet("resnet_imagenet:resnet_imagenet", depth=50),
+    "mobilenet_v2": _imagenet("mobilenet:mobilenet_v2"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every network name, without width multipliers.
+
+    >>> names()[:4]
+    ('resnet8', 'resnet8-A', 'resnet8-B', 'resnet14')
+    """
+    return tuple(ENTRIES)
+
+
+def default_input(name: str) -> tuple[int, ...]:
+    """Shape of one input image: channels, height, width.
+
+    Args:
+        name: As in `network`.
+
+    Raises:
+        InputError: There is no such network or width.
+
+    >>> default_input("resnet20-A@0.5")
+    (3, 32, 32)
+    """
+    return _lookup(name)[0].shape
+
+
+def default_classes(name: str) -> int:
+    """Number of classes that the network has when nobody asks for another number.
+
+    Args:
+        name: As in `network`.
+
+    Raises:
+        InputError: There is no such network or width.
+
+    >>> default_classes("resnet18")
+    1000
+    """
+    return _lookup(name)[0].classes
+
+
+def network(name: str, *, classes: int | None = None) -> "nn.Module":
+    """A new network with random weights (He initialization from torch's global generator), in training mode.
+
+    Names end in an optional width multiplier: ``vgg7@0.5`` has half the filters in every layer.
+    CIFAR residual networks also say their shortcuts: ``resnet20`` projects in the first block of all three
+    stages (HkxAS6VFDB), ``resnet20-A`` pads with zeros, ``resnet20-B`` projects in stages 2 and 3.
+
+    Args:
+        name: One of `names`, with or without ``@width``; the width lies between 0.05 and 8.
+        classes: Outputs; by default 10 for 32x32 images and 1000 for ImageNet networks.
+
+    Returns:
+        A module from images ``(batch, *default_input(name))`` to logits ``(batch, classes)``.
+
+    Raises:
+        InputError: There is no such network or width, or ``classes`` is no whole number from 1 to a million.
+
+    >>> model = network("resnet20-A@0.5", classes=100)
+    >>> tuple(model.linear.weight.shape)
+    (100, 32)
+    """
+    entry, width = _lookup(name)
+    classes = entry.classes if classes is None else classes
+    if not isinstance(classes, int) or isinstance(classes, bool) or not 1 <= classes <= MOST_CLASSES:
+        raise InputError(f"classes must be a whole number from 1 to {MOST_CLASSES}, got {classes!r}")
+    return entry.build(classes=classes, width=width)
+
+
+def _lookup(name: str) -> tuple[Entry, float]:
+    if not isinstance(name, str):
+        raise InputError(f"network name must be text, got {name!r}")
+    base, at, width = name.partition("@")
+    if base not in ENTRIES:
+        hint = closest(base[:LONGEST_SHOWN].lower(), names()) or f"; the networks are {', '.join(names())}"
+        raise InputError(f"network name must be one that exists, got {_shown(name)}{hint}")
+    return ENTRIES[base], _width(width, name) if at else 1.0
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}...")
+
+
+def _width(text: str, name: str) -> float:
+    # float() would also take "nan", "1_0" and other scripts' digits.
+    plain = re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?|\.[0-9]{1,6}", text)
+    if not plain or not SMALLEST_WIDTH <= float(text) <= LARGEST_WIDTH:
+        raise InputError(
+            f"width after @ must be a number from {SMALLEST_WIDTH} to {LARGEST_WIDTH:g}, got {_shown(name)}"
+        )
+    return float(text)

@@ -1,0 +1,143 @@
+"""Damaged, wrong and hostile hardware files: one sentence with the file and the key, nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from slimbit.measure.hardware import load_hardware
+from slimbit.records.errors import InputError
+
+MODE = "[[mode]]\nweight_bits = 8\nactivation_bits = 8\ncost_per_mac = 1.0\n"
+GOOD = 'name = "edge"\n' + MODE
+
+
+def bits(value: str) -> str:
+    return GOOD.replace("weight_bits = 8", f"weight_bits = {value}")
+
+
+def cost(value: str) -> str:
+    return GOOD.replace("1.0", value)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load_hardware(path)
+    message = str(caught.value)
+    assert path.name in message
+    assert "\n" not in message
+    assert len(message) < 600
+    return message
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "edge.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_the_good_file_is_good(tmp_path: Path) -> None:
+    assert load_hardware(written(tmp_path, GOOD)).name == "edge"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # unknown keys
+        ("colour = 'red'\n" + GOOD, "unknown key colour; known: name, unit"),
+        ("skip_zeros = true\n" + GOOD, "unknown key skip_zeros; did you mean skips_zeros?"),
+        (GOOD + "wieght_bits = 3\n", r"unknown key mode[0].wieght_bits; did you mean weight_bits"),
+        (GOOD + "[cycles]\nx = 1\n", "unknown key cycles"),
+        # missing keys
+        ("", "mode must be given"),
+        ("mode = []\n", "mode must have at least 1 item, got []"),
+        ("[[mode]]\nweight_bits = 8\ncost_per_mac = 1\n", "mode[0].activation_bits must be given"),
+        ("[[mode]]\n", "mode[0].weight_bits must be given (and 2 more)"),
+        # wrong types: no number hides in a string or a boolean
+        (bits('"8"'), "mode[0].weight_bits must be a valid integer, got '8'"),
+        (bits("true"), "mode[0].weight_bits must be a valid integer"),
+        (bits("8.0"), "mode[0].weight_bits must be a valid integer"),
+        (cost("'1.0'"), "mode[0].cost_per_mac must be a valid number, got '1.0'"),
+        (cost("[1.0]"), "mode[0].cost_per_mac must be a valid number, got [1.0]"),
+        (cost("2024-01-01"), "mode[0].cost_per_mac must be a valid number"),
+        ("skips_zeros = 1\n" + GOOD, "skips_zeros must be a valid boolean, got 1"),
+        ("mode = 3\n", "mode must be a valid list, got 3"),
+        ("mode = [3]\n", "mode[0] must be a valid dictionary"),
+        ("name = 3\n" + MODE, "name must be a valid string, got 3"),
+        # numbers out of range
+        (bits("0"), "mode[0].weight_bits must be greater than or equal to 1"),
+        (bits("-8"), "got -8"),
+        (bits("65"), "must be less than or equal to 64, got 65"),
+        (bits(f"{10**100}"), "mode[0].weight_bits must be"),
+        (cost("0"), "mode[0].cost_per_mac must be greater than 0, got 0"),
+        (cost("-1"), "mode[0].cost_per_mac must be greater than 0, got -1"),
+        (cost("nan"), "mode[0].cost_per_mac must be a finite number, got nan"),
+        (cost("inf"), "mode[0].cost_per_mac must be a finite number, got inf"),
+        (cost("1e999"), "mode[0].cost_per_mac must be a finite number, got inf"),
+        (cost(str(10**400)), "mode[0].cost_per_mac must be"),
+        (GOOD + "weight_slice_bits = 0\n", "mode[0].weight_slice_bits must be greater than or equal to 1"),
+        (GOOD + "picojoules_per_mac = -0.3\n", "mode[0].picojoules_per_mac must be greater than 0, got -0.3"),
+        (
+            "skips_zeros = true\nzero_overhead = -1\n" + GOOD,
+            "zero_overhead must be greater than or equal to 0",
+        ),
+        # contradictions
+        ("zero_overhead = 0.5\n" + GOOD, "zero_overhead must come with skips_zeros = true"),
+        (GOOD + "picojoules_per_mac = 1\n" + MODE, "picojoules_per_mac must be in every [[mode]] or in none"),
+        ('name = "simd"\n' + MODE, "name must not be the name of a built-in model, got 'simd'"),
+        # texts that would do things to a terminal or a table
+        ('name = "\\u001b[2J"\n' + MODE, "name must be one line of printable text"),
+        ('name = "a\\nb"\n' + MODE, "name must be one line of printable text"),
+        ('name = ""\n' + MODE, "name must have at least 1 character"),
+        (f'name = "{"x" * 81}"\n' + MODE, "name must have at most 80 characters"),
+        # damaged files
+        (GOOD[:-4] + "\n", "must be valid TOML, got: Invalid value"),
+        (GOOD + "[[mode]\n", "must be valid TOML"),
+        (GOOD + MODE.partition("\n")[2], "must be valid TOML, got: Cannot overwrite a value"),
+        (b'name = "\xff\xfe"\n' + MODE.encode(), "must be UTF-8 text"),
+        (b"\x00\x01\x02\x80", "must be UTF-8 text"),
+        ("{}", "must be valid TOML"),
+        ("a = " + "[" * 100_000, "must be valid TOML, got RecursionError"),
+        ("a = " + "9" * 10_000, "must be valid TOML, got ValueError"),
+        ("#" * 1_000_001, "must have at most 1000000 bytes"),
+        (MODE * 4097, "mode must have at most 4096 items, got [{"),
+    ],
+)
+def test_refused_with_file_and_key(text: str | bytes, message: str, tmp_path: Path) -> None:
+    assert message in refusal(written(tmp_path, text))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    assert "must be an existing TOML file" in refusal(tmp_path / "nowhere.toml")
+
+
+def test_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "edge.toml"
+    folder.mkdir()
+    assert "must be an existing TOML file" in refusal(folder)
+
+
+def test_dangling_link(tmp_path: Path) -> None:
+    link = tmp_path / "edge.toml"
+    link.symlink_to(tmp_path / "gone")
+    assert "must be an existing TOML file" in refusal(link)
+
+
+def test_every_cut_is_refused_or_still_a_model(tmp_path: Path) -> None:
+    """A file cut anywhere never ends in anything but a model or an `InputError`."""
+    outcomes = set()
+    for end in range(len(GOOD)):
+        path = written(tmp_path, GOOD[:end])
+        try:
+            load_hardware(path)
+            outcomes.add("model")
+        except InputError:
+            outcomes.add("refused")
+    assert outcomes == {"model", "refused"}
+
+
+def test_nothing_in_the_file_runs(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    code = f"__import__('pathlib').Path('{trap}').touch()"
+    refusal(written(tmp_path, cost(f'"{code}"')))
+    load_hardware(written(tmp_path, f'name = "{code[:40]}"\n' + MODE))
+    assert not trap.exists()
