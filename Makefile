@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint format types imports docs slow clean
+.PHONY: demo test environment lint format types imports docs slow clean
 
 # $(1): extra. The stamp makes a second run start at once; it is stale when the dependencies change.
 define install
@@ -20,6 +20,8 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt
 	$(call install,dev)
+
+environment: $(VENV)/dev.stamp
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/slimbit demo

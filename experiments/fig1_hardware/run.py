@@ -110,9 +110,13 @@ def table(columns: Mapping[str, tuple[slimbit.CostReport, slimbit.CostReport]]) 
     for name in hardware_names():
         factors = {step: 1 / share(after, before, name) for step, (before, after) in columns.items()}
         reacts = {step for step, factor in factors.items() if abs(factor - 1) > 1e-9}
-        cells = [f"{factor:.2f}x" if step in reacts else "-" for step, factor in factors.items()]
+        cells = [times(factor) if step in reacts else "-" for step, factor in factors.items()]
         lines.append(f"| `{name}` | " + " | ".join(cells) + f" | {kinds(reacts)} |")
     return lines
+
+
+def times(factor: float) -> str:
+    return f"{factor:,.0f}x" if factor >= 100 else f"{factor:.2f}x"
 
 
 def kinds(reacts: set[str]) -> str:

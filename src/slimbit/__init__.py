@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from slimbit.measure.cost import cost as cost
     from slimbit.measure.hardware import HardwareModel as HardwareModel
+    from slimbit.measure.hardware import hardware_names as hardware_names
     from slimbit.measure.hardware import load_hardware as load_hardware
     from slimbit.records.cost import CostReport as CostReport
     from slimbit.records.errors import InputError as InputError
@@ -25,6 +26,7 @@ _HOMES = {
     "InputError": "slimbit.records.errors",
     "SlimbitError": "slimbit.records.errors",
     "cost": "slimbit.measure.cost",
+    "hardware_names": "slimbit.measure.hardware",
     "load_hardware": "slimbit.measure.hardware",
     "load_weights": "slimbit.zoo",
     "network": "slimbit.zoo",

@@ -243,6 +243,19 @@ class TestOwnFunction:
         with pytest.raises(InputError, match="energy of layer 'conv' on hardware model 'my machine'"):
             hardware_cost(model, [LAYER])
 
+    def test_energy_that_raises(self) -> None:
+        model = replace(MY_MODEL, energy=lambda layer: layer.macs / 0)
+        with pytest.raises(InputError, match=r"energy of layer 'conv' .*ZeroDivisionError"):
+            hardware_cost(model, [LAYER])
+
+    def test_own_input_error_is_passed_on(self) -> None:
+        def refuse(layer: LayerCost) -> float:
+            raise InputError(f"{layer.name} is too big for me")
+
+        for model in (replace(MY_MODEL, function=refuse), replace(MY_MODEL, energy=refuse)):
+            with pytest.raises(InputError, match=r"^conv is too big for me$"):
+                hardware_cost(model, [LAYER])
+
     def test_function_that_raises(self) -> None:
         model = HardwareModel("odd", "cycles", lambda layer: layer.macs / 0)
         with pytest.raises(InputError, match=r"layer 'conv' .*'odd' .*ZeroDivisionError: division by zero"):

@@ -1,7 +1,8 @@
 """Calibration images and what the float network does with them; measured once, used for every point."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimbit.apply.layers import Bound, bind
+from slimbit.numerics.batches import Forward, call_network, checked_batches, joined
 from slimbit.numerics.moments import ChannelMoments, channel_moments, check_finite, merge_moments, sampled_rows
-from slimbit.records.errors import InputError
 from slimbit.records.network import NetworkSpec
 
-Forward = Callable[[nn.Module, Any], Any]
 SAMPLES = 16384
 """Positions per layer from which second moments are taken: 500 images give the same accuracy as all positions."""
 
@@ -28,7 +28,7 @@ class Calibration:
         forward: How a network is called on a batch.
         batchnorms: Input moments of every BatchNorm, by module path.
         outputs: Output moments of every called layer, by layer name.
-        rows: Outputs at the sampled positions, for layers in order of first call.
+        rows: Outputs without bias at the sampled positions, ``(positions, filters)`` of each batch, by layer name.
         normalized: Layers whose output goes straight into a BatchNorm.
         events: Layers and BatchNorms in order of first use: ``("layer" | "batchnorm", name)``.
         samples: Positions sampled per layer.
@@ -53,25 +53,12 @@ class Calibration:
     def generator(self, name: str, batch: int) -> torch.Generator:
         """Positions sampled in a layer: the same for the float and every compressed network."""
         key = f"{self.seed}/{name}/{batch}".encode()
-        import hashlib
-
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "little"))
 
     @property
     def samples_per_batch(self) -> int:
         """Positions sampled of one batch."""
         return -(-self.samples // len(self.batches))
-
-
-def first_input(model: nn.Module, batch: Any) -> Any:
-    """Call a network on a batch: a tensor, ``(inputs, labels, ...)`` of which the first is used, or a mapping.
-
-    >>> first_input(nn.Identity(), (torch.ones(1), torch.zeros(1))).item()
-    1.0
-    """
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, tuple | list) else batch)
 
 
 def calibrate(
@@ -82,7 +69,7 @@ def calibrate(
     samples: int = SAMPLES,
     seed: int = 0,
     join: bool = True,
-    forward: Forward = first_input,
+    forward: Forward = call_network,
 ) -> Calibration:
     """Run the float network once over unlabelled images and keep what every point needs.
 
@@ -99,32 +86,15 @@ def calibrate(
     Raises:
         InputError: No images, or values that are not finite (the layer is named).
     """
-    tensors = _gather(batches, join=join and forward is first_input)
-    found = Calibration(tensors, forward, samples, seed)
+    parts = checked_batches(batches)
+    if join and forward is call_network:
+        parts = joined(parts)
+    found = Calibration(parts, forward, samples, seed)
     network = copy.deepcopy(model).eval()
     bounds = {name: b for name, b in bind(network, spec).items() if b.window is not None}
-    for number, batch in enumerate(tensors):
+    for number, batch in enumerate(parts):
         _Watch(found, bounds, number).run(network, batch)
     return found
-
-
-def _gather(batches: Iterable[Any] | Tensor, *, join: bool) -> tuple[Any, ...]:
-    if isinstance(batches, Tensor):
-        batches = (batches,)
-    found: Sequence[Any] = tuple(batches)
-    if not found:
-        raise InputError("calibration must hold at least one batch, got none")
-    inputs = [b[0] if isinstance(b, tuple | list) and b else b for b in found]
-    if all(isinstance(x, Tensor) for x in inputs):
-        if any(len(x) == 0 for x in inputs):
-            raise InputError("calibration batches must hold images, got an empty one")
-        for x in inputs:
-            if x.is_floating_point():
-                check_finite(x, "calibration images")
-        if join and len({(x.shape[1:], x.device) for x in inputs}) == 1:
-            return (torch.cat(inputs) if len(inputs) > 1 else inputs[0],)
-        return tuple(inputs)
-    return tuple(found)
 
 
 class _Watch:
@@ -170,7 +140,8 @@ class _Watch:
                 samples=self.found.samples_per_batch,
                 generator=self.found.generator(name, self.number),
             )
-            self.found.rows.setdefault(name, []).append(rows.clone())
+            bias = bound.bias()
+            self.found.rows.setdefault(name, []).append(rows.clone() if bias is None else rows - bias.detach())
 
         return hook
 

@@ -1,6 +1,5 @@
 """From a layer's description to its module and weight, and back."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -117,16 +116,11 @@ def _transposed_padding(
     module: "nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d",
 ) -> tuple[tuple[int, int], ...]:
     """Padding of the ordinary convolution over the spread input; a negative one crops."""
-    sides = zip(module.kernel_size, module.dilation, module.padding, module.output_padding, strict=True)
-    return tuple((d * (k - 1) - int(p), d * (k - 1) - int(p) + extra) for k, d, p, extra in sides)
+    assert not isinstance(module.padding, str)  # torch itself refuses it for transposed convolutions
+    reach = [d * (k - 1) - p for k, d, p in zip(module.kernel_size, module.dilation, module.padding, strict=True)]
+    return tuple((r, r + extra) for r, extra in zip(reach, module.output_padding, strict=True))
 
 
 def weights_of(model: nn.Module, spec: NetworkSpec) -> dict[str, Tensor]:
     """Float weight of every layer by name, filters first; views where possible."""
     return {name: bound.weight() for name, bound in bind(model, spec).items()}
-
-
-def unhooked(bounds: Iterable[Bound], reached: Iterable[str]) -> list[Bound]:
-    """Layers whose inputs no hook sees: no geometry, or a module that is never called itself."""
-    seen = set(reached)
-    return [bound for bound in bounds if bound.window is None or bound.spec.name not in seen]

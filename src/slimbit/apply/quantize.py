@@ -6,23 +6,10 @@ import torch
 from torch import Tensor
 
 from slimbit.numerics.grid import to_weights
-from slimbit.numerics.moments import cross_moment, second_moment
+from slimbit.numerics.moments import PatchMoments
 from slimbit.numerics.rounding import Quantizer, compensate, damped, refit_step, round_levels, weighted_error
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, LayerPlan
-
-
-@dataclass(frozen=True)
-class Moments:
-    """What a layer reads, and what the float network made of it, at the sampled positions.
-
-    Attributes:
-        inputs: ``H``, shape ``(groups, features, features)``; centred where a later shift absorbs the mean.
-        outputs: ``mean_p y_p x_p^T`` of float outputs and compressed inputs, ``(groups, filters per group, features)``.
-    """
-
-    inputs: Tensor
-    outputs: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,18 +31,6 @@ class QuantizedLayer:
     def weight(self) -> Tensor:
         """``step * levels``."""
         return to_weights(self.levels, self.step)
-
-
-def moments_of(patches: Tensor, rows: Tensor | None, *, centred: bool) -> Moments:
-    """Second moments of sampled patches ``(positions, groups, features)`` and, if given, float outputs ``(positions, filters)``."""
-    if centred:
-        patches = patches - patches.mean(dim=0)
-    inputs = second_moment(patches)
-    if rows is None:
-        return Moments(inputs)
-    targets = rows.to(patches.dtype).reshape(len(rows), patches.shape[1], -1)
-    targets = targets - targets.mean(dim=0) if centred else targets
-    return Moments(inputs, cross_moment(targets, patches))
 
 
 def quantizer_of(plan: LayerPlan, metric: str | None, weights: Tensor) -> Quantizer:
@@ -81,7 +56,7 @@ def quantizer_of(plan: LayerPlan, metric: str | None, weights: Tensor) -> Quanti
 
 
 def quantize_layer(
-    weights: Tensor, layer: LayerPlan, plan: CompressionPlan, *, moments: Moments | None = None
+    weights: Tensor, layer: LayerPlan, plan: CompressionPlan, *, moments: PatchMoments | None = None
 ) -> QuantizedLayer:
     """Levels and step of one layer.
 
@@ -110,7 +85,7 @@ def quantize_layer(
     return _result(weights, levels, step, h, layer)
 
 
-def fit_to_outputs(weights: Tensor, moments: Moments) -> Tensor:
+def fit_to_outputs(weights: Tensor, moments: PatchMoments) -> Tensor:
     """The float weight that on compressed inputs comes closest to the float outputs, drawn towards ``weights``.
 
     ``W* = W + (C - W H) (H + eps I)^-1`` with ``C = mean y x^T``.

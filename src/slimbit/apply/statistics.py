@@ -1,4 +1,4 @@
-"""BatchNorm statistics and biases after compression, corrected while the calibration images pass."""
+"""BatchNorm statistics and biases after compression."""
 
 from typing import Literal
 
@@ -8,37 +8,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimbit.numerics.moments import ChannelMoments, absolute_statistics, paired_statistics
 
-Kind = Literal["absolute", "paired"]
-
 
 def correct_batchnorm(
-    module: _BatchNorm,
-    stored: tuple[Tensor, Tensor],
-    *,
-    original: ChannelMoments,
-    quantized: ChannelMoments,
-    kind: Kind,
+    module: _BatchNorm, *, original: ChannelMoments, quantized: ChannelMoments, form: Literal["absolute", "paired"]
 ) -> None:
-    """Write new running statistics into a BatchNorm; nothing else of it changes.
+    """Write new running statistics into a BatchNorm that still has the stored ones; nothing else of it changes.
 
     Args:
         module: Of the compressed network.
-        stored: Running mean and variance of the float network.
         original: Moments of its input in the float network.
         quantized: Moments of its input in the compressed network, on the same images.
-        kind: "absolute" or "paired", see `slimbit.numerics.moments`.
+        form: "absolute" or "paired", see `slimbit.numerics.moments`.
     """
-    if kind == "absolute":
-        mean, variance = absolute_statistics(quantized)
+    mean, variance = module.running_mean, module.running_var
+    assert mean is not None
+    assert variance is not None
+    if form == "absolute":
+        new = absolute_statistics(quantized)
     else:
-        mean, variance = paired_statistics(
-            stored[0].double(), stored[1].double(), original=original, quantized=quantized
-        )
-    assert module.running_mean is not None
-    assert module.running_var is not None
+        new = paired_statistics(mean.double(), variance.double(), original=original, quantized=quantized)
     with torch.no_grad():
-        module.running_mean.copy_(mean)
-        module.running_var.copy_(variance)
+        mean.copy_(new[0])
+        variance.copy_(new[1])
 
 
 def correct_bias(bias: Tensor, *, original: ChannelMoments, quantized: ChannelMoments) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def cost(
     bits: float | None = None,
     steps: Steps | None = None,
     per: Per = "mac",
-    hardware: Iterable[HardwareLike] = (),
+    hardware: HardwareLike | Iterable[HardwareLike] = (),
     **counting: Any,
 ) -> CostReport:
     """What a network costs, layer by layer, in units that no particular chip distorts.
@@ -103,9 +104,11 @@ def cost_of_survey(
     )
 
 
-def with_hardware(report: CostReport, hardware: Iterable[HardwareLike]) -> CostReport:
-    """The report with hardware cost models added, by name, TOML file or function."""
-    costs = [hardware_cost(load_hardware(model), report.layers) for model in hardware]
+def with_hardware(report: CostReport, hardware: HardwareLike | Iterable[HardwareLike]) -> CostReport:
+    """The report with hardware cost models added: one or several names, TOML files or functions."""
+    one = isinstance(hardware, str | PathLike) or callable(hardware) or not isinstance(hardware, Iterable)
+    models = [hardware] if one else hardware
+    costs = [hardware_cost(load_hardware(model), report.layers) for model in models]
     return replace(report, hardware={**report.hardware, **{entry.model: entry for entry in costs}})
 
 
@@ -169,9 +172,10 @@ def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: Counting, keep: T
 
 def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
     sums, c = facts.sums, layer.multiplicity(per)
-    widths = facts.filter_bits.tolist()
     weights_left = _weights_left(layer, sums)
-    macs = c * sum(weights_left)
+    widest = int(facts.filter_bits.max())
+    filterwise = int((weights_left * facts.filter_bits).sum())
+    macs = c * int(weights_left.sum())
     owned = 0 if layer.shared_with else 1
     has_levels = facts.steps is not None
     ratio = sums.signal / sums.error if sums.error > 0 else None
@@ -183,19 +187,19 @@ def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
         positions=c,
         weights=layer.weights,
         grid=facts.grid,
-        weight_bits=max(widths),
+        weight_bits=widest,
         activation_bits=facts.activation_bits,
         steps=() if facts.steps is None else tuple(facts.steps.reshape(-1).tolist()),
-        filter_bits=tuple(widths),
+        filter_bits=tuple(facts.filter_bits.tolist()),
         parameters=owned * (layer.weights + layer.bias_parameters),
         macs=macs,
         nonzero_macs=c * sums.nonzero,
         esn_analog=c * sums.squares if has_levels else None,
         esn_digital=c * sums.bits,
-        esn_filterwise=c * sum(w * b for w, b in zip(weights_left, widths, strict=True)),
+        esn_filterwise=c * filterwise,
         esn_analog_class_a=macs * float(sums.peak.max()) ** 2 if has_levels else None,
-        bit_operations=macs * max(widths) * facts.activation_bits,
-        weight_bytes=owned * sum(w * b for w, b in zip(weights_left, widths, strict=True)) / 8,
+        bit_operations=macs * widest * facts.activation_bits,
+        weight_bytes=owned * filterwise / 8,
         mean_bits=sums.bits / layer.weights,
         signal_to_noise=ratio,
         esn_analog_estimate=None if ratio is None else c * sums.nonzero * ratio / 12,
@@ -203,15 +207,15 @@ def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
     )
 
 
-def _weights_left(layer: LayerSpec, sums: LevelSums) -> list[int]:
+def _weights_left(layer: LayerSpec, sums: LevelSums) -> Tensor:
     """Weights of each filter once whole pruned filters and the inputs that no filter of its group reads are gone."""
     kernel = math.prod(layer.shape[2:])
     inputs = layer.shape[1] if len(layer.shape) > 1 else 1
     if sums.reads is None:
-        return [inputs * kernel] * layer.filters
+        return torch.full((layer.filters,), inputs * kernel, device=sums.peak.device)
     grouped = sums.reads.reshape(layer.groups, layer.filters // layer.groups, inputs)
     surviving = grouped.any(dim=1, keepdim=True).sum(dim=2).expand(grouped.shape[:2]).reshape(-1)
-    return (surviving * kernel * (sums.peak > 0)).tolist()
+    return surviving * kernel * (sums.peak > 0)
 
 
 def _total(layers: Sequence[LayerCost], survey: Survey) -> TotalCost:

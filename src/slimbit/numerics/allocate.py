@@ -22,7 +22,7 @@ def analog_step(price: float, *, positions: float, variance: float, sensitivity:
     >>> round(analog_step(1e-3, positions=10, variance=0.04, sensitivity=2.0), 6)
     0.263215
     """
-    return (24.0 * price * positions * variance / sensitivity) ** 0.25
+    return math.sqrt(math.sqrt(24.0 * price * positions * variance / sensitivity))
 
 
 def digital_step(price: float, *, positions: float, sensitivity: float) -> float:

@@ -6,7 +6,7 @@
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -114,26 +114,22 @@ def quantized_sums(weights: Tensor, step: Tensor, rounding: Rounding, *, keep: T
         if keep is not None:
             levels *= keep[rows]
             part = part * keep[rows]
-        parts.append(_sums(levels, rounding.formula, part, part_step))
+        sums = _sums(levels, rounding.formula, zeros=keep is not None or rounding.grid != "midrise")
+        error = _power(part - to_weights(levels, part_step))
+        parts.append(replace(sums, signal=_power(part), error=error))
     return _add(parts)
 
 
-def _sums(levels: Tensor, formula: Formula, weights: Tensor | None = None, step: Tensor | None = None) -> LevelSums:
+def _sums(levels: Tensor, formula: Formula, *, zeros: bool = True) -> LevelSums:
     flat = levels.reshape(len(levels), -1)
     flat = flat if flat.is_floating_point() else flat.float()
-    nonzero = int(torch.count_nonzero(flat))
-    signal = error = 0.0
-    if weights is not None and step is not None:
-        signal = _sum_of_squares(weights)
-        error = _sum_of_squares(weights - to_weights(levels, step))
+    nonzero = int(torch.count_nonzero(flat)) if zeros else flat.numel()
     return LevelSums(
-        squares=_sum_of_squares(flat),
+        squares=float(flat.square().sum(dtype=_wide(flat))),
         bits=int(level_bits(flat, formula).sum()),
         nonzero=nonzero,
         peak=torch.maximum(flat.amax(dim=1), -flat.amin(dim=1)),
         reads=None if nonzero == flat.numel() else (levels != 0).reshape(*levels.shape[:2], -1).any(dim=2),
-        signal=signal,
-        error=error,
     )
 
 
@@ -157,7 +153,11 @@ def _reads(part: LevelSums, example: LevelSums) -> Tensor:
     return example.reads.new_ones((len(part.peak), example.reads.shape[1]))
 
 
-def _sum_of_squares(values: Tensor) -> float:
+def _power(values: Tensor) -> float:
+    flat = values.reshape(-1)
+    return float(torch.dot(flat, flat))
+
+
+def _wide(values: Tensor) -> torch.dtype:
     # MPS has no float64; its float32 sum of a chunk is what there is
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
-    return float(values.square().sum(dtype=wide))
+    return torch.float32 if values.device.type == "mps" else torch.float64

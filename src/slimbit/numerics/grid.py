@@ -36,7 +36,7 @@ def largest_level(bits: float, grid: Grid = "midrise") -> float:
     >>> largest_level(4), largest_level(4, "midtread"), largest_level(1)
     (7.5, 7.0, 0.5)
     """
-    codes = math.ceil(2.0 ** (bits - 1))
+    codes = math.ceil(float(2 ** (bits - 1)))
     return codes - 1.0 if grid == "midtread" else codes - 0.5
 
 

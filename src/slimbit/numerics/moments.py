@@ -77,7 +77,7 @@ def sampled_rows(outputs: Tensor, *, channel_axis: int, samples: int, generator:
 
 
 def second_moment(rows: Tensor) -> Tensor:
-    """``H = mean_p x_p x_p^T`` for each group, ``(groups, features, features)``, from ``(positions, groups, features)``.
+    """``H = mean_p x_p x_p^T``, ``(groups, features, features)``, from ``(positions, groups, features)``.
 
     >>> second_moment(torch.tensor([[[1.0, 2.0]], [[3.0, 0.0]]]))[0].tolist()
     [[5.0, 1.0], [1.0, 2.0]]
@@ -196,3 +196,51 @@ def _spread(inputs: Tensor, stride: tuple[int, ...]) -> Tensor:
     wide = inputs.new_zeros(*inputs.shape[:2], *size)
     wide[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = inputs
     return wide
+
+
+@dataclass(frozen=True)
+class PatchMoments:
+    """What a layer reads, and what the float network made of it, at the sampled positions.
+
+    Attributes:
+        inputs: ``H = mean_p x_p x_p^T``, shape ``(groups, features, features)``; centred (a covariance) where a
+            later shift absorbs the mean.
+        outputs: ``mean_p y_p x_p^T`` of float outputs and compressed inputs, ``(groups, filters per group, features)``.
+    """
+
+    inputs: Tensor
+    outputs: Tensor | None = None
+
+
+class PatchSums:
+    """Running sums over batches that become `PatchMoments`; state is the point.
+
+    >>> sums = PatchSums()
+    >>> sums.add(torch.tensor([[[1.0]], [[3.0]]]))
+    >>> sums.moments(centred=False).inputs.item(), sums.moments(centred=True).inputs.item()
+    (5.0, 1.0)
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums: list[Tensor] = []
+
+    def add(self, rows: Tensor, outputs: Tensor | None = None) -> None:
+        """Add patches ``(positions, groups, features)`` and, where wanted, float outputs ``(positions, filters)``."""
+        parts = [second_moment(rows), rows.mean(dim=0)]
+        if outputs is not None:
+            grouped = outputs.to(rows.dtype).reshape(len(rows), rows.shape[1], -1)
+            parts += [cross_moment(grouped, rows), grouped.mean(dim=0)]
+        weighted = [part.double() * len(rows) for part in parts]
+        self._sums = [a + b for a, b in zip(self._sums, weighted, strict=True)] if self._sums else weighted
+        self.count += len(rows)
+
+    def moments(self, *, centred: bool) -> PatchMoments:
+        """The means, float64; ``centred`` takes the product of the means away."""
+        inputs, mean, *rest = [part / self.count for part in self._sums]
+        if centred:
+            inputs = inputs - mean.unsqueeze(2) * mean.unsqueeze(1)
+        if not rest:
+            return PatchMoments(inputs)
+        outputs, output_mean = rest
+        return PatchMoments(inputs, outputs - output_mean.unsqueeze(2) * mean.unsqueeze(1) if centred else outputs)

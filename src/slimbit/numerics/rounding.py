@@ -174,4 +174,5 @@ def _inverse_factor(moment: Tensor, order: Tensor) -> Tensor:
     columns = order[:, None, :].expand_as(moment)
     ordered = moment.gather(1, rows).gather(2, columns).double()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
-    return torch.linalg.cholesky(inverse, upper=True).to(moment.dtype)
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor.to(moment.dtype)

@@ -24,7 +24,8 @@ def max_abs_step(weights: Tensor, bits: float) -> Tensor:
     >>> max_abs_step(torch.tensor([0.5, -2.0]), 3).item()
     0.5
     """
-    return torch.maximum(weights.amax(), -weights.amin()) / 2.0 ** (bits - 1)
+    largest = torch.maximum(weights.amax(), -weights.amin())
+    return largest / float(2 ** (bits - 1))
 
 
 def sigma_step(weights: Tensor, bits: int) -> Tensor:

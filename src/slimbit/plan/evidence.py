@@ -68,6 +68,11 @@ class Evidence:
         check_finite(weight, f"weight of layer {layer.name!r}")
         return weight.float()
 
+    def positions(self, layer: LayerSpec, per: Per) -> int:
+        """``c_l`` of a layer, with the positions of layers that use the very same tensor."""
+        sharing = [other for other in self.spec.layers if other.shared_with == layer.name]
+        return layer.multiplicity(per) + sum(other.multiplicity(per) for other in sharing)
+
     def checked_sensitivity(self) -> Sensitivity:
         """The sensitivity, of every layer."""
         if self.sensitivity is None:

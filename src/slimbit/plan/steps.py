@@ -15,11 +15,14 @@ from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec
 from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
 
+LAYOUT, RECIPE = Layout(), Recipe()
+"""Defaults of every policy."""
+
 METRICS = ("esn_analog", "esn_digital", "esn_filterwise")
 
 
 def step_by_range(
-    evidence: Evidence, bits: float, *, layout: Layout = Layout(), recipe: Recipe = Recipe()
+    evidence: Evidence, bits: float, *, layout: Layout = LAYOUT, recipe: Recipe = RECIPE
 ) -> CompressionPlan:
     """``step = max|W| / 2^(bits-1)``: the paper's quantize-only baseline, policy ``max_abs``.
 
@@ -44,7 +47,7 @@ def step_by_range(
 
 
 def step_by_deviation(
-    evidence: Evidence, k: float, *, layout: Layout = Layout(), recipe: Recipe = Recipe()
+    evidence: Evidence, k: float, *, layout: Layout = LAYOUT, recipe: Recipe = RECIPE
 ) -> CompressionPlan:
     """``step = k * std(W)``: equal signal-to-noise ratio everywhere, policy ``sigma``.
 
@@ -61,7 +64,7 @@ def step_by_deviation(
 
 
 def step_by_price(
-    evidence: Evidence, price: float, *, metric: str, layout: Layout = Layout(), recipe: Recipe = Recipe()
+    evidence: Evidence, price: float, *, metric: str, layout: Layout = LAYOUT, recipe: Recipe = RECIPE
 ) -> CompressionPlan:
     """Policy ``optimal``: the closed forms of `slimbit.numerics.allocate`, or widths per filter for ESN'_d.
 
@@ -82,7 +85,7 @@ def step_by_price(
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         s = sensitivity.filters[layer.name] if layout.granularity == "filter" else (sensitivity.layer(layer.name),)
-        c = layer.multiplicity(layout.per)
+        c = evidence.positions(layer, layout.per)
         parts = _parts(weights, layout)
         chosen = [_priced_step(metric, price, c, part, sensitive) for part, sensitive in zip(parts, s, strict=True)]
         plan = _layer(layer, chosen, layout, rate=_rates(recipe, price * c, s))
@@ -129,7 +132,7 @@ def _filterwise(evidence: Evidence, price: float, *, layout: Layout, recipe: Rec
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         table = evidence.width_table(layer, layout.grid)
         s = weights.new_tensor(sensitivity.filters[layer.name])
-        macs = layer.multiplicity(layout.per) * layer.weights / layer.filters
+        macs = evidence.positions(layer, layout.per) * layer.weights / layer.filters
         widths = best_widths(table, price, sensitivity=s, macs_per_filter=macs)
         return _by_width(layer, table, widths.tolist(), layout)
 

@@ -149,7 +149,7 @@ class CompressionPlan(Recipe):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _layer_from(row: object) -> LayerPlan:
+def _layer_from(row: Mapping[str, Any]) -> LayerPlan:
     if not isinstance(row, Mapping):
         raise InputError(f"a layer of a plan must be a table, got {type(row).__name__}")
     _check_keys("layer of a plan", row, {f.name for f in fields(LayerPlan)})

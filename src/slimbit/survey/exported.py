@@ -78,15 +78,28 @@ def _load(file: Path) -> ExportedProgram:
     return torch.export.load(io.BytesIO(content))
 
 
+class _Swallow(logging.Filter):
+    """Drops log records and keeps the error that the last one carried."""
+
+    cause: BaseException | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            self.cause = record.exc_info[1]
+        return False
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Loading logs whole tracebacks as warnings before it raises; the error says it in one sentence."""
+    """The loader logs why it failed, traceback and all, and raises something else; here the why is raised."""
+    swallow = _Swallow()
     loggers = [logging.getLogger(name) for name in _LOUD]
-    levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+        logger.addFilter(swallow)
     try:
         yield
+    except RuntimeError as error:
+        raise swallow.cause or error from error
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger in loggers:
+            logger.removeFilter(swallow)

@@ -176,12 +176,16 @@ class GraphReader:
         transposed = kind.startswith("conv_transpose")
         groups = int(bound.get("groups", 1)) if kind.startswith("conv") else 1
         arrange = _arrangement(argument, transposed=transposed, groups=groups)
+        shape = self._shape(source)
+        # a lowered matmul repeats its weight for every image, without storing it more than once
+        repeated = len(shape) == 3 and source.meta["val"].stride(0) == 0
+        shape = shape[1:] if repeated else shape
 
         def read() -> Tensor:
             with torch.no_grad():
-                return arrange(constant.read().detach())
+                weight: Tensor = constant.read().detach()
+            return arrange(weight[0] if repeated else weight)
 
-        shape = self._shape(source)
         if 0 in shape:
             raise InputError(f"layer {self._name(node, constant)!r} must have weights, got shape {shape}")
         bias = bound.get("self" if argument in {"mat1", "mat2", "batch1", "batch2"} else "bias")

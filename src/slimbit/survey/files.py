@@ -55,7 +55,7 @@ def reading(source: str | Path, kind: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # the parsers behind this raise anything at all on damaged bytes
-        raise InputError(f"{source} must be an undamaged {kind} file, got {_one_line(error)}") from error
+        raise InputError(f"{source} must be a readable {kind} file, got {_one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:

@@ -86,12 +86,11 @@ def _attention(module: nn.MultiheadAttention, args: Any, kwargs: Any, _output: A
     inputs = [_argument(args, kwargs, i, name) for i, name in enumerate(("query", "key", "value"))]
     tokens = [value.numel() // value.shape[-1] for value in inputs]
     for i, name in enumerate("qkv"):
-        if module.in_proj_weight is not None:
-            parameter, rows = "in_proj_weight", (i * width, (i + 1) * width)
-        else:
-            parameter, rows = f"{name}_proj_weight", None
-        bias = "in_proj_bias" if module.in_proj_bias is not None else ""
-        yield Use("attention", parameter, tokens[i], f"{name}_proj", rows, bias)
+        # one stacked tensor, unless keys and values have widths of their own
+        stacked = module._qkv_same_embed_dim
+        parameter = "in_proj_weight" if stacked else f"{name}_proj_weight"
+        rows = (i * width, (i + 1) * width) if stacked else None
+        yield Use("attention", parameter, tokens[i], f"{name}_proj", rows, "in_proj_bias")
     yield Use("attention", "out_proj.weight", tokens[0], "out_proj", None, "out_proj.bias")
 
 

@@ -108,7 +108,15 @@ def _copy(model: nn.Module, *, skeleton: bool) -> nn.Module:
         raise InputError(f"{type(model).__name__} must support copy.deepcopy to be surveyed, got {error}") from error
     for module in clone.modules():
         module.training = False
+        if skeleton and type(module) in _SHAPE_KEEPING:
+            # no MACs, same shape out as in; torch's shape-only versions take longer than all the rest
+            module.forward = nn.Identity().forward
     return clone
+
+
+_SHAPE_KEEPING = frozenset(
+    {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish}
+)
 
 
 def _to_meta(value: Any) -> Any:
@@ -144,8 +152,6 @@ def _layer(model: nn.Module, key: LayerKey, use: Use, seen: dict[Any, str], *, p
     name = _join(path, part) or type(module).__name__
     groups = int(getattr(module, "groups", 1))
     shape = _filters_first_shape(use, tuple(stored.shape), groups)
-    if 0 in shape:
-        raise InputError(f"layer {name} must have at least one weight, got shape {shape}")
     shared_with = seen.setdefault((_identity(module, use.parameter), use.rows), name)
     bias = _tensor(module, use.bias)
     return LayerSpec(
@@ -212,23 +218,24 @@ def _other_work(calls: Sequence[Call], layers: Mapping[LayerKey, LayerSpec], bat
     """MACs of each module's own operations beyond what its counted weights explain."""
     macs: Counter[str] = Counter()
     times: Counter[str] = Counter()
-    operations: dict[str, list[str]] = {}
-    parameters: dict[str, list[str]] = {}
+    operations: dict[str, dict[tuple[str, tuple[str, ...]], None]] = {}
     for call in calls:
-        explained = sum(use.positions * layers[call.path, use.part].weights for use in call.uses)
+        used = [layers[call.path, use.part] for use in call.uses]
+        explained = sum(use.positions * layer.weights for use, layer in zip(call.uses, used, strict=True))
         excess = sum(call.work.values()) - explained
         if excess > 0:
             macs[call.path] += excess
             times[call.path] += 1
-            operations.setdefault(call.path, []).extend(call.work)
-            parameters.setdefault(call.path, []).extend(call.parameters)
+            keys = {layer.weight_key for layer in used}
+            foreign = [entry for entry in call.work if keys.isdisjoint(entry[1])]
+            operations.setdefault(call.path, {}).update(dict.fromkeys(foreign or call.work))
     return tuple(
         OtherWork(
             name=path,
-            operation=", ".join(dict.fromkeys(operations[path])),
+            operation=", ".join(dict.fromkeys(operation for operation, _ in operations[path])),
             macs=-(-count // batch),
             calls=times[path],
-            parameters=tuple(dict.fromkeys(parameters[path])),
+            parameters=tuple(dict.fromkeys(name for _, names in operations[path] for name in names)),
         )
         for path, count in macs.items()
     )
@@ -275,7 +282,9 @@ def _refuse_what_cannot_be_counted(model: nn.Module) -> None:
         raise InputError("the network must be a Python module, got a scripted one: pass the module it was made from")
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
-            raise InputError(f"layer {name} must have a shape, got a lazy parameter: run the network once first")
+            raise InputError(f"parameter {name} must have a shape, got a lazy one: run the network once first")
+        if parameter.numel() == 0:
+            raise InputError(f"parameter {name} must have at least one element, got shape {tuple(parameter.shape)}")
 
 
 def _mapped(inputs: Inputs, function: Callable[[Any], Any]) -> Inputs:

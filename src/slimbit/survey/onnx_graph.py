@@ -93,6 +93,7 @@ def open_graph(path: Path, input_shape: Sequence[int] | None) -> OnnxGraph:
         model = inline_local_functions(model)
     shaped = _without_quantizers(model)
     onnx.checker.check_model(shaped)
+    _forget_shapes(shaped.graph)
     batch = _fix_inputs(shaped.graph, input_shape)
     shaped = onnx.shape_inference.infer_shapes(shaped, data_prop=True)
     return _graph(model.graph, shaped.graph, batch)
@@ -151,12 +152,15 @@ def _without_quantizers(model: ModelProto) -> ModelProto:
     for node in copy.graph.node:
         if is_quantizer(node):
             node.CopyFrom(helper.make_node("Identity", list(node.input[:1]), list(node.output[:1]), name=node.name))
-    # shapes noted for another batch or image size would contradict the ones inferred here
-    del copy.graph.value_info[:]
-    for output in copy.graph.output:
+    return copy
+
+
+def _forget_shapes(graph: GraphProto) -> None:
+    """Shapes noted for another batch or image size would contradict the ones inferred here."""
+    del graph.value_info[:]
+    for output in graph.output:
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
-    return copy
 
 
 def _fix_inputs(graph: GraphProto, input_shape: Sequence[int] | None) -> int:

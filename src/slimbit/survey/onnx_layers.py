@@ -172,7 +172,9 @@ class NodeReader:
 
 def _computed_from_stored(graph: OnnxGraph) -> dict[str, tuple[str, ...]]:
     """For every value that no input reaches, the stored floats it is computed from."""
-    found = {name: (name,) if graph.types[name] in _FLOATS else () for name in graph.constants}
+    found: dict[str, tuple[str, ...]] = {
+        name: (name,) if graph.types[name] in _FLOATS else () for name in graph.constants
+    }
     for node in graph.nodes:
         if node.input and all(value in found for value in node.input if value):
             roots = tuple(dict.fromkeys(root for value in node.input for root in found.get(value, ())))

@@ -240,8 +240,8 @@ def _integer_range(graph: OnnxGraph, node: NodeProto, bit_width: str) -> tuple[T
     signed, narrow = attribute(node, "signed", 1), attribute(node, "narrow", 0)
     codes = 2.0 ** graph.tensor(bit_width).float()
     if signed:
-        return -codes / 2 + bool(narrow), codes / 2 - 1
-    return torch.zeros_like(codes), codes - 1 - bool(narrow)
+        return -codes / 2 + int(bool(narrow)), codes / 2 - 1
+    return torch.zeros_like(codes), codes - 1 - int(bool(narrow))
 
 
 def _plain(value: Tensor | Quantized) -> Tensor:

@@ -23,14 +23,13 @@ class Call:
     Attributes:
         path: Module path ("" = the network).
         uses: The counted weights it used.
-        work: MACs of its own operations (its children's are theirs) by operation.
-        parameters: Names of the parameters among the operands of those operations.
+        work: MACs of its own operations (its children's are theirs), by operation and the parameters among
+            its operands.
     """
 
     path: str
     uses: list[Use] = field(default_factory=list)
-    work: Counter[str] = field(default_factory=Counter)
-    parameters: list[str] = field(default_factory=list)
+    work: Counter[tuple[str, tuple[str, ...]]] = field(default_factory=Counter)
 
 
 def trace_calls(model: nn.Module, example_input: Inputs) -> list[Call]:
@@ -82,11 +81,10 @@ class _WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch 
         output = func(*args, **kwargs)
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
-            call = self._stack[-1]
             operation = str(func._overloadpacket).removeprefix("aten.")
-            call.work[operation] += formula(*args, **kwargs, out_val=output) // 2
             operands = (_storage(value) for value in args if isinstance(value, Tensor))
-            call.parameters.extend(self._names[key] for key in operands if key in self._names)
+            parameters = tuple(self._names[key] for key in operands if key in self._names)
+            self._stack[-1].work[operation, parameters] += formula(*args, **kwargs, out_val=output) // 2
         return output
 
 

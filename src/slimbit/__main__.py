@@ -1,0 +1,5 @@
+"""``python -m slimbit``."""
+
+from slimbit.cli import main
+
+main()

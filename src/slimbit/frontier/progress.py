@@ -1,0 +1,39 @@
+"""What a run tells while it is under way; printing is left to the caller."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from slimbit.records.point import FrontierPoint
+
+Stage = Literal["float accuracy", "sensitivity", "range", "start", "point", "refine", "waiting", "done"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One message.
+
+    Attributes:
+        stage: "float accuracy", "sensitivity" and "range" prepare; "start" comes once, when the number of evaluations
+            is known; then "point" before and after each point (``point`` is None before), "refine" when places for
+            more points were chosen, "waiting" while other processes hold what is left, and "done".
+        done: Points finished, by any process, in this or an earlier start.
+        total: Points in all.
+        seconds_left: Estimate; None before anything was timed.
+        point: The finished point.
+        message: For people.
+    """
+
+    stage: Stage
+    done: int = 0
+    total: int = 0
+    seconds_left: float | None = None
+    point: FrontierPoint | None = None
+    message: str = ""
+
+
+Listener = Callable[[Progress], None]
+
+
+def silent(_: Progress) -> None:
+    """Listen to nothing."""

@@ -1,0 +1,76 @@
+"""Points of a frontier: one compressed network each, with its accuracy, its costs, and where its parts are kept."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+SCHEMA = 1
+
+PointState = Literal["done", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierPoint:
+    """One measured point.
+
+    Attributes:
+        number: Trial number in the study.
+        key: Name of the point within its run (``sweep-03``, ``refine-00``, ``max_abs-4``): the same in every attempt.
+        state: "done", or "failed" with the reason in ``error``.
+        policy: What chose the steps: "optimal", "max_abs", "sigma", "signal", ..., or "float" for the network itself.
+        setting: What turned the knob, for people: ``price 2.1e-09``, ``4 bits``.
+        baseline: Whether it is there for comparison (the paper's quantize-only), not a proposal.
+        metric: Cost metric that the price is for.
+        price: Accuracy loss one is willing to pay per unit of ``metric``.
+        accuracy: What ``evaluate`` returned: percent for the built-in data, higher is better.
+        accuracy_low: Lower end of its 95 % confidence interval, where the number of images is known.
+        accuracy_high: Upper end.
+        costs: Every cost metric under its name.
+        plan: Digest of the `CompressionPlan`.
+        objects: Content hash by role: "plan" (JSON), "cost" (JSON of the `CostReport`), "levels" (safetensors).
+        seconds: Wall time by stage.
+        provenance: Versions, seed, hardware.
+        error: Why a point failed.
+    """
+
+    number: int
+    key: str = ""
+    state: PointState
+    policy: str
+    setting: str
+    baseline: bool = False
+    metric: str | None = None
+    price: float | None = None
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    costs: Mapping[str, float | None] = field(default_factory=dict)
+    plan: str = ""
+    objects: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat data for ``slimbit points --json``: every cost metric under its own name."""
+        data = asdict(self)
+        return {**data.pop("costs"), **data}
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """All points of a run.
+
+    Attributes:
+        run: Folder of the run.
+        network: Name of the network.
+        metric: Cost metric that the sweep was for.
+        float_accuracy: Accuracy of the network before compression.
+        points: Every point, failed ones included, in order of their numbers.
+    """
+
+    run: str
+    network: str
+    metric: str
+    float_accuracy: float
+    points: tuple[FrontierPoint, ...]

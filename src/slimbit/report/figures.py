@@ -1,0 +1,184 @@
+"""Figures of a report as Plotly figure data, without colours: those come from a light or a dark template.
+
+Plain dictionaries, valid as ``plotly.graph_objects.Figure(figure)``; the page shows them with plotly.js.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from slimbit.report.frames import MetricFrame, PointFrame, ReportData
+
+FigureData = dict[str, Any]
+
+USEFUL = 0.75
+"""Share of the float accuracy below which a point is outside the first view of an accuracy figure."""
+
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+# Okabe and Ito's colours, distinct under the common colour-vision deficiencies; shapes differ as well
+_COLOURS = {
+    "light": {"ink": "#1c2024", "quiet": "#60666d", "grid": "#e6e8ea", "front": "#0067a5", "base": "#c04f00",
+              "card": "#ffffff"},
+    "dark": {"ink": "#e9ebee", "quiet": "#a3aab2", "grid": "#2c3238", "front": "#62b8f0", "base": "#f0a04b",
+             "card": "#171a1e"},
+}  # fmt: skip
+
+
+def accuracy_figure(data: ReportData, metric: str) -> FigureData:
+    """Accuracy against one cost metric: Pareto front, other points, baselines, float accuracy.
+
+    Traces, in the order of the templates: other points, front, baselines, the selected point. ``customdata`` holds
+    the numbers of the points; the selected one is filled in by the page. The layout opens on the useful part of the
+    accuracy; ``layout.meta.ranges`` has that and the whole ("useful", "all").
+
+    Args:
+        data: From `report_data`.
+        metric: Name of a metric in ``data.metrics``.
+    """
+    frame = data.metric(metric)
+    shown = [point for point in data.points if point.kind in {"ours", "baseline"} and point.costs.get(metric)]
+    by_cost = sorted(shown, key=lambda point: (point.costs[metric] or 0.0, point.number))
+    front = [data.point(number) for number in frame.front]
+    others = [point for point in by_cost if point.kind == "ours" and point.number not in frame.front]
+    baselines = [point for point in by_cost if point.kind == "baseline"]
+    ranges = {name: _ranges(data, shown, metric, whole=name == "all") for name in ("useful", "all")}
+    unit = f" ({data.about.unit})" if data.about.unit else ""
+    return {
+        "data": [
+            _trace("other points", others, data, frame, lines=False),
+            _trace("Pareto front", front, data, frame, lines=True),
+            _trace(_baseline_name(baselines), baselines, data, frame, lines=len({p.policy for p in baselines}) == 1),
+            {"type": "scatter", "name": "selected", "x": [], "y": [], "mode": "markers", "hoverinfo": "skip",
+             "showlegend": False},
+        ],
+        "layout": {
+            "xaxis": {"type": "log", "title": {"text": _axis_title(frame)}, "range": ranges["useful"]["x"],
+                      "tickformat": "~s"},
+            "yaxis": {"title": {"text": f"accuracy{unit}"}, "range": ranges["useful"]["y"]},
+            "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": data.about.float_accuracy,
+                        "y1": data.about.float_accuracy, "templateitemname": "float"}],
+            "annotations": [{"xref": "paper", "x": 1, "y": data.about.float_accuracy,
+                             "text": f"float {data.about.float_accuracy:.2f}", "templateitemname": "float"}],
+            "meta": {"ranges": ranges, "hidden": _outside(shown, ranges["useful"]["y"])},
+        },
+    }  # fmt: skip
+
+
+def histogram_figure(data: ReportData) -> FigureData:
+    """Filters by the width of their widest level, 0 = pruned; heights are filled in for the selected point."""
+    widest = max((len(layers.filters) for layers in data.layers.values()), default=1)
+    ticks = ["pruned", *(str(width) for width in range(1, widest))]
+    return {
+        "data": [{"type": "bar", "x": list(range(widest)), "y": [0] * widest, "hoverinfo": "skip"}],
+        "layout": {
+            "xaxis": {"title": {"text": "bits of the filter's widest level"}, "tickvals": list(range(widest)),
+                      "ticktext": ticks, "showgrid": False, "range": [-0.6, widest - 0.4]},
+            "yaxis": {"title": {"text": "filters"}, "rangemode": "tozero"},
+        },
+    }  # fmt: skip
+
+
+def template(theme: str) -> dict[str, Any]:
+    """Plotly template of a theme ("light" or "dark"): the same figure in other colours."""
+    colours = _COLOURS[theme]
+    axis = {"gridcolor": colours["grid"], "linecolor": colours["quiet"], "zeroline": False, "ticks": "",
+            "automargin": True, "title": {"standoff": 12}}  # fmt: skip
+    return {"data": _trace_styles(colours), "layout": {
+        "font": {"family": _FONT, "size": 13, "color": colours["quiet"]},
+        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+        "xaxis": {**axis, "showline": True}, "yaxis": axis,
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+        "hoverlabel": {"align": "left", "bgcolor": colours["card"], "bordercolor": colours["quiet"],
+                       "font": {"family": _FONT, "color": colours["ink"]}},
+        "hovermode": "closest", "dragmode": "zoom", "bargap": 0.3,
+        "shapedefaults": {}, "annotationdefaults": {"showarrow": False},
+        "shapes": [{"name": "float", "line": {"color": colours["quiet"], "width": 1, "dash": "dash"},
+                    "layer": "below"}],
+        "annotations": [{"name": "float", "showarrow": False, "xanchor": "right", "yanchor": "bottom",
+                         "font": {"size": 12, "color": colours["quiet"]}}],
+    }}  # fmt: skip
+
+
+def plain(text: str) -> str:
+    """Text that Plotly shows as it is: its labels otherwise understand some HTML, links among it."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _trace(
+    name: str, points: Sequence[PointFrame], data: ReportData, frame: MetricFrame, *, lines: bool
+) -> FigureData:
+    accuracies = [point.accuracy or 0.0 for point in points]
+    ends = [(a if p.high is None else p.high, a if p.low is None else p.low) for p, a in zip(points, accuracies)]
+    return {
+        "type": "scatter",
+        "name": plain(name),
+        "mode": "lines+markers" if lines else "markers",
+        "showlegend": bool(points),
+        "x": [point.costs[frame.name] for point in points],
+        "y": accuracies,
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [round(high - a, 6) for (high, _), a in zip(ends, accuracies, strict=True)],
+            "arrayminus": [round(a - low, 6) for (_, low), a in zip(ends, accuracies, strict=True)],
+        },
+        "customdata": [point.number for point in points],
+        "hoverinfo": "text",
+        "hovertext": [_hover(point, data) for point in points],
+    }
+
+
+def _hover(point: PointFrame, data: ReportData) -> str:
+    interval = "" if point.low is None or point.high is None else f"  ({point.low:.2f} to {point.high:.2f})"
+    rows = [f"<b>{plain(point.label)}</b>", f"accuracy {plain(point.accuracy_text)}{interval}"]
+    rows += [f"{plain(metric.label)}  {plain(point.texts.get(metric.name, '-'))}" for metric in data.metrics]
+    return "<br>".join(rows)
+
+
+def _baseline_name(points: Iterable[PointFrame]) -> str:
+    policies = ", ".join(dict.fromkeys(point.policy for point in points))
+    return f"baseline: {policies}" if policies else "baseline"
+
+
+def _axis_title(frame: MetricFrame) -> str:
+    return plain(f"{frame.label} ({frame.unit})" if frame.unit else frame.label)
+
+
+def _ranges(data: ReportData, points: Sequence[PointFrame], metric: str, *, whole: bool) -> dict[str, list[float]]:
+    """Axis ranges, the one of x in powers of ten, around the points that a view shows, intervals included."""
+    top = data.about.float_accuracy
+    near = [point for point in points if whole or (point.accuracy or 0.0) >= USEFUL * top] or points
+    lows = [point.accuracy or 0.0 if point.low is None else point.low for point in near]
+    highs = [point.accuracy or 0.0 if point.high is None else point.high for point in near]
+    costs = [math.log10(point.costs[metric] or 1.0) for point in near]
+    return {
+        "x": _padded(min(costs, default=0.0), max(costs, default=1.0)),
+        "y": _padded(min([top, *lows]), max([top, *highs])),
+    }
+
+
+def _padded(low: float, high: float) -> list[float]:
+    room = 0.06 * (high - low) or 0.5
+    return [round(low - room, 6), round(high + room, 6)]
+
+
+def _outside(points: Iterable[PointFrame], limits: Sequence[float]) -> int:
+    return sum((point.accuracy or 0.0) < limits[0] for point in points)
+
+
+def _trace_styles(colours: dict[str, str]) -> dict[str, Any]:
+    """Styles by type and order of traces: see `accuracy_figure`."""
+    bars = {"thickness": 1, "width": 0}
+    ring = {"symbol": "circle-open", "size": 20, "color": colours["ink"], "line": {"width": 2}}
+    return {
+        "scatter": [
+            {"marker": {"color": colours["quiet"], "symbol": "circle-open", "size": 8}, "error_y": bars},
+            {"marker": {"color": colours["front"], "size": 9}, "line": {"color": colours["front"], "width": 2},
+             "error_y": bars},
+            {"marker": {"color": colours["base"], "symbol": "diamond", "size": 9},
+             "line": {"color": colours["base"], "width": 1.5, "dash": "dot"}, "error_y": bars},
+            {"marker": ring},
+        ],
+        "bar": [{"marker": {"color": colours["front"]}, "textposition": "outside", "cliponaxis": False}],
+    }  # fmt: skip

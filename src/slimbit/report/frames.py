@@ -1,0 +1,287 @@
+"""Data behind the figures of a report: plain numbers and texts from records; `figures` draws, `page` composes."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from slimbit.records.cost import SCHEMA
+from slimbit.records.errors import InputError
+from slimbit.records.point import FrontierPoint
+from slimbit.report.headline import Headline, headline, pareto_front
+from slimbit.report.tables import MISSING, UNITS, quantity
+
+CostData = Mapping[str, Any]
+"""JSON of one `CostReport`."""
+
+PREFERRED = ("esn_digital", "esn_analog", "esn_filterwise", "bit_operations", "weight_bytes", "nonzero_macs")
+LABELS = {
+    "parameters": ("Parameters", "weights and biases"),
+    "macs": ("MACs", "multiply-accumulates per image"),
+    "nonzero_macs": ("Non-zero MACs", "multiply-accumulates per image with a weight that is not zero"),
+    "esn_analog": ("ESN analog", "squared levels, summed over every MAC of an image"),
+    "esn_digital": ("ESN digital", "bits of every level, summed over every MAC of an image"),
+    "esn_filterwise": ("ESN filter-wise", "like ESN digital, every weight at the width of its filter's widest level"),
+    "esn_analog_class_a": ("ESN class A", "like ESN analog, every weight at the square of its layer's largest level"),
+    "bit_operations": ("Bit operations", "MACs x weight bits of the layer x activation bits"),
+    "weight_bytes": ("Weight memory", "bytes of the weights, one bit width per filter"),
+    "mean_bits": ("Mean bits", "bits per weight, pruned weights included as 0"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a report says of the run itself.
+
+    Attributes:
+        run: Its folder, as commands name it.
+        network: Name of the network.
+        metric: Cost metric that the sweep was for.
+        float_accuracy: Accuracy before compression.
+        unit: Unit of accuracy: "%" or "".
+        scoring: How accuracy was scored, by name: data, images, interval.
+        provenance: Versions, seed, hardware and settings, by name.
+    """
+
+    run: str
+    network: str
+    metric: str
+    float_accuracy: float
+    unit: str = ""
+    scoring: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointFrame:
+    """One point as tables and figures show it; ``texts`` are the costs for people."""
+
+    number: int
+    kind: str
+    """"ours", "baseline", "float" or "failed"."""
+    policy: str
+    setting: str
+    grid: str
+    accuracy: float | None
+    accuracy_text: str
+    low: float | None
+    high: float | None
+    costs: dict[str, float | None]
+    texts: dict[str, str]
+    plan: str
+    seconds: str
+    error: str
+
+    @property
+    def label(self) -> str:
+        """Policy and setting."""
+        return f"{self.policy}, {self.setting}" if self.setting else self.policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricFrame:
+    """One cost metric: its names, its unit, and the numbers of the points on its Pareto front, cheapest first."""
+
+    name: str
+    label: str
+    unit: str
+    text: str
+    front: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersFrame:
+    """The layers of one point, in the network's order.
+
+    Attributes:
+        mean_bits: Bits per weight.
+        widest: Bits of the widest level.
+        decibels: S/N in dB, None where nothing was rounded.
+        shares: Share of the network's cost by metric, 0 to 1.
+        filters: Number of filters by bit width, from 0 (pruned).
+    """
+
+    mean_bits: tuple[float, ...]
+    widest: tuple[int, ...]
+    decibels: tuple[float | None, ...]
+    shares: dict[str, tuple[float, ...]]
+    filters: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """Everything a report shows."""
+
+    about: About
+    headline: Headline
+    metrics: tuple[MetricFrame, ...]
+    points: tuple[PointFrame, ...]
+    layer_names: tuple[str, ...]
+    layers: dict[int, LayersFrame]
+    assumptions: tuple[str, ...]
+
+    def metric(self, name: str) -> MetricFrame:
+        """The metric of that name."""
+        return next(metric for metric in self.metrics if metric.name == name)
+
+    def point(self, number: int) -> PointFrame:
+        """The point of that number."""
+        return next(point for point in self.points if point.number == number)
+
+
+def report_data(
+    about: About, points: Sequence[FrontierPoint], read_cost: Callable[[FrontierPoint], CostData]
+) -> ReportData:
+    """What a report shows, from records.
+
+    Args:
+        about: What to say of the run.
+        points: Every point, failed ones included.
+        read_cost: Gives the JSON data of a finished point's `CostReport`.
+
+    Raises:
+        InputError: No finished point; a cost report of another schema, or with other layers than the rest.
+    """
+    done = [point for point in points if point.state == "done" and point.accuracy is not None]
+    if not done:
+        raise InputError(f"a report must have at least one finished point, got none in {about.run}")
+    reports = {point.number: _checked(point, read_cost(point)) for point in done}
+    names = _layer_names(reports)
+    metrics = _metric_names(about.metric, done)
+    return ReportData(
+        about=about,
+        headline=headline(done, reports, metrics, about.unit),
+        metrics=tuple(_metric_frame(name, done) for name in metrics),
+        points=tuple(_point_frame(point, reports.get(point.number), about.unit) for point in points),
+        layer_names=names,
+        layers={number: _layers_frame(report, metrics) for number, report in reports.items()},
+        assumptions=_assumptions(list(reports.values())),
+    )
+
+
+def label_of(metric: str) -> str:
+    """Name of a metric for people.
+
+    >>> label_of("esn_digital"), label_of("my_chip")
+    ('ESN digital', 'my_chip')
+    """
+    return LABELS.get(metric, (metric, ""))[0]
+
+
+def _checked(point: FrontierPoint, report: CostData) -> CostData:
+    if report.get("schema") != SCHEMA:
+        raise InputError(f"cost report of point {point.number} must have schema {SCHEMA}, got {report.get('schema')!r}")
+    return report
+
+
+def _layer_names(reports: Mapping[int, CostData]) -> tuple[str, ...]:
+    (first, names), *others = [(n, tuple(layer["name"] for layer in r["layers"])) for n, r in reports.items()]
+    for number, other in others:
+        if other != names:
+            raise InputError(
+                f"cost report of point {number} must list the same layers as that of point {first}, got "
+                f"{len(other)} layers beside {len(names)}"
+            )
+    return names
+
+
+def _metric_names(first: str, points: Sequence[FrontierPoint]) -> list[str]:
+    """Metrics that tell points apart, that of the sweep first: what compression cannot change needs no axis."""
+    known = dict.fromkeys((first, *PREFERRED, *LABELS, *(name for point in points for name in point.costs)))
+    compressed = [point for point in points if point.policy != "float"] or list(points)
+    values = {name: {point.costs.get(name) for point in compressed} - {None, 0} for name in known}
+    chosen = [name for name in known if len(values[name]) > 1]
+    return chosen or [name for name in known if values[name]][:1]
+
+
+def _metric_frame(name: str, points: Sequence[FrontierPoint]) -> MetricFrame:
+    label, text = LABELS.get(name, (name, ""))
+    rows = [
+        (cost, point.accuracy, point.number)
+        for point in points
+        if point.policy != "float" and point.accuracy is not None and (cost := point.costs.get(name)) is not None
+    ]
+    front = pareto_front([row[:2] for row in rows])
+    return MetricFrame(
+        name=name, label=label, unit=UNITS.get(name, ""), text=text, front=tuple(rows[i][2] for i in front)
+    )
+
+
+def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> PointFrame:
+    kind = "failed" if report is None else "float" if point.policy == "float" else "baseline" if point.baseline else ""
+    grids = () if report is None else dict.fromkeys(layer["grid"] for layer in report["layers"])
+    return PointFrame(
+        number=point.number,
+        kind=kind or "ours",
+        policy=point.policy,
+        setting=point.setting,
+        grid=", ".join(grids),
+        accuracy=point.accuracy,
+        accuracy_text=MISSING if point.accuracy is None else f"{point.accuracy:.2f}{unit and ' ' + unit}",
+        low=point.accuracy_low,
+        high=point.accuracy_high,
+        costs=dict(point.costs),
+        texts={name: f"{quantity(value)} {UNITS.get(name, '')}".strip() for name, value in point.costs.items()},
+        plan=point.plan,
+        seconds=f"{sum(point.seconds.values()):.1f} s" if point.seconds else MISSING,
+        error=point.error,
+    )
+
+
+def _layers_frame(report: CostData, metrics: Iterable[str]) -> LayersFrame:
+    layers = report["layers"]
+    ratios = [layer["signal_to_noise"] for layer in layers]
+    return LayersFrame(
+        mean_bits=tuple(_short(layer["mean_bits"]) for layer in layers),
+        widest=tuple(layer["weight_bits"] for layer in layers),
+        decibels=tuple(_short(10 * math.log10(ratio)) if ratio else None for ratio in ratios),
+        shares={metric: shares for metric in metrics if (shares := _shares(layers, metric))},
+        filters=_histogram(bits for layer in layers for bits in layer["filter_bits"]),
+    )
+
+
+def _shares(layers: Sequence[CostData], metric: str) -> tuple[float, ...]:
+    """Share of each layer in the sum of a metric; empty where the layers do not have it."""
+    values = [layer.get(metric) for layer in layers]
+    if metric == "mean_bits":  # a mean adds up only when weighted
+        values = [layer["mean_bits"] * layer["weights"] for layer in layers]
+    if any(value is None for value in values):
+        return ()
+    total = math.fsum(value for value in values if value is not None)
+    return tuple(_short(value / total) if total and value else 0.0 for value in values)
+
+
+def _histogram(bits: Iterable[int]) -> tuple[int, ...]:
+    counts = Counter(bits)
+    return tuple(counts[width] for width in range(max(counts, default=0) + 1))
+
+
+def _short(value: float) -> float:
+    """Four digits: a bar cannot show more, and the file stays small."""
+    return float(f"{value:.4g}")
+
+
+def _assumptions(reports: Sequence[CostData]) -> tuple[str, ...]:
+    grids = {layer["grid"] for report in reports for layer in report["layers"]}
+    activation_bits = sorted({layer["activation_bits"] for report in reports for layer in report["layers"]})
+    texts = [
+        "Weights only. Activations, biases and normalization stay float: accuracy was measured that way. Bit operations"
+        f" nevertheless count activations at {' or '.join(map(str, activation_bits))} bits.",
+    ]
+    if grids & {"midrise_zero", "midtread"}:
+        texts.append(
+            "Zeros are free. A weight at level zero costs nothing in ESN digital, ESN analog and non-zero MACs, which "
+            "assumes hardware that skips zeros. Hardware that cannot skip them should go by ESN filter-wise."
+        )
+    if "midrise_zero" in grids:
+        texts.append(
+            "On the grid midrise_zero, b bits hold 2^b levels, and the zero is one code more. ESN filter-wise and weight "
+            "memory do not count that code; the headline does, with one bit more for every weight."
+        )
+    if {report["per"] for report in reports} == {"mac"}:
+        texts.append("Costs are per image: a weight counts once for every output position that uses it (per MAC).")
+    else:
+        texts.append("A weight counts once, however many output positions use it (per parameter).")
+    common = set.intersection(*({*report.get("notes", ())} for report in reports))
+    return (*texts, *sorted(common))

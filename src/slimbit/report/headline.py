@@ -1,0 +1,176 @@
+"""The headline: how many times cheaper at the accuracy of the 4-bit baseline, for each cost metric."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from slimbit.records.point import FrontierPoint
+from slimbit.report.tables import quantity
+
+CostData = Mapping[str, Any]
+BASELINE_BITS = 4
+# On the grid midrise_zero a filter of b bits has 2^b levels and zero, one code more than these metrics count.
+PAYS_FOR_ZERO = ("esn_filterwise", "weight_bytes")
+
+Reached = Literal["exact", "at_least", "not_reached", "no_cost"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factor:
+    """How many times cheaper the front is than the baseline, for one metric.
+
+    Attributes:
+        metric: Cost metric.
+        reached: "exact": between two points of the front. "at_least": every point of the front is more accurate than
+            the baseline, so the cheapest one gives a lower bound. "not_reached": no point is as accurate.
+            "no_cost": the metric does not exist on one side.
+        factor: Baseline's cost over the front's; None where there is none.
+        text: The factor for people, e.g. ``5.2x``.
+        detail: Both costs for people.
+    """
+
+    metric: str
+    reached: Reached
+    factor: float | None
+    text: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """One sentence and a factor per metric.
+
+    Attributes:
+        text: What is compared with what.
+        baseline: Number of the baseline point; None where the run has none.
+        factors: One per metric, the sweep's own first; empty without a baseline.
+        notes: What a reader must know before quoting the factors.
+    """
+
+    text: str
+    baseline: int | None
+    factors: tuple[Factor, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def headline(
+    points: Sequence[FrontierPoint], reports: Mapping[int, CostData], metrics: Sequence[str], unit: str = ""
+) -> Headline:
+    """Compare the run's own points with its 4-bit baseline, at the accuracy of the baseline.
+
+    ``factor = cost of baseline / exp(interpolate(accuracy; log cost along the Pareto front))``.
+
+    Args:
+        points: Finished points.
+        reports: JSON data of their cost reports, by point number.
+        metrics: Cost metrics.
+        unit: Unit of accuracy.
+    """
+    baseline = _baseline(points, reports)
+    if baseline is None:
+        return Headline(text="This run has no baseline to compare with.", baseline=None)
+    ours = [point for point in points if not point.baseline and point.policy != "float"]
+    pays = any(layer["grid"] == "midrise_zero" for point in ours for layer in reports[point.number]["layers"])
+    notes = ["Interpolated on log cost along the Pareto front; both accuracies are estimates with an interval."]
+    if pays and set(metrics) & set(PAYS_FOR_ZERO):
+        notes.append("For filter-wise cost and weight memory our zero level is paid for with one bit more per weight.")
+    space = f" {unit}" if unit else ""
+    name = f"{_widest(reports[baseline.number])}-bit"
+    return Headline(
+        text=f"At the accuracy of the {name} baseline ({baseline.policy}, {baseline.accuracy:.2f}{space})",
+        baseline=baseline.number,
+        factors=tuple(_factor(metric, baseline, ours, reports) for metric in metrics),
+        notes=tuple(notes),
+    )
+
+
+def pareto_front(costs: Sequence[tuple[float, float]]) -> list[int]:
+    """Positions of the points that no other point dominates, cheapest first.
+
+    A point is dominated when another is no dearer and no less accurate, and better in one of the two; of equal
+    points the first stays.
+
+    Args:
+        costs: Pairs of cost and accuracy.
+
+    >>> pareto_front([(3.0, 80.0), (1.0, 70.0), (2.0, 60.0), (1.0, 70.0)])
+    [1, 0]
+    """
+    front: list[int] = []
+    for index in sorted(range(len(costs)), key=lambda i: (costs[i][0], -costs[i][1])):
+        if not front or costs[index][1] > costs[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def cost_at_accuracy(costs: Sequence[tuple[float, float]], accuracy: float) -> tuple[Reached, float | None]:
+    """Cost at which the Pareto front of ``costs`` reaches an accuracy, linear in log cost between its points.
+
+    >>> cost_at_accuracy([(1e6, 80.0), (1e8, 90.0)], 85.0)  # half way between 10^6 and 10^8
+    ('exact', 10000000.0)
+    >>> cost_at_accuracy([(1e6, 80.0), (1e8, 90.0)], 70.0)
+    ('at_least', 1000000.0)
+    """
+    front = [costs[i] for i in pareto_front(costs)]
+    if not front:
+        return "no_cost", None
+    if front[0][1] > accuracy:
+        return "at_least", front[0][0]
+    for (cheap, low), (dear, high) in zip(front, front[1:], strict=False):
+        if low <= accuracy <= high:
+            share = (accuracy - low) / (high - low)
+            return "exact", 10 ** (math.log10(cheap) + share * math.log10(dear / cheap))
+    return ("exact", front[-1][0]) if front[-1][1] == accuracy else ("not_reached", None)
+
+
+def _baseline(points: Sequence[FrontierPoint], reports: Mapping[int, CostData]) -> FrontierPoint | None:
+    """The baseline whose widest level is nearest to 4 bits; of several, `max_abs`, then the more accurate."""
+    candidates = [point for point in points if point.baseline and point.policy != "float"]
+
+    def rank(point: FrontierPoint) -> tuple[int, bool, float]:
+        off = abs(_widest(reports[point.number]) - BASELINE_BITS)
+        return off, point.policy != "max_abs", -(point.accuracy or 0.0)
+
+    return min(candidates, key=rank, default=None)
+
+
+def _widest(report: CostData) -> int:
+    return max(int(layer["weight_bits"]) for layer in report["layers"])
+
+
+def _factor(
+    metric: str, baseline: FrontierPoint, ours: Sequence[FrontierPoint], reports: Mapping[int, CostData]
+) -> Factor:
+    theirs = _honest_cost(baseline, metric, reports)
+    pairs = [(cost, point.accuracy or 0.0) for point in ours if (cost := _honest_cost(point, metric, reports))]
+    reached, cost = cost_at_accuracy(pairs, baseline.accuracy or 0.0)
+    if not theirs or reached == "no_cost":
+        return Factor(metric=metric, reached="no_cost", factor=None, text="-", detail="not measured")
+    if cost is None:
+        best = max(accuracy for _, accuracy in pairs)
+        return Factor(
+            metric=metric, reached="not_reached", factor=None, text="not reached", detail=f"best point: {best:.2f}"
+        )
+    factor = theirs / cost
+    text = f"{'≥ ' if reached == 'at_least' else ''}{_times(factor)}×"
+    return Factor(
+        metric=metric, reached=reached, factor=factor, text=text, detail=f"{quantity(theirs)} → {quantity(cost)}"
+    )
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2f}" if factor < 2 else f"{factor:.1f}" if factor < 100 else f"{factor:.0f}"
+
+
+def _honest_cost(point: FrontierPoint, metric: str, reports: Mapping[int, CostData]) -> float | None:
+    """The point's cost, with one bit more per surviving weight where the zero level is a code not yet counted."""
+    cost = point.costs.get(metric)
+    if cost is None or metric not in PAYS_FOR_ZERO:
+        return cost
+    zeros = [layer for layer in reports[point.number]["layers"] if layer["grid"] == "midrise_zero"]
+    if metric == "esn_filterwise":
+        return cost + sum(layer["macs"] for layer in zeros)
+    # `macs` counts the weights that survive once per position; memory holds each of them once (and shared ones, with
+    # 0 bytes of their own, elsewhere)
+    return cost + sum(layer["macs"] / layer["positions"] / 8 for layer in zeros if layer["weight_bytes"])

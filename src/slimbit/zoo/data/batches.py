@@ -1,0 +1,66 @@
+"""Batches of a data set as tensors."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from slimbit.zoo.data.dataset import DataSet, Images
+
+CPU = torch.device("cpu")
+
+
+class CalibrationBatches:
+    """Unlabelled normalized batches, made anew on every pass and always the same.
+
+    Attributes:
+        images: Number of images in all batches together.
+
+    >>> from slimbit.zoo.data import open_data
+    >>> batches = open_data("digits").calibration(300, batch_size=200)
+    >>> len(batches), [tuple(batch.shape) for batch in batches]
+    (2, [(200, 1, 8, 8), (100, 1, 8, 8)])
+    """
+
+    def __init__(self, data: "DataSet", indices: NDArray[np.intp], batch_size: int) -> None:
+        self._data, self._indices, self._batch_size = data, indices, batch_size
+        self.images = len(indices)
+
+    def __len__(self) -> int:
+        return -(-self.images // self._batch_size)
+
+    def __getitem__(self, number: int) -> Tensor:
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        start = number % len(self) * self._batch_size
+        return normalized(self._data, self._data.train.images, self._indices[start : start + self._batch_size])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[number] for number in range(len(self)))
+
+
+def normalized(
+    data: "DataSet",
+    images: "Images",
+    indices: NDArray[np.intp],
+    *,
+    device: torch.device = CPU,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """One batch, ``(value / full_scale - mean) / std`` in float32, shape ``(len(indices), channels, height, width)``.
+
+    The pixels travel as they are stored, one byte each where they are ``uint8``.
+    """
+    pixels = torch.from_numpy(images[indices]).to(device).contiguous(memory_format=memory_format)
+    batch = pixels.to(torch.float32)  # a new tensor for uint8; for float32 the gathered copy itself
+    if pixels.dtype == torch.uint8:
+        batch.div_(data.full_scale)
+    mean, std = (
+        torch.tensor(values, device=device)[:, None, None]
+        for values in (data.normalization.mean, data.normalization.std)
+    )
+    return batch.sub_(mean).div_(std)

@@ -1,0 +1,177 @@
+"""A data set in memory: pixels as stored, normalized batch by batch when they are used."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimbit.records.errors import InputError
+from slimbit.zoo.data.normalization import Normalization
+
+if TYPE_CHECKING:
+    from slimbit.zoo.data.batches import CalibrationBatches
+    from slimbit.zoo.data.evaluator import Evaluator
+
+CALIBRATION_BATCH = 250
+EVALUATION_BATCH = 250
+"""Measured for ResNet-20 on 32x32 images: docs/how-to/data.md."""
+FEWEST_CLASSES = 2
+
+
+class Images(Protocol):
+    """Images in memory (a numpy array) or decoded on demand; shape ``(images, channels, height, width)``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Images, channels, height, width."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """``uint8`` or ``float32``."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, index: NDArray[np.intp], /) -> NDArray[Any]:
+        """The images at some indices, shape ``(len(index), channels, height, width)``."""
+
+
+class Part(NamedTuple):
+    """The training or the test part.
+
+    Attributes:
+        images: Shape ``(images, channels, height, width)``, ``uint8`` or ``float32``.
+        labels: Class of each, shape ``(images,)``; None for images that are only for calibration.
+    """
+
+    images: Images
+    labels: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataSet:
+    """Images to calibrate with and images to score on.
+
+    Attributes:
+        name: For people.
+        train: Images that calibration takes its share of.
+        test: Images and labels that accuracy is measured on.
+        classes: Labels are 0 to ``classes - 1``.
+        normalization: Mean and standard deviation per channel.
+        full_scale: What ``uint8`` values are divided by before normalization; ``float32`` values are not.
+        class_names: In the order of the labels, where they are known.
+
+    Raises:
+        InputError: Parts that do not fit each other, labels out of range.
+
+    >>> images, labels = np.zeros((4, 1, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+    >>> data = DataSet(name="mine", train=Part(images, None), test=Part(images, labels), classes=2,
+    ...                normalization=Normalization((0.5,), (0.25,)))
+    >>> data.input_shape, len(data.calibration(4))
+    ((1, 8, 8), 1)
+    """
+
+    name: str
+    train: Part
+    test: Part
+    classes: int
+    normalization: Normalization
+    full_scale: float = 255.0
+    class_names: tuple[str, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        for word, part in self.parts().items():
+            _check_images(part.images, f"{word} images of {self.name}")
+            if part.labels is not None:
+                _check_labels(part, self.classes, f"{word} labels of {self.name}")
+        if self.test.labels is None:
+            raise InputError(f"test images of {self.name} must have labels, got none")
+        train, test = self.train.images.shape[1:], self.test.images.shape[1:]
+        if train != test:
+            raise InputError(f"training and test images of {self.name} must have one shape, got {train} and {test}")
+        object.__setattr__(self, "normalization", self.normalization.fitted(self.input_shape[0]))
+
+    def parts(self) -> Mapping[str, Part]:
+        """Both parts under their words: "training" and "test"."""
+        return {"training": self.train, "test": self.test}
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Channels, height, width."""
+        return tuple(self.test.images.shape[1:])
+
+    def calibration(
+        self, images: int = 500, *, batch_size: int = CALIBRATION_BATCH, seed: int = 0
+    ) -> "CalibrationBatches":
+        """Unlabelled training images, chosen at random by ``seed``, as normalized float batches.
+
+        Args:
+            images: How many.
+            batch_size: Images per batch; the last may have fewer.
+            seed: Another seed, another choice.
+
+        Returns:
+            A sequence of float32 tensors ``(batch, channels, height, width)``; every pass gives the same.
+
+        Raises:
+            InputError: There are not so many.
+        """
+        from slimbit.zoo.data.batches import CalibrationBatches
+
+        images = _counted(images, len(self.train.images), f"calibration images of {self.name}", "training images")
+        order = np.random.default_rng(seed).permutation(len(self.train.images))
+        return CalibrationBatches(self, order[:images], _batch_size(batch_size))
+
+    def evaluator(self, images: int | None = None, *, batch_size: int = EVALUATION_BATCH) -> "Evaluator":
+        """A function from a model to its top-1 accuracy in percent on test images.
+
+        Args:
+            images: How many, the first of a fixed order in which the classes come in proportion; None: all.
+            batch_size: Images per forward pass; accuracy does not depend on it.
+
+        Raises:
+            InputError: There are not so many.
+        """
+        from slimbit.zoo.data.evaluator import Evaluator
+
+        there = len(self.test.images)
+        asked = there if images is None else images
+        count = _counted(asked, there, f"evaluation images of {self.name}", "test images")
+        return Evaluator(self, count, _batch_size(batch_size))
+
+
+def _counted(asked: int, there: int, what: str, source: str) -> int:
+    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+        raise InputError(f"{what} must be a whole number of 1 or more, got {asked!r}")
+    if asked > there:
+        raise InputError(f"{what} must be at most the {there} {source} that there are, got {asked}")
+    return asked
+
+
+def _batch_size(size: int) -> int:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise InputError(f"batch size must be a whole number of 1 or more, got {size!r}")
+    return size
+
+
+def _check_images(images: Images, what: str) -> None:
+    if len(images.shape) != 4 or 0 in images.shape:
+        raise InputError(f"{what} must have shape (images, channels, height, width), none of them 0, got {images.shape}")
+    if images.dtype not in (np.uint8, np.float32):
+        raise InputError(f"{what} must be uint8 or float32, got {images.dtype}")
+
+
+def _check_labels(part: Part, classes: int, what: str) -> None:
+    labels = part.labels
+    if labels is None or labels.shape != (len(part.images),):
+        got = None if labels is None else labels.shape
+        raise InputError(f"{what} must be one for each of {len(part.images)} images, got shape {got}")
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{what} must be whole numbers, got {labels.dtype}")
+    if classes < FEWEST_CLASSES:
+        raise InputError(f"{what} must have at least {FEWEST_CLASSES} classes, got {classes}")
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise InputError(f"{what} must be 0 to {classes - 1}, got {labels[wrong[0]]} at image {wrong[0]}")

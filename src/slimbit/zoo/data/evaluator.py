@@ -1,0 +1,103 @@
+"""Top-1 accuracy of any classifier on the test images of a data set."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from slimbit.records.errors import InputError
+from slimbit.zoo.data.batches import CPU, normalized
+from slimbit.zoo.data.splits import balanced_order
+
+if TYPE_CHECKING:
+    from slimbit.zoo.data.dataset import DataSet
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class Evaluator:
+    """A function from a model to the percentage of images whose largest output is the right class.
+
+    The model runs in evaluation mode, without gradients, on the device and in the floating type of its parameters;
+    the training mode of each of its modules is put back. An image whose outputs hold a NaN counts as wrong.
+
+    Attributes:
+        images: Number of test images that one call looks at.
+        classes: Number of classes; guessing gives ``100 / classes`` percent.
+        description: What is measured, for reports.
+
+    >>> from slimbit.zoo import network
+    >>> from slimbit.zoo.data import open_data
+    >>> evaluate = open_data("digits").evaluator(50)
+    >>> evaluate.description
+    'top-1 of 50 of 500 test images of digits'
+    >>> 0.0 <= evaluate(network("digits_resnet")) <= 100.0
+    True
+    """
+
+    def __init__(self, data: "DataSet", images: int, batch_size: int) -> None:
+        labels = data.test.labels
+        assert labels is not None  # DataSet checks it
+        self._data, self._batch_size = data, batch_size
+        self._order = balanced_order(labels)[:images]
+        self._labels = torch.from_numpy(labels[self._order].astype("int64"))
+        self.images = images
+        self.classes = data.classes
+        there = len(data.test.images)
+        of = f"all {there}" if images == there else f"{images} of {there}"
+        self.description = f"top-1 of {of} test images of {data.name}"
+
+    def __call__(self, model: nn.Module) -> float:
+        """Percent, 0 to 100.
+
+        Raises:
+            InputError: The outputs are not one number per class and image.
+        """
+        modes = {module: module.training for module in model.modules()}
+        device, dtype = _place(model)
+        model.eval()
+        try:
+            with torch.inference_mode():
+                correct = self._correct(model, device, dtype)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        return 100.0 * correct / self.images
+
+    def _correct(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> int:
+        """Number of images that are classified right."""
+        layout, correct = torch.channels_last, torch.zeros((), dtype=torch.int64, device=device)
+        for start in range(0, self.images, self._batch_size):
+            chosen = slice(start, start + self._batch_size)
+            test = self._data.test.images
+            batch = normalized(self._data, test, self._order[chosen], device=device, memory_format=layout).to(dtype)
+            try:
+                outputs = model(batch)
+            except RuntimeError:
+                if layout is torch.contiguous_format:
+                    raise
+                # `x.view(len(x), -1)` inside a model works on contiguous values only.
+                layout = torch.contiguous_format
+                outputs = model(batch.contiguous())
+            logits = self._checked(outputs, len(batch))
+            right = (logits.argmax(1) == self._labels[chosen].to(logits.device)) & ~logits.isnan().any(1)
+            correct += right.sum().to(device)
+        return int(correct)
+
+    def _checked(self, outputs: Any, images: int) -> Tensor:
+        logits = getattr(outputs, "logits", outputs)  # Transformers models return a record
+        logits = logits[0] if isinstance(logits, tuple | list) and logits else logits
+        wanted = (images, self.classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
+            got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise InputError(f"output of the network on {self._data.name} must be (images, classes) = {wanted}, got {got}")
+        return logits
+
+
+def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and floating type of the parameters, else of the buffers, else float32 on the CPU."""
+    for tensors in (model.parameters(), model.buffers()):
+        for tensor in tensors:
+            if tensor.dtype in FLOATS:
+                return tensor.device, tensor.dtype
+    return CPU, torch.float32

@@ -1,0 +1,162 @@
+"""Known numbers of the specification, with their arithmetic."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import slimbit
+from slimbit.numerics.energy import level_bits, level_sums
+from slimbit.numerics.grid import to_levels
+
+
+def _cost(name: str, **options):
+    shape = (3, 224, 224) if name in {"resnet18", "resnet50", "mobilenet_v2"} else (3, 32, 32)
+    return slimbit.cost(slimbit.network(name), torch.zeros(1, *shape), **options)
+
+
+def test_bit_table_of_both_grids_and_both_formulas():
+    midrise = torch.tensor([0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 127.5])
+    assert level_bits(midrise).tolist() == [1, 2, 3, 3, 4, 4, 4, 4, 5, 8]
+    assert level_bits(-midrise).tolist() == level_bits(midrise).tolist()
+    assert level_bits(midrise, "literal").tolist() == [0, 2, 3, 3, 4, 4, 4, 4, 5, 8]
+    midtread = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8])
+    assert level_bits(midtread).tolist() == [0, 2, 3, 3, 4, 4, 4, 4, 5]
+    # b bits hold 2^b - 1 mid-tread codes: 0, +-1, ..., +-(2^(b-1) - 1)
+    for bits in range(2, 12):
+        assert level_bits(torch.tensor([2 ** (bits - 1) - 1])).item() == bits
+
+
+def test_resnet20_at_one_bit():
+    report = _cost("resnet20", bits=1)
+    assert report.total.macs == 41_074_688 + 640
+    assert report.total.esn_digital == report.total.macs  # 1 bit per MAC
+    assert report.total.esn_analog == report.total.macs / 4  # 0.5^2 per MAC
+    assert report.total.convolution_filters == 800
+    assert sum(layer.filters for layer in report.layers if layer.kind == "conv2d") == 800
+
+
+@pytest.mark.parametrize(
+    ("name", "macs"),
+    [
+        ("resnet20-A", 40_551_040),
+        ("resnet20-B", 40_813_184),
+        ("resnet8", 12_763_136 + 640),
+        ("resnet14", 26_918_912 + 640),
+        ("vgg7", 607_518_720 + 8_398_848),  # convolutions + 8192*1024 + 1024*10
+        ("densenet_bc_100_12", 287_929_692),
+        ("resnet18", 1_814_073_344),
+        ("resnet50", 4_089_184_256),
+        ("mobilenet_v2", 300_774_272),
+    ],
+)
+def test_macs_of_the_zoo(name, macs):
+    assert _cost(name).total.macs == macs
+
+
+def test_bit_operations_as_qonnx_counts_them():
+    assert _cost("resnet20-B", bits=8).total.bit_operations == 40_813_184 * 8 * 8 == 2_612_043_776
+
+
+def test_filters_of_the_smaller_networks():
+    assert _cost("resnet8").total.convolution_filters == 352
+    assert _cost("resnet14").total.convolution_filters == 576
+
+
+@pytest.mark.parametrize(("value", "bits"), [(0.5, 1), (1.5, 2), (6.5, 4)])
+def test_equal_weights_cost_n_v_squared(value, bits):
+    layer = nn.Linear(30, 20, bias=False)
+    nn.init.constant_(layer.weight, value)
+    total = slimbit.cost(layer, torch.zeros(1, 30), steps=1.0).total
+    # 6.5 / 1 floors to 6, + 0.5
+    assert total.esn_analog == 600 * value**2
+    assert total.esn_digital == 600 * bits
+
+
+def test_gaussian_weights_at_a_step_of_one_sigma_cost_1_0833_per_weight():
+    weights = torch.randn(1000, 1000, generator=torch.Generator().manual_seed(0))
+    mean = level_sums(to_levels(weights, torch.tensor(1.0))).squares / weights.numel()
+    # E[q^2] = 1 + 1/12 to the accuracy of the sampling error, sqrt(2/1e6) ~ 0.0014
+    assert mean == pytest.approx(13 / 12, abs=0.005)
+
+
+def test_one_bit_less_divides_analog_by_four_and_digital_by_b_over_b_minus_one():
+    weights = torch.rand(64, 1024, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    layer = nn.Linear(1024, 64, bias=False)
+    layer.weight.data = weights
+    high, low = (slimbit.cost(layer, torch.zeros(1, 1024), bits=bits).total for bits in (8, 7))
+    assert high.esn_analog / low.esn_analog == pytest.approx(4, rel=0.01)
+    # uniform weights: mean bits are b - 1 + 2^(1-b), so 7.0078 / 6.0156
+    assert high.esn_digital / low.esn_digital == pytest.approx(7.0078 / 6.0156, rel=0.002)
+
+
+def test_the_extreme_weight_is_clipped_to_the_width():
+    layer = nn.Linear(3, 1, bias=False)
+    layer.weight.data = torch.tensor([[1.0, -1.0, 0.1]])
+    report = slimbit.cost(layer, torch.zeros(1, 3), bits=3)
+    # step 1/4: 4 would be level 4.5 (4 bits); clipped to 3.5; -4 is level -3.5; 0.4 is 0.5
+    assert report.layers[0].filter_bits == (3,)
+    assert report.total.esn_analog == 3.5**2 + 3.5**2 + 0.5**2
+    assert report.total.esn_digital == 3 + 3 + 1
+
+
+def test_estimate_of_eq_4_beside_the_exact_value():
+    layer = nn.Linear(512, 512, bias=False)
+    torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(1))
+    fine = slimbit.cost(layer, torch.zeros(1, 512), steps=0.1)
+    # S/N = 12 sigma^2 / step^2 = 1200; the exact value is S/N/12 + 1/12 per weight
+    assert fine.layers[0].signal_to_noise == pytest.approx(1200, rel=0.02)
+    assert fine.total.esn_analog_estimate == pytest.approx(fine.total.esn_analog, rel=0.01)
+    assert not fine.notes
+    coarse = slimbit.cost(layer, torch.zeros(1, 512), steps=1.0)
+    assert coarse.layers[0].signal_to_noise < 20
+    assert coarse.total.esn_analog_estimate < 0.95 * coarse.total.esn_analog
+    assert coarse.total.esn_analog_estimate_plus == pytest.approx(coarse.total.esn_analog, rel=0.02)
+    assert "Eq. (4)" in coarse.notes[0]
+
+
+def test_embedding_and_shared_weights():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(50, 16)
+            self.head = nn.Linear(16, 50, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, tokens):
+            return self.head(self.embed(tokens))
+
+    total = slimbit.cost(Tied(), torch.zeros(1, 7, dtype=torch.long), bits=8).total
+    assert total.parameters == 800  # once
+    assert total.weight_bytes <= 800  # 8 bits each at most, once
+    assert total.macs == 7 * 800  # the look-up costs none
+
+
+def test_repeated_calls_add_positions():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(self.fc(x))
+
+    report = slimbit.cost(Twice(), torch.zeros(1, 5, 4))
+    assert report.total.macs == 2 * 5 * 16
+    assert report.layers[0].positions == 10
+    assert report.total.parameters == 20
+
+
+def test_structured_masks_remove_whole_filters_and_the_inputs_nobody_reads():
+    layer = nn.Conv2d(4, 4, 3, bias=False)
+    prune.ln_structured(layer, "weight", 2, n=2, dim=0)
+    mask = layer.weight_mask
+    mask[:, 3] = 0  # input channel 3 is read by no filter
+    total = slimbit.cost(layer, torch.zeros(1, 4, 5, 5), bits=2).total
+    # 2 filters x 3 inputs x 9 kernel x 9 positions
+    assert total.macs == 2 * 3 * 9 * 9
+    assert total.nonzero_macs == total.macs
+    assert total.esn_filterwise == 2 * total.macs
+    assert math.isclose(total.mean_bits, total.esn_digital / 9 / layer.weight.numel())

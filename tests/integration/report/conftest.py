@@ -1,0 +1,131 @@
+"""A run as records, without a store and without training: ResNet-20 with invented levels, sixteen points."""
+
+import math
+from typing import Any
+
+import pytest
+
+from slimbit.records.cost import METRICS, CostReport, LayerCost, TotalCost
+from slimbit.records.point import FrontierPoint
+from slimbit.report.frames import About
+
+# (name, shape, positions) of a CIFAR ResNet-20
+STAGES = [(16, 3, 1024, 1), (16, 16, 1024, 6), (32, 32, 256, 6), (64, 64, 64, 6)]
+SHAPES = [
+    (f"layer{stage}.{i // 2}.conv{i % 2 + 1}" if stage else "conv1", (out, inputs, 3, 3), positions)
+    for stage, (out, inputs, positions, count) in enumerate(STAGES)
+    for i in range(count)
+] + [("linear", (10, 64), 1)]
+SUMMED = ("parameters", "macs", "nonzero_macs", "esn_analog", "esn_digital", "esn_filterwise", "esn_analog_class_a",
+          "bit_operations", "weight_bytes")  # fmt: skip
+BASELINES = {8: 91.6, 6: 91.2, 5: 90.1, 4: 86.35, 3: 82.75, 2: 21.3}
+OURS = [92.0, 91.9, 91.95, 91.6, 91.2, 90.8, 90.0, 89.1, 87.6, 84.5, 78.9, 61.0]
+
+
+def layer_cost(name: str, shape: tuple[int, ...], positions: int, *, bits: float, grid: str) -> LayerCost:
+    """One layer of Gaussian-like weights, ``bits`` wide on average; every eighth filter pruned below 2 bits."""
+    weights = math.prod(shape)
+    pruned = [bits < 2 and i % 8 == 7 for i in range(shape[0])]
+    filter_bits = tuple(0 if off else max(1, math.ceil(bits + (i % 3 - 1) * 0.7)) for i, off in enumerate(pruned))
+    left = weights * (shape[0] - sum(pruned)) // shape[0]
+    ratio = 3 * 4 ** (bits - 1)
+    return LayerCost(
+        name=name,
+        kind="linear" if name == "linear" else "conv2d",
+        shape=shape,
+        filters=shape[0],
+        positions=positions,
+        weights=weights,
+        grid=grid,
+        weight_bits=max(filter_bits),
+        activation_bits=8,
+        steps=(0.1,),
+        filter_bits=filter_bits,
+        parameters=weights,
+        macs=positions * left,
+        nonzero_macs=int(positions * left * (1 if grid == "midrise" else 0.9 - 0.15 * max(0, 3 - bits))),
+        esn_analog=positions * left * ratio / 12,
+        esn_digital=int(positions * left * bits * 0.8),
+        esn_filterwise=positions * left * max(filter_bits),
+        esn_analog_class_a=positions * left * 4.0**bits,
+        bit_operations=positions * left * max(filter_bits) * 8,
+        weight_bytes=left * max(filter_bits) / 8,
+        mean_bits=bits * 0.8,
+        signal_to_noise=ratio,
+    )
+
+
+def cost_report(name: str, bits: float, *, spread: float = 0.0, grid: str = "midrise_zero") -> CostReport:
+    """A network whose first layers are wider by ``spread`` bits than its last."""
+    count = len(SHAPES)
+    layers = tuple(
+        layer_cost(layer, shape, positions, bits=max(0.6, bits + spread * (0.5 - i / count)), grid=grid)
+        for i, (layer, shape, positions) in enumerate(SHAPES)
+    )
+    sums: dict[str, Any] = {metric: sum(layer[metric] or 0 for layer in layers) for metric in SUMMED}
+    mean = sum(layer.mean_bits * layer.weights for layer in layers) / sum(layer.weights for layer in layers)
+    total = TotalCost(layers=count, convolution_filters=688, mean_bits=mean, **sums)
+    return CostReport(name, "mac", f"{bits:g} bits", total, layers, notes=("Layer names come from the module.",))
+
+
+def point(number: int, accuracy: float | None, report: CostReport, **rest: Any) -> FrontierPoint:
+    """A finished point with the interval of 10,000 images."""
+    wide = 1.96 * math.sqrt(accuracy * (100 - accuracy) / 10_000) if accuracy else 0.0
+    return FrontierPoint(
+        number=number,
+        state="done",
+        accuracy=accuracy,
+        accuracy_low=None if accuracy is None else accuracy - wide,
+        accuracy_high=None if accuracy is None else accuracy + wide,
+        costs={name: report.total[name] for name in METRICS},
+        plan=f"{number:064x}",
+        seconds={"compress": 4.2, "evaluate": 9.1},
+        **rest,
+    )
+
+
+class InventedRun:
+    """What a store gives: facts, points, cost reports."""
+
+    def __init__(self, network: str = "resnet20") -> None:
+        self.about = About(
+            run="runs/resnet20",
+            network=network,
+            metric="esn_digital",
+            float_accuracy=91.73,
+            unit="%",
+            scoring={"data": "cifar10:cifar-10", "evaluation images": "10,000", "interval": "95 %, Wilson"},
+            provenance={"slimbit": "0.1.0", "torch": "2.13.0", "seed": "0", "calibration images": "500"},
+        )
+        self.points: list[FrontierPoint] = []
+        self.reports: dict[int, CostReport] = {}
+        for bits, accuracy in BASELINES.items():
+            report = cost_report(network, bits, grid="midrise")
+            self._add(report, accuracy, policy="max_abs", setting=f"{bits} bits", baseline=True)
+        for i, accuracy in enumerate(OURS):
+            report = cost_report(network, 5.6 - 0.4 * i, spread=1.5)
+            rest = {"metric": "esn_digital", "price": 10.0 ** (i / 3 - 10)}
+            self._add(report, accuracy, policy="optimal", setting=f"price {10.0 ** (i / 3 - 10):.1e}", **rest)
+        self.points.append(
+            FrontierPoint(number=18, state="failed", policy="optimal", setting="price 1e-05", error="accuracy is NaN")
+        )
+
+    def _add(self, report: CostReport, accuracy: float, **rest: Any) -> None:
+        number = len(self.points)
+        self.reports[number] = report
+        self.points.append(point(number, accuracy, report, **rest))
+
+    def read_cost(self, asked: FrontierPoint) -> dict[str, Any]:
+        """As a store does."""
+        return self.reports[asked.number].to_dict()
+
+
+@pytest.fixture
+def invented_run() -> InventedRun:
+    return InventedRun()
+
+
+@pytest.fixture(scope="session")
+def run_of() -> type[InventedRun]:
+    """The class, for runs with other names."""
+    return InventedRun
