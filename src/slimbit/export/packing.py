@@ -15,8 +15,8 @@ Filters whose levels are all 0 (pruned) are not in the codes. Two codings, the s
 * ``fixed``: 5 bits per filter for its width w (0 = all levels 0), then ``i + 2^(w-1)`` in w bits for all filters
   of width 1, of width 2, and so on, each width from a byte of its own. Here the zero level is paid for as what
   it is, one code more: a ``midrise_zero`` filter of b-bit levels takes b + 1.
-* ``huffman``: smallest index and number of indices of the layer, one bit per filter where some are all 0, then
-  all indices through `slimbit.export.entropy`.
+* ``huffman``: a header (number of symbols, whether a mask follows), where some filters are all 0 one bit per filter
+  that is not, then every index as symbol ``2 i`` (i >= 0) or ``-2 i - 1`` through `slimbit.export.entropy`.
 """
 
 import struct
@@ -37,8 +37,8 @@ LARGEST_DOUBLED = (1 << 16) - 1
 WIDTH_BITS = 5
 """Widths go up to 17: 16 bits and a zero level."""
 WIDEST = 17
-HEADER = struct.Struct("<iIB")
-"""Of ``huffman``: smallest index, number of indices, whether a mask of the filters follows."""
+HEADER = struct.Struct("<IB")
+"""Of ``huffman``: number of symbols, whether a mask of the filters follows."""
 CHUNK = 1 << 16
 """Codes turned into single bits at once, to bound memory."""
 
@@ -210,25 +210,25 @@ def _codes(data: bytes, width: int, count: int) -> NDArray[np.int32]:
 
 
 def _huffman(indices: NDArray[np.int32], kept: NDArray[np.bool_]) -> bytes | None:
-    """None where there are more indices than `slimbit.export.entropy` takes."""
-    low, high = (int(indices.min()), int(indices.max())) if indices.size else (0, 0)
-    base, masked = high - low + 1, not kept.all()
+    """None where there are more symbols than `slimbit.export.entropy` takes."""
+    symbols = np.where(indices < 0, -2 * indices - 1, 2 * indices).reshape(-1)
+    base, masked = int(symbols.max(initial=0)) + 1, not kept.all()
     if base > entropy.MOST_SYMBOLS:
         return None
     mask = np.packbits(kept).tobytes() if masked else b""
-    return HEADER.pack(low, base, masked) + mask + entropy.encode(indices.reshape(-1) - low, base)
+    return HEADER.pack(base, masked) + mask + entropy.encode(symbols, base)
 
 
 def _read_huffman(data: bytes, filters: int, weights: int) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
     if len(data) < HEADER.size:
         raise InputError(f"packed levels must start with {HEADER.size} bytes of header, got {len(data)} bytes")
-    low, base, masked = HEADER.unpack_from(data)
-    if abs(low) > entropy.MOST_SYMBOLS or masked > 1:
-        raise InputError(f"packed levels must have a sound header, got {data[: HEADER.size].hex()}")
+    base, masked = HEADER.unpack_from(data)
+    if masked > 1:
+        raise InputError(f"packed levels must say 0 or 1 for a mask, got {masked}")
     start = HEADER.size + (-(-filters // 8) if masked else 0)
     kept = np.ones(filters, np.bool_)
     if masked:
         kept = _codes(data[HEADER.size : start], 1, filters).astype(np.bool_)
-    count = int(kept.sum()) * weights
-    indices = entropy.decode(data[start:], base, count=count).astype(np.int32) + np.int32(low)
+    symbols = entropy.decode(data[start:], base, count=int(kept.sum()) * weights).astype(np.int32)
+    indices = (symbols >> 1) ^ -(symbols & 1)
     return kept, indices.reshape(-1, weights)

@@ -106,8 +106,8 @@ def cost_of_survey(
 
 def with_hardware(report: CostReport, hardware: HardwareLike | Iterable[HardwareLike]) -> CostReport:
     """The report with hardware cost models added: one or several names, TOML files or functions."""
-    one = isinstance(hardware, str | PathLike) or callable(hardware) or not isinstance(hardware, Iterable)
-    models = [hardware] if one else hardware
+    several = isinstance(hardware, Iterable) and not isinstance(hardware, str | PathLike)
+    models: Iterable[HardwareLike] = hardware if several else [hardware]  # type: ignore[assignment,list-item]
     costs = [hardware_cost(load_hardware(model), report.layers) for model in models]
     return replace(report, hardware={**report.hardware, **{entry.model: entry for entry in costs}})
 

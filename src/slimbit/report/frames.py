@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.cost import SCHEMA
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
-from slimbit.report.headline import Headline, headline, pareto_front
+from slimbit.report.headline import Headline, headline
 from slimbit.report.tables import MISSING, UNITS, quantity
 
 CostData = Mapping[str, Any]
 """JSON of one `CostReport`."""
 
 PREFERRED = ("esn_digital", "esn_analog", "esn_filterwise", "bit_operations", "weight_bytes", "nonzero_macs")
+KEPT = 0.99
 LABELS = {
     "parameters": ("Parameters", "weights and biases"),
     "macs": ("MACs", "multiply-accumulates per image"),
@@ -111,10 +113,11 @@ class LayersFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything a report shows."""
+    """Everything a report shows; ``start`` is the number of the point it opens with."""
 
     about: About
     headline: Headline
+    start: int
     metrics: tuple[MetricFrame, ...]
     points: tuple[PointFrame, ...]
     layer_names: tuple[str, ...]
@@ -148,14 +151,16 @@ def report_data(
         raise InputError(f"a report must have at least one finished point, got none in {about.run}")
     reports = {point.number: _checked(point, read_cost(point)) for point in done}
     names = _layer_names(reports)
-    metrics = _metric_names(about.metric, done)
+    names_of_metrics = _metric_names(about.metric, done)
+    metrics = tuple(_metric_frame(name, done) for name in names_of_metrics)
     return ReportData(
         about=about,
-        headline=headline(done, reports, metrics, about.unit),
-        metrics=tuple(_metric_frame(name, done) for name in metrics),
+        headline=headline(done, reports, names_of_metrics, about.unit),
+        start=_start(metrics[0], done, about),
+        metrics=metrics,
         points=tuple(_point_frame(point, reports.get(point.number), about.unit) for point in points),
         layer_names=names,
-        layers={number: _layers_frame(report, metrics) for number, report in reports.items()},
+        layers={number: _layers_frame(report, names_of_metrics) for number, report in reports.items()},
         assumptions=_assumptions(list(reports.values())),
     )
 
@@ -198,14 +203,23 @@ def _metric_names(first: str, points: Sequence[FrontierPoint]) -> list[str]:
 def _metric_frame(name: str, points: Sequence[FrontierPoint]) -> MetricFrame:
     label, text = LABELS.get(name, (name, ""))
     rows = [
-        (cost, point.accuracy, point.number)
+        (cost, point.number, point.accuracy)
         for point in points
         if point.policy != "float" and point.accuracy is not None and (cost := point.costs.get(name)) is not None
     ]
-    front = pareto_front([row[:2] for row in rows])
+    mask = pareto_mask([accuracy for _, _, accuracy in rows], [cost for cost, _, _ in rows])
+    front = sorted(row for row, stays in zip(rows, mask, strict=True) if stays)
     return MetricFrame(
-        name=name, label=label, unit=UNITS.get(name, ""), text=text, front=tuple(rows[i][2] for i in front)
+        name=name, label=label, unit=UNITS.get(name, ""), text=text, front=tuple(number for _, number, _ in front)
     )
+
+
+def _start(metric: MetricFrame, points: Sequence[FrontierPoint], about: About) -> int:
+    """The cheapest point of the front that keeps nearly all of the float accuracy, else the most accurate one."""
+    accuracy = {point.number: point.accuracy or 0.0 for point in points}
+    front = metric.front or tuple(accuracy)
+    keeping = [number for number in front if accuracy[number] >= KEPT * about.float_accuracy]
+    return keeping[0] if keeping else max(front, key=accuracy.__getitem__)
 
 
 def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> PointFrame:

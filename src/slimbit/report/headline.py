@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.point import FrontierPoint
 from slimbit.report.tables import quantity
 
@@ -85,25 +86,6 @@ def headline(
     )
 
 
-def pareto_front(costs: Sequence[tuple[float, float]]) -> list[int]:
-    """Positions of the points that no other point dominates, cheapest first.
-
-    A point is dominated when another is no dearer and no less accurate, and better in one of the two; of equal
-    points the first stays.
-
-    Args:
-        costs: Pairs of cost and accuracy.
-
-    >>> pareto_front([(3.0, 80.0), (1.0, 70.0), (2.0, 60.0), (1.0, 70.0)])
-    [1, 0]
-    """
-    front: list[int] = []
-    for index in sorted(range(len(costs)), key=lambda i: (costs[i][0], -costs[i][1])):
-        if not front or costs[index][1] > costs[front[-1]][1]:
-            front.append(index)
-    return front
-
-
 def cost_at_accuracy(costs: Sequence[tuple[float, float]], accuracy: float) -> tuple[Reached, float | None]:
     """Cost at which the Pareto front of ``costs`` reaches an accuracy, linear in log cost between its points.
 
@@ -112,7 +94,8 @@ def cost_at_accuracy(costs: Sequence[tuple[float, float]], accuracy: float) -> t
     >>> cost_at_accuracy([(1e6, 80.0), (1e8, 90.0)], 70.0)
     ('at_least', 1000000.0)
     """
-    front = [costs[i] for i in pareto_front(costs)]
+    mask = pareto_mask([accuracy for _, accuracy in costs], [cost for cost, _ in costs])
+    front = sorted({pair for pair, stays in zip(costs, mask, strict=True) if stays})
     if not front:
         return "no_cost", None
     if front[0][1] > accuracy:

@@ -1,4 +1,4 @@
-"""Supply: networks by name, and the weights that somebody else trained for them.
+"""Supply: networks by name, the weights that somebody trained for them, and data sets.
 
 Importing this room does not import torch; building a network or reading weights does.
 """
@@ -6,7 +6,9 @@ Importing this room does not import torch; building a network or reading weights
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from slimbit.zoo.registry import default_classes, default_input, names, network
+from slimbit.zoo.cards import read_card
+from slimbit.zoo.data.request import open_data
+from slimbit.zoo.registry import default_classes, default_input, names, network, shipped_weights
 
 if TYPE_CHECKING:
     from slimbit.zoo.files import read_weights as read_weights
@@ -14,7 +16,17 @@ if TYPE_CHECKING:
 
 _LAZY = {"load_weights": "slimbit.zoo.weights", "read_weights": "slimbit.zoo.files"}
 
-__all__ = ["default_classes", "default_input", "load_weights", "names", "network", "read_weights"]
+__all__ = [
+    "default_classes",
+    "default_input",
+    "load_weights",
+    "names",
+    "network",
+    "open_data",
+    "read_card",
+    "read_weights",
+    "shipped_weights",
+]
 
 
 def __getattr__(name: str) -> Any:

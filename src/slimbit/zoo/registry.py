@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimbit.records.errors import InputError, closest
@@ -58,6 +59,7 @@ def _imagenet(builder: str, **options: int) -> Entry:
 
 ENTRIES: Mapping[str, Entry] = {
     **_cifar_resnets(),
+    "digits_resnet": Entry(builder="slimbit.zoo.resnet_cifar:digits_resnet", shape=(1, 8, 8)),
     "vgg7": Entry(builder="slimbit.zoo.vgg:vgg7"),
     "densenet_bc_100_12": Entry(builder="slimbit.zoo.densenet:densenet_bc", options={"depth": 100, "growth": 12}),
     "resnet18": _imagenet("resnet_imagenet:resnet_imagenet", depth=18),
@@ -131,6 +133,26 @@ def network(name: str, *, classes: int | None = None) -> "nn.Module":
     if not isinstance(classes, int) or isinstance(classes, bool) or not 1 <= classes <= MOST_CLASSES:
         raise InputError(f"classes must be a whole number from 1 to {MOST_CLASSES}, got {classes!r}")
     return entry.build(classes=classes, width=width)
+
+
+def shipped_weights(name: str) -> Path | None:
+    """The file of weights that come with Slimbit for a network, None if there are none.
+
+    ``load_weights(network(name), shipped_weights(name))`` is the trained network; `read_card` of the file tells
+    how its images are normalized.
+
+    Args:
+        name: As in `network`; other widths than 1 have no weights.
+
+    Raises:
+        InputError: There is no such network or width.
+
+    >>> shipped_weights("digits_resnet").name, shipped_weights("resnet20")
+    ('digits_resnet.safetensors', None)
+    """
+    _lookup(name)
+    file = Path(__file__).parent / "shipped" / f"{name}.safetensors"
+    return file if file.is_file() else None
 
 
 def _lookup(name: str) -> tuple[Entry, float]:

@@ -73,10 +73,12 @@ def _stage(inputs: int, outputs: int, *, blocks: int, stride: int, shortcut: Sho
 class ResNetCifar(nn.Module):
     """A 3x3 convolution, three stages of basic blocks, global average, one linear layer."""
 
-    def __init__(self, widths: tuple[int, int, int], *, blocks: int, classes: int, shortcut: Shortcut) -> None:
+    def __init__(
+        self, widths: tuple[int, int, int], *, blocks: int, classes: int, shortcut: Shortcut, inputs: int = 3
+    ) -> None:
         super().__init__()
         first, second, third = widths
-        self.conv1 = _conv3x3(3, first)
+        self.conv1 = _conv3x3(inputs, first)
         self.bn1 = nn.BatchNorm2d(first)
         self.relu = nn.ReLU()
         self.layer1 = _stage(first, first, blocks=blocks, stride=1, shortcut=shortcut)
@@ -87,7 +89,7 @@ class ResNetCifar(nn.Module):
         initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``(batch, 3, H, W)`` to logits ``(batch, classes)``."""
+        """Images ``(batch, inputs, H, W)`` to logits ``(batch, classes)``."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.linear(torch.flatten(self.pool(x), 1))
@@ -115,3 +117,13 @@ def resnet_cifar(*, depth: int, classes: int, width: float = 1.0, shortcut: Shor
         raise InputError(f"depth of a CIFAR ResNet must be 6 n + 2 with n >= 1, got {depth}")
     widths = (scaled(16, width), scaled(32, width), scaled(64, width))
     return ResNetCifar(widths, blocks=blocks, classes=classes, shortcut=shortcut)
+
+
+def digits_resnet(*, classes: int, width: float = 1.0) -> ResNetCifar:
+    """ResNet-8 for one-channel 8x8 images, 8/16/32 filters times ``width``, projections in all three stages.
+
+    >>> sum(parameter.numel() for parameter in digits_resnet(classes=10).parameters())
+    20066
+    """
+    widths = (scaled(8, width), scaled(16, width), scaled(32, width))
+    return ResNetCifar(widths, blocks=1, classes=classes, shortcut="projection", inputs=1)

@@ -26,7 +26,7 @@ def layer_cost(name: str, shape: tuple[int, ...], positions: int, *, bits: float
     """One layer of Gaussian-like weights, ``bits`` wide on average; every eighth filter pruned below 2 bits."""
     weights = math.prod(shape)
     pruned = [bits < 2 and i % 8 == 7 for i in range(shape[0])]
-    filter_bits = tuple(0 if off else max(1, math.ceil(bits + (i % 3 - 1) * 0.7)) for i, off in enumerate(pruned))
+    filter_bits = tuple(0 if off else max(1, math.ceil(bits - i % 3 * 0.7)) for i, off in enumerate(pruned))
     left = weights * (shape[0] - sum(pruned)) // shape[0]
     ratio = 3 * 4 ** (bits - 1)
     return LayerCost(

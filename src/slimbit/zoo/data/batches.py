@@ -1,5 +1,6 @@
 """Batches of a data set as tensors."""
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ class CalibrationBatches:
         self.images = len(indices)
 
     def __len__(self) -> int:
-        return -(-self.images // self._batch_size)
+        return math.ceil(self.images / self._batch_size)
 
     def __getitem__(self, number: int) -> Tensor:
         if not -len(self) <= number < len(self):

@@ -158,7 +158,7 @@ def _batch_size(size: int) -> int:
 
 def _check_images(images: Images, what: str) -> None:
     if len(images.shape) != 4 or 0 in images.shape:
-        raise InputError(f"{what} must have shape (images, channels, height, width), none of them 0, got {images.shape}")
+        raise InputError(f"{what} must have shape (images, channels, height, width) without 0, got {images.shape}")
     if images.dtype not in (np.uint8, np.float32):
         raise InputError(f"{what} must be uint8 or float32, got {images.dtype}")
 

@@ -90,7 +90,9 @@ class Evaluator:
         wanted = (images, self.classes)
         if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise InputError(f"output of the network on {self._data.name} must be (images, classes) = {wanted}, got {got}")
+            raise InputError(
+                f"output of the network on {self._data.name} must be (images, classes) = {wanted}, got {got}"
+            )
         return logits
 
 

@@ -1,0 +1,149 @@
+"""`run.json`: what a run is about, written once, when its float network has been scored."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from slimbit.frontier.objects import write_whole
+from slimbit.records.errors import InputError
+
+SCHEMA = 1
+NAME = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What a run is about (docs/reference/run-folder.md).
+
+    Attributes:
+        network: Name of the network.
+        network_digest: SHA-256 of its weights and buffers.
+        reference: How the command line named it, "" from Python.
+        weights: Weights file, "" where there was none.
+        data: Data spec, "" from Python.
+        input_shape: Shape of one input without the batch dimension; empty where it is no single tensor.
+        metric: Cost metric of the sweep.
+        points: Points asked for, baselines not counted.
+        baselines: Whether the quantize-only baselines were asked for.
+        calibration_images: Number of unlabelled images.
+        calibration_digest: SHA-256 of them.
+        evaluate_images: Number of images that accuracy is measured on; None where ``evaluate`` does not say.
+        classes: Number of classes; None where ``evaluate`` does not say.
+        seed: Seed of sampled labels and positions.
+        likelihood: What the sensitivity samples labels from.
+        recipe: How plans are carried out, see `slimbit.records.plan.Recipe`.
+        layout: Grid, granularity, skipped layers, weighting.
+        float_accuracy: Accuracy before compression.
+        float_low: Lower end of its 95 % confidence interval, where the number of images is known.
+        float_high: Upper end.
+        evaluate_seconds: Wall time of that one evaluation.
+        study: Name of the Optuna study.
+        versions: Of slimbit, torch, optuna and Python when the run began.
+    """
+
+    network: str
+    network_digest: str
+    reference: str = ""
+    weights: str = ""
+    data: str = ""
+    input_shape: tuple[int, ...] = ()
+    metric: str
+    points: int
+    baselines: bool
+    calibration_images: int
+    calibration_digest: str
+    evaluate_images: int | None = None
+    classes: int | None = None
+    seed: int
+    likelihood: str = "categorical"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    float_accuracy: float
+    float_low: float | None = None
+    float_high: float | None = None
+    evaluate_seconds: float
+    study: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of ``run.json``."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, allow_nan=False) + "\n"
+
+
+FIXED = (
+    "network_digest", "network", "data", "metric", "points", "baselines", "calibration_images", "calibration_digest",
+    "evaluate_images", "seed", "likelihood", "recipe", "layout",
+)  # fmt: skip
+"""Settings that a continued run must repeat, in the order in which a difference is reported."""
+
+SPOKEN = {"network_digest": "network's weights", "calibration_digest": "calibration images' content"}
+
+
+def write_info(folder: Path, info: RunInfo) -> None:
+    """Write ``run.json``; raises `StoreError` when that is impossible."""
+    write_whole(folder / NAME, info.to_json().encode())
+
+
+def read_info(folder: Path) -> RunInfo:
+    """Read ``run.json``.
+
+    Raises:
+        InputError: It is missing, damaged, or of another schema; the file is named.
+    """
+    path = folder / NAME
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"run must be a folder with a {NAME}, got {folder}") from None
+    except OSError as error:
+        raise InputError(f"{path} must be readable, got {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} must be complete JSON, got {error}: the file is damaged") from error
+    return _checked(data, path)
+
+
+def _checked(data: Any, path: Path) -> RunInfo:
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise InputError(f"{path} must have schema {SCHEMA}, got {found!r}")
+    known = {f.name for f in fields(RunInfo)}
+    given = {key: value for key, value in data.items() if key != "schema"}
+    if unknown := sorted(given.keys() - known):
+        raise InputError(f"{path} must hold only known keys, got {', '.join(unknown)}")
+    if isinstance(given.get("input_shape"), list):
+        given["input_shape"] = tuple(given["input_shape"])
+    try:
+        info = RunInfo(**given)
+    except TypeError as error:
+        raise InputError(f"{path} must hold every setting of a run, got {sorted(given)}") from error
+    numbers = (info.float_accuracy, info.evaluate_seconds, info.points, info.seed)
+    texts = (info.network, info.metric, info.study)
+    if not all(isinstance(x, int | float) for x in numbers) or not all(isinstance(x, str) for x in texts):
+        raise InputError(f"{path} must hold numbers and texts where they belong, got others: the file is damaged")
+    return info
+
+
+def check_same(stored: RunInfo, asked: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to continue a run with another setting.
+
+    Raises:
+        InputError: One sentence that names the setting and both values.
+    """
+    for name in FIXED:
+        if name in asked and _plain(getattr(stored, name)) != _plain(asked[name]):
+            what = SPOKEN.get(name, name.replace("_", " "))
+            raise InputError(
+                f"{what} of run {folder} must be {_shown(getattr(stored, name))} as when it began, "
+                f"got {_shown(asked[name])}: give another --out for a new run"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value) if isinstance(value, Mapping) else str(value)
+    return f"{text[:12]}..." if len(text) == 64 and " " not in text else text

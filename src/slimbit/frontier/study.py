@@ -1,0 +1,220 @@
+"""The Optuna study of a run: one trial per point, written in one transaction when the point is finished.
+
+Optuna's own queue (``enqueue_trial`` and ``ask``) is not used to share work between processes: on SQLite it reads
+that a trial is waiting and marks it as running in two steps, so that two processes may get the same one, and a
+killed process leaves a running trial behind. Here a trial exists only when it is complete (`create_trial` and
+`add_trial`), and who works on what is decided by locks that the system releases when a process ends
+(`slimbit.frontier.workspace`).
+"""
+
+import sqlite3
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy.exc
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from slimbit.frontier.objects import not_written
+from slimbit.records.cost import METRICS
+from slimbit.records.errors import InputError
+from slimbit.records.point import FrontierPoint
+
+NAME = "study.db"
+STUDY = "frontier"
+PATIENCE_SECONDS = 120
+"""How long a process waits for others to finish writing; each write takes milliseconds."""
+
+_FAULTS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
+_PRICES = FloatDistribution(1e-60, 1e60, log=True)
+_BITS = FloatDistribution(1, 16)
+_ATTRIBUTES = tuple(f.name for f in fields(FrontierPoint) if f.name not in ("number", "state", "costs"))
+
+
+def url_of(folder: Path, storage: str | None) -> str:
+    """The storage's address: the one given, or the run's own SQLite file."""
+    return storage or f"sqlite:///{folder.resolve() / NAME}"
+
+
+def create_study(url: str, name: str, metric: str) -> optuna.Study:
+    """A new study with the directions "accuracy up, cost down", or the one that is there already.
+
+    Raises:
+        StoreError: It cannot be written.
+        InputError: The address is none, or what is there is damaged.
+    """
+    _check_sound(url)
+    with _quiet(), _writing(url):
+        study = optuna.create_study(
+            storage=_storage(url), study_name=name, directions=["maximize", "minimize"], load_if_exists=True
+        )
+        if not study.metric_names:
+            study.set_metric_names(["accuracy", metric])
+        return study
+
+
+def load_study(url: str, name: str) -> optuna.Study:
+    """The study of that name.
+
+    Raises:
+        InputError: The study is missing or damaged; the file or address is named.
+    """
+    _check_sound(url)
+    with _quiet(), _reading(url):
+        try:
+            return optuna.load_study(storage=_storage(url, create=False), study_name=name)
+        except KeyError:
+            raise InputError(f"{_where(url)} must hold the study {name!r}, got none") from None
+
+
+def stored_points(study: optuna.Study, url: str) -> tuple[FrontierPoint, ...]:
+    """Every point, in order of numbers; of several attempts at one point the last.
+
+    Raises:
+        InputError: The study is damaged, or a trial is none of ours.
+    """
+    with _quiet(), _reading(url):
+        trials = study.get_trials(deepcopy=False)
+    points = {}
+    for trial in trials:
+        point = _point(trial, url)
+        earlier = points.get(point.key)
+        if earlier is None or earlier.state == "failed":
+            points[point.key] = point
+    return tuple(sorted(points.values(), key=lambda p: p.number))
+
+
+def add_point(study: optuna.Study, point: FrontierPoint, *, metric: str, url: str) -> FrontierPoint:
+    """Keep a finished point as a trial, in one transaction; returns it with its number.
+
+    Raises:
+        StoreError: The disk is full or the storage cannot be reached.
+    """
+    attributes = {**{name: getattr(point, name) for name in _ATTRIBUTES}, **point.costs}
+    parameters, distributions = _parameters(point)
+    done = point.state == "done"
+    trial = optuna.create_trial(
+        state=TrialState.COMPLETE if done else TrialState.FAIL,
+        values=[point.accuracy, point.costs[metric]] if done else None,
+        params=parameters,
+        distributions=distributions,
+        user_attrs=attributes,
+    )
+    with _quiet(), _writing(url):
+        study.add_trial(trial)
+        trials = study.get_trials(deepcopy=False)
+    number = max(t.number for t in trials if t.user_attrs.get("key") == point.key)
+    return replace(point, number=number)
+
+
+def note(study: optuna.Study, name: str, url: str) -> Any:
+    """What was noted in the study under a name, or None."""
+    with _quiet(), _reading(url):
+        return study.user_attrs.get(name)
+
+
+def set_note(study: optuna.Study, name: str, value: Any, url: str) -> None:
+    """Note something in the study, in one transaction."""
+    with _quiet(), _writing(url):
+        study.set_user_attr(name, value)
+
+
+def _parameters(point: FrontierPoint) -> tuple[dict[str, float], dict[str, BaseDistribution]]:
+    if point.price is not None:
+        return {"price": point.price}, {"price": _PRICES}
+    if point.setting.endswith(" bits"):
+        return {"bits": float(point.setting.removesuffix(" bits"))}, {"bits": _BITS}
+    return {}, {}
+
+
+def _point(trial: FrozenTrial, url: str) -> FrontierPoint:
+    attributes = trial.user_attrs
+    missing = [name for name in (*_ATTRIBUTES, "key") if name not in attributes]
+    if missing or trial.state not in (TrialState.COMPLETE, TrialState.FAIL):
+        what = f"without {missing[0]}" if missing else f"that is {trial.state.name.lower()}"
+        raise InputError(f"{_where(url)} must hold finished points only, got trial {trial.number} {what}")
+    known = {name: attributes[name] for name in _ATTRIBUTES}
+    costs = {name: attributes[name] for name in METRICS if name in attributes}
+    state = "done" if trial.state == TrialState.COMPLETE else "failed"
+    return FrontierPoint(number=trial.number, state=state, costs=costs, **known)  # type: ignore[arg-type] # a literal
+
+
+def _storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage:
+    sqlite = url.startswith("sqlite")
+    options = {"connect_args": {"timeout": PATIENCE_SECONDS}} if sqlite else {"pool_pre_ping": True}
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs=options, skip_table_creation=not create)
+    except (sqlalchemy.exc.ArgumentError, ImportError) as error:
+        raise InputError(f"storage must be an address of a database, got {_where(url)}: {error}") from error
+
+
+def _check_sound(url: str) -> None:
+    """Let SQLite check the file as a whole: a truncated one may answer some questions and not others."""
+    file = sqlite_file(url)
+    if file is None or not file.exists():
+        return
+    try:
+        with closing(sqlite3.connect(file, timeout=PATIENCE_SECONDS)) as connection:
+            verdict = connection.execute("PRAGMA quick_check").fetchone()[0]
+    except sqlite3.Error as error:
+        raise InputError(f"study {file} must be a whole SQLite database, got {error}") from error
+    if verdict != "ok":
+        raise InputError(f"study {file} must be a whole SQLite database, got {' '.join(str(verdict).split())[:200]}")
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file behind a SQLite address; None for any other."""
+    prefix = "sqlite:///"
+    return Path(url.removeprefix(prefix)) if url.startswith(prefix) and ":memory:" not in url else None
+
+
+def _where(url: str) -> str:
+    """The storage for people, without a password."""
+    file = sqlite_file(url)
+    if file is not None:
+        return f"study {file}"
+    try:
+        return f"storage {sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)}"
+    except sqlalchemy.exc.ArgumentError:
+        return f"storage {url.split('@')[-1][:80]!r}"
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[None]:
+    try:
+        yield
+    except _FAULTS as error:
+        raise InputError(f"{_where(url)} must be readable and whole, got {_reason(error)}") from error
+
+
+@contextmanager
+def _writing(url: str) -> Iterator[None]:
+    try:
+        yield
+    except _FAULTS as error:
+        raise not_written(_where(url), OSError(0, _reason(error))) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The database's own words, which Optuna and SQLAlchemy wrap."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(getattr(error, "orig", None) or error).split())[:200]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither Optuna's log of every trial nor its notes about experimental features, and no lasting change."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)

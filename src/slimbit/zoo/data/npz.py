@@ -1,0 +1,87 @@
+"""Arrays in a ``.npz`` file; pickled objects in it are never loaded."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimbit.records.errors import InputError
+from slimbit.zoo.data.arrays import as_images, as_labels
+from slimbit.zoo.data.dataset import DataSet, Part
+from slimbit.zoo.data.normalization import resolve
+from slimbit.zoo.data.request import Request
+from slimbit.zoo.data.splits import split
+
+PARTS = ("train_images", "train_labels", "test_images", "test_labels")
+WHOLE = ("images", "labels")
+TEST_SHARE = 0.2
+
+
+def open_npz(request: Request) -> DataSet:
+    """``train_images``, ``train_labels``, ``test_images``, ``test_labels``; or ``images`` and ``labels``, split here."""
+    file, layout = request.path, request.choice("layout", ("auto", "nchw", "nhwc"), "auto")
+    arrays = _read(file)
+    if "train_images" in arrays:
+        if "test" in request.options:
+            raise InputError(f"test= must not be given where the arrays are split already, got it for {str(file)!r}")
+        train, test = (_part(arrays, f"{word}_", file, layout) for word in ("train", "test"))
+    else:
+        train, test = _divided(_part(arrays, "", file, layout), request.share("test", TEST_SHARE))
+    labels = [part.labels for part in (train, test) if part.labels is not None]
+    return DataSet(
+        name=f"npz:{file.name}",
+        train=train,
+        test=test,
+        classes=max(2, 1 + max(int(part.max()) for part in labels)),
+        normalization=resolve(request, train.images.shape[1], default="none"),
+    )
+
+
+def _divided(whole: Part, share: float) -> tuple[Part, Part]:
+    images, labels = whole
+    assert labels is not None  # as_labels made them
+    if len(labels) < 2:
+        raise InputError(f"images must be 2 or more to be split into training and test, got {len(labels)}")
+    test_images = min(len(labels) - 1, max(1, round(share * len(labels))))
+    train, test = split(labels, test_images=test_images)
+    return Part(images[train], labels[train]), Part(images[test], labels[test])
+
+
+def _part(arrays: dict[str, NDArray[Any]], prefix: str, file: Path, layout: str) -> Part:
+    images_name, labels_name = f"{prefix}images", f"{prefix}labels"
+    where = f"of {str(file)!r}"
+    images = as_images(arrays[images_name], f"{images_name} {where}", layout=layout)
+    return Part(images, as_labels(arrays[labels_name], len(images), f"{labels_name} {where}"))
+
+
+def _read(file: Path) -> dict[str, NDArray[Any]]:
+    """The arrays that are needed."""
+    if not file.is_file():
+        raise InputError(f"FILE of npz:FILE must be a file that exists, got {str(file)!r}")
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            there = list(content.files) if isinstance(content, np.lib.npyio.NpzFile) else []
+            wanted = PARTS if "train_images" in there else WHOLE
+            missing = [name for name in wanted if name not in there]
+            if not missing:
+                return {name: content[name] for name in wanted}
+    # What numpy, zipfile and zlib raise at damaged files; pickled objects are a ValueError.
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        KeyError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+        AttributeError,
+    ) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise InputError(
+            f"FILE of npz:FILE must be a complete .npz file of arrays, got {str(file)!r}: {reason}"
+        ) from error
+    got = ", ".join(name[:40] for name in there[:8]) or "no named arrays"
+    raise InputError(f"{str(file)!r} must hold {', '.join(PARTS)}, or {' and '.join(WHOLE)}, got {got}")
