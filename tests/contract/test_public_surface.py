@@ -23,7 +23,10 @@ def test_import_and_records_do_not_load_torch():
 
 
 def test_help_does_not_load_torch():
-    code = "import sys; from slimbit.cli import main; sys.argv = ['slimbit', 'cost', '--help']\ntry: main()\nexcept SystemExit: pass"
+    code = (
+        "import sys; from slimbit.cli import main; sys.argv = ['slimbit', 'cost', '--help']\n"
+        "try: main()\nexcept SystemExit: pass"
+    )
     assert not _loads_torch(code)
 
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from slimbit.export.packing import Coding
-from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError, closest
+from slimbit.records.network import LayerSpec
 from slimbit.records.plan import PlanGrid
 
 MANIFEST, LEVELS, STATE, PLAN, COST = "slimbit.json", "levels.bin", "state.safetensors", "plan.json", "cost.json"
@@ -27,7 +27,6 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Size = Annotated[int, Field(ge=1, le=MOST_WEIGHTS)]
 Shape = Annotated[tuple[Size, ...], Field(min_length=1, max_length=8)]
 FileName = Literal["levels.bin", "state.safetensors", "plan.json", "cost.json"]
-Metric = Literal[METRICS]  # type: ignore[valid-type] # the one list of metrics, as the schema's choice
 
 
 class _Record(BaseModel):
@@ -121,6 +120,18 @@ class LayerEntry(_Record):
         """Bytes of the steps, in front of the packed levels."""
         return self.steps * (8 if self.step_type == "float64" else 4)
 
+    def spec(self) -> LayerSpec:
+        """The layer as weights are placed by; its positions are not known here."""
+        return LayerSpec(
+            name=self.name,
+            kind="tensor",
+            weight_key=self.key,
+            shape=self.shape,
+            groups=self.groups,
+            transposed=self.transposed,
+            rows=self.rows,
+        )
+
 
 class FileEntry(_Record):
     """One file of the folder."""
@@ -151,10 +162,10 @@ class Manifest(_Record):
     normalization: Normalization | None = None
     accuracy: Accuracy | None = None
     plan: PlanSummary
-    cost: dict[Metric, float | None]
+    cost: dict[Name, int | float | None]
     layers: tuple[LayerEntry, ...]
     files: dict[FileName, FileEntry]
-    provenance: dict[str, JsonValue] = {}
+    provenance: dict[str, JsonValue] = Field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """The manifest as it is written, with the hash of itself: equal content, equal bytes."""
@@ -198,13 +209,12 @@ def read_file(path: Path, *, limit: int) -> bytes:
     try:
         if not path.is_file():  # a pipe or a device would block or never end
             raise InputError(f"artifact file must exist, got none at {path}")
-        with path.open("rb") as stream:
-            content = stream.read(limit + 1)
+        size = path.stat().st_size
+        if size > limit:
+            raise InputError(f"artifact file {path} must have at most {limit} bytes, got {size}")
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"artifact file must be readable, got {path}: {error.strerror}") from error
-    if len(content) > limit:
-        raise InputError(f"artifact file {path} must have at most {limit} bytes, got more")
-    return content
 
 
 def parse_json(content: bytes, *, where: str) -> dict[str, Any]:

@@ -82,6 +82,8 @@ def cost_of_survey(
         keep: Bool mask of the weights that are kept, filters first, or None for all.
     """
     counting.check_names(survey.spec)
+    if counting.per == "mac" and survey.spec.layers and all(layer.kind == "tensor" for layer in survey.spec.layers):
+        raise InputError(f"per must be parameter for {survey.spec.name}, which holds weights but no graph, got mac")
     layers = tuple(
         _layer_cost(layer, survey.weight(layer), counting, keep(layer), survey.activation_bits.get(layer.name))
         for layer in survey.spec.layers

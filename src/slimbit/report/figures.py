@@ -53,12 +53,12 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
         ],
         "layout": {
             "xaxis": {"type": "log", "title": {"text": _axis_title(frame)}, "range": ranges["useful"]["x"],
-                      "tickformat": "~s"},
+                      "tickformat": "~s", "tickangle": 0, "nticks": 7},
             "yaxis": {"title": {"text": f"accuracy{unit}"}, "range": ranges["useful"]["y"]},
             "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": data.about.float_accuracy,
-                        "y1": data.about.float_accuracy, "templateitemname": "float"}],
-            "annotations": [{"xref": "paper", "x": 1, "y": data.about.float_accuracy,
-                             "text": f"float {data.about.float_accuracy:.2f}", "templateitemname": "float"}],
+                        "y1": data.about.float_accuracy}],
+            "annotations": [{"xref": "paper", "x": 0, "y": data.about.float_accuracy,
+                             "text": f"float {data.about.float_accuracy:.2f}"}],
             "meta": {"ranges": ranges, "hidden": _outside(shown, ranges["useful"]["y"])},
         },
     }  # fmt: skip
@@ -67,12 +67,11 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
 def histogram_figure(data: ReportData) -> FigureData:
     """Filters by the width of their widest level, 0 = pruned; heights are filled in for the selected point."""
     widest = max((len(layers.filters) for layers in data.layers.values()), default=1)
-    ticks = ["pruned", *(str(width) for width in range(1, widest))]
     return {
         "data": [{"type": "bar", "x": list(range(widest)), "y": [0] * widest, "hoverinfo": "skip"}],
         "layout": {
-            "xaxis": {"title": {"text": "bits of the filter's widest level"}, "tickvals": list(range(widest)),
-                      "ticktext": ticks, "showgrid": False, "range": [-0.6, widest - 0.4]},
+            "xaxis": {"title": {"text": "bits of the filter's widest level (0 = pruned)"}, "dtick": 1,
+                      "tickangle": 0, "showgrid": False, "range": [-0.6, widest - 0.4]},
             "yaxis": {"title": {"text": "filters"}, "rangemode": "tozero"},
         },
     }  # fmt: skip
@@ -92,11 +91,9 @@ def template(theme: str) -> dict[str, Any]:
         "hoverlabel": {"align": "left", "bgcolor": colours["card"], "bordercolor": colours["quiet"],
                        "font": {"family": _FONT, "color": colours["ink"]}},
         "hovermode": "closest", "dragmode": "zoom", "bargap": 0.3,
-        "shapedefaults": {}, "annotationdefaults": {"showarrow": False},
-        "shapes": [{"name": "float", "line": {"color": colours["quiet"], "width": 1, "dash": "dash"},
-                    "layer": "below"}],
-        "annotations": [{"name": "float", "showarrow": False, "xanchor": "right", "yanchor": "bottom",
-                         "font": {"size": 12, "color": colours["quiet"]}}],
+        "shapedefaults": {"line": {"color": colours["quiet"], "width": 1, "dash": "dash"}, "layer": "below"},
+        "annotationdefaults": {"showarrow": False, "xanchor": "left", "yanchor": "bottom",
+                               "font": {"size": 12, "color": colours["quiet"]}},
     }}  # fmt: skip
 
 
@@ -132,7 +129,7 @@ def _trace(
 def _hover(point: PointFrame, data: ReportData) -> str:
     interval = "" if point.low is None or point.high is None else f"  ({point.low:.2f} to {point.high:.2f})"
     rows = [f"<b>{plain(point.label)}</b>", f"accuracy {plain(point.accuracy_text)}{interval}"]
-    rows += [f"{plain(metric.label)}  {plain(point.texts.get(metric.name, '-'))}" for metric in data.metrics]
+    rows += [f"{plain(metric.label)}  {plain(point.texts.get(metric.name, '-'))} {metric.unit}" for metric in data.metrics]
     return "<br>".join(rows)
 
 

@@ -236,7 +236,7 @@ def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> Po
         low=point.accuracy_low,
         high=point.accuracy_high,
         costs=dict(point.costs),
-        texts={name: f"{quantity(value)} {UNITS.get(name, '')}".strip() for name, value in point.costs.items()},
+        texts={name: quantity(value) for name, value in point.costs.items()},
         plan=point.plan,
         seconds=f"{sum(point.seconds.values()):.1f} s" if point.seconds else MISSING,
         error=point.error,

@@ -13,8 +13,8 @@ from slimbit.survey.result import Survey
 
 _STATISTICS = ("running_mean", "running_var")
 _NOTE = (
-    "a safetensors file holds no graph: each tensor of two or more dimensions counts as a layer, its first "
-    "dimension as filters, and without output positions only costs per parameter mean anything"
+    "A safetensors file holds no graph: each tensor of two or more dimensions counts as a layer, its first "
+    "dimension as filters, and without output positions only costs per parameter mean anything."
 )
 
 

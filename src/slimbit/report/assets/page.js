@@ -126,7 +126,7 @@
     at("point-title").textContent = `${point.accuracy_text}${interval}`;
     at("point-facts").textContent = [`Point ${point.number}: ${label(point)}`, grid, place].filter(Boolean).join(" · ");
     at("costs").replaceChildren(...report.metrics.map((one) => {
-      const made = row(node("th", one.label, { scope: "row" }), node("td", point.texts[one.name] ?? "-", { class: "number" }));
+      const made = row(node("th", one.label, { scope: "row" }), node("td", `${point.texts[one.name] ?? "-"} ${one.unit}`, { class: "number" }));
       made.classList.toggle("chosen", one.name === state.metric);
       return made;
     }));
@@ -174,7 +174,7 @@
   const columns = [
     ["policy", "point", (point) => label(point)],
     ["accuracy", "accuracy", (point) => point.accuracy],
-    ...report.metrics.map((one) => [one.name, one.label, (point) => point.costs[one.name] ?? null]),
+    ...report.metrics.map((one) => [one.name, one.unit ? `${one.label} (${one.unit})` : one.label, (point) => point.costs[one.name] ?? null]),
   ];
 
   function drawTable() {
@@ -182,7 +182,7 @@
     const head = columns.map(([name, text]) => {
       const cell = node("th", "", { scope: "col", class: name === "policy" ? "" : "number" });
       if (name === key) cell.setAttribute("aria-sort", state.up ? "ascending" : "descending");
-      const button = node("button", text, { type: "button" });
+      const button = node("button", text, { type: "button", title: name });
       button.addEventListener("click", () => sortBy(name, key));
       cell.append(button);
       return cell;

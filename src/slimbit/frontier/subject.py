@@ -1,0 +1,207 @@
+"""The network whose frontier is traced: its survey, what policies look at, and what a plan or a result costs."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimbit.apply.calibration import Calibration, calibrate
+from slimbit.apply.compress import Compressed
+from slimbit.frontier.levels import StoredPoint
+from slimbit.measure.cost import cost_of_survey
+from slimbit.measure.counting import Counting
+from slimbit.numerics.batches import checked_batches, inputs_of, joined
+from slimbit.numerics.energy import level_bits
+from slimbit.numerics.grid import to_levels
+from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.steps import step_by_price, step_by_range
+from slimbit.records.cost import CostReport, LayerCost, TotalCost
+from slimbit.records.network import LayerSpec
+from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
+from slimbit.records.sensitivity import Sensitivity
+from slimbit.survey.module import survey_network
+from slimbit.survey.result import StoredLevels, Survey
+
+# Above this many input elements (500 images of 96 x 96) calibration batches are worked off one by one: more passes,
+# but the activations of only one batch in memory.
+JOINED_ELEMENTS = 500 * 3 * 96 * 96
+PROBE_IMAGES = 128
+BASELINE_BITS = (8, 7, 6, 5, 4, 3, 2)
+
+
+@dataclass
+class Subject:
+    """One network under one recipe. State only caches what is expensive.
+
+    Attributes:
+        model: The float network; never changed.
+        survey: Its survey.
+        batches: Calibration batches.
+        metric: Cost metric of the sweep.
+        recipe: How plans are carried out.
+        layout: What is asked of every policy.
+        seed: Seed of sampled positions.
+        sensitivity: Once it was measured.
+    """
+
+    model: nn.Module
+    survey: Survey
+    batches: tuple[Any, ...]
+    metric: str
+    recipe: Recipe
+    layout: Layout
+    seed: int
+    sensitivity: Sensitivity | None = None
+    _totals: dict[float, TotalCost] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, model: nn.Module, example_input: Any, calibration: Any, *, name: str, **settings: Any) -> "Subject":
+        """Survey a network and collect its calibration batches."""
+        survey = survey_network(model, example_input, name=name)
+        return cls(model, survey, checked_batches(calibration), **settings)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What policies look at; the sensitivity must be known."""
+        weights = {layer.name: self._weight(layer) for layer in self.survey.spec.layers}
+        return Evidence(spec=self.survey.spec, weights=weights, sensitivity=self.sensitivity)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The float network's statistics on all calibration images."""
+        join = sum(x.numel() for x in map(inputs_of, self.batches) if isinstance(x, Tensor)) <= JOINED_ELEMENTS
+        return calibrate(self.model, self.survey.spec, self.batches, seed=self.seed, join=join)
+
+    @cached_property
+    def probe(self) -> Calibration:
+        """The same on few images, to find the range of prices cheaply."""
+        first = joined(self.batches)[0]
+        inputs = inputs_of(first)
+        few = inputs[:PROBE_IMAGES] if isinstance(inputs, Tensor) else first
+        return calibrate(self.model, self.survey.spec, (few,), seed=self.seed)
+
+    def images(self) -> int:
+        """Number of calibration images."""
+        return sum(len(x) if isinstance(x := inputs_of(batch), Tensor) else 1 for batch in self.batches)
+
+    def plan_at(self, price: float) -> CompressionPlan:
+        """The plan of a price."""
+        return step_by_price(self.evidence, price, metric=self.metric, layout=self.layout, recipe=self.recipe)
+
+    def baselines(self) -> Iterator[CompressionPlan]:
+        """The paper's quantize-only: ``max_abs`` steps on the mid-rise grid, absolute statistics, nothing else."""
+        layout = replace(self.layout, grid="midrise", granularity="layer")
+        recipe = Recipe(compensation=False, statistics="absolute")
+        for bits in BASELINE_BITS:
+            yield step_by_range(self.evidence, bits, layout=layout, recipe=recipe)
+
+    def predicted(self, price: float) -> TotalCost:
+        """What the plan of a price costs when weights are simply rounded: no data, no pass, within a few percent."""
+        if price not in self._totals:
+            plan = self.plan_at(price)
+            levels, steps = {}, {}
+            for layer in plan.layers:
+                weights = self.evidence.weights[layer.name].float()
+                steps[layer.name] = _numbers(layer.steps, weights)
+                levels[layer.name] = _rounded(weights, layer, steps[layer.name])
+            self._totals[price] = self.cost(plan, levels, steps).total
+        return self._totals[price]
+
+    def cost(self, plan: CompressionPlan, levels: Mapping[str, Tensor], steps: Mapping[str, Tensor]) -> CostReport:
+        """Cost of given levels; layers without any are counted as the float layers they stay."""
+        grids = {layer.name: layer.grid for layer in plan.layers}
+
+        def weight(layer: LayerSpec) -> Tensor | StoredLevels:
+            name = layer.shared_with or layer.name
+            if name not in levels:
+                return self.survey.weight(layer)
+            widest = int(level_bits(levels[name].abs().max()))
+            return StoredLevels(levels[name], steps[name], grids[name], widest)
+
+        return cost_of_survey(Survey(self.survey.spec, weight), Counting(per=self.layout.per))
+
+    def cost_of(self, result: Compressed) -> CostReport:
+        """Exact cost of a compressed network, with the signal-to-noise ratio of each layer."""
+        report = self.cost(result.plan, result.levels, result.scales)
+        layers = tuple(_with_ratio(layer, result.signal_to_noise.get(layer.name)) for layer in report.layers)
+        setting = f"{result.plan.policy}, {result.plan.setting}" if result.plan.setting else result.plan.policy
+        return replace(report, layers=layers, setting=setting)
+
+    def stored(self, result: Compressed) -> StoredPoint:
+        """Levels, steps, and every other state entry that compression changed, as arrays."""
+        grids = {layer.name: str(layer.grid) for layer in result.plan.layers}
+        return StoredPoint(
+            {name: result.levels[name].cpu().numpy() for name in grids},
+            {name: result.scales[name].cpu().numpy() for name in grids},
+            grids,
+            dict(self._changed_state(result.model)),
+        )
+
+    def _changed_state(self, network: nn.Module) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+        before, after = self.model.state_dict(), network.state_dict()
+        weights = {after[layer.weight_key].data_ptr() for layer in self.survey.spec.layers if layer.weight_key in after}
+        for key, value in after.items():
+            if not isinstance(value, Tensor) or value.data_ptr() in weights:
+                continue
+            if key not in before or not torch.equal(value.cpu(), before[key].cpu()):
+                yield key, value.detach().cpu().numpy()
+
+    def _weight(self, layer: LayerSpec) -> Tensor:
+        weight = self.survey.weight(layer)
+        assert isinstance(weight, Tensor), "a module has float weights"
+        return weight.detach()
+
+
+def _numbers(values: tuple[float, ...], like: Tensor) -> Tensor:
+    numbers = like.new_tensor(values)
+    return numbers[0] if len(values) == 1 else numbers
+
+
+def _rounded(weights: Tensor, layer: LayerPlan, step: Tensor) -> Tensor:
+    limit = _numbers(layer.limits, weights) if layer.limits else None
+    levels = to_levels(weights, step, grid=layer.grid, limit=limit if limit is None or limit.ndim else float(limit))
+    if layer.kept is None:
+        return levels
+    pruned = torch.ones(len(levels), dtype=torch.bool)
+    pruned[list(layer.kept)] = False
+    return levels.masked_fill_(pruned.reshape(-1, *[1] * (levels.ndim - 1)).to(levels.device), 0.0)
+
+
+def _with_ratio(layer: LayerCost, ratio: float | None) -> LayerCost:
+    """S/N and the estimates that follow from it, Eq. (4), which levels alone do not tell."""
+    if ratio is None or not np.isfinite(ratio):
+        return layer
+    estimate = layer.nonzero_macs * ratio / 12
+    return replace(
+        layer,
+        signal_to_noise=ratio,
+        esn_analog_estimate=estimate,
+        esn_analog_estimate_plus=layer.nonzero_macs * (ratio + 1) / 12,
+    )
+
+
+def digest_of(values: Any) -> str:
+    """SHA-256 of tensors in any nesting of lists and mappings, with their names, shapes and types."""
+    total = hashlib.sha256()
+    _feed(total.update, "", values)
+    return total.hexdigest()
+
+
+def _feed(update: Callable[[bytes], None], name: str, value: Any) -> None:
+    if isinstance(value, Tensor):
+        update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            _feed(update, f"{name}/{key}", value[key])
+    elif isinstance(value, tuple | list):
+        for place, part in enumerate(value):
+            _feed(update, f"{name}/{place}", part)
+    else:
+        update(json.dumps([name, type(value).__name__]).encode())

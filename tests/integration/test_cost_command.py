@@ -1,0 +1,113 @@
+"""`slimbit cost` on everything that NETWORK may be, as a user runs it."""
+
+import csv
+import io
+import json
+import sys
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import slimbit
+from slimbit.cli import app
+
+
+def _json(*arguments):
+    result = CliRunner().invoke(app, ["cost", *map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.exception
+    return json.loads(result.stdout)
+
+
+def test_a_python_callable(tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    data = _json("my_nets:build", "--input", "1x5x5", "--bits", 3)
+    assert data["total"]["macs"] == 9 * 4 * 9
+    assert data["network"] == "my_nets:build"
+
+
+def test_an_exported_program_counts_as_its_module(tmp_path):
+    model = slimbit.network("resnet8").eval()
+    program = torch.export.export(model, (torch.zeros(1, 3, 32, 32),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    exported = _json(tmp_path / "net.pt2", "--bits", 4)["total"]
+    module = slimbit.cost(model, torch.zeros(1, 3, 32, 32), bits=4).total
+    for metric in ("macs", "esn_analog", "esn_digital", "esn_filterwise", "parameters"):
+        assert exported[metric] == module[metric]
+
+
+def test_a_bare_weights_file_is_counted_per_parameter(tmp_path):
+    model = slimbit.network("resnet8")
+    save_file(model.state_dict(), tmp_path / "net.safetensors")
+    bare = _json(tmp_path / "net.safetensors", "--bits", 2)
+    module = slimbit.cost(model, torch.zeros(1, 3, 32, 32), bits=2, per="parameter").total
+    assert bare["per"] == "parameter"
+    assert bare["total"]["esn_digital"] == module.esn_digital
+    assert bare["total"]["weight_bytes"] == module.weight_bytes
+    refused = CliRunner().invoke(app, ["cost", str(tmp_path / "net.safetensors"), "--per", "mac"])
+    assert "per must be parameter" in str(refused.exception)
+
+
+def _onnx_with_integer_weights(path):
+    """One 3x3 convolution whose int8 weights are dequantized per filter (QDQ)."""
+    levels = torch.randint(-7, 8, (4, 3, 3, 3), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    scales = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    tensors = {"levels": levels, "scales": scales, "zeros": torch.zeros(4, dtype=torch.int8)}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["levels", "scales", "zeros"], ["w"], axis=0),
+        helper.make_node("Conv", ["x", "w"], ["y"], name="conv", kernel_shape=[3, 3]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 6, 6])],
+        [numpy_helper.from_array(value.numpy(), name) for name, value in tensors.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    return levels
+
+
+def test_integer_weights_of_an_onnx_file_are_the_levels(tmp_path):
+    levels = _onnx_with_integer_weights(tmp_path / "net.onnx")
+    data = _json(tmp_path / "net.onnx")
+    # mid-tread: 0 costs nothing, +-1 two bits, +-2 and +-3 three, +-4 ... +-7 four
+    bits = sum({0: 0, 1: 2, 2: 3, 3: 3}.get(abs(q), 4) for q in levels.flatten().tolist())
+    assert data["total"]["esn_digital"] == 36 * bits
+    assert data["total"]["esn_analog"] == 36 * int((levels.int() ** 2).sum())
+    assert data["total"]["nonzero_macs"] == 36 * int((levels != 0).sum())
+    refused = CliRunner().invoke(app, ["cost", str(tmp_path / "net.onnx"), "--bits", "4"])
+    assert "integers already" in str(refused.exception)
+
+
+def test_csv_has_a_line_per_layer_and_a_total():
+    result = CliRunner().invoke(app, ["cost", "resnet8", "--bits", "4", "--csv"])
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert len(rows) == 11 + 1  # 1 + 3 x 2 + 3 shortcuts + 1 linear, total
+    assert int(rows[-1]["macs"]) == sum(int(row["macs"]) for row in rows[:-1]) == 12_763_776
+
+
+def test_versus_gives_ratios():
+    data = _json("resnet8", "--versus", "resnet20", "--versus", "resnet14", "--bits", 1)
+    ratios = {entry["versus"]: entry["ratios"]["macs"] for entry in data["versus"]}
+    assert ratios == pytest.approx({"resnet20": 41_075_328 / 12_763_776, "resnet14": 26_919_552 / 12_763_776})
+
+
+def test_tables_name_the_layers_and_fit_80_columns():
+    result = CliRunner().invoke(app, ["cost", "resnet20", "--bits", "4"], env={"COLUMNS": "80"})
+    assert "layer3.2.conv2" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "…" not in result.stdout
+
+
+def test_random_weights_are_the_same_each_time_and_say_so():
+    first, second = (_json("resnet8", "--bits", 4) for _ in range(2))
+    assert first == second
+    assert any("random initialization" in note for note in first["notes"])
