@@ -3,10 +3,15 @@
 The public names are here and nowhere else; each is imported when first used, so that ``import slimbit`` is instant.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from slimbit._imports import lazy_names
 
 if TYPE_CHECKING:
+    from slimbit.apply.compress import compress as compress
+    from slimbit.export.load import load as load
+    from slimbit.frontier.store import open_run as open_run
+    from slimbit.frontier.trace import trace_frontier as trace_frontier
     from slimbit.measure.cost import cost as cost
     from slimbit.measure.hardware import HardwareModel as HardwareModel
     from slimbit.measure.hardware import hardware_names as hardware_names
@@ -14,35 +19,39 @@ if TYPE_CHECKING:
     from slimbit.records.cost import CostReport as CostReport
     from slimbit.records.errors import InputError as InputError
     from slimbit.records.errors import SlimbitError as SlimbitError
+    from slimbit.records.plan import CompressionPlan as CompressionPlan
+    from slimbit.records.point import Frontier as Frontier
+    from slimbit.records.point import FrontierPoint as FrontierPoint
+    from slimbit.report.page import write_report as write_report
     from slimbit.survey.module import survey_network as survey_network
     from slimbit.zoo import load_weights as load_weights
     from slimbit.zoo import network as network
+    from slimbit.zoo import open_data as open_data
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CompressionPlan": "slimbit.records.plan",
     "CostReport": "slimbit.records.cost",
+    "Frontier": "slimbit.records.point",
+    "FrontierPoint": "slimbit.records.point",
     "HardwareModel": "slimbit.measure.hardware",
     "InputError": "slimbit.records.errors",
     "SlimbitError": "slimbit.records.errors",
+    "compress": "slimbit.apply.compress",
     "cost": "slimbit.measure.cost",
     "hardware_names": "slimbit.measure.hardware",
+    "load": "slimbit.export.load",
     "load_hardware": "slimbit.measure.hardware",
     "load_weights": "slimbit.zoo",
     "network": "slimbit.zoo",
+    "open_data": "slimbit.zoo",
+    "open_run": "slimbit.frontier.store",
     "survey_network": "slimbit.survey.module",
+    "trace_frontier": "slimbit.frontier.trace",
+    "write_report": "slimbit.report.page",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604 - the table above is the list
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'slimbit' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__)

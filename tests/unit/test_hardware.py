@@ -220,12 +220,12 @@ class TestOwnFunction:
     @pytest.mark.parametrize(
         ("where", "message"),
         [
-            ("no_such_package:cost", "'no_such_package:cost' must be importable, got ModuleNotFoundError"),
-            ("math:no_such_function", "must be importable, got AttributeError"),
+            ("no_such_package:cost", "must name an importable module, got 'no_such_package': No module named"),
+            ("math:no_such_function", "must name something in math, got 'no_such_function'"),
             ("math:pi", "'math:pi' must be a function, got float"),
             (f"{__file__}:NOT_A_MODEL", "must be a function, got int"),
-            ("/no/such/file.py:cost", "must be importable, got FileNotFoundError"),
-            (":", "must be importable"),
+            ("/no/such/file.py:cost", "must name an importable module, got '/no/such/file.py'"),
+            (":", "must name an importable module, got ''"),
         ],
     )
     def test_wrong_place(self, where: str, message: str) -> None:

@@ -54,7 +54,7 @@ def test_names_and_inputs_come_without_torch() -> None:
 
 def test_names() -> None:
     expected = {f"resnet{depth}{kind}" for depth in (8, 14, 20, 32, 44, 56, 110) for kind in ("", "-A", "-B")}
-    expected |= {"vgg7", "densenet_bc_100_12", "resnet18", "resnet50", "mobilenet_v2"}
+    expected |= {"digits_resnet", "vgg7", "densenet_bc_100_12", "resnet18", "resnet50", "mobilenet_v2"}
     assert set(zoo.names()) == expected
     assert len(zoo.names()) == len(expected)
 

@@ -32,14 +32,18 @@ class Bound:
 
     def weight(self) -> Tensor:
         """The weight, filters first, detached, at least float32."""
-        weight = filters_first(self.parameter.detach(), transposed=self.spec.transposed, groups=self.spec.groups)
+        weight = filters_first(self._rows(), transposed=self.spec.transposed, groups=self.spec.groups)
         return weight if weight.dtype == torch.float64 else weight.float()
 
     def store(self, weight: Tensor) -> None:
         """Write a weight, filters first, into the network."""
         stored = filters_stored(weight, transposed=self.spec.transposed, groups=self.spec.groups)
         with torch.no_grad():
-            self.parameter.copy_(stored)
+            self._rows().copy_(stored)
+
+    def _rows(self) -> Tensor:
+        """The layer's part of the stored tensor, a view."""
+        return self.parameter.detach()[slice(*(self.spec.rows or (None,)))]
 
     def bias(self) -> Tensor | None:
         """The module's bias, where it is one number per filter."""
@@ -72,7 +76,8 @@ def _bind(model: nn.Module, layer: LayerSpec) -> Bound:
         raise InputError(f"weight of layer {layer.name!r} must be a float tensor, got {type(parameter).__name__}")
     if name not in module._parameters and name not in module._buffers:
         raise InputError(f"weight of layer {layer.name!r} must be a plain parameter: remove its parametrization first")
-    shape = tuple(filters_first(parameter, transposed=layer.transposed, groups=layer.groups).shape)
+    part = parameter[slice(*(layer.rows or (None,)))]
+    shape = tuple(filters_first(part, transposed=layer.transposed, groups=layer.groups).shape)
     if shape != layer.shape:
         raise InputError(f"weight of layer {layer.name!r} must be {layer.shape}, got {shape}")
     return Bound(layer, module, parameter, window_of(module) if name == "weight" else None)

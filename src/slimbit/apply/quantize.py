@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slimbit.numerics.grid import to_weights
 from slimbit.numerics.moments import PatchMoments
-from slimbit.numerics.rounding import Quantizer, compensate, damped, refit_step, round_levels, weighted_error
+from slimbit.numerics.rounding import Quantizer, compensate, damped, polish, refit_step, round_levels, weighted_error
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, LayerPlan
 
@@ -77,6 +77,8 @@ def quantize_layer(
         if moments.outputs is not None:
             target = fit_to_outputs(weights, moments)
         levels = compensate(target, h, quantizer) if plan.compensation else round_levels(target, quantizer)
+        if plan.compensation and SWEEPS:
+            levels = polish(target, levels, h, quantizer, sweeps=SWEEPS)
     step = quantizer.step
     if plan.refit:
         h = damped(torch.eye(weights[0].numel())[None]) if h is None else h
@@ -95,14 +97,18 @@ def fit_to_outputs(weights: Tensor, moments: PatchMoments) -> Tensor:
     groups, features, _ = h.shape
     w = weights.reshape(groups, -1, features).to(h.dtype)
     scale = h.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
-    ridge = h + RIDGE * scale.clamp(min=torch.finfo(h.dtype).tiny) * torch.eye(features, dtype=h.dtype, device=h.device)
+    eye = torch.eye(features, dtype=h.dtype, device=h.device)
+    ridge = h + torch.where(scale > 0, RIDGE * scale, 1.0) * eye
     residual = moments.outputs - torch.bmm(w, h)
     factor = torch.linalg.cholesky(ridge.double())
     shift = torch.cholesky_solve(residual.transpose(1, 2).double(), factor).transpose(1, 2)
     return (w + shift.to(h.dtype)).reshape(weights.shape).to(weights.dtype)
 
 
-RIDGE = 0.01
+SWEEPS = 2
+"""Turns of coordinate descent after compensation."""
+
+RIDGE = 0.1
 """Share of the mean diagonal that ties the fitted weight to the float one."""
 
 

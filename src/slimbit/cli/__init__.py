@@ -7,6 +7,10 @@ from rich.console import Console
 
 from slimbit.cli.cost import cost
 from slimbit.cli.demo import demo
+from slimbit.cli.frontier import frontier
+from slimbit.cli.pick import pick
+from slimbit.cli.points import points
+from slimbit.cli.report import report
 from slimbit.records.errors import SlimbitError
 
 app = typer.Typer(
@@ -17,8 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(cost)
-app.command()(demo)
+for _command in (cost, frontier, points, pick, report, demo):
+    app.command()(_command)
 
 
 @app.callback(invoke_without_command=True)

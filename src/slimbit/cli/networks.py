@@ -1,13 +1,11 @@
 """What NETWORK means on the command line: a zoo name, timm, a Python callable, or a file."""
 
-import importlib
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimbit._imports import import_callable
 from slimbit.records.errors import InputError, MissingExtraError, closest
 
 if TYPE_CHECKING:
@@ -101,28 +99,10 @@ def input_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def imported(reference: str, what: str) -> Callable[..., Any]:
-    """The callable at ``package.module:callable``, the current folder included in the search."""
-    module_name, _, attribute = reference.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        value: Any = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(f"{what} must name an importable module, got {module_name}: {error}") from error
-    for step in attribute.split("."):
-        if not hasattr(value, step):
-            raise InputError(f"{what} must name something in {module_name}, got {attribute}{closest(step, dir(value))}")
-        value = getattr(value, step)
-    if not callable(value):
-        raise InputError(f"{what} must name a callable, got {reference}, which is {type(value).__name__}")
-    return value  # type: ignore[no-any-return] # whatever the user wrote
-
-
 def _own_model(reference: str) -> "nn.Module":
     from torch import nn
 
-    build = imported(reference, "NETWORK")
+    build = import_callable(reference, "NETWORK")
     if isinstance(build, nn.Module):
         return build
     try:

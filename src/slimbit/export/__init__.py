@@ -1,0 +1,1 @@
+"""SHIP: a compressed network as a folder, and back."""

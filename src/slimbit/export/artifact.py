@@ -16,9 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from slimbit.export.manifest import (
-    COST,
     MANIFEST,
-    PLAN,
     Accuracy,
     FileEntry,
     FileName,
@@ -32,6 +30,7 @@ from slimbit.export.manifest import (
 )
 from slimbit.export.packing import coding_grid, pack_levels
 from slimbit.export.weights import LayerLevels, layer_of, taken, tensors_of
+from slimbit.numerics.grid import GRIDS
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec
@@ -96,7 +95,7 @@ def write_artifact(
         "cost.json": origin.cost,
     }
     manifest = _manifest(origin, tuple(entries), files)
-    _write_folder(Path(folder), {**files, MANIFEST: manifest.to_bytes()})
+    _write_folder(Path(folder), {MANIFEST: manifest.to_bytes(), **{str(k): v for k, v in files.items()}})
     return manifest
 
 
@@ -135,6 +134,8 @@ def _pack_layer(layer: LayerLevels, spec: LayerSpec, tensors: Mapping[str, Tenso
 
 def _check_layer(layer: LayerLevels, spec: LayerSpec, weight: Tensor) -> None:
     where = f"of layer {spec.name!r}"
+    if layer.grid not in GRIDS:
+        raise InputError(f"grid {where} must be one of {', '.join(GRIDS)}, got {layer.grid!r}")
     if layer.steps.dtype not in LITTLE:
         raise InputError(f"steps {where} must be float32 or float64, got {layer.steps.dtype}")
     if layer.steps.shape not in ((), (1,), (spec.filters,)):
@@ -157,10 +158,10 @@ def _is_packed(key: str, value: Tensor, entries: list[LayerEntry]) -> bool:
 
 
 def _manifest(origin: Origin, layers: tuple[LayerEntry, ...], files: Mapping[FileName, bytes]) -> Manifest:
-    plan = CompressionPlan.from_dict(parse_json(origin.plan, where=PLAN))
-    cost = parse_json(origin.cost, where=COST).get("total")
+    plan = CompressionPlan.from_dict(parse_json(origin.plan, where="plan.json"))
+    cost = parse_json(origin.cost, where="cost.json").get("total")
     if not isinstance(cost, dict):
-        raise InputError(f"{COST} must hold the totals of a cost report, got {type(cost).__name__}")
+        raise InputError(f"cost.json must hold the totals of a cost report, got {type(cost).__name__}")
     return Manifest(
         network=origin.network,
         normalization=origin.normalization,

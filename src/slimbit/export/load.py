@@ -12,8 +12,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from slimbit.export.manifest import (
-    PLAN,
-    STATE,
+    FileEntry,
     LayerEntry,
     Manifest,
     parse_json,
@@ -43,14 +42,17 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_code: bool
     Raises:
         InputError: No artifact, damaged, of another version, for another network, or it needs ``model``.
 
-    Example:
-        >>> network = load("picked")  # doctest: +SKIP
+    Example (one that loads is in docs/reference/artifact-format.md):
+        >>> load("nowhere")
+        Traceback (most recent call last):
+            ...
+        slimbit.records.errors.InputError: artifact file must exist, got none at nowhere/slimbit.json
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    files = {name: _verified(folder / name, manifest) for name in manifest.files}
+    files = {name: _verified(folder / name, entry) for name, entry in manifest.files.items()}
     _check_plan(files["plan.json"], manifest, folder)
-    state = _read_state(files["state.safetensors"], folder / STATE)
+    state = _read_state(files["state.safetensors"], folder / "state.safetensors")
     if model is None and ":" not in manifest.network.source:
         # shapes first: a manifest must not make a network larger than its own files explain
         _check_fit(tensors_of(rebuild(manifest.network, without_memory=True)), state, manifest)
@@ -62,8 +64,7 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_code: bool
     return network.eval()
 
 
-def _verified(path: Path, manifest: Manifest) -> bytes:
-    entry = manifest.files[path.name]  # type: ignore[index] # names come from the manifest
+def _verified(path: Path, entry: FileEntry) -> bytes:
     content = read_file(path, limit=entry.bytes)
     if len(content) != entry.bytes:
         raise InputError(f"artifact file {path} must have {entry.bytes} bytes, got {len(content)}")
@@ -73,9 +74,9 @@ def _verified(path: Path, manifest: Manifest) -> bytes:
 
 
 def _check_plan(content: bytes, manifest: Manifest, folder: Path) -> None:
-    plan = CompressionPlan.from_dict(parse_json(content, where=str(folder / PLAN)))
+    plan = CompressionPlan.from_dict(parse_json(content, where=str(folder / "plan.json")))
     if plan.digest() != manifest.plan.digest:
-        raise InputError(f"{folder / PLAN} must be the plan of the manifest, got {plan.digest()[:12]}")
+        raise InputError(f"{folder / 'plan.json'} must be the plan of the manifest, got {plan.digest()[:12]}")
 
 
 def _read_state(content: bytes, path: Path) -> dict[str, Tensor]:
@@ -97,6 +98,8 @@ def _check_fit(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], manif
         if tensors[key].shape != value.shape:
             expected = tuple(tensors[key].shape)
             raise InputError(f"entry {key!r} of network {source} must be {expected}, got {tuple(value.shape)}")
+        if tensors[key].dtype != value.dtype and not (tensors[key].is_floating_point() and value.is_floating_point()):
+            raise InputError(f"entry {key!r} of network {source} must be {tensors[key].dtype}, got {value.dtype}")
     for layer in manifest.layers:
         if taken(tensors, layer.spec()).shape != layer.shape:
             found = tuple(taken(tensors, layer.spec()).shape)

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
@@ -16,7 +16,7 @@ from slimbit.records.errors import InputError, closest
 from slimbit.records.network import LayerSpec
 from slimbit.records.plan import PlanGrid
 
-MANIFEST, LEVELS, STATE, PLAN, COST = "slimbit.json", "levels.bin", "state.safetensors", "plan.json", "cost.json"
+MANIFEST = "slimbit.json"
 LARGEST_MANIFEST = 1 << 26
 """Bytes; a network of ten thousand layers needs about 2 million."""
 MOST_WEIGHTS = 1 << 31
@@ -27,6 +27,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Size = Annotated[int, Field(ge=1, le=MOST_WEIGHTS)]
 Shape = Annotated[tuple[Size, ...], Field(min_length=1, max_length=8)]
 FileName = Literal["levels.bin", "state.safetensors", "plan.json", "cost.json"]
+FILES: tuple[FileName, ...] = get_args(FileName)
 
 
 class _Record(BaseModel):
@@ -253,7 +254,7 @@ def _fault(error: ValidationError) -> str:
 
 def _check(manifest: Manifest, path: Path) -> None:
     """What the types cannot say."""
-    missing = {LEVELS, STATE, PLAN, COST} - set(manifest.files)
+    missing = set(FILES) - set(manifest.files)
     if missing:
         raise InputError(f"{path} must list every file, got no {min(missing)}")
     total = 0
@@ -267,8 +268,9 @@ def _check(manifest: Manifest, path: Path) -> None:
     if total > MOST_WEIGHTS:
         raise InputError(f"{path} must have at most {MOST_WEIGHTS} weights, got {total}")
     packed = sum(layer.bytes + layer.step_bytes for layer in manifest.layers)
-    if packed != manifest.files[LEVELS].bytes:
-        raise InputError(f"{LEVELS} must have the {packed} bytes of its layers, got {manifest.files[LEVELS].bytes}")
+    stated = manifest.files["levels.bin"].bytes
+    if packed != stated:
+        raise InputError(f"{path} must say of levels.bin what its layers add up to, {packed} bytes, got {stated}")
     names = [layer.name for layer in manifest.layers]
     if len(set(names)) != len(names):
         raise InputError(f"{path} must name every layer once, got {len(names) - len(set(names))} twice")

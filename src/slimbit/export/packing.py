@@ -76,10 +76,10 @@ def pack_levels(doubled: Levels, grid: PlanGrid) -> Packed:
     """
     rows = doubled.reshape(len(doubled), -1).astype(np.int32)
     _check_levels(rows, grid)
-    kept = rows.any(axis=1)
+    kept: NDArray[np.bool_] = np.any(rows != 0, axis=1)
     indices = _indices(rows[kept], grid)
     widths = np.zeros(len(rows), np.uint8)
-    widths[kept] = _widths(indices, grid)
+    widths[kept] = _widths(indices)
     coded = _huffman(indices, kept)
     if coded is None or len(coded) >= fixed_bytes(widths, rows.shape[1]):
         return Packed("fixed", _fixed(indices, widths))
@@ -154,20 +154,19 @@ def _doubled(indices: NDArray[np.int32], grid: PlanGrid) -> NDArray[np.int32]:
     return 2 * indices - np.sign(indices) if grid == "midrise_zero" else 2 * indices
 
 
-def _widths(indices: NDArray[np.int32], grid: PlanGrid) -> NDArray[np.uint8]:
+def _widths(indices: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Bits of each filter: the least w, at least 1, with all indices from ``-2^(w-1)`` to ``2^(w-1) - 1``."""
     if not indices.size:
         return np.zeros(len(indices), np.uint8)
     reach = np.maximum(indices.max(axis=1), -1 - indices.min(axis=1))  # at most 2^16, exact in floating point
-    return (np.ceil(np.log2(reach + 1.0)) + 1).astype(np.uint8)
+    widths: NDArray[np.uint8] = (np.ceil(np.log2(reach + 1.0)) + 1).astype(np.uint8)
+    return widths
 
 
 def _fixed(indices: NDArray[np.int32], widths: NDArray[np.uint8]) -> bytes:
-    parts = [_bits(widths, WIDTH_BITS)]
     kept = widths[widths > 0]
-    for width in np.unique(kept):
-        parts.append(_bits(indices[kept == width].reshape(-1) + (1 << (int(width) - 1)), int(width)))
-    return b"".join(parts)
+    groups = ((width, indices[kept == width].reshape(-1)) for width in map(int, np.unique(kept)))
+    return _bits(widths, WIDTH_BITS) + b"".join(_bits(codes + (1 << (width - 1)), width) for width, codes in groups)
 
 
 def _read_fixed(data: bytes, filters: int, weights: int) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from slimbit.numerics.grid import filters_first, filters_stored, to_weights
@@ -46,6 +45,7 @@ def with_levels(
     Raises:
         InputError: A layer, an entry or a shape that the network does not have.
 
+    >>> import torch
     >>> spec = NetworkSpec("n", (LayerSpec(name="fc", kind="linear", weight_key="weight", shape=(1, 2)),))
     >>> levels = {"fc": LayerLevels(torch.tensor([[0.5, -1.5]]), torch.tensor(2.0), "midrise")}
     >>> with_levels(nn.Linear(2, 1), spec, levels, state={"bias": torch.zeros(1)})(torch.ones(1, 2)).tolist()
@@ -105,7 +105,8 @@ def place(tensors: dict[str, Tensor], layer: LayerSpec, weights: Tensor) -> None
 
 def taken(tensors: Mapping[str, Tensor], layer: LayerSpec) -> Tensor:
     """The layer's weights, filters first, as the network keeps them now."""
-    stored = tensors[layer.weight_key][rows_of(tensors, layer)]
+    rows = rows_of(tensors, layer)
+    stored = tensors[layer.weight_key][rows]
     return filters_first(stored, transposed=layer.transposed, groups=layer.groups)
 
 
@@ -116,8 +117,10 @@ def rows_of(tensors: Mapping[str, Tensor], layer: LayerSpec) -> slice:
         InputError: The network has no such tensor or rows, or it is no weight.
     """
     tensor = tensors.get(layer.weight_key)
-    if tensor is None or tensor.ndim == 0:
+    if tensor is None or tensor.ndim == 0 or not tensor.is_floating_point():
         raise InputError(f"network must have the weight {layer.weight_key!r} of layer {layer.name!r}, got none")
+    if layer.transposed and (tensor.ndim < 2 or len(tensor) % layer.groups):
+        raise InputError(f"groups of layer {layer.name!r} must divide {tuple(tensor.shape)}, got {layer.groups}")
     if layer.rows is None:
         return slice(None)
     first, last = layer.rows

@@ -24,6 +24,7 @@ class RunInfo:
         weights: Weights file, "" where there was none.
         data: Data spec, "" from Python.
         input_shape: Shape of one input without the batch dimension; empty where it is no single tensor.
+        normalization: ``mean`` and ``std`` per channel that the data were fed with; empty where unknown.
         metric: Cost metric of the sweep.
         points: Points asked for, baselines not counted.
         baselines: Whether the quantize-only baselines were asked for.
@@ -31,6 +32,7 @@ class RunInfo:
         calibration_digest: SHA-256 of them.
         evaluate_images: Number of images that accuracy is measured on; None where ``evaluate`` does not say.
         classes: Number of classes; None where ``evaluate`` does not say.
+        scoring: What ``evaluate`` says that it measures, "" where it does not.
         seed: Seed of sampled labels and positions.
         likelihood: What the sensitivity samples labels from.
         recipe: How plans are carried out, see `slimbit.records.plan.Recipe`.
@@ -49,6 +51,7 @@ class RunInfo:
     weights: str = ""
     data: str = ""
     input_shape: tuple[int, ...] = ()
+    normalization: Mapping[str, Any] = field(default_factory=dict)
     metric: str
     points: int
     baselines: bool
@@ -56,6 +59,7 @@ class RunInfo:
     calibration_digest: str
     evaluate_images: int | None = None
     classes: int | None = None
+    scoring: str = ""
     seed: int
     likelihood: str = "categorical"
     recipe: Mapping[str, Any] = field(default_factory=dict)

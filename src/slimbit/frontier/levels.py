@@ -45,8 +45,8 @@ def pack_levels(point: StoredPoint) -> bytes:
     [[0.5, -1.5]]
     """
     arrays = {f"{name}/levels": _doubled(name, levels) for name, levels in point.levels.items()}
-    arrays |= {f"{name}/steps": np.ascontiguousarray(steps) for name, steps in point.steps.items()}
-    arrays |= {f"state/{key}": np.ascontiguousarray(value) for key, value in point.state.items()}
+    arrays |= {f"{name}/steps": np.array(steps, order="C") for name, steps in point.steps.items()}
+    arrays |= {f"state/{key}": np.array(value, order="C") for key, value in point.state.items()}
     grids = json.dumps(dict(sorted(point.grids.items())), separators=(",", ":"))
     return _canonical(save(arrays, metadata={"format": FORMAT, "schema": SCHEMA, "grids": grids}))
 
@@ -84,7 +84,7 @@ def _doubled(name: str, levels: Array) -> Array:
     whole = np.rint(doubled)
     if not np.array_equal(whole, doubled):
         raise InputError(f"levels of layer {name!r} must be multiples of 0.5, got others")
-    return np.ascontiguousarray(whole.astype(np.int16))
+    return np.array(whole, dtype=np.int16, order="C")
 
 
 def _header(content: bytes) -> bytes:

@@ -3,12 +3,15 @@
 import heapq
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 CostOf = Callable[[float], float]
 """From a price to the cost of its plan; falls, or stays, when the price grows."""
 
 TOLERANCE = 0.01
 STEPS = 20
+WAY_DOWN = 0.25
+"""Share of the way from the best to the worst accuracy that is worth looking at closely."""
 
 
 def price_for(cost_of: CostOf, target: float, low: float, high: float) -> float:
@@ -80,8 +83,9 @@ def bend_places(points: Sequence[tuple[float, float, float]], count: int) -> lis
 
     Between neighbours a line is off by about ``h^2 |f''| / 8``, with ``h`` their distance in log cost and ``f''``
     the bend of accuracy over log cost at the two ends (divided differences). An interval cut into n + 1 parts is
-    off by that over ``(n + 1)^2``; cuts go one by one to the interval that is worst. Noise cannot make a cheaper
-    point worse than its dearer neighbour's best: accuracies are first made monotone.
+    off by that over ``(n + 1)^2``; cuts go one by one to the interval that is worst. Before that, accuracies are
+    made monotone, so that noise bends less, and whatever lies below the first quarter of the way down is lifted to
+    there: the collapse bends most, and nobody picks a model from it.
 
     Args:
         points: Cost, accuracy and price of each measured point; costs positive.
@@ -90,8 +94,9 @@ def bend_places(points: Sequence[tuple[float, float, float]], count: int) -> lis
     Returns:
         Prices from low to high; fewer than ``count`` where fewer than two points have different costs.
 
-    >>> bend_places([(8.0, 90.0, 1.0), (4.0, 90.0, 2.0), (2.0, 90.0, 4.0), (1.0, 10.0, 8.0)], 1) == [2**2.5]
-    True
+    >>> places = bend_places([(8.0, 90.0, 1.0), (4.0, 90.0, 2.0), (2.0, 90.0, 4.0), (1.0, 10.0, 8.0)], 2)
+    >>> [round(price, 3) for price in places]  # on both sides of the bend at price 4
+    [2.828, 5.657]
     """
     nodes = _monotone(points)
     if len(nodes) < 2:
@@ -115,16 +120,19 @@ def _monotone(points: Sequence[tuple[float, float, float]]) -> list[tuple[float,
         best = max(accuracy, nodes[-1][1]) if nodes else accuracy
         if cost > 0 and (not nodes or math.log(cost) - nodes[-1][0] > 1e-9):
             nodes.append((math.log(cost), best, price))
-    return nodes
+    floor = nodes[-1][1] - WAY_DOWN * (nodes[-1][1] - nodes[0][1]) if nodes else 0.0
+    return [(cost, max(accuracy, floor), price) for cost, accuracy, price in nodes]
 
 
 def _faults(nodes: Sequence[tuple[float, float, float]]) -> list[float]:
     """Estimated error of the straight line over each interval; with two points their gap in accuracy."""
-    width = [b[0] - a[0] for a, b in zip(nodes, nodes[1:], strict=False)]
-    slope = [(b[1] - a[1]) / h for (a, b), h in zip(zip(nodes, nodes[1:], strict=False), width, strict=True)]
+    width = [b[0] - a[0] for a, b in pairwise(nodes)]
+    slope = [(b[1] - a[1]) / h for (a, b), h in zip(pairwise(nodes), width, strict=True)]
     if len(width) == 1:
         return [abs(nodes[1][1] - nodes[0][1])]
     bends = [2 * abs(slope[i + 1] - slope[i]) / (width[i] + width[i + 1]) for i in range(len(width) - 1)]
     ends = [bends[0], *bends, bends[-1]]
+    faults = [h * h * max(ends[i], ends[i + 1]) / 8 for i, h in enumerate(width)]
+    lifted = [b[1] == nodes[0][1] for _, b in pairwise(nodes)]
     # the tiny second term spreads points by width where nothing bends
-    return [h * h * (max(ends[i], ends[i + 1]) / 8 + 1e-9) for i, h in enumerate(width)]
+    return [1e-9 * h * h + (0.0 if low else fault) for h, low, fault in zip(width, lifted, faults, strict=True)]

@@ -80,7 +80,7 @@ def stored_points(study: optuna.Study, url: str) -> tuple[FrontierPoint, ...]:
     """
     with _quiet(), _reading(url):
         trials = study.get_trials(deepcopy=False)
-    points = {}
+    points: dict[str, FrontierPoint] = {}
     for trial in trials:
         point = _point(trial, url)
         earlier = points.get(point.key)
@@ -97,10 +97,11 @@ def add_point(study: optuna.Study, point: FrontierPoint, *, metric: str, url: st
     """
     attributes = {**{name: getattr(point, name) for name in _ATTRIBUTES}, **point.costs}
     parameters, distributions = _parameters(point)
+    values = [float(value) for value in (point.accuracy, point.costs.get(metric)) if value is not None]
     done = point.state == "done"
     trial = optuna.create_trial(
         state=TrialState.COMPLETE if done else TrialState.FAIL,
-        values=[point.accuracy, point.costs[metric]] if done else None,
+        values=values if done else None,
         params=parameters,
         distributions=distributions,
         user_attrs=attributes,
@@ -181,7 +182,7 @@ def _where(url: str) -> str:
     try:
         return f"storage {sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)}"
     except sqlalchemy.exc.ArgumentError:
-        return f"storage {url.split('@')[-1][:80]!r}"
+        return f"storage {url.rsplit('@', maxsplit=1)[-1][:80]!r}"
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from slimbit.survey.result import StoredLevels, Survey
 # Above this many input elements (500 images of 96 x 96) calibration batches are worked off one by one: more passes,
 # but the activations of only one batch in memory.
 JOINED_ELEMENTS = 500 * 3 * 96 * 96
-PROBE_IMAGES = 128
+PROBE_IMAGES, PROBE_SAMPLES = 128, 4096
 BASELINE_BITS = (8, 7, 6, 5, 4, 3, 2)
 
 
@@ -84,7 +84,7 @@ class Subject:
         first = joined(self.batches)[0]
         inputs = inputs_of(first)
         few = inputs[:PROBE_IMAGES] if isinstance(inputs, Tensor) else first
-        return calibrate(self.model, self.survey.spec, (few,), seed=self.seed)
+        return calibrate(self.model, self.survey.spec, (few,), seed=self.seed, samples=PROBE_SAMPLES)
 
     def images(self) -> int:
         """Number of calibration images."""

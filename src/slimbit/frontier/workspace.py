@@ -10,6 +10,7 @@ Promises, and what keeps them:
   that the study refers to. Every process works off the same list of plans, whenever it came.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -66,6 +67,7 @@ class Workspace:
         self._storage = storage
         self._url = studies.url_of(folder, storage)
         self._study: optuna.Study | None = None
+        self._planned: dict[str, tuple[PlannedPoint, ...]] = {}
         _check_folder(folder)
 
     @contextmanager
@@ -119,8 +121,6 @@ class Workspace:
         """``frontier`` in the run's own file; in a storage shared with other runs the folder is part of the name."""
         if self._storage is None:
             return studies.STUDY
-        import hashlib
-
         return f"{studies.STUDY}-{hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:12]}"
 
     def write_info(self, info: RunInfo) -> None:
@@ -146,8 +146,12 @@ class Workspace:
 
     def planned(self, name: str) -> tuple[PlannedPoint, ...] | None:
         """A list of planned points that was noted, or None."""
-        rows = self.noted(name)
-        return None if rows is None else tuple(PlannedPoint(**row) for row in rows["points"])
+        if name not in self._planned:  # decided once: what was read once stays so
+            rows = self.noted(name)
+            if rows is None:
+                return None
+            self._planned[name] = tuple(PlannedPoint(**row) for row in rows["points"])
+        return self._planned[name]
 
     def plan_points(self, name: str, points: Sequence[PlannedPoint], **about: Any) -> None:
         """Note a list of planned points."""
@@ -177,7 +181,8 @@ def _check_folder(folder: Path) -> None:
         raise InputError(f"run must be a folder, got {folder}, which is a file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        strange = sorted(p.name for p in folder.iterdir() if p.name not in OURS and not p.name.startswith("."))
+        names = sorted(path.name for path in folder.iterdir())
+        strange = [name for name in names if name not in OURS and not name.startswith((".", studies.NAME))]
     except OSError as error:
         raise not_written(folder, error) from error
     if strange and not (folder / NAME).exists():

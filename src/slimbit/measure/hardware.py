@@ -1,15 +1,13 @@
 """Cost of a network on a machine: find the hardware model, apply it to every layer, check what it says."""
 
-import importlib.util
 import math
 import numbers
 import os
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from slimbit._imports import import_named
 from slimbit.measure.hardware_models import MODELS, CostFunction, HardwareModel, sparse_model
 from slimbit.measure.hardware_toml import read_hardware_toml
 from slimbit.records.cost import HardwareCost, LayerCost
@@ -99,7 +97,7 @@ def _by_text(text: str) -> HardwareModel:
     if text.lower().endswith(".toml"):
         return read_hardware_toml(Path(text))
     if ":" in text:
-        return _wrap(_import(text), text)
+        return _wrap(import_named(text, "hardware model"), text)
     raise InputError(
         f"unknown hardware model {text!r}{closest(text, hardware_names()) or '.'}"
         f" It must be a .toml file, package.module:function or one of {', '.join(MODELS)}"
@@ -109,35 +107,14 @@ def _by_text(text: str) -> HardwareModel:
 def _wrap(function: CostFunction | HardwareModel, name: str) -> HardwareModel:
     if isinstance(function, HardwareModel):
         return function
+    if not callable(function):
+        raise InputError(f"hardware model {name!r} must be a function, got {type(function).__name__}")
     return HardwareModel(name, "units", function, source=f"Python function {name}")
 
 
 def _qualified_name(function: Any) -> str:
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}:{named.__qualname__}"
-
-
-def _import(where: str) -> Any:
-    module, _, attribute = where.rpartition(":")
-    try:
-        found = reduce(getattr, attribute.split("."), _import_module(module))
-    except Exception as error:
-        # Importing runs the user's own code, which may raise anything at all.
-        raise InputError(f"hardware model {where!r} must be importable, got {type(error).__name__}: {error}") from error
-    if not callable(found) and not isinstance(found, HardwareModel):
-        raise InputError(f"hardware model {where!r} must be a function, got {type(found).__name__}")
-    return found
-
-
-def _import_module(module: str) -> ModuleType:
-    if not module.endswith(".py"):
-        return importlib.import_module(module)
-    spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{module} is no Python file")
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 def _ask(model: HardwareModel, layer: LayerCost) -> float:

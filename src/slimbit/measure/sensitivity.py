@@ -112,7 +112,8 @@ def _weights(network: nn.Module, layers: list[LayerSpec]) -> list[Tensor]:
 
 
 def _per_filter(layer: LayerSpec, grad: Tensor) -> Tensor:
-    rows = filters_first(grad, transposed=layer.transposed, groups=layer.groups)
+    part = grad[slice(*(layer.rows or (None,)))]
+    rows = filters_first(part, transposed=layer.transposed, groups=layer.groups)
     check_finite(rows, f"gradient of layer {layer.name!r}")
     return rows.double().square().flatten(1).mean(1).cpu()
 

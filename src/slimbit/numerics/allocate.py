@@ -31,7 +31,7 @@ def digital_step(price: float, *, positions: float, sensitivity: float) -> float
     Cost is ``c (const - log2 step)`` per weight, error ``step^2 / 12``.
 
     >>> round(digital_step(1e-4, positions=10, sensitivity=2.0), 6)
-    0.09304
+    0.093039
     """
     return math.sqrt(12.0 * price * positions / (sensitivity * math.log(2.0)))
 

@@ -215,6 +215,9 @@ class PatchMoments:
 class PatchSums:
     """Running sums over batches that become `PatchMoments`; state is the point.
 
+    Patches are shifted by the mean of the first batch, so that single precision also serves a covariance that is
+    small beside its mean.
+
     >>> sums = PatchSums()
     >>> sums.add(torch.tensor([[[1.0]], [[3.0]]]))
     >>> sums.moments(centred=False).inputs.item(), sums.moments(centred=True).inputs.item()
@@ -223,10 +226,14 @@ class PatchSums:
 
     def __init__(self) -> None:
         self.count = 0
+        self._shift: Tensor | None = None
         self._sums: list[Tensor] = []
 
     def add(self, rows: Tensor, outputs: Tensor | None = None) -> None:
         """Add patches ``(positions, groups, features)`` and, where wanted, float outputs ``(positions, filters)``."""
+        if self._shift is None:
+            self._shift = rows.mean(dim=0)
+        rows = rows - self._shift
         parts = [second_moment(rows), rows.mean(dim=0)]
         if outputs is not None:
             grouped = outputs.to(rows.dtype).reshape(len(rows), rows.shape[1], -1)
@@ -237,10 +244,23 @@ class PatchSums:
 
     def moments(self, *, centred: bool) -> PatchMoments:
         """The means, float64; ``centred`` takes the product of the means away."""
+        assert self._shift is not None
         inputs, mean, *rest = [part / self.count for part in self._sums]
-        if centred:
-            inputs = inputs - mean.unsqueeze(2) * mean.unsqueeze(1)
+        # around the true mean if centred, else around zero: E (x - a)(x - a)^T = E (x - m)(x - m)^T + (m - a)(m - a)^T
+        whole = torch.zeros_like(mean) if centred else mean + self._shift
+        around_mean = inputs - _outer(mean, mean)
+        silent = _mean_diagonal(around_mean) <= FLAT**2 * _mean_diagonal(_outer(self._shift, self._shift))
+        inputs = around_mean.masked_fill(silent, 0.0) + _outer(whole, whole)
         if not rest:
             return PatchMoments(inputs)
         outputs, output_mean = rest
-        return PatchMoments(inputs, outputs - output_mean.unsqueeze(2) * mean.unsqueeze(1) if centred else outputs)
+        outputs = (outputs - _outer(output_mean, mean)).masked_fill(silent, 0.0)
+        return PatchMoments(inputs, outputs + _outer(output_mean, whole))
+
+
+def _mean_diagonal(moment: Tensor) -> Tensor:
+    return moment.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
+
+
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    return left.unsqueeze(2) * right.unsqueeze(1)

@@ -1,13 +1,13 @@
 """From weights to levels: nearest, rate-aware, with error compensation; and the scale that fits the levels best."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from slimbit.numerics.energy import level_bits
-from slimbit.numerics.grid import Grid, to_levels, to_weights
+from slimbit.numerics.grid import Grid, along_filters, largest_level, to_levels, to_weights
 from slimbit.records.errors import InputError
 
 LevelMetric = Literal["esn_analog", "esn_digital"]
@@ -47,44 +47,39 @@ def level_cost(levels: Tensor, metric: LevelMetric) -> Tensor:
     return levels.square() if metric == "esn_analog" else level_bits(levels).to(levels.dtype)
 
 
-def round_levels(weights: Tensor, quantizer: Quantizer, *, importance: float = 1.0) -> Tensor:
-    """Levels of weights one by one: nearest, or minimizing ``importance (w - step q)^2 + rate phi(q)``.
+def round_levels(weights: Tensor, quantizer: Quantizer) -> Tensor:
+    """Levels of weights one by one: nearest, or minimizing ``(w - step q)^2 + rate phi(q)`` exactly.
+
+    For ``phi = q^2`` the loss is ``(step^2 + rate) (q - w step / (step^2 + rate))^2`` up to a constant: the nearest
+    level at a larger step. For bits, only the nearest level and the largest level of every smaller width can win.
 
     Args:
         weights: Filters first.
         quantizer: Step, grid, limit, and the weight of the cost.
-        importance: Weight of the squared error.
 
     >>> round_levels(torch.tensor([0.6, 1.4]), Quantizer(torch.tensor(1.0), "midtread", rate=0.2)).tolist()
     [0.0, 1.0]
     """
-    nearest = to_levels(weights, quantizer.step, grid=quantizer.grid, limit=quantizer.limit)
-    if not quantizer.rate_aware:
+    step = quantizer.step
+    if quantizer.rate_aware and quantizer.metric == "esn_analog":
+        step = step + quantizer.rate / step
+    nearest = to_levels(weights, step, grid=quantizer.grid, limit=quantizer.limit)
+    if not quantizer.rate_aware or quantizer.metric == "esn_analog":
         return nearest
-    levels = _candidates(nearest, quantizer.grid)
-    step, rate = (_column(v, nearest) for v in (quantizer.step, quantizer.rate))
-    loss = (weights - levels * step).square() * importance + rate * level_cost(levels, quantizer.metric)
-    return levels.gather(0, loss.argmin(0, keepdim=True)).squeeze(0)
+    return _fewer_bits(weights, nearest, quantizer)
 
 
-def _candidates(nearest: Tensor, grid: Grid) -> Tensor:
-    """Levels worth trying, stacked first: cheaper ones between the nearest level and zero.
-
-    The nearest, the next two towards zero, the largest level of one bit less, the smallest, and zero where the
-    grid has it.
-    """
+def _fewer_bits(weights: Tensor, nearest: Tensor, quantizer: Quantizer) -> Tensor:
+    step = along_filters(quantizer.step, weights)
+    rate = along_filters(quantizer.rate, weights) if isinstance(quantizer.rate, Tensor) else quantizer.rate
     size, sign = nearest.abs(), nearest.sign()
-    least = 0.5 if grid == "midrise" else 0.0
-    offset = 1.0 if grid == "midtread" else 0.5
-    narrower = torch.exp2(level_bits(nearest) - (1.0 if grid == "midtread" else 2.0)) - offset
-    narrower = torch.minimum(narrower.to(size.dtype), size)
-    smallest = torch.minimum(size, torch.full_like(size, offset))
-    sizes = [size, size - 1, size - 2, narrower, smallest, torch.full_like(size, least)]
-    return torch.stack(sizes).clamp_(min=least) * sign
-
-
-def _column(value: float | Tensor, like: Tensor) -> float | Tensor:
-    return value.reshape(-1, *[1] * (like.ndim - 1)) if isinstance(value, Tensor) and value.ndim else value
+    best, least = nearest, (weights - nearest * step).square() + rate * level_bits(nearest)
+    for bits in range(1 if quantizer.grid == "midrise" else 0, int(level_bits(nearest).max())):
+        trial = size.clamp(max=largest_level(bits, quantizer.grid) if bits else 0.0) * sign
+        loss = (weights - trial * step).square() + rate * level_bits(trial)
+        best = torch.where(loss < least, trial, best)
+        least = torch.minimum(loss, least)
+    return best
 
 
 def compensate(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> Tensor:
@@ -98,7 +93,7 @@ def compensate(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> Tensor:
     Args:
         weights: ``(filters, ...)``, features in the order of ``H``; groups of filters are consecutive.
         moment: ``H`` of each group, damped (see `damped`), ``(groups, features, features)``.
-        quantizer: Step, grid, limit; the rate is meant for ``H`` scaled to a mean diagonal of 1.
+        quantizer: Step, grid, limit. Cost takes no part here: a cheap first column would be paid by the later ones.
 
     Returns:
         Levels, shape of ``weights``.
@@ -110,16 +105,72 @@ def compensate(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> Tensor:
     order = moment.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
     work = work.gather(2, order[:, None, :].expand_as(work))
     upper = _inverse_factor(moment, order)
+    nearest = replace(quantizer, rate=0.0)
     levels = torch.empty_like(work)
     for j in range(features):
         pivot = upper[:, j, j]
         column = work[:, :, j]
-        q = _round_column(column, pivot, quantizer)
+        q = round_levels(column.reshape(-1), nearest).reshape(column.shape)
         levels[:, :, j] = q
         error = (column - to_weights(q.reshape(-1), quantizer.step).reshape(q.shape)) / pivot[:, None]
         work[:, :, j + 1 :] -= error.unsqueeze(2) * upper[:, None, j, j + 1 :]
     back = order.argsort(dim=1)
     return levels.gather(2, back[:, None, :].expand_as(levels)).reshape(weights.shape).to(weights.dtype)
+
+
+def polish(weights: Tensor, levels: Tensor, moment: Tensor, quantizer: Quantizer, *, sweeps: int = 2) -> Tensor:
+    """Levels improved by coordinate descent on ``(w_f - step q_f)^T H (w_f - step q_f) + rate sum phi(q)``.
+
+    Column by column the best level is chosen with all others held, so the loss never grows. Compensation decides
+    early columns before late ones are known; this gives them a second chance, and a place for the cost.
+
+    Args:
+        weights: ``(filters, ...)``.
+        levels: Where to start, from `compensate`.
+        moment: As in `compensate`.
+        quantizer: Step, grid, limit, and the rate, meant for ``H`` scaled to a mean diagonal of 1.
+        sweeps: How often every column has its turn.
+
+    Returns:
+        Levels, shape of ``weights``.
+    """
+    groups, features, _ = moment.shape
+    work, q = (t.reshape(groups, -1, features).to(moment.dtype) for t in (weights, levels.clone()))
+    step = quantizer.step.to(moment.dtype)
+    step = step.reshape(groups, -1) if step.ndim else step
+    slope = torch.bmm(work - q * (step.unsqueeze(-1) if step.ndim else step), moment)
+    strength = moment.diagonal(dim1=1, dim2=2)
+    for j in [*range(features)] * sweeps:
+        weight = strength[:, j, None]
+        best = q[:, :, j] * step + slope[:, :, j] / weight
+        chosen = _weighed(best, weight, quantizer)
+        change = (q[:, :, j] - chosen) * step
+        slope += change.unsqueeze(2) * moment[:, None, j]
+        q[:, :, j] = chosen
+    return q.reshape(weights.shape).to(weights.dtype)
+
+
+def _weighed(values: Tensor, weight: Tensor, quantizer: Quantizer) -> Tensor:
+    """Levels of one column of every group where a squared error counts ``weight`` times."""
+    flat = values.reshape(-1)
+    if quantizer.rate_aware:
+        rate = (quantizer.rate / weight.expand_as(values).reshape(-1)).to(values.dtype)
+        quantizer = replace(quantizer, rate=rate)
+    return round_levels(flat, quantizer).reshape(values.shape)
+
+
+def remaining_error(moment: Tensor) -> float:
+    """What compensation leaves of plain rounding's output error, for ``H`` with a mean diagonal of 1.
+
+    Rounding column j costs ``1 / U_jj^2`` once the later columns have adapted, ``H_jj`` if they may not; so the
+    share is ``mean_j 1 / U_jj^2``, which is 1 for independent inputs.
+
+    >>> remaining_error(torch.eye(3)[None])
+    1.0
+    """
+    order = torch.arange(moment.shape[1], device=moment.device).expand(len(moment), -1)
+    pivots = _inverse_factor(moment, order).diagonal(dim1=1, dim2=2)
+    return float((1.0 / pivots.square()).mean())
 
 
 def damped(moment: Tensor, share: float = 0.01) -> Tensor:
@@ -157,15 +208,6 @@ def refit_step(weights: Tensor, levels: Tensor, moment: Tensor) -> Tensor:
     hq = torch.bmm(q, moment)
     signal, energy = (hq * w).sum(2).reshape(-1), (hq * q).sum(2).reshape(-1)
     return torch.where(energy > 0, signal / energy.clamp(min=torch.finfo(energy.dtype).tiny), 0.0).clamp(min=0)
-
-
-def _round_column(column: Tensor, pivot: Tensor, quantizer: Quantizer) -> Tensor:
-    """One column of every group; an error on it costs ``1 / pivot^2``, what compensation cannot repair."""
-    flat = column.reshape(-1)
-    if quantizer.rate_aware:
-        weight = pivot.square()[:, None].expand_as(column).reshape(-1) * quantizer.rate
-        quantizer = Quantizer(quantizer.step, quantizer.grid, quantizer.limit, weight, quantizer.metric)
-    return round_levels(flat, quantizer).reshape(column.shape)
 
 
 def _inverse_factor(moment: Tensor, order: Tensor) -> Tensor:

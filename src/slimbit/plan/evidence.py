@@ -11,7 +11,7 @@ from slimbit.numerics.grid import Grid
 from slimbit.numerics.moments import check_finite
 from slimbit.records.errors import InputError, closest
 from slimbit.records.network import LayerSpec, NetworkSpec, Per
-from slimbit.records.sensitivity import LayerCurve, Sensitivity
+from slimbit.records.sensitivity import Sensitivity
 
 Granularity = Literal["layer", "filter"]
 
@@ -41,13 +41,14 @@ class Evidence:
         spec: The surveyed network.
         weights: Float weight of each layer by name, filters first.
         sensitivity: See `slimbit.measure.sensitivity`.
-        curves: Measured rate and distortion by layer name, see `slimbit.apply.curves`.
+        remaining: Share of each layer's sensitivity that compensation leaves, see `slimbit.apply.repair`; a layer
+            without an entry keeps all of it.
     """
 
     spec: NetworkSpec
     weights: Mapping[str, Tensor]
     sensitivity: Sensitivity | None = None
-    curves: Mapping[str, LayerCurve] = field(default_factory=dict)
+    remaining: Mapping[str, float] = field(default_factory=dict)
     _tables: dict[tuple[str, str], WidthTable] = field(default_factory=dict, repr=False, compare=False)
 
     def layers(self, layout: Layout) -> Iterator[LayerSpec]:

@@ -85,9 +85,10 @@ def step_by_price(
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         s = sensitivity.filters[layer.name] if layout.granularity == "filter" else (sensitivity.layer(layer.name),)
+        left = evidence.remaining.get(layer.name, 1.0) if recipe.compensation else 1.0
         c = evidence.positions(layer, layout.per)
         parts = _parts(weights, layout)
-        chosen = [_priced_step(metric, price, c, part, sensitive) for part, sensitive in zip(parts, s, strict=True)]
+        chosen = [_priced_step(metric, price, c, part, left * value) for part, value in zip(parts, s, strict=True)]
         plan = _layer(layer, chosen, layout, rate=_rates(recipe, price * c, s))
         return _prune_what_pays(plan, weights, metric=metric, charge=price * c, sensitivity=s)
 

@@ -149,12 +149,13 @@ class CompressionPlan(Recipe):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _layer_from(row: Mapping[str, Any]) -> LayerPlan:
+def _layer_from(row: Any) -> LayerPlan:
     if not isinstance(row, Mapping):
         raise InputError(f"a layer of a plan must be a table, got {type(row).__name__}")
     _check_keys("layer of a plan", row, {f.name for f in fields(LayerPlan)})
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
     try:
-        return LayerPlan(**{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()})
+        return LayerPlan(**values)
     except TypeError as error:
         raise InputError(f"a layer of a plan must have a name and steps, got {sorted(row)}") from error
 

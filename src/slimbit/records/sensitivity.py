@@ -38,29 +38,3 @@ class Sensitivity:
         """
         filters = {name: tuple(float(v) for v in values) for name, values in data["filters"].items()}
         return cls(filters, int(data["images"]), str(data["likelihood"]))
-
-
-@dataclass(frozen=True)
-class LayerCurve:
-    """Measured rate and distortion of one layer over a ladder of steps.
-
-    Attributes:
-        name: Layer.
-        steps: Rising steps.
-        loss: Expected loss (nats) of each step, ``1/2 s (w - step q)^T H (w - step q)`` summed over filters.
-        esn_analog: ``c sum q^2`` of each step.
-        esn_digital: ``c sum bits(q)`` of each step.
-        rate_aware_price: Price that rounding was aware of (0 = nearest rounding).
-    """
-
-    name: str
-    steps: tuple[float, ...]
-    loss: tuple[float, ...]
-    esn_analog: tuple[float, ...]
-    esn_digital: tuple[float, ...]
-    rate_aware_price: float = 0.0
-
-    def cost(self, metric: str) -> tuple[float, ...]:
-        """The cost of each step by metric name."""
-        curves = {"esn_analog": self.esn_analog, "esn_digital": self.esn_digital}
-        return curves[metric]

@@ -52,8 +52,8 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
              "showlegend": False},
         ],
         "layout": {
-            "xaxis": {"type": "log", "title": {"text": _axis_title(frame)}, "range": ranges["useful"]["x"],
-                      "tickformat": "~s", "tickangle": 0, "nticks": 7},
+            "xaxis": {"type": "log", "title": {"text": plain(frame.title)}, "range": ranges["useful"]["x"],
+                      "dtick": ranges["useful"]["dtick"], "tickformat": "~s", "tickangle": 0},
             "yaxis": {"title": {"text": f"accuracy{unit}"}, "range": ranges["useful"]["y"]},
             "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": data.about.float_accuracy,
                         "y1": data.about.float_accuracy}],
@@ -70,7 +70,7 @@ def histogram_figure(data: ReportData) -> FigureData:
     return {
         "data": [{"type": "bar", "x": list(range(widest)), "y": [0] * widest, "hoverinfo": "skip"}],
         "layout": {
-            "xaxis": {"title": {"text": "bits of the filter's widest level (0 = pruned)"}, "dtick": 1,
+            "xaxis": {"title": {"text": "bits (0 = pruned)"}, "dtick": 1,
                       "tickangle": 0, "showgrid": False, "range": [-0.6, widest - 0.4]},
             "yaxis": {"title": {"text": "filters"}, "rangemode": "tozero"},
         },
@@ -81,7 +81,7 @@ def template(theme: str) -> dict[str, Any]:
     """Plotly template of a theme ("light" or "dark"): the same figure in other colours."""
     colours = _COLOURS[theme]
     axis = {"gridcolor": colours["grid"], "linecolor": colours["quiet"], "zeroline": False, "ticks": "",
-            "automargin": True, "title": {"standoff": 12}}  # fmt: skip
+            "automargin": True, "title": {"standoff": 12, "font": {"size": 13}}}  # fmt: skip
     return {"data": _trace_styles(colours), "layout": {
         "font": {"family": _FONT, "size": 13, "color": colours["quiet"]},
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
@@ -92,7 +92,7 @@ def template(theme: str) -> dict[str, Any]:
                        "font": {"family": _FONT, "color": colours["ink"]}},
         "hovermode": "closest", "dragmode": "zoom", "bargap": 0.3,
         "shapedefaults": {"line": {"color": colours["quiet"], "width": 1, "dash": "dash"}, "layer": "below"},
-        "annotationdefaults": {"showarrow": False, "xanchor": "left", "yanchor": "bottom",
+        "annotationdefaults": {"showarrow": False, "xanchor": "left", "yanchor": "bottom", "xshift": 6,
                                "font": {"size": 12, "color": colours["quiet"]}},
     }}  # fmt: skip
 
@@ -102,11 +102,10 @@ def plain(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _trace(
-    name: str, points: Sequence[PointFrame], data: ReportData, frame: MetricFrame, *, lines: bool
-) -> FigureData:
+def _trace(name: str, points: Sequence[PointFrame], data: ReportData, frame: MetricFrame, *, lines: bool) -> FigureData:
     accuracies = [point.accuracy or 0.0 for point in points]
-    ends = [(a if p.high is None else p.high, a if p.low is None else p.low) for p, a in zip(points, accuracies)]
+    above = [a if p.high is None else p.high for p, a in zip(points, accuracies, strict=True)]
+    below = [a if p.low is None else p.low for p, a in zip(points, accuracies, strict=True)]
     return {
         "type": "scatter",
         "name": plain(name),
@@ -117,8 +116,8 @@ def _trace(
         "error_y": {
             "type": "data",
             "symmetric": False,
-            "array": [round(high - a, 6) for (high, _), a in zip(ends, accuracies, strict=True)],
-            "arrayminus": [round(a - low, 6) for (_, low), a in zip(ends, accuracies, strict=True)],
+            "array": [round(high - a, 6) for high, a in zip(above, accuracies, strict=True)],
+            "arrayminus": [round(a - low, 6) for low, a in zip(below, accuracies, strict=True)],
         },
         "customdata": [point.number for point in points],
         "hoverinfo": "text",
@@ -129,7 +128,9 @@ def _trace(
 def _hover(point: PointFrame, data: ReportData) -> str:
     interval = "" if point.low is None or point.high is None else f"  ({point.low:.2f} to {point.high:.2f})"
     rows = [f"<b>{plain(point.label)}</b>", f"accuracy {plain(point.accuracy_text)}{interval}"]
-    rows += [f"{plain(metric.label)}  {plain(point.texts.get(metric.name, '-'))} {metric.unit}" for metric in data.metrics]
+    rows += [
+        f"{plain(metric.label)}  {plain(point.texts.get(metric.name, '-'))} {metric.unit}" for metric in data.metrics
+    ]
     return "<br>".join(rows)
 
 
@@ -138,19 +139,18 @@ def _baseline_name(points: Iterable[PointFrame]) -> str:
     return f"baseline: {policies}" if policies else "baseline"
 
 
-def _axis_title(frame: MetricFrame) -> str:
-    return plain(f"{frame.label} ({frame.unit})" if frame.unit else frame.label)
-
-
-def _ranges(data: ReportData, points: Sequence[PointFrame], metric: str, *, whole: bool) -> dict[str, list[float]]:
+def _ranges(data: ReportData, points: Sequence[PointFrame], metric: str, *, whole: bool) -> dict[str, Any]:
     """Axis ranges, the one of x in powers of ten, around the points that a view shows, intervals included."""
     top = data.about.float_accuracy
     near = [point for point in points if whole or (point.accuracy or 0.0) >= USEFUL * top] or points
     lows = [point.accuracy or 0.0 if point.low is None else point.low for point in near]
     highs = [point.accuracy or 0.0 if point.high is None else point.high for point in near]
     costs = [math.log10(point.costs[metric] or 1.0) for point in near]
+    x = _padded(min(costs, default=0.0), max(costs, default=1.0))
+    decades = x[1] - x[0]
     return {
-        "x": _padded(min(costs, default=0.0), max(costs, default=1.0)),
+        "x": x,
+        "dtick": "D1" if decades < 0.35 else "D2" if decades < 2 else 1,  # every digit; 1, 2, 5; powers of ten
         "y": _padded(min([top, *lows]), max([top, *highs])),
     }
 

@@ -10,6 +10,7 @@ from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.cost import SCHEMA
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
+from slimbit.report.assumptions import assumptions
 from slimbit.report.headline import Headline, headline
 from slimbit.report.tables import MISSING, UNITS, quantity
 
@@ -27,7 +28,7 @@ LABELS = {
     "esn_filterwise": ("ESN filter-wise", "like ESN digital, every weight at the width of its filter's widest level"),
     "esn_analog_class_a": ("ESN class A", "like ESN analog, every weight at the square of its layer's largest level"),
     "bit_operations": ("Bit operations", "MACs x weight bits of the layer x activation bits"),
-    "weight_bytes": ("Weight memory", "bytes of the weights, one bit width per filter"),
+    "weight_bytes": ("Weight bytes", "memory of the weights, one bit width per filter"),
     "mean_bits": ("Mean bits", "bits per weight, pruned weights included as 0"),
 }  # fmt: skip
 
@@ -83,10 +84,14 @@ class PointFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricFrame:
-    """One cost metric: its names, its unit, and the numbers of the points on its Pareto front, cheapest first."""
+    """One cost metric: its names, its unit, and the numbers of the points on its Pareto front, cheapest first.
+
+    ``title`` is label and unit, unless the label says the unit already.
+    """
 
     name: str
     label: str
+    title: str
     unit: str
     text: str
     front: tuple[int, ...]
@@ -161,7 +166,7 @@ def report_data(
         points=tuple(_point_frame(point, reports.get(point.number), about.unit) for point in points),
         layer_names=names,
         layers={number: _layers_frame(report, names_of_metrics) for number, report in reports.items()},
-        assumptions=_assumptions(list(reports.values())),
+        assumptions=assumptions(list(reports.values())),
     )
 
 
@@ -209,8 +214,14 @@ def _metric_frame(name: str, points: Sequence[FrontierPoint]) -> MetricFrame:
     ]
     mask = pareto_mask([accuracy for _, _, accuracy in rows], [cost for cost, _, _ in rows])
     front = sorted(row for row, stays in zip(rows, mask, strict=True) if stays)
+    unit = UNITS.get(name, "")
     return MetricFrame(
-        name=name, label=label, unit=UNITS.get(name, ""), text=text, front=tuple(number for _, number, _ in front)
+        name=name,
+        label=label,
+        title=f"{label} ({unit})" if unit and unit not in label else label,
+        unit=unit,
+        text=text,
+        front=tuple(number for _, number, _ in front),
     )
 
 
@@ -274,28 +285,3 @@ def _histogram(bits: Iterable[int]) -> tuple[int, ...]:
 def _short(value: float) -> float:
     """Four digits: a bar cannot show more, and the file stays small."""
     return float(f"{value:.4g}")
-
-
-def _assumptions(reports: Sequence[CostData]) -> tuple[str, ...]:
-    grids = {layer["grid"] for report in reports for layer in report["layers"]}
-    activation_bits = sorted({layer["activation_bits"] for report in reports for layer in report["layers"]})
-    texts = [
-        "Weights only. Activations, biases and normalization stay float: accuracy was measured that way. Bit operations"
-        f" nevertheless count activations at {' or '.join(map(str, activation_bits))} bits.",
-    ]
-    if grids & {"midrise_zero", "midtread"}:
-        texts.append(
-            "Zeros are free. A weight at level zero costs nothing in ESN digital, ESN analog and non-zero MACs, which "
-            "assumes hardware that skips zeros. Hardware that cannot skip them should go by ESN filter-wise."
-        )
-    if "midrise_zero" in grids:
-        texts.append(
-            "On the grid midrise_zero, b bits hold 2^b levels, and the zero is one code more. ESN filter-wise and weight "
-            "memory do not count that code; the headline does, with one bit more for every weight."
-        )
-    if {report["per"] for report in reports} == {"mac"}:
-        texts.append("Costs are per image: a weight counts once for every output position that uses it (per MAC).")
-    else:
-        texts.append("A weight counts once, however many output positions use it (per parameter).")
-    common = set.intersection(*({*report.get("notes", ())} for report in reports))
-    return (*texts, *sorted(common))

@@ -3,16 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, get_args
 
 from slimbit.numerics.pareto import pareto_mask
+from slimbit.records.plan import PlanGrid
 from slimbit.records.point import FrontierPoint
 from slimbit.report.tables import quantity
 
 CostData = Mapping[str, Any]
 BASELINE_BITS = 4
 # On the grid midrise_zero a filter of b bits has 2^b levels and zero, one code more than these metrics count.
-PAYS_FOR_ZERO = ("esn_filterwise", "weight_bytes")
+PAYS_FOR_ZERO = ("esn_filterwise", "bit_operations", "weight_bytes")
 
 Reached = Literal["exact", "at_least", "not_reached", "no_cost"]
 
@@ -75,7 +77,9 @@ def headline(
     pays = any(layer["grid"] == "midrise_zero" for point in ours for layer in reports[point.number]["layers"])
     notes = ["Interpolated on log cost along the Pareto front; both accuracies are estimates with an interval."]
     if pays and set(metrics) & set(PAYS_FOR_ZERO):
-        notes.append("For filter-wise cost and weight memory our zero level is paid for with one bit more per weight.")
+        notes.append(
+            "Filter-wise cost, bit operations and weight bytes pay one bit more per weight for our zero level."
+        )
     space = f" {unit}" if unit else ""
     name = f"{_widest(reports[baseline.number])}-bit"
     return Headline(
@@ -100,7 +104,7 @@ def cost_at_accuracy(costs: Sequence[tuple[float, float]], accuracy: float) -> t
         return "no_cost", None
     if front[0][1] > accuracy:
         return "at_least", front[0][0]
-    for (cheap, low), (dear, high) in zip(front, front[1:], strict=False):
+    for (cheap, low), (dear, high) in pairwise(front):
         if low <= accuracy <= high:
             share = (accuracy - low) / (high - low)
             return "exact", 10 ** (math.log10(cheap) + share * math.log10(dear / cheap))
@@ -119,7 +123,9 @@ def _baseline(points: Sequence[FrontierPoint], reports: Mapping[int, CostData]) 
 
 
 def _widest(report: CostData) -> int:
-    return max(int(layer["weight_bits"]) for layer in report["layers"])
+    """Width of the widest level; layers that stay float have none."""
+    widths = [int(layer["weight_bits"]) for layer in report["layers"] if layer["grid"] in get_args(PlanGrid)]
+    return max(widths, default=0)
 
 
 def _factor(
@@ -136,10 +142,12 @@ def _factor(
             metric=metric, reached="not_reached", factor=None, text="not reached", detail=f"best point: {best:.2f}"
         )
     factor = theirs / cost
-    text = f"{'≥ ' if reached == 'at_least' else ''}{_times(factor)}×"
-    return Factor(
-        metric=metric, reached=reached, factor=factor, text=text, detail=f"{quantity(theirs)} → {quantity(cost)}"
-    )
+    text = f"{'≥ ' if reached == 'at_least' else ''}{_times(factor)}\N{MULTIPLICATION SIGN}"
+    return Factor(metric=metric, reached=reached, factor=factor, text=text, detail=f"{_brief(theirs)} → {_brief(cost)}")
+
+
+def _brief(value: float) -> str:
+    return quantity(float(f"{value:.3g}"))
 
 
 def _times(factor: float) -> str:
@@ -153,7 +161,9 @@ def _honest_cost(point: FrontierPoint, metric: str, reports: Mapping[int, CostDa
         return cost
     zeros = [layer for layer in reports[point.number]["layers"] if layer["grid"] == "midrise_zero"]
     if metric == "esn_filterwise":
-        return cost + sum(layer["macs"] for layer in zeros)
+        return cost + math.fsum(layer["macs"] for layer in zeros)
+    if metric == "bit_operations":
+        return cost + math.fsum(layer["macs"] * layer["activation_bits"] for layer in zeros)
     # `macs` counts the weights that survive once per position; memory holds each of them once (and shared ones, with
     # 0 bytes of their own, elsewhere)
-    return cost + sum(layer["macs"] / layer["positions"] / 8 for layer in zeros if layer["weight_bytes"])
+    return cost + math.fsum(layer["macs"] / layer["positions"] / 8 for layer in zeros if layer["weight_bytes"])

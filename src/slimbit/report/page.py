@@ -6,16 +6,107 @@ import html
 import json
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+from slimbit.frontier.info import RunInfo
+from slimbit.frontier.store import open_run
+from slimbit.records.errors import InputError
+from slimbit.records.plan import Recipe
+from slimbit.records.point import FrontierPoint
 from slimbit.report.figures import accuracy_figure, histogram_figure, template
-from slimbit.report.frames import ReportData
+from slimbit.report.frames import About, ReportData, report_data
 
 # What could end a <script>, start a comment in it, or be read as an entity; the same text once JSON is parsed.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def write_report(run: str | Path, out: str | Path | None = None, *, storage: str | None = None) -> Path:
+    """Write the report of a run: one HTML file that needs no network.
+
+    Args:
+        run: Folder of the run.
+        out: File to write; default ``report.html`` in the run's folder.
+        storage: Address of the run's study, where that is not ``study.db`` in its folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: The run, its study or a cost report is missing or damaged, no point is finished, or the file
+            cannot be written.
+    """
+    opened = open_run(run, storage=storage)
+
+    def read(point: FrontierPoint, role: str) -> Any:
+        if role not in point.objects:
+            raise InputError(f"point {point.number} of run {run} must have a {role} object, got none")
+        return json.loads(opened.read_object(point.objects[role], "json"))
+
+    points = opened.points()
+    baselines = [read(point, "plan") for point in points if point.baseline]
+    facts = about(opened.info, run, points, baselines=baselines)
+    text = page(report_data(facts, points, lambda point: read(point, "cost")))
+    file = Path(out) if out is not None else opened.path / "report.html"
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"report {file} must be a file that can be written, got {error.strerror}") from error
+    return file
+
+
+def about(
+    info: RunInfo,
+    run: str | Path,
+    points: Sequence[FrontierPoint] = (),
+    *,
+    baselines: Sequence[Mapping[str, Any]] = (),
+) -> About:
+    """What a report says of the run itself.
+
+    Args:
+        info: The run's settings.
+        run: Its folder, as commands should name it.
+        points: Its points, for versions and hardware.
+        baselines: JSON data of the plans of its baselines.
+    """
+    known = info.float_low is not None and info.float_high is not None
+    images = "not told by evaluate" if info.evaluate_images is None else f"{info.evaluate_images:,}"
+    interval = f"95 %, Wilson: float {info.float_low:.2f} to {info.float_high:.2f}" if known else "unknown"
+    scoring = {
+        "data": info.data or "the caller's own evaluate function",
+        "images scored": images,
+        "classes": "" if info.classes is None else str(info.classes),
+        "interval": interval,
+        "calibration": f"{info.calibration_images:,} images without labels",
+        "seconds": f"{info.evaluate_seconds:.1f} for one evaluation",
+    }
+    made = [point.provenance for point in points]
+    recipe = [field.name for field in fields(Recipe)]
+    provenance = {
+        "network": info.reference or info.network,
+        "weights": info.weights,
+        "weights digest": info.network_digest[:16],
+        "calibration digest": info.calibration_digest[:16],
+        "seed": str(info.seed),
+        "recipe": _listed(info.recipe),
+        "of baselines": "; ".join(_distinct({name: plan.get(name) for name in recipe} for plan in baselines)),
+        "layout": _listed(info.layout),
+        "versions": "; ".join(_distinct([info.versions, *(one.get("versions", {}) for one in made)])),
+        "hardware": "; ".join(_distinct(one.get("hardware", {}) for one in made)),
+    }
+    return About(
+        run=str(run),
+        network=info.network,
+        metric=info.metric,
+        float_accuracy=info.float_accuracy,
+        unit="%" if known else "",  # an interval exists only for the share of images that are right
+        scoring={name: text for name, text in scoring.items() if text},
+        provenance={name: text for name, text in provenance.items() if text},
+    )
 
 
 def page(data: ReportData) -> str:
@@ -57,6 +148,18 @@ def embedded(value: Mapping[str, Any]) -> str:
     """
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     return re.sub("[<>&\u2028\u2029]", lambda found: _ESCAPES[found[0]], text)
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_said(value)}" for name, value in settings.items() if value not in ("", None, [], {}))
+
+
+def _said(value: object) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
+
+
+def _distinct(settings: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    return filter(None, dict.fromkeys(_listed(one) for one in settings))
 
 
 def _asset(name: str) -> str:

@@ -3,9 +3,9 @@
 Importing this room does not import torch; building a network or reading weights does.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from slimbit._imports import lazy_names
 from slimbit.zoo.cards import read_card
 from slimbit.zoo.data.request import open_data
 from slimbit.zoo.registry import default_classes, default_input, names, network, shipped_weights
@@ -28,14 +28,4 @@ __all__ = [
     "shipped_weights",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'slimbit.zoo' has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _LAZY, __all__)

@@ -91,7 +91,7 @@ def _checked(text: str, where: Path) -> dict[str, Any]:
     try:
         card = Card.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors()[-1]  # of the two forms of normalize, the numbers come last
         entry = ".".join(str(step) for step in first["loc"])[:80] or "the card"
         raise InputError(f"model card of {str(where)!r} must be valid, got {entry}: {first['msg']}") from error
     _check_name(card.normalize, where)

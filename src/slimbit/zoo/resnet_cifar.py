@@ -123,7 +123,7 @@ def digits_resnet(*, classes: int, width: float = 1.0) -> ResNetCifar:
     """ResNet-8 for one-channel 8x8 images, 8/16/32 filters times ``width``, projections in all three stages.
 
     >>> sum(parameter.numel() for parameter in digits_resnet(classes=10).parameters())
-    20066
+    19890
     """
     widths = (scaled(8, width), scaled(16, width), scaled(32, width))
     return ResNetCifar(widths, blocks=1, classes=classes, shortcut="projection", inputs=1)

@@ -93,6 +93,7 @@
     const { ranges, hidden } = figure.layout.meta;
     const layout = layoutOf(figure, { uirevision: `${state.metric} ${state.view}` });
     layout.xaxis.range = [...ranges[state.view].x];
+    layout.xaxis.dtick = ranges[state.view].dtick;
     layout.yaxis.range = [...ranges[state.view].y];
     at("view").hidden = !hidden;
     at("view").textContent = state.view === "all" ? "Useful range only" : `Show ${hidden} more below`;
@@ -132,7 +133,9 @@
     }));
     at("layers-point").textContent = `Point ${point.number}: ${label(point)}, accuracy ${point.accuracy_text}`;
     at("pick-budget").textContent = `${pick} --budget ${state.metric}=${point.costs[state.metric]} --out model`;
-    at("pick-accuracy").textContent = `${pick} --min-accuracy ${point.accuracy} --out model`;
+    const floor = Number(point.accuracy.toFixed(4)); // short, and never above what the point reaches
+    const least = floor > point.accuracy ? (floor - 1e-4).toFixed(4) : floor;
+    at("pick-accuracy").textContent = `${pick} --min-accuracy ${least} --out model`;
     at("pick-budget").parentElement.hidden = !point.costs[state.metric];
   }
 
@@ -159,14 +162,13 @@
     const track = node("div", "", { class: "track" });
     const fill = node("div", "", { class: "fill" });
     fill.style.width = `${100 * Math.min(1, Math.max(0, share))}%`;
-    track.append(fill);
+    track.append(node("div", "", { class: "rail" }), fill);
     if (tick !== undefined) {
       const mark = node("div", "", { class: "tick" });
       mark.style.left = `${100 * tick}%`;
       track.append(mark);
     }
-    track.append(node("div", text, { class: "label" }));
-    cell.append(track);
+    cell.append(node("div", text, { class: "label" }), track);
     return cell;
   }
 
@@ -174,7 +176,7 @@
   const columns = [
     ["policy", "point", (point) => label(point)],
     ["accuracy", "accuracy", (point) => point.accuracy],
-    ...report.metrics.map((one) => [one.name, one.unit ? `${one.label} (${one.unit})` : one.label, (point) => point.costs[one.name] ?? null]),
+    ...report.metrics.map((one) => [one.name, one.title, (point) => point.costs[one.name] ?? null]),
   ];
 
   function drawTable() {
@@ -187,7 +189,8 @@
       cell.append(button);
       return cell;
     });
-    const rest = ["interval", "grid", "time", "plan"].map((text) => node("th", text, { scope: "col" }));
+    const rest = ["grid", "time", "plan"].map((text) => node("th", text, { scope: "col", class: "extra" }));
+    head.splice(2, 0, node("th", "95 % interval", { scope: "col", class: "interval" }));
     at("points-head").replaceChildren(row(node("th", "", { "aria-label": "Pareto front" }), ...head, ...rest));
     const value = columns.find(([name]) => name === key)[2];
     const order = [...report.points].sort((a, b) => (state.up ? 1 : -1) * compare(value(a), value(b)) || a.number - b.number);
@@ -213,8 +216,9 @@
     const interval = point.low === null || point.high === null ? "-" : span(point);
     const made = row(
       node("td", front ? "●" : "", { class: "mark", ...(front ? { "aria-label": "on the Pareto front" } : {}) }),
-      name, node("td", point.accuracy_text, { class: "number" }), ...costs, node("td", interval),
-      node("td", point.grid), node("td", point.seconds), node("td", point.plan.slice(0, 10), { title: point.plan }),
+      name, node("td", point.accuracy_text, { class: "number" }), node("td", interval, { class: "interval" }), ...costs,
+      node("td", point.grid, { class: "extra" }), node("td", point.seconds, { class: "extra" }),
+      node("td", point.plan.slice(0, 10), { class: "extra", title: point.plan }),
     );
     made.dataset.number = point.number;
     made.className = `kind-${point.kind}`;
@@ -258,6 +262,9 @@
 
   function listen() {
     at("accuracy").on("plotly_click", (event) => choosePoint(event.points[0].customdata));
+    at("accuracy").on("plotly_relayout", (event) => { // ticks chosen for the whole view do not suit a part of it
+      if ("xaxis.range[0]" in event) Plotly.relayout("accuracy", { "xaxis.dtick": null });
+    });
     at("accuracy").addEventListener("keydown", (event) => {
       const order = figures[state.metric].data.flatMap((trace) => trace.customdata ?? [])
         .map((number) => points.get(number)).sort((a, b) => a.costs[state.metric] - b.costs[state.metric]);

@@ -3,9 +3,9 @@
 Importing this room does not import torch; taking batches does. docs/how-to/data.md tells every spec.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from slimbit._imports import lazy_names
 from slimbit.zoo.data.request import open_data
 
 if TYPE_CHECKING:
@@ -25,14 +25,4 @@ _LAZY = {
 
 __all__ = ["CalibrationBatches", "DataSet", "Evaluator", "Normalization", "Part", "open_data"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'slimbit.zoo.data' has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _LAZY, __all__)

@@ -90,9 +90,8 @@ class Evaluator:
         wanted = (images, self.classes)
         if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise InputError(
-                f"output of the network on {self._data.name} must be (images, classes) = {wanted}, got {got}"
-            )
+            what = f"output of the network on {self._data.name}"
+            raise InputError(f"{what} must have shape (images, classes) = {wanted}, got {got}")
         return logits
 
 

@@ -60,9 +60,8 @@ def _parts(root: Path, request: Request) -> tuple[list[str], Labelled, Labelled]
     classes, there = _classes(root / "train"), _subfolders(scored[0])
     if there != classes:
         odd = sorted(set(classes) ^ set(there))[:5]
-        raise InputError(
-            f"train/ and {scored[0].name}/ of {str(root)!r} must have the same class folders, got {odd} in one"
-        )
+        both = f"train/ and {scored[0].name}/ of {str(root)!r}"
+        raise InputError(f"{both} must have the same class folders, got only in one: {', '.join(odd)}")
     return classes, _labelled(root / "train", classes), _labelled(scored[0], classes)
 
 

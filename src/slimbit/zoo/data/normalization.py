@@ -98,7 +98,8 @@ def _from_options(options: Mapping[str, str]) -> Normalization | None:
         raise InputError(f"mean= and std= must be given together, got only {numbers[0]}=")
     if not numbers:
         return None
-    return Normalization(*(tuple(_numbers(key, options[key])) for key in numbers))
+    mean, std = (tuple(_numbers(key, options[key])) for key in ("mean", "std"))
+    return Normalization(mean, std)
 
 
 def _from_card(card: Mapping[str, Any] | None) -> Normalization | None:
@@ -109,7 +110,8 @@ def _from_card(card: Mapping[str, Any] | None) -> Normalization | None:
         return named(said)
     if not isinstance(said, Mapping) or set(said) != {"mean", "std"}:
         raise InputError(f"normalize of the model card must be a name or mean and std, got {said!r}")
-    return Normalization(*(_listed(key, said[key]) for key in ("mean", "std")))
+    mean, std = (_listed(key, said[key]) for key in ("mean", "std"))
+    return Normalization(mean, std)
 
 
 def named(name: str) -> Normalization:

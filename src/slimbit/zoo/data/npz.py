@@ -18,10 +18,15 @@ from slimbit.zoo.data.splits import split
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 WHOLE = ("images", "labels")
 TEST_SHARE = 0.2
+DAMAGE = (
+    ValueError, TypeError, OSError, EOFError, KeyError, MemoryError, AttributeError, SyntaxError, NotImplementedError,
+    RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What numpy, zipfile and zlib raise at damaged files; pickled objects are a ValueError."""
 
 
 def open_npz(request: Request) -> DataSet:
-    """``train_images``, ``train_labels``, ``test_images``, ``test_labels``; or ``images`` and ``labels``, split here."""
+    """Arrays ``train_images``, ``train_labels``, ``test_images``, ``test_labels``; or ``images``, ``labels``."""
     file, layout = request.path, request.choice("layout", ("auto", "nchw", "nhwc"), "auto")
     arrays = _read(file)
     if "train_images" in arrays:
@@ -61,27 +66,19 @@ def _read(file: Path) -> dict[str, NDArray[Any]]:
     """The arrays that are needed."""
     if not file.is_file():
         raise InputError(f"FILE of npz:FILE must be a file that exists, got {str(file)!r}")
+    if not zipfile.is_zipfile(file):
+        raise InputError(f"FILE of npz:FILE must be a complete .npz file of arrays, got {str(file)!r}, which is none")
     try:
         with np.load(file, allow_pickle=False) as content:
-            there = list(content.files) if isinstance(content, np.lib.npyio.NpzFile) else []
+            there = list(content.files)
             wanted = PARTS if "train_images" in there else WHOLE
             missing = [name for name in wanted if name not in there]
             if not missing:
                 return {name: content[name] for name in wanted}
-    # What numpy, zipfile and zlib raise at damaged files; pickled objects are a ValueError.
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        KeyError,
-        MemoryError,
-        zipfile.BadZipFile,
-        zlib.error,
-        AttributeError,
-    ) as error:
+    except DAMAGE as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise InputError(
             f"FILE of npz:FILE must be a complete .npz file of arrays, got {str(file)!r}: {reason}"
         ) from error
-    got = ", ".join(name[:40] for name in there[:8]) or "no named arrays"
+    got = ", ".join(name[:40] for name in there[:8]) or "an empty file"
     raise InputError(f"{str(file)!r} must hold {', '.join(PARTS)}, or {' and '.join(WHOLE)}, got {got}")

@@ -1,15 +1,13 @@
 """The user's own code as a data set: ``package.module:callable``."""
 
-import importlib
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slimbit.records.errors import InputError, closest
+from slimbit._imports import import_callable
+from slimbit.records.errors import InputError
 from slimbit.zoo.data.arrays import as_images, as_labels
 from slimbit.zoo.data.dataset import DataSet, Part
 from slimbit.zoo.data.normalization import resolve
@@ -20,7 +18,7 @@ RETURNS = "a DataSet, or calibration images, test images and test labels"
 
 def open_own(request: Request) -> DataSet:
     """What the callable returns: a `DataSet` as it is, or three arrays, used as stored (``uint8`` scaled to 0..1)."""
-    result = _called(_imported(request.location), request.location)
+    result = _called(import_callable(request.location, "data spec", instead=tuple(KINDS)), request.location)
     if isinstance(result, DataSet):
         if request.options:
             raise InputError(
@@ -50,28 +48,6 @@ def _array(value: Any, what: str) -> NDArray[Any]:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{what} must be an array or a tensor, got {type(value).__name__}") from error
-
-
-def _imported(reference: str) -> Callable[[], Any]:
-    """The callable; the current folder is searched, too."""
-    module_name, _, attribute = reference.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        value: Any = importlib.import_module(module_name)
-    # The module is the user's: it may raise anything.
-    except Exception as error:
-        hint = closest(module_name, tuple(KINDS))
-        raise InputError(f"data spec must name an importable module, got {module_name!r}: {error}{hint}") from error
-    for name in attribute.split("."):
-        if not hasattr(value, name):
-            hint = closest(name, dir(value))
-            raise InputError(f"data spec must name something in {module_name}, got {attribute!r}{hint}")
-        value = getattr(value, name)
-    if not callable(value):
-        raise InputError(f"data spec must name a callable, got {reference}, which is {type(value).__name__}")
-    function: Callable[[], Any] = value
-    return function
 
 
 def _called(function: Callable[[], Any], reference: str) -> Any:

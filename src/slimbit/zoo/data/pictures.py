@@ -15,6 +15,8 @@ USUAL_CROP = 0.875
 """The crop's side over the resized shorter side: 224 of 256, as in most ImageNet evaluations."""
 MOST_KEPT_BYTES = 1 << 30
 """Decoded pixels that one part keeps, 7,000 images of 224x224; more are decoded again when needed."""
+LONGEST = 50
+"""Longer side over shorter side; resizing a line of pixels would fill the memory."""
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -35,7 +37,7 @@ class Shaping:
     channels: int = 3
 
     def __call__(self, picture: Image.Image) -> NDArray[np.uint8]:
-        """Pixels of shape ``(channels, height, width)``. A picture that already is ``size`` by ``size`` is not resized."""
+        """Pixels ``(channels, height, width)``; a picture that already is ``size`` by ``size`` is not resized."""
         shaped = picture.convert("RGB" if self.channels == 3 else "L")
         if self.size is not None and shaped.size != (self.size, self.size):
             shaped = self._cropped(shaped, self.size)
@@ -46,6 +48,8 @@ class Shaping:
         side = self.resize or round(size / USUAL_CROP)
         width, height = picture.size
         shorter = min(width, height)
+        if max(width, height) > LONGEST * shorter:
+            raise ValueError(f"it is {width}x{height}, too narrow to be cut to a square")
         width, height = side * width // shorter, side * height // shorter
         resized = picture.resize((width, height), INTERPOLATIONS[self.interpolation])
         left, top = round((width - size) / 2), round((height - size) / 2)

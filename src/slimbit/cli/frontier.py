@@ -1,0 +1,156 @@
+"""`slimbit frontier`: trace accuracy against cost of a trained network."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from slimbit.cli.live import Screen
+from slimbit.cli.points import WIDE, failures, points_table
+from slimbit.records.config import FrontierConfig, load_config
+from slimbit.records.errors import InputError, SlimbitError
+from slimbit.records.point import Frontier
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from slimbit.frontier.trace import Origin
+    from slimbit.plan.evidence import Layout
+    from slimbit.zoo.data import DataSet
+
+
+def frontier(  # noqa: PLR0913 - one argument per option of the command
+    network: Annotated[
+        str | None, typer.Argument(metavar="[NETWORK]", help="As for `slimbit cost`.", show_default=False)
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the run, new or to be continued.", show_default=False)],
+    weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, .pth or .th.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="digits, cifar10:DIR, cifar100:DIR, images:DIR, npz:FILE, hub:NAME or package.module:callable, "
+            "with options behind commas: cifar10:DIR,normalize=imagenet.",
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
+    input_: Annotated[
+        str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one input; default: the data's.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="esn_digital (default), esn_analog or esn_filterwise.", show_default=False)
+    ] = None,
+    points: Annotated[int | None, typer.Option(help="Points, baselines not counted; default 16.")] = None,
+    calibration_images: Annotated[int | None, typer.Option(help="Unlabelled images; default 500.")] = None,
+    evaluate_images: Annotated[int | None, typer.Option(help="Images to score on; default: all.")] = None,
+    baselines: Annotated[
+        bool | None, typer.Option("--baselines/--no-baselines", help="Add plain quantization at 8 to 2 bits.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="Database for the study; default: RUN/study.db.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try points again that failed.")] = False,
+) -> None:
+    """Trace accuracy against cost of a trained network. Interrupt at will: the same command continues."""
+    options: dict[str, Any] = {
+        "network": network,
+        "weights": None if weights is None else str(weights),
+        "data": data,
+        "input": input_,
+        "metric": metric,
+        "points": points,
+        "calibration_images": calibration_images,
+        "evaluate_images": evaluate_images,
+        "baselines": baselines,
+        "seed": seed,
+        "storage": storage,
+    }
+    settings = (load_config(config) if config is not None else FrontierConfig()).with_options(options)
+    result = _traced(settings, out, retry_failed=retry_failed)
+    console = Console()
+    console.print(points_table(result, result.points, result.metric, wide=console.width >= WIDE))
+    for line in failures(result.points):
+        Console(stderr=True, highlight=False, soft_wrap=True).print(line)
+    if not any(point.state == "done" for point in result.points):
+        raise SlimbitError(f"every point of {out} failed: the reasons are above")
+
+
+def _traced(settings: FrontierConfig, out: Path, *, retry_failed: bool) -> Frontier:
+    found = _materials(settings)
+    import torch
+
+    from slimbit.frontier.trace import trace_frontier
+    from slimbit.records.plan import Recipe
+
+    seen = found.data
+    with Screen(Console(), metric=settings.metric, folder=str(out)) as screen:
+        return trace_frontier(
+            found.model,
+            example_input=torch.zeros(1).expand(1, *found.shape),
+            calibration=seen.calibration(settings.calibration_images, seed=settings.seed),
+            evaluate=seen.evaluator(settings.evaluate_images),
+            out=out,
+            metric=settings.metric,
+            points=settings.points,
+            baselines=settings.baselines,
+            seed=settings.seed,
+            storage=settings.storage,
+            recipe=Recipe(**settings.recipe.model_dump(exclude_none=True)),
+            layout=_layout(settings),
+            likelihood=settings.likelihood,
+            retry_failed=retry_failed,
+            progress=screen,
+            network_name=found.origin.reference,
+            origin=found.origin,
+        )
+
+
+@dataclass(frozen=True)
+class _Materials:
+    """What the settings name."""
+
+    model: "nn.Module"
+    shape: tuple[int, ...]
+    data: "DataSet"
+    origin: "Origin"
+
+
+def _materials(settings: FrontierConfig) -> _Materials:
+    """Open network, weights and data; what is not given may stand in the weights' card."""
+    from slimbit.cli.networks import model_of
+    from slimbit.frontier.trace import Origin
+    from slimbit.zoo.cards import read_card
+    from slimbit.zoo.data import open_data
+
+    weights = None if settings.weights is None else Path(settings.weights)
+    card = (read_card(weights) if weights is not None else None) or {}
+    network, spec = settings.network or card.get("network"), settings.data or card.get("data")
+    if not network:
+        raise InputError("NETWORK must be given, on the command line, in --config or in the weights' card, got none")
+    if not spec:
+        raise InputError("--data must be given, e.g. --data cifar10:DIR,normalize=imagenet, got none")
+    if weights is None and ":" not in network:
+        raise InputError(f"--weights must be given for {network}, got none: a frontier needs a trained network")
+    data = open_data(spec, card=card or None)
+    text = settings.input or "x".join(map(str, data.input_shape))
+    model, shape = model_of(network, weights=weights, input_text=text)
+    norm = data.normalization
+    origin = Origin(
+        reference=network,
+        weights="" if weights is None else str(weights.resolve()),
+        data=spec,
+        normalization={"mean": list(norm.mean), "std": list(norm.std)},
+    )
+    return _Materials(model.eval(), shape, data, origin)
+
+
+def _layout(settings: FrontierConfig) -> "Layout":
+    from dataclasses import replace
+
+    from slimbit.frontier.trace import default_layout
+
+    return replace(default_layout(settings.metric), **settings.layout.model_dump(exclude_none=True))

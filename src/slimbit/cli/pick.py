@@ -1,0 +1,199 @@
+"""`slimbit pick`: the model that fits a budget, as a folder to ship."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from slimbit.records.errors import InputError
+from slimbit.records.point import FrontierPoint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from slimbit.export.manifest import Accuracy, Manifest, NetworkReference, Normalization
+    from slimbit.frontier.info import RunInfo
+    from slimbit.frontier.store import Run
+    from slimbit.records.plan import PlanGrid
+    from slimbit.survey.result import Survey
+
+FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+AMOUNT = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?([kKMGT]?)")
+
+
+def pick(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    *,
+    out: Annotated[Path, typer.Option(help="Folder to write, new or empty.", show_default=False)],
+    budget: Annotated[
+        str | None, typer.Option(metavar="METRIC=VALUE", help="Most accurate point within it, e.g. esn_digital=20M.")
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="Cheapest point of at least this accuracy, by the run's metric.")
+    ] = None,
+    storage: Annotated[str | None, typer.Option(help="Address of the study, where it is not in RUN.")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="The float network, where the run does not say; see slimbit cost --help.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Its weights, where they have moved.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write the point of a run that fits, as a folder that slimbit.load reads.
+
+    Baselines are points like any other; failed points and the float network are not.
+    """
+    from slimbit.frontier.store import open_run
+
+    if (budget is None) == (min_accuracy is None):
+        raise InputError("one of --budget and --min-accuracy must be given, got " + ("none" if not budget else "both"))
+    opened = open_run(run, storage=storage)
+    point = _chosen(opened, budget, min_accuracy)
+    model, survey, reference = _float_network(opened.info, network, weights)
+    manifest = _write(opened, point, out, network=(model, survey, reference))
+    _tell(point, manifest, out, metric=_metric(opened, budget), as_json=as_json)
+
+
+def parse_budget(text: str) -> tuple[str, float]:
+    """Metric and amount of ``METRIC=VALUE``.
+
+    >>> parse_budget("esn_digital=1.5G")
+    ('esn_digital', 1500000000.0)
+    """
+    metric, _, amount = text.partition("=")
+    match = AMOUNT.fullmatch(amount.strip())
+    value = math.inf if match is None else float(match[1] + (match[2] or "")) * FACTORS[match[3]]
+    if not metric.strip() or math.isinf(value):
+        raise InputError(f"--budget must be METRIC=VALUE like esn_digital=20M, 1.5G or 300k, got {text!r}")
+    return metric.strip(), value
+
+
+def _metric(run: "Run", budget: str | None) -> str:
+    return run.info.metric if budget is None else parse_budget(budget)[0]
+
+
+def _chosen(run: "Run", budget: str | None, min_accuracy: float | None) -> FrontierPoint:
+    from slimbit.frontier.select import best_within_budget, cheapest_at_accuracy
+
+    # the float network and a failed point have no levels to write
+    points = [point for point in run.points() if "levels" in point.objects]
+    if budget is not None:
+        metric, amount = parse_budget(budget)
+        return best_within_budget(points, metric, amount)
+    assert min_accuracy is not None
+    return cheapest_at_accuracy(points, run.info.metric, min_accuracy)
+
+
+def _float_network(
+    info: "RunInfo", network: str | None, weights: Path | None
+) -> "tuple[nn.Module, Survey, NetworkReference]":
+    """The network that the run compressed, checked against the run's digest of it."""
+    from slimbit.cli.networks import example_of, model_of
+    from slimbit.export.manifest import NetworkReference
+    from slimbit.frontier.subject import digest_of
+    from slimbit.survey.module import survey_network
+
+    source = network or info.reference
+    if not source:
+        raise InputError("--network must be given for a run that was made from Python, got none")
+    file = weights or (Path(info.weights) if info.weights else None)
+    text = "x".join(map(str, info.input_shape)) or None
+    model, shape = model_of(source, weights=file, input_text=text)
+    found = digest_of(model.state_dict())
+    if found != info.network_digest:
+        raise InputError(
+            f"network must have the weights that the run began with, got others from {source}"
+            f"{'' if file is None else f' with {file}'}: give --network or --weights"
+        )
+    survey = survey_network(model.eval(), example_of(shape), name=info.network)
+    return model, survey, NetworkReference(source=source, input_shape=shape, weights_digest=found)
+
+
+def _write(
+    run: "Run", point: FrontierPoint, out: Path, *, network: "tuple[nn.Module, Survey, NetworkReference]"
+) -> "Manifest":
+    import torch
+
+    from slimbit.export.artifact import Origin, write_artifact
+    from slimbit.export.weights import LayerLevels, with_levels
+    from slimbit.frontier.levels import unpack_levels
+
+    model, survey, reference = network
+    stored = unpack_levels(run.read_object(point.objects["levels"], "safetensors"))
+    levels = {
+        name: LayerLevels(torch.tensor(array), torch.tensor(stored.steps[name]), cast("PlanGrid", stored.grids[name]))
+        for name, array in stored.levels.items()
+    }
+    state = {key: torch.tensor(array) for key, array in stored.state.items()}
+    origin = Origin(
+        network=reference,
+        plan=run.read_object(point.objects["plan"], "json"),
+        cost=run.read_object(point.objects["cost"], "json"),
+        accuracy=_accuracy(run.info, point),
+        normalization=_normalization(run.info),
+        provenance={"point": point.number, "seed": run.info.seed, **point.provenance},
+    )
+    compressed = with_levels(model, survey.spec, levels, state=state)
+    return write_artifact(out, compressed, levels, spec=survey.spec, origin=origin)
+
+
+def _accuracy(info: "RunInfo", point: FrontierPoint) -> "Accuracy":
+    from slimbit.export.manifest import Accuracy
+
+    assert point.accuracy is not None
+    images = "" if info.evaluate_images is None else f"{info.evaluate_images} images"
+    return Accuracy(
+        value=point.accuracy,
+        low=point.accuracy_low,
+        high=point.accuracy_high,
+        uncompressed=info.float_accuracy,
+        measured_on=", ".join(filter(None, (_without_folders(info.data), images))),
+    )
+
+
+def _without_folders(spec: str) -> str:
+    """A data spec for others: which folder of this computer the data were in is nobody's business.
+
+    >>> _without_folders("cifar10:/home/me/data,normalize=imagenet"), _without_folders("digits")
+    ('cifar10:data,normalize=imagenet', 'digits')
+    """
+    return re.sub(r"^(\w+:).*[/\\]", r"\1", spec)
+
+
+def _normalization(info: "RunInfo") -> "Normalization | None":
+    from slimbit.export.manifest import Normalization
+
+    if not info.normalization:
+        return None
+    try:
+        return Normalization(mean=tuple(info.normalization["mean"]), std=tuple(info.normalization["std"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"normalization of the run must be mean and std, got {dict(info.normalization)}") from error
+
+
+def _tell(point: FrontierPoint, manifest: "Manifest", out: Path, *, metric: str, as_json: bool) -> None:
+    if as_json:
+        sizes = {name: entry.bytes for name, entry in manifest.files.items()}
+        data = {"schema": 1, "out": str(out), "point": point.to_dict(), "bytes": sizes}
+        typer.echo(json.dumps(data, indent=2, allow_nan=False))
+        return
+    what = f"{point.policy}, {point.setting}" + (", a baseline" if point.baseline else "")
+    typer.echo(f"point {point.number} ({what}): accuracy {point.accuracy:g}, {metric} {_number(point.costs[metric])}")
+    levels, state = manifest.files["levels.bin"].bytes, manifest.files["state.safetensors"].bytes
+    typer.echo(f"wrote {out}: levels and steps {levels:,} bytes, other parameters and statistics {state:,} bytes")
+    typer.echo(f"slimbit.load({str(out)!r}) gives the network back")
+
+
+def _number(value: float | None) -> str:
+    """A cost for people.
+
+    >>> _number(19_812_345), _number(2.5)
+    ('19.81M', '2.5')
+    """
+    amount = value or 0.0
+    for suffix in ("T", "G", "M", "k"):
+        if amount >= FACTORS[suffix]:
+            return f"{amount / FACTORS[suffix]:.4g}{suffix}"
+    return f"{amount:.4g}"

@@ -1,0 +1,22 @@
+"""`slimbit report`: a run as one HTML file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    *,
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="RUN/report.html")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Address of the study, where it is not RUN/study.db.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a run's report: one HTML file with figures, tables and assumptions that needs no network."""
+    from slimbit.report.page import write_report
+
+    file = write_report(run, out, storage=storage)
+    Console(highlight=False, soft_wrap=True).print(f"report written: {file}", markup=False)

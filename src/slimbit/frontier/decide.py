@@ -1,0 +1,104 @@
+"""Decide which points a run has. Each decision is made once and kept; see `slimbit.frontier.workspace`."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+
+from slimbit.frontier.span import find_span
+from slimbit.frontier.spread import bend_places, coarse_first, even_targets, price_for
+from slimbit.frontier.subject import BASELINE_BITS, Subject
+from slimbit.frontier.workspace import PlannedPoint, Workspace, canonical
+from slimbit.records.plan import CompressionPlan
+from slimbit.records.point import FrontierPoint
+
+STAGES = ("sweep", "refine", "baselines")
+"""In the order of work: baselines wait until the places of the refinement are known."""
+REFINED_SHARE = 4
+"""One point in so many is placed where the curve bends."""
+LEAST_SHARE = 1e-6
+
+
+def swept(points: int) -> int:
+    """How many of so many points the even sweep gets; the others refine it.
+
+    >>> swept(16), swept(3)
+    (12, 3)
+    """
+    return points - points // REFINED_SHARE
+
+
+def plan_sweep(
+    subject: Subject, workspace: Workspace, count: int, *, baselines: bool, tell: Callable[[str], None]
+) -> None:
+    """Find the range of prices and keep the plans of the sweep, evenly spread over log cost, and of the baselines.
+
+    Args:
+        subject: The network, its sensitivity known.
+        workspace: Where decisions are kept.
+        count: Points of the sweep.
+        baselines: Whether to add the quantize-only baselines.
+        tell: Called while the range is looked for.
+    """
+    span = find_span(subject, tell)
+
+    def cost_of(price: float) -> float:
+        return float(subject.predicted(price)[subject.metric] or 0.0)
+
+    dearest = cost_of(span.low)
+    targets = even_targets(dearest, max(cost_of(span.high), LEAST_SHARE * dearest), count)
+    prices = [price_for(cost_of, target, span.low, span.high) for target in targets]
+    plans = [subject.plan_at(prices[i]) for i in coarse_first(len(prices))]
+    if baselines:
+        found = zip(BASELINE_BITS, subject.baselines(), strict=True)
+        workspace.plan_points("baselines", [_kept(workspace, f"max_abs-{bits}", plan) for bits, plan in found])
+    workspace.plan_points("sweep", _different(workspace, "sweep", plans), span=asdict(span))
+
+
+def plan_refinement(
+    subject: Subject, workspace: Workspace, count: int, *, measured: Sequence[FrontierPoint]
+) -> tuple[PlannedPoint, ...]:
+    """Keep the plans of further points where the measured curve bends.
+
+    Args:
+        subject: The network, its sensitivity known.
+        workspace: Where decisions are kept.
+        count: How many.
+        measured: The finished points of the sweep; the order does not matter.
+    """
+    places = [(cost_of(p), p.accuracy, p.price) for p in measured if p.accuracy is not None and p.price is not None]
+    known = {_plan(workspace, point).layers for point in measured}
+    plans = [subject.plan_at(price) for price in bend_places(places, count)]
+    chosen = _different(workspace, "refine", [plan for plan in plans if plan.layers not in known])
+    workspace.plan_points("refine", chosen)
+    return chosen
+
+
+def cost_of(point: FrontierPoint) -> float:
+    """Cost of a point by the metric of its own price; 0 where it has none."""
+    return float(point.costs.get(point.metric or "") or 0.0)
+
+
+def _plan(workspace: Workspace, point: FrontierPoint) -> CompressionPlan:
+    return CompressionPlan.from_dict(json.loads(workspace.read(point.plan, "json")))
+
+
+def _different(workspace: Workspace, stage: str, plans: Iterable[CompressionPlan]) -> tuple[PlannedPoint, ...]:
+    """Plans as points; prices that differ too little to lead to another plan make one point."""
+    decided: dict[tuple[object, ...], CompressionPlan] = {}
+    for plan in plans:
+        decided.setdefault(plan.layers, plan)
+    return tuple(_kept(workspace, f"{stage}-{i:02d}", plan) for i, plan in enumerate(decided.values()))
+
+
+def _kept(workspace: Workspace, key: str, plan: CompressionPlan) -> PlannedPoint:
+    digest = workspace.write(canonical(plan.to_dict()), "json")
+    assert digest == plan.digest(), "a plan's object is its canonical JSON"
+    return PlannedPoint(
+        key=key,
+        plan=digest,
+        policy=plan.policy,
+        setting=plan.setting or f"price {plan.price:.3g}",
+        baseline=key.startswith("max_abs"),
+        metric=plan.metric,
+        price=plan.price,
+    )

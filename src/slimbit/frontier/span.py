@@ -1,0 +1,171 @@
+"""From nearly float to collapse: the range of prices worth sweeping, found without labels and with few tries."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimbit.apply.compress import compress
+from slimbit.frontier.subject import Subject
+from slimbit.numerics.batches import call_network
+from slimbit.records.cost import TotalCost
+
+FINE_BITS, COARSE_BITS = 8.0, 0.02
+"""Mean bits per weight between which every useful price lies: as good as float, and next to nothing left."""
+NEARLY_FLOAT = 0.99
+"""Share of the outputs' variance that the dearest point keeps: 20 dB."""
+COLLAPSED = 0.5
+"""Agreement with the float network, chance taken out, at which nothing is left worth measuring."""
+STRIDE = 16.0
+TRIES, FURTHER_TRIES = 5, 2
+"""Bisections of the whole range of prices for the cheap end, and between its tries for the dear one."""
+MOST_STRIDES = 40
+
+
+@dataclass(frozen=True)
+class Span:
+    """Prices to sweep between.
+
+    Attributes:
+        low: Price of the dearest point: nearly float.
+        high: Price of the cheapest point: about half of the decisions are others than the float network's.
+    """
+
+    low: float
+    high: float
+
+
+@dataclass
+class Likeness:
+    """How like the float network a compressed one is, on the probe images.
+
+    Attributes:
+        subject: The network.
+    """
+
+    subject: Subject
+    _seen: dict[float, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._batch = self.subject.probe.batches[0]
+        self._float = self._outputs(self.subject.model)
+
+    def fidelity(self, price: float) -> float:
+        """``1 - ||y_q - y_f||^2 / ||y_f - mean y_f||^2`` of the outputs; 1 = the same."""
+        return self._both(price)[0]
+
+    def agreement(self, price: float) -> float:
+        """Cohen's kappa of the arg-max decisions: 1 = all the same, 0 = as by chance; fidelity where none are made."""
+        return self._both(price)[1]
+
+    def _both(self, price: float) -> tuple[float, float]:
+        if price not in self._seen:
+            subject = self.subject
+            plan = subject.plan_at(price)
+            result = compress(subject.model, plan, subject.survey.spec, subject.probe)
+            found = self._outputs(result.model)
+            fidelity = fidelity_of(found, self._float)
+            classifies = subject.sensitivity is not None and subject.sensitivity.likelihood == "categorical"
+            agreement = kappa_of(found, self._float) if classifies else None
+            self._seen[price] = (fidelity, fidelity if agreement is None else agreement)
+        return self._seen[price]
+
+    def _outputs(self, network: nn.Module) -> Tensor:
+        training = {module: module.training for module in network.modules()}
+        network.eval()
+        try:
+            with torch.no_grad():
+                return _tensor(call_network(network, self._batch)).double()
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+
+
+def fidelity_of(found: Tensor, wanted: Tensor) -> float:
+    """Share of the variance of ``wanted`` that ``found`` keeps; anything not finite counts as none.
+
+    >>> fidelity_of(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 3.0]]))  # 1 - 1 / 2
+    0.5
+    """
+    error = float((found - wanted).square().sum())
+    whole = float((wanted - wanted.mean()).square().sum())
+    if not math.isfinite(error):
+        return -math.inf
+    return 1 - error / whole if whole > 0 else float(error == 0)
+
+
+def kappa_of(found: Tensor, wanted: Tensor) -> float | None:
+    """Cohen's kappa of the arg-max along dimension 1; None where ``wanted`` decides for one class only.
+
+    >>> kappa_of(torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([[1.0, 0], [0, 1]]))  # (1/2 - 1/2) / (1 - 1/2)
+    0.0
+    """
+    if wanted.ndim < 2 or wanted.shape[1] < 2:
+        return None
+    mine, theirs = found.argmax(1).reshape(-1), wanted.argmax(1).reshape(-1)
+    classes = wanted.shape[1]
+    share = [torch.bincount(x, minlength=classes).double() / len(x) for x in (mine, theirs)]
+    if float(share[1].max()) == 1.0:
+        return None
+    chance = float((share[0] * share[1]).sum())
+    return (float((mine == theirs).double().mean()) - chance) / (1 - chance)
+
+
+def find_span(subject: Subject, tell: Callable[[str], None]) -> Span:
+    """The range of prices from nearly float to collapse.
+
+    Costs are predicted from plans alone. Only the two ends need compressed networks, on few images: seven.
+
+    Args:
+        subject: The network, its sensitivity known.
+        tell: Called before each try.
+    """
+    fine, coarse = _bracket(subject.predicted)
+    likeness = Likeness(subject)
+
+    def last(holds: Callable[[float], bool], low: float, high: float, tries: int) -> float:
+        """The price where ``holds`` turns false, by bisection in log price."""
+        for turn in range(tries):
+            tell(f"try {turn + 1} of {tries}")
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        return math.sqrt(low * high)
+
+    high = last(lambda price: likeness.agreement(price) > COLLAPSED, fine, coarse, TRIES)
+    known = [price for price in likeness._seen if price < high]
+    floor = max((p for p in known if likeness.fidelity(p) >= NEARLY_FLOAT), default=fine)
+    ceiling = min((p for p in known if p > floor and likeness.fidelity(p) < NEARLY_FLOAT), default=high)
+    low = last(lambda price: likeness.fidelity(price) >= NEARLY_FLOAT, floor, ceiling, FURTHER_TRIES)
+    return Span(low, high)
+
+
+def _bracket(total: Callable[[float], TotalCost]) -> tuple[float, float]:
+    """A price so low that weights have `FINE_BITS`, and one so high that next to nothing is left."""
+    low = high = 1e-9  # nats per bit and image; where the search starts is of no consequence
+    for _ in range(MOST_STRIDES):
+        before = total(low).mean_bits
+        if before >= FINE_BITS:
+            break
+        if total(low / STRIDE).mean_bits <= before > COARSE_BITS:
+            break  # widths have reached their largest
+        low /= STRIDE
+    for _ in range(MOST_STRIDES):
+        if total(high).mean_bits <= COARSE_BITS:
+            break
+        high *= STRIDE
+    while total(low * STRIDE).mean_bits >= FINE_BITS:
+        low *= STRIDE
+    while high > low * STRIDE and total(high / STRIDE).mean_bits <= COARSE_BITS:
+        high /= STRIDE
+    return low, high
+
+
+def _tensor(outputs: Any) -> Tensor:
+    """One tensor from a network's output: the tensors of a list or mapping side by side, each image a row."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    parts = list(outputs.values()) if isinstance(outputs, dict) else list(outputs)
+    return torch.cat([_tensor(part).flatten(1) for part in parts], 1)

@@ -1,0 +1,155 @@
+"""Trace the frontier of a trained network: accuracy against cost, from nearly float to collapse."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from slimbit.frontier.measure_point import Evaluate, Scorer
+from slimbit.frontier.progress import Listener, silent
+from slimbit.frontier.subject import Subject, digest_of
+from slimbit.frontier.worker import Worker
+from slimbit.frontier.workspace import Workspace
+from slimbit.numerics.batches import inputs_of
+from slimbit.plan.evidence import Layout
+from slimbit.plan.steps import METRICS
+from slimbit.records.errors import InputError, closest
+from slimbit.records.plan import Recipe
+from slimbit.records.point import Frontier
+
+MOST_POINTS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where network and data came from, for those who read the run later.
+
+    Attributes:
+        reference: How the command line names the network.
+        weights: Its weights file.
+        data: Data spec.
+        normalization: ``mean`` and ``std`` per channel that the data spec or the weights' card led to.
+    """
+
+    reference: str = ""
+    weights: str = ""
+    data: str = ""
+    normalization: Mapping[str, Any] = field(default_factory=dict)
+
+
+def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a good default
+    model: nn.Module,
+    *,
+    example_input: Any,
+    calibration: Iterable[Any],
+    evaluate: Evaluate,
+    out: str | Path,
+    metric: str = "esn_digital",
+    points: int = 16,
+    baselines: bool = True,
+    seed: int = 0,
+    storage: str | None = None,
+    recipe: Recipe | None = None,
+    layout: Layout | None = None,
+    likelihood: str = "categorical",
+    retry_failed: bool = False,
+    progress: Listener | None = None,
+    network_name: str = "",
+    origin: Origin | None = None,
+) -> Frontier:
+    """Accuracy against cost of a trained network: compress it at many prices and score every result.
+
+    The price (accuracy loss one is willing to pay per unit of cost) sweeps from nearly float to where the network
+    collapses, so that points spread evenly over log cost; a quarter of them goes where the curve bends. Needs no
+    labels except in ``evaluate``. The same call continues a run that was stopped at any moment and repeats nothing;
+    several processes with the same call share the work.
+
+    Args:
+        model: The trained network; not changed.
+        example_input: One example with its batch dimension, e.g. ``torch.zeros(1, 3, 32, 32)``.
+        calibration: Some hundred unlabelled images: a tensor, or batches, the same whenever the run is continued.
+        evaluate: From a network to a number, higher is better. With attributes ``images`` and ``classes`` it says
+            that the number is a percentage of so many images.
+        out: Folder of the run (docs/reference/run-folder.md).
+        metric: Cost to save: "esn_analog", "esn_digital" or "esn_filterwise".
+        points: Number of points, baselines not counted.
+        baselines: Whether to add the paper's quantize-only at 8 to 2 bits.
+        seed: Of sampled labels and positions.
+        storage: Database that holds the study, e.g. ``postgresql://...``; default: a file in the folder.
+        recipe: How plans are carried out.
+        layout: Grid, one step per layer or filter, layers that stay float.
+        likelihood: "categorical" for classifiers, "gaussian" for regression and other heads.
+        retry_failed: Whether points that failed earlier are tried again.
+        progress: Called with every `Progress`.
+        network_name: Name for reports; default: the type of the network.
+        origin: Where network and data came from.
+
+    Returns:
+        All points.
+
+    Raises:
+        InputError: Settings that cannot be, a damaged run or one that began with other settings, a float accuracy
+            near chance, or an ``evaluate`` that fails on the float network.
+        StoreError: The run's folder cannot be written; the same call continues when it can.
+    """
+    _check(metric, points)
+    subject = Subject.of(
+        model,
+        example_input,
+        calibration,
+        name=network_name,
+        metric=metric,
+        recipe=recipe or Recipe(),
+        layout=layout or default_layout(metric),
+        seed=seed,
+    )
+    scorer, origin = Scorer(evaluate), origin or Origin()
+    asked = {"points": points, "baselines": baselines, "likelihood": likelihood, "data": origin.data}
+    worker = Worker(
+        subject,
+        scorer,
+        Workspace(Path(out), storage=storage),
+        {**asked, **_settings(subject), "evaluate_images": scorer.images},
+        _about(origin, scorer, example_input),
+        progress or silent,
+    )
+    worker.prepare()
+    worker.work(retry_failed=retry_failed)
+    return worker.frontier()
+
+
+def default_layout(metric: str) -> Layout:
+    """The grid that suits a metric: a free zero level pays where zeros cost nothing, and is not allowed for ESN'_d."""
+    return Layout(grid="midrise") if metric == "esn_filterwise" else Layout()
+
+
+def _check(metric: str, points: int) -> None:
+    if metric not in METRICS:
+        raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}{closest(str(metric), METRICS)}")
+    if not isinstance(points, int) or isinstance(points, bool) or not 1 <= points <= MOST_POINTS:
+        raise InputError(f"points must be a whole number from 1 to {MOST_POINTS}, got {points!r}")
+
+
+def _settings(subject: Subject) -> dict[str, Any]:
+    return {
+        "network": subject.survey.spec.name,
+        "network_digest": digest_of(subject.model.state_dict()),
+        "metric": subject.metric,
+        "calibration_images": subject.images(),
+        "calibration_digest": digest_of([inputs_of(batch) for batch in subject.batches]),
+        "seed": subject.seed,
+        "recipe": asdict(subject.recipe),
+        "layout": asdict(subject.layout),
+    }
+
+
+def _about(origin: Origin, scorer: Scorer, example_input: Any) -> dict[str, Any]:
+    return {
+        "reference": origin.reference,
+        "weights": origin.weights,
+        "normalization": dict(origin.normalization),
+        "scoring": str(getattr(scorer.evaluate, "description", "")),
+        "input_shape": tuple(example_input.shape[1:]) if isinstance(example_input, Tensor) else (),
+    }

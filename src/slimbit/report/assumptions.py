@@ -1,0 +1,42 @@
+"""What the numbers of a report assume, in sentences."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def assumptions(reports: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What to know before quoting: what is compressed, what zeros cost, how weights are weighted.
+
+    Args:
+        reports: JSON data of the cost reports of every finished point.
+    """
+    grids = {layer["grid"] for report in reports for layer in report["layers"]}
+    widths = sorted({layer["activation_bits"] for report in reports for layer in report["layers"]})
+    texts = [_weights_only(widths)]
+    if grids & {"midrise_zero", "midtread"}:
+        texts.append(ZEROS_ARE_FREE)
+    if "midrise_zero" in grids:
+        texts.append(ZERO_IS_A_CODE)
+    texts.append(PER_MAC if {report["per"] for report in reports} == {"mac"} else PER_PARAMETER)
+    common = set.intersection(*({*report.get("notes", ())} for report in reports))
+    return (*texts, *sorted(common))
+
+
+def _weights_only(activation_bits: Sequence[int]) -> str:
+    return (
+        "Weights only. Activations, biases and normalization stay float, and accuracy was measured that way. Bit "
+        f"operations nevertheless count activations at {' or '.join(map(str, activation_bits))} bits."
+    )
+
+
+ZEROS_ARE_FREE = (
+    "Zeros are free. A weight at level zero costs nothing in ESN digital, ESN analog and non-zero MACs, which assumes "
+    "hardware that skips zeros. Hardware that cannot skip them should go by ESN filter-wise."
+)
+ZERO_IS_A_CODE = (
+    "Zero is a code. On the grid midrise_zero, b bits hold 2^b levels, and the zero is one more. ESN filter-wise, bit "
+    "operations and weight bytes in figures and tables do not count that code; the headline does, with one bit more "
+    "for every weight."
+)
+PER_MAC = "Costs are per image: a weight counts once for every output position that uses it (per MAC)."
+PER_PARAMETER = "A weight counts once, however many output positions use it (per parameter)."

@@ -1,0 +1,85 @@
+"""A frontier run small enough to be repeated many times: no data, no training, the same in every process.
+
+The network is random, its BatchNorm statistics are real, and its accuracy is how often it agrees with its own
+float self: 100 % by definition, falling as compression bites.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimbit.frontier.trace import trace_frontier
+from slimbit.records.point import Frontier
+
+CLASSES = 5
+POINTS = 8
+SWEPT, REFINED, BASELINES = 6, 2, 7
+
+
+def network() -> nn.Module:
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(7)
+        net = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+            nn.Conv2d(6, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Flatten(), nn.Linear(72, CLASSES),
+        )  # fmt: skip
+        net[1].momentum = net[4].momentum = None
+        net.train()(images(seed=1))
+    return net.eval()
+
+
+def images(count: int = 200, *, seed: int) -> Tensor:
+    return torch.randn(count, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+class Agreement:
+    """``evaluate``: percent of images on which a model decides as the float network does."""
+
+    classes = CLASSES
+
+    def __init__(self, *, pause: float = 0.0) -> None:
+        self._images = images(seed=2)
+        self.images = len(self._images)
+        self._wanted = network()(self._images).argmax(1)
+        self._pause = pause
+        self.calls = 0
+
+    def __call__(self, model: nn.Module) -> float:
+        self.calls += 1
+        time.sleep(self._pause)
+        with torch.no_grad():
+            return 100.0 * float((model(self._images).argmax(1) == self._wanted).double().mean())
+
+
+def trace(out: Path | str, **changed: Any) -> Frontier:
+    settings: dict[str, Any] = {
+        "example_input": torch.zeros(1, 1, 6, 6),
+        "calibration": images(96, seed=3),
+        "evaluate": changed.pop("evaluate", None) or Agreement(pause=changed.pop("pause", 0.0)),
+        "points": POINTS,
+        "network_name": "case",
+    }
+    model = changed.pop("model", None)
+    return trace_frontier(network() if model is None else model, out=out, **(settings | changed))
+
+
+def outcome(frontier: Frontier) -> dict[str, tuple[Any, ...]]:
+    """What must be the same whoever measured it and however often it was interrupted."""
+    return {p.key: (p.state, p.plan, p.accuracy, dict(p.objects), dict(p.costs)) for p in frontier.points}
+
+
+def work(out: str, log: str, pause: float) -> None:
+    """Target of a worker process: each point it measured goes to the log."""
+
+    def tell(progress: Any) -> None:
+        if progress.point is not None:
+            with Path(log).open("a") as stream:
+                stream.write(f"{os.getpid()} {progress.point.key}\n")
+
+    trace(out, pause=pause, progress=tell)

@@ -1,0 +1,228 @@
+"""Damaged runs and full disks: named in one sentence, never silently used, nothing half-written."""
+
+import errno
+import json
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import frontier_case as case
+
+from slimbit.frontier.objects import StoreError, object_path, read_object, write_object, write_whole
+from slimbit.frontier.store import open_run
+from slimbit.records.errors import InputError, SlimbitError
+
+SMALL: dict[str, Any] = {"points": 4, "baselines": False}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    case.trace(out, **SMALL)
+    return out
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    changed = {
+        "truncated": content[: len(content) // 2],
+        "emptied": b"",
+        "overwritten": b"\xff" * len(content),
+    }
+    if how == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(changed[how])
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "overwritten", "removed"])
+@pytest.mark.parametrize("name", ["run.json", "study.db"])
+def test_damaged_run_or_study_is_named(run: Path, name: str, how: str) -> None:
+    damage(run / name, how)
+    where = str(run) if (name, how) == ("run.json", "removed") else str(run / name)
+    for use in (lambda: open_run(run).points(), lambda: case.trace(run, **SMALL)):
+        with pytest.raises(InputError) as raised:
+            use()
+        assert where in str(raised.value)
+        assert len(str(raised.value)) < 400 + 2 * len(where)
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "overwritten", "removed"])
+@pytest.mark.parametrize("role", ["plan", "levels", "cost"])
+def test_damaged_object_is_named_and_not_returned(run: Path, role: str, how: str) -> None:
+    opened = open_run(run)
+    digest = opened.points()[0].objects[role]
+    kind = "safetensors" if role == "levels" else "json"
+    damage(object_path(run, digest, kind), how)
+    with pytest.raises(InputError, match=digest):
+        opened.read_object(digest, kind)
+
+
+def test_a_damaged_plan_is_not_carried_out(run: Path) -> None:
+    opened = open_run(run)
+    point = opened.points()[-1]
+    with closing(sqlite3.connect(run / "study.db")) as connection:
+        connection.execute("DELETE FROM trials WHERE number = ?", (point.number,))
+        connection.commit()
+    plan = object_path(run, point.plan, "json")
+    plan.write_text(plan.read_text().replace("0.", "1.", 1))
+    with pytest.raises(InputError, match=f"{point.plan}.*damaged"):
+        case.trace(run, **SMALL)
+
+
+def test_a_damaged_decision_is_not_followed(run: Path) -> None:
+    with closing(sqlite3.connect(run / "study.db")) as connection:
+        found = connection.execute("SELECT value_json FROM study_user_attributes WHERE key = 'sweep'").fetchone()
+    digest = json.loads(found[0])
+    damage(object_path(run, digest, "json"), "truncated")
+    with pytest.raises(InputError, match=digest):
+        case.trace(run, **SMALL)
+
+
+@pytest.mark.parametrize("digest", ["../../etc/passwd", "", "A" * 64, "0" * 63, None, 7])
+def test_a_digest_cannot_name_other_files(run: Path, digest: object) -> None:
+    with pytest.raises(InputError, match="64 hexadecimal digits"):
+        read_object(run, digest, "json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "null", '{"schema": 2}', '{"schema": 1}', '{"schema": 1, "evil": 1}', "{" * 100_000, '{"schema": 1e999}'],
+)
+def test_strange_run_json_is_refused(run: Path, text: str) -> None:
+    (run / "run.json").write_text(text)
+    with pytest.raises(InputError, match=r"run\.json"):
+        open_run(run)
+
+
+def test_wrong_types_in_run_json_are_refused(run: Path) -> None:
+    data = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**data, "float_accuracy": "high"}))
+    with pytest.raises(InputError, match="numbers and texts where they belong"):
+        open_run(run)
+
+
+def test_a_trial_of_somebody_else_is_refused(run: Path) -> None:
+    with closing(sqlite3.connect(run / "study.db")) as connection:
+        connection.execute("DELETE FROM trial_user_attributes WHERE key = 'objects'")
+        connection.commit()
+    with pytest.raises(InputError, match="got trial 0 without objects"):
+        open_run(run).points()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: p.write_text("x"), lambda p: (p.mkdir(), (p / "thesis.tex").write_text("x"))]
+)
+def test_a_run_does_not_settle_in_somebody_elses_place(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "place")
+    with pytest.raises(InputError, match="run must be a"):
+        case.trace(tmp_path / "place", **SMALL)
+
+
+def test_no_run_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run must be a folder with a run.json, got"):
+        open_run(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "postgres!://x", "sqlite:////nonexistent/folder/study.db"])
+def test_storage_that_cannot_be(tmp_path: Path, url: str) -> None:
+    with pytest.raises(SlimbitError):
+        case.trace(tmp_path / "run", storage=url, **SMALL)
+
+
+def test_passwords_stay_out_of_messages(tmp_path: Path) -> None:
+    with pytest.raises(SlimbitError) as raised:
+        case.trace(tmp_path / "run", storage="postgresql+nodriver://me:secret@localhost/x", **SMALL)
+    assert "secret" not in str(raised.value)
+
+
+class FullDisk:
+    """`os.replace` that finds the disk full from the n-th file on."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self._real = os.replace
+
+    def __call__(self, source: Any, target: Any) -> None:
+        self.room -= 1
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        self._real(source, target)
+
+
+def fake_whole_run(folder: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> str:
+    """The message of a run on a disk with room for so many files."""
+    with monkeypatch.context() as patch, pytest.raises(StoreError) as raised:
+        patch.setattr(os, "replace", FullDisk(room))
+        case.trace(folder, **SMALL)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("room", [0, 1, 3, 8, 11])
+def test_full_disk_is_one_sentence_and_the_run_continues(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    message = fake_whole_run(tmp_path / "run", monkeypatch, room)
+    assert "could not be written: No space left on device" in message
+    assert str(tmp_path / "run") in message
+    hidden = [p for p in (tmp_path / "run").rglob(".*") if p.is_file()]
+    assert hidden == []  # nothing half-written, not even under another name
+    expected = case.outcome(open_run(finished).frontier())
+    assert case.outcome(case.trace(tmp_path / "run", **SMALL)) == expected
+
+
+def test_full_disk_under_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -> None:
+    import optuna
+
+    def full(*_: Any) -> None:
+        raise optuna.exceptions.StorageInternalError("commit") from sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match=r"study\.db .*: database or disk is full"):
+        patch.setattr(optuna.Study, "add_trial", full)
+        case.trace(tmp_path / "run", **SMALL)
+    assert case.outcome(case.trace(tmp_path / "run", **SMALL)) == case.outcome(open_run(finished).frontier())
+
+
+def test_write_that_stops_in_the_middle_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(tmp_path / "file", b"old")
+
+    def torn(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", torn)
+    with pytest.raises(StoreError, match="file could not be written"):
+        write_whole(tmp_path / "file", b"new content")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_writing_an_object_again_heals_it(tmp_path: Path) -> None:
+    digest = write_object(tmp_path, b"{}", "json")
+    object_path(tmp_path, digest, "json").write_bytes(b"{")
+    assert write_object(tmp_path, b"{}", "json") == digest
+    assert read_object(tmp_path, digest, "json") == b"{}"
+
+
+def test_evaluate_that_overflows_the_error_is_cut(tmp_path: Path) -> None:
+    class Verbose(case.Agreement):
+        def __call__(self, model: object) -> float:
+            if self.calls:
+                raise RuntimeError("x" * 10_000_000)
+            return super().__call__(model)
+
+    frontier = case.trace(tmp_path / "run", evaluate=Verbose(), **SMALL)
+    assert {p.state for p in frontier.points} == {"failed"}
+    assert max(len(p.error) for p in frontier.points) == 500

@@ -1,0 +1,208 @@
+"""The report in headless Chromium: no error, no network, points clickable, readable, nothing injected."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from slimbit.report.frames import report_data
+from slimbit.report.page import page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+HOSTILE = "</script><img src=x onerror=\"window.injected=1\"><a href='javascript:window.injected=1'>%{x}</a>"
+
+
+def chromium():
+    """A Chromium: the one named in SLIMBIT_CHROMIUM, one on the path, or the one that playwright installed."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return os.environ.get("SLIMBIT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        path = chromium() or started.chromium.executable_path
+        if not Path(path).exists():
+            pytest.skip("needs Chromium: put it on the path, or name it in SLIMBIT_CHROMIUM")
+        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def report_file(tmp_path_factory, run_of):
+    run = run_of()
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    file.write_text(page(report_data(run.about, run.points, run.read_cost)), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def pages(browser):
+    """Opens a file at a size, once for all tests: reading five megabytes of script takes longer than any test.
+
+    Every page keeps its console messages, script errors and requests in ``complaints``.
+    """
+    opened = {}
+
+    def open_page(file, *, width=1280, scheme="light"):
+        key = (file, width, scheme)
+        if key not in opened:
+            opened[key] = shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            shown.complaints = complaints = []
+            shown.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+            shown.on("pageerror", lambda error: complaints.append(str(error)))
+            shown.on("request", lambda asked: complaints.append(asked.url) if asked.url != file.as_uri() else None)
+            shown.goto(file.as_uri())
+            shown.wait_for_selector("#accuracy .point", state="attached")
+            shown.wait_for_selector("#histogram .point", state="attached")
+        return opened[key]
+
+    yield open_page
+    for shown in opened.values():
+        shown.close()
+
+
+@pytest.fixture
+def open_page(pages):
+    """Like ``pages``; fails after the test on any complaint."""
+    used = []
+    yield lambda *args, **kwargs: used.append(pages(*args, **kwargs)) or used[-1]
+    assert [shown.complaints for shown in used] == [[] for _ in used]
+
+
+def start_over(shown):
+    """The metric and the point that the report opens with."""
+    shown.locator("#metrics button").first.click()
+    shown.locator("#points .pick", has_text="optimal, price 2.2e-09").click()
+    shown.locator("#accuracy").scroll_into_view_if_needed()
+
+
+def markers(shown, trace):
+    """The points of the trace at that place, in its order."""
+    return shown.locator("#accuracy .scatterlayer .trace").nth(trace).locator(".points path")
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_readable_at_width(open_page, report_file, width):
+    shown = open_page(report_file, width=width)
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    assert shown.locator("#factors .value").first.inner_text().endswith("\N{MULTIPLICATION SIGN}")
+    smallest = shown.evaluate(
+        "Math.min(...[...document.querySelectorAll('main *')].filter((e) => e.children.length === 0 && e.textContent"
+        ".trim() && !e.closest('.chart')).map((e) => parseFloat(getComputedStyle(e).fontSize)))"
+    )
+    assert smallest >= 12
+    inside = shown.evaluate(
+        "[...document.querySelectorAll('#accuracy .xtick text, #accuracy .legend text, #histogram text')]"
+        ".every((e) => { const r = e.getBoundingClientRect(); return r.left >= 0 && r.right <= innerWidth; })"
+    )
+    assert inside
+
+
+def test_clicking_a_point_changes_the_layers(open_page, report_file):
+    shown = open_page(report_file)
+    start_over(shown)
+    before = shown.locator("#layers").inner_text(), shown.locator("#histogram").get_attribute("aria-label")
+    box = markers(shown, 2).nth(2).bounding_box()  # baselines from the cheapest: 2, 3, 4 bits
+    shown.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    shown.wait_for_function("document.getElementById('point-title').textContent.startsWith('86.35')")
+    assert "max_abs, 4 bits" in shown.locator("#point-facts").inner_text()
+    assert (shown.locator("#layers").inner_text(), shown.locator("#histogram").get_attribute("aria-label")) != before
+    assert "22.8" in shown.locator("#layers").inner_text()  # 10 log10(3 * 4^3) dB
+    assert "--min-accuracy 86.35" in shown.locator("#pick-accuracy").inner_text()
+    assert shown.locator("#points tr[aria-current=true] .pick").inner_text() == "max_abs, 4 bits"
+
+
+def test_hovering_shows_every_cost(open_page, report_file):
+    shown = open_page(report_file)
+    start_over(shown)
+    box = markers(shown, 2).nth(2).bounding_box()
+    shown.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    shown.wait_for_selector("#accuracy .hovertext")
+    text = shown.locator("#accuracy .hovertext").text_content()
+    for label in ("ESN digital", "ESN analog", "ESN filter-wise", "Bit operations", "Weight bytes", "Non-zero MACs"):
+        assert label in text
+
+
+def test_keyboard_alone_chooses_metric_and_point(open_page, report_file):
+    shown = open_page(report_file)
+    shown.locator("#metrics [aria-selected=true]").focus()
+    shown.keyboard.press("ArrowRight")
+    assert shown.locator("#metrics [aria-selected=true]").inner_text() == "ESN analog"
+    assert shown.locator("#share-head").inner_text() == "share of ESN analog"
+    assert "esn_analog=" in shown.locator("#pick-budget").inner_text()
+    shown.locator("#accuracy").focus()
+    title = shown.locator("#point-title").inner_text()
+    shown.keyboard.press("ArrowLeft")
+    assert shown.locator("#point-title").inner_text() != title
+    shown.locator("#points .pick", has_text="max_abs, 2 bits").focus()
+    shown.keyboard.press("Enter")
+    assert shown.locator("#point-title").inner_text().startswith("21.30")
+
+
+def test_table_lists_failures_and_sorts(open_page, report_file):
+    shown = open_page(report_file)
+    assert "failed: accuracy is NaN" in shown.locator("#points-body").inner_text()
+    shown.locator("#points-head button", has_text="accuracy").click()
+    assert shown.locator("#points th[aria-sort]").inner_text().startswith("accuracy")
+    assert "92.00 %" in shown.locator("#points-body tr").first.inner_text()
+
+
+def test_all_points_come_into_view_on_request(open_page, report_file):
+    shown = open_page(report_file)
+    shown.locator("#view").click()
+    low = shown.evaluate("document.getElementById('accuracy').layout.yaxis.range[0]")
+    assert low < 21.3
+    shown.locator("#view").click()
+    assert shown.evaluate("document.getElementById('accuracy').layout.yaxis.range[0]") > 60
+
+
+def test_dark_differs_and_the_toggle_switches(open_page, report_file):
+    def colours(shown):
+        return shown.evaluate(
+            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,"
+            " document.querySelector('#accuracy .xtick text').style.fill]"
+        )
+
+    light, dark = (open_page(report_file, scheme=scheme) for scheme in ("light", "dark"))
+    assert all(a != b for a, b in zip(colours(light), colours(dark), strict=True))
+    light.locator("#theme").click()
+    assert colours(light) == colours(dark)
+    light.locator("#theme").click()
+    assert colours(light) != colours(dark)
+
+
+def test_hostile_names_stay_text(open_page, tmp_path, run_of):
+    run = run_of(HOSTILE)
+
+    def read_cost(point):
+        report = run.read_cost(point)
+        report["layers"][0]["name"] = HOSTILE
+        report["notes"] = [HOSTILE]
+        return report
+
+    run.points[0] = type(run.points[0])(**{**vars(run.points[0]), "policy": HOSTILE, "setting": HOSTILE})
+    run.points[-1] = type(run.points[-1])(**{**vars(run.points[-1]), "error": HOSTILE})
+    file = tmp_path / "report.html"
+    file.write_text(page(report_data(run.about, run.points, read_cost)), encoding="utf-8")
+    shown = open_page(file)
+    shown.evaluate("Plotly.Fx.hover('accuracy', [{curveNumber: 2, pointNumber: 5}])")
+    shown.wait_for_selector("#accuracy .hovertext")
+    assert shown.evaluate("window.injected") is None
+    assert shown.locator("img, a[href^=javascript], #accuracy svg a").count() == 0
+    assert shown.locator("#network").inner_text() == HOSTILE
+    assert shown.locator("#layers th").first.inner_text() == HOSTILE
+    assert "onerror" in shown.locator("#accuracy .hovertext").text_content()
+
+
+def test_markup_that_got_in_would_not_run(pages, report_file):
+    shown = pages(report_file)
+    trap = "<p onclick='window.injected = 1' id=trap>x</p>"
+    with shown.expect_console_message(lambda message: "Content Security Policy" in message.text):
+        shown.evaluate(f"document.body.insertAdjacentHTML('afterbegin', {json.dumps(trap)})")
+        shown.locator("#trap").click()
+    assert shown.evaluate("window.injected") is None
+    shown.complaints.clear()

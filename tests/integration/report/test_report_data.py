@@ -1,0 +1,198 @@
+"""Data behind a report: headline, fronts, layers, histogram; figures that Plotly accepts."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import plotly.graph_objects as go
+import pytest
+
+from slimbit.records.errors import InputError
+from slimbit.report.figures import accuracy_figure, histogram_figure, template
+from slimbit.report.frames import report_data
+from slimbit.report.headline import cost_at_accuracy
+from slimbit.report.page import contents, embedded, page
+
+
+def data_of(run):
+    return report_data(run.about, run.points, run.read_cost)
+
+
+def test_cost_between_two_points_is_interpolated_on_a_log_scale():
+    # A quarter of the way from 80 to 84 %: 10^6 * 100^(1/4) = 10^6.5
+    reached, cost = cost_at_accuracy([(1e8, 84.0), (1e6, 80.0), (1e7, 70.0)], 81.0)
+    assert reached == "exact"
+    assert cost == pytest.approx(10**6.5)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "expected"),
+    [(79.0, ("at_least", 2.0)), (80.0, ("exact", 2.0)), (90.0, ("exact", 8.0)), (90.1, ("not_reached", None))],
+)
+def test_ends_of_the_front(accuracy, expected):
+    reached, cost = cost_at_accuracy([(2.0, 80.0), (2.0, 80.0), (8.0, 90.0)], accuracy)
+    assert (reached, cost) == (expected[0], None if expected[1] is None else pytest.approx(expected[1]))
+
+
+def test_no_points_no_cost():
+    assert cost_at_accuracy([], 50.0) == ("no_cost", None)
+
+
+def test_headline_compares_with_the_baseline_of_four_bits(invented_run):
+    data = data_of(invented_run)
+    assert data.headline.baseline == 3
+    assert data.headline.text == "At the accuracy of the 4-bit baseline (max_abs, 86.35 %)"
+    factor = data.headline.factors[0]
+    # Between points 14 (87.6 %) and 15 (84.5 %): 1.85 / 3.1 of the way up in log cost.
+    cheap, dear = (invented_run.points[i].costs["esn_digital"] for i in (15, 14))
+    expected = invented_run.points[3].costs["esn_digital"] / (cheap * (dear / cheap) ** (1.85 / 3.1))
+    assert (factor.metric, factor.reached) == ("esn_digital", "exact")
+    assert factor.factor == pytest.approx(expected)
+
+
+def test_headline_pays_one_bit_more_for_the_zero_level_where_bits_hold_no_zero(invented_run):
+    points, reports = invented_run.points, invented_run.reports
+    factors = {factor.metric: factor.factor for factor in data_of(invented_run).headline.factors}
+    cheap, dear = (points[i].costs["esn_filterwise"] + reports[i].total.macs for i in (15, 14))
+    # the baseline is on the grid midrise and pays as stored
+    assert factors["esn_filterwise"] == pytest.approx(
+        points[3].costs["esn_filterwise"] / (cheap * (dear / cheap) ** (1.85 / 3.1))
+    )
+    cheap, dear = (points[i].costs["bit_operations"] + 8 * reports[i].total.macs for i in (15, 14))
+    assert factors["bit_operations"] == pytest.approx(
+        points[3].costs["bit_operations"] / (cheap * (dear / cheap) ** (1.85 / 3.1))
+    )
+    weights = [sum(layer.macs / layer.positions for layer in reports[i].layers) for i in (15, 14)]
+    cheap, dear = (points[i].costs["weight_bytes"] + left / 8 for i, left in zip((15, 14), weights, strict=True))
+    assert factors["weight_bytes"] == pytest.approx(
+        points[3].costs["weight_bytes"] / (cheap * (dear / cheap) ** (1.85 / 3.1))
+    )
+
+
+def test_headline_says_when_the_accuracy_is_not_reached(invented_run):
+    keep = [p for p in invented_run.points if p.baseline or (p.accuracy or 0) < 80]
+    data = report_data(invented_run.about, keep, invented_run.read_cost)
+    assert {factor.reached for factor in data.headline.factors} == {"not_reached"}
+    assert data.headline.factors[0].text == "not reached"
+    assert data.headline.factors[0].factor is None
+
+
+def test_headline_without_baselines(invented_run):
+    ours = [p for p in invented_run.points if not p.baseline]
+    headline = report_data(invented_run.about, ours, invented_run.read_cost).headline
+    assert (headline.baseline, headline.factors) == (None, ())
+
+
+def test_metrics_start_with_the_sweep_and_leave_out_what_never_changes(invented_run):
+    about = dataclasses.replace(invented_run.about, metric="esn_analog")
+    names = [metric.name for metric in report_data(about, invented_run.points, invented_run.read_cost).metrics]
+    assert names[:2] == ["esn_analog", "esn_digital"]
+    assert "parameters" not in names
+
+
+def test_front_leaves_out_dominated_points(invented_run):
+    front = data_of(invented_run).metric("esn_digital").front
+    # point 7 has 91.90 %, the cheaper point 8 has 91.95 %
+    assert 7 not in front
+    assert 8 in front
+    costs = [invented_run.points[i].costs["esn_digital"] for i in front]
+    assert costs == sorted(costs)
+
+
+def test_layers_of_a_point(invented_run):
+    layers = data_of(invented_run).layers[3]
+    assert sum(layers.filters) == 16 * 7 + 32 * 6 + 64 * 6 + 10  # every filter once
+    assert layers.decibels[0] == pytest.approx(22.83, abs=0.01)  # 10 log10(3 * 4^3)
+    assert sum(layers.shares["esn_digital"]) == pytest.approx(1, abs=1e-3)
+    assert sum(layers.shares["mean_bits"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_float_layers_have_no_analog_share_and_no_width_in_the_headline(invented_run):
+    def with_float_layer(point):
+        report = invented_run.read_cost(point)
+        report["layers"][0] |= {"grid": "float32", "weight_bits": 32, "esn_analog": None, "signal_to_noise": None}
+        return report
+
+    data = report_data(invented_run.about, invented_run.points, with_float_layer)
+    assert data.headline.text.startswith("At the accuracy of the 4-bit baseline")
+    assert "esn_analog" not in data.layers[3].shares
+    assert data.layers[3].decibels[0] is None
+
+
+def test_start_is_the_cheapest_point_that_keeps_nearly_all_accuracy(invented_run):
+    assert data_of(invented_run).start == 10  # 0.99 * 91.73 = 90.81: point 11 with 90.8 just misses it, 10 has 91.2
+
+
+def test_failed_points_keep_their_reason(invented_run):
+    failed = data_of(invented_run).points[-1]
+    assert (failed.kind, failed.error, failed.accuracy_text) == ("failed", "accuracy is NaN", "-")
+
+
+def test_assumptions_depend_on_the_grids(invented_run):
+    assert any("skips zeros" in text for text in data_of(invented_run).assumptions)
+    baselines = [p for p in invented_run.points if p.baseline]
+    data = report_data(invented_run.about, baselines, invented_run.read_cost)
+    assert not any("skips zeros" in text for text in data.assumptions)
+    assert "Layer names come from the module." in data.assumptions
+
+
+def test_a_run_without_finished_points_is_refused(invented_run):
+    with pytest.raises(InputError, match="at least one finished point"):
+        report_data(invented_run.about, invented_run.points[-1:], invented_run.read_cost)
+
+
+def test_a_cost_report_of_another_network_is_refused(invented_run):
+    def other(point):
+        report = invented_run.read_cost(point)
+        return {**report, "layers": report["layers"][1:]} if point.number == 5 else report
+
+    with pytest.raises(InputError, match="cost report of point 5 must list the same layers"):
+        report_data(invented_run.about, invented_run.points, other)
+
+
+def test_a_cost_report_of_another_schema_is_refused(invented_run):
+    with pytest.raises(InputError, match="must have schema 1, got 2"):
+        report_data(invented_run.about, invented_run.points, lambda p: {**invented_run.read_cost(p), "schema": 2})
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_figures_are_figures_of_plotly(invented_run, theme):
+    data = data_of(invented_run)
+    for figure in (*(accuracy_figure(data, metric.name) for metric in data.metrics), histogram_figure(data)):
+        drawn = go.Figure({**figure, "layout": {**figure["layout"], "template": template(theme)}})
+        assert len(drawn.data) == len(figure["data"])  # go.Figure refuses any property that Plotly does not have
+
+
+def test_accuracy_figure_shows_every_finished_point_with_its_interval(invented_run):
+    others, front, baselines, _ = accuracy_figure(data_of(invented_run), "esn_digital")["data"]
+    numbers = {*others["customdata"], *front["customdata"], *baselines["customdata"]}
+    assert numbers == set(range(18))
+    i = baselines["customdata"].index(3)
+    # 1.96 * sqrt(86.35 * 13.65 / 10,000) = 0.6729
+    assert baselines["error_y"]["array"][i] == pytest.approx(0.6729, abs=1e-4)
+
+
+def test_first_view_counts_what_it_leaves_out(invented_run):
+    meta = accuracy_figure(data_of(invented_run), "esn_digital")["layout"]["meta"]
+    assert meta["hidden"] == 2  # 21.3 and 61.0 are below 0.75 * 91.73 = 68.8
+    assert meta["ranges"]["all"]["y"][0] < 21.3 < meta["ranges"]["useful"]["y"][0]
+
+
+def test_page_is_the_same_every_time_and_json_survives(invented_run):
+    data = data_of(invented_run)
+    text = page(data)
+    assert text == page(data_of(invented_run))
+    inside = text.split('id="data">')[1].split("</script>")[0]
+    assert json.loads(inside) == json.loads(json.dumps(contents(data)))
+
+
+def test_embedded_json_cannot_end_its_element():
+    text = embedded({"name": "</script><!--<script>&\u2028"})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"name": "</script><!--<script>&\u2028"}
+
+
+def test_report_is_readable_without_torch():
+    code = "import sys, slimbit.report.page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,211 @@
+"""A whole run on a tiny network: what it measures, what it keeps, what it tells, how it continues."""
+
+import json
+import math
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import frontier_case as case
+
+from slimbit.frontier.levels import unpack_levels
+from slimbit.frontier.progress import Progress
+from slimbit.frontier.store import open_run
+from slimbit.records.errors import InputError
+from slimbit.records.plan import CompressionPlan
+from slimbit.records.point import Frontier
+
+
+@pytest.fixture(scope="module")
+def told() -> list[Progress]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, told: list[Progress]) -> tuple[Path, Frontier]:
+    out = tmp_path_factory.mktemp("frontier") / "run"
+    return out, case.trace(out, progress=told.append)
+
+
+def test_every_point_is_there_once(run: tuple[Path, Frontier]) -> None:
+    frontier = run[1]
+    keys = sorted(p.key for p in frontier.points)
+    sweep = [f"sweep-{i:02d}" for i in range(case.SWEPT)] + [f"refine-{i:02d}" for i in range(case.REFINED)]
+    assert keys == sorted(sweep + [f"max_abs-{b}" for b in range(2, 9)])
+    assert [p.number for p in frontier.points] == list(range(len(keys)))
+    assert all(p.state == "done" for p in frontier.points)
+    assert frontier.float_accuracy == 100.0
+
+
+def test_sweep_is_even_in_log_cost_from_nearly_float_to_collapse(run: tuple[Path, Frontier]) -> None:
+    sweep = sorted((p for p in run[1].points if p.key.startswith("sweep")), key=lambda p: p.costs["esn_digital"])
+    steps = [math.log(b.costs["esn_digital"] / a.costs["esn_digital"]) for a, b in pairwise(sweep)]
+    assert max(steps) < 1.6 * min(steps)  # compensation moves costs a little from what plans predict
+    assert sweep[-1].accuracy > 90
+    assert 30 < sweep[0].accuracy < 75  # about half of the decisions, chance is 20
+
+
+def test_baselines_are_the_papers(run: tuple[Path, Frontier]) -> None:
+    opened = open_run(run[0])
+    for point in (p for p in opened.points() if p.baseline):
+        plan = CompressionPlan.from_dict(json.loads(opened.read_object(point.objects["plan"], "json")))
+        assert (plan.policy, plan.compensation, plan.statistics) == ("max_abs", False, "absolute")
+        assert {layer.grid for layer in plan.layers} == {"midrise"}
+        assert point.setting == f"{point.key[-1]} bits"
+
+
+def test_objects_give_the_stored_accuracy_and_cost_back(run: tuple[Path, Frontier]) -> None:
+    opened, evaluate = open_run(run[0]), case.Agreement()
+    for point in opened.points():
+        stored = unpack_levels(opened.read_object(point.objects["levels"], "safetensors"))
+        model = case.network()
+        state = model.state_dict()
+        for name, levels in stored.levels.items():
+            q, step = torch.tensor(levels), torch.tensor(stored.steps[name])
+            state[f"{name}.weight"] = q * (step if step.ndim == 0 else step.reshape(-1, *[1] * (q.ndim - 1)))
+        state |= {key: torch.tensor(value) for key, value in stored.state.items()}
+        model.load_state_dict(state)
+        assert evaluate(model) == point.accuracy
+        report = json.loads(opened.read_object(point.objects["cost"], "json"))
+        assert report["total"]["esn_digital"] == point.costs["esn_digital"]
+        assert CompressionPlan.from_dict(json.loads(opened.read_object(point.plan, "json"))).digest() == point.plan
+
+
+def test_it_says_what_it_will_do_before_the_first_point(run: tuple[Path, Frontier], told: list[Progress]) -> None:
+    stages = [p.stage for p in told]
+    assert stages.index("start") < stages.index("point")
+    start = told[stages.index("start")]
+    assert start.total == case.POINTS + case.BASELINES
+    assert start.message.startswith("15 evaluations of about")
+    assert start.seconds_left is not None
+    finished = [p for p in told if p.point is not None]
+    assert [p.done for p in finished] == list(range(1, 16))
+    assert told[-1].stage == "done"
+
+
+def test_the_same_call_repeats_nothing(run: tuple[Path, Frontier]) -> None:
+    evaluate = case.Agreement()
+    before = sorted((p, p.stat().st_mtime_ns) for p in run[0].rglob("*.json"))
+    again = case.trace(run[0], evaluate=evaluate)
+    assert evaluate.calls == 0
+    assert again == run[1]
+    assert sorted((p, p.stat().st_mtime_ns) for p in run[0].rglob("*.json")) == before
+
+
+def test_intervals_belong_to_the_number_of_images(run: tuple[Path, Frontier]) -> None:
+    for point in run[1].points:
+        assert point.accuracy_low <= point.accuracy <= point.accuracy_high
+        assert point.accuracy_high - point.accuracy_low < 14.1  # 200 images: 2 * 1.96 * sqrt(1/4 / 200) = 13.9 %
+
+
+def test_the_users_network_is_not_changed(tmp_path: Path) -> None:
+    model = case.network().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    case.trace(tmp_path / "run", model=model, points=2, baselines=False)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("metric", ["esn_analog", "esn_filterwise"])
+def test_other_metrics(tmp_path: Path, metric: str) -> None:
+    frontier = case.trace(tmp_path / "run", metric=metric, points=5, baselines=False)
+    costs = [p.costs[metric] for p in frontier.points]
+    assert 4 <= len(costs) <= 5  # whole widths may make two prices one plan
+    assert max(costs) > 2 * min(costs)
+
+
+def test_regression_is_judged_by_its_outputs(tmp_path: Path) -> None:
+    net = nn.Sequential(*case.network(), nn.Linear(5, 1)).eval()
+    x = case.images(seed=9)
+    wanted = net(x).detach()
+
+    def explained(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float(1 - (model(x) - wanted).square().mean() / wanted.var())
+
+    frontier = case.trace(tmp_path / "r", model=net, evaluate=explained, likelihood="gaussian", points=3)
+    assert frontier.float_accuracy == 1.0
+    best, worst = (f(p.accuracy for p in frontier.points if not p.baseline) for f in (max, min))
+    assert best > 0.9
+    assert worst < 0.8
+    assert all(p.accuracy_low is None for p in frontier.points)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"points": 9}, r"points of run .* must be 8 as when it began, got 9"),
+        ({"metric": "esn_analog"}, "metric of run .* must be esn_digital as when it began, got esn_analog"),
+        ({"seed": 4}, "seed of run .* must be 0"),
+        ({"baselines": False}, "baselines of run .* must be True"),
+        ({"calibration": case.images(97, seed=3)}, "calibration images of run .* must be 96 .* got 97"),
+        ({"calibration": case.images(96, seed=4)}, "calibration images' content of run"),
+        ({"model": nn.Sequential(*case.network()[:7], nn.Linear(72, 5))}, "network's weights of run"),
+    ],
+)
+def test_other_settings_are_refused(run: tuple[Path, Frontier], changed: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        case.trace(run[0], **changed)
+
+
+def test_evaluate_that_fails_on_some_points(tmp_path: Path) -> None:
+    agree = case.Agreement()
+    answers = {2: float("nan"), 4: "many", 5: ValueError("no\nGPU")}
+
+    class Moody:
+        calls = 0
+
+        def __call__(self, model: nn.Module) -> object:
+            self.calls += 1
+            answer = answers.get(self.calls, agree(model))
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    moody = Moody()
+    frontier = case.trace(tmp_path / "run", evaluate=moody)
+    failed = {p.number: p for p in frontier.points if p.state == "failed"}
+    assert sorted(failed) == [0, 2, 3]  # the first call was the float network
+    assert "finite number, got nan" in failed[0].error
+    assert "must return a number, got str" in failed[2].error
+    assert failed[3].error == "ValueError: no GPU"
+    assert len(frontier.points) == case.POINTS + case.BASELINES
+    assert open_run(tmp_path / "run").points() == frontier.points
+
+    calls = moody.calls
+    case.trace(tmp_path / "run", evaluate=moody)
+    assert moody.calls == calls  # a failed point is finished, too
+    healed = case.trace(tmp_path / "run", evaluate=moody, retry_failed=True)
+    assert moody.calls == calls + 3
+    assert all(p.state == "done" for p in healed.points)
+    assert len(healed.points) == len(frontier.points)
+
+
+def test_float_accuracy_near_chance_stops_with_a_hint(tmp_path: Path) -> None:
+    class Guess(case.Agreement):
+        def __call__(self, model: nn.Module) -> float:
+            return 21.0
+
+    with pytest.raises(InputError, match=r"chance \(20 % for 5 classes\), got 21 %: check .*normalization"):
+        case.trace(tmp_path / "run", evaluate=Guess())
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_evaluate_that_fails_on_the_float_network_stops(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="evaluate must score the float network, got ValueError: evaluate must return"):
+        case.trace(tmp_path / "run", evaluate=lambda model: None)
+
+
+@pytest.mark.parametrize("points", [0, 1001, 2.5, True])
+def test_impossible_numbers_of_points(tmp_path: Path, points: object) -> None:
+    with pytest.raises(InputError, match="points must be a whole number from 1 to 1000"):
+        case.trace(tmp_path / "run", points=points)
+
+
+def test_one_point_is_enough(tmp_path: Path) -> None:
+    assert [p.key for p in case.trace(tmp_path / "run", points=1, baselines=False).points] == ["sweep-00"]

@@ -1,0 +1,316 @@
+"""Fast rounding and moments against slow loops written from the formulas."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from slimbit.apply.layers import window_of
+from slimbit.numerics.allocate import analog_step, best_widths, cheapest, digital_step, width_table
+from slimbit.numerics.energy import level_bits
+from slimbit.numerics.grid import GRIDS, filters_first, largest_level, to_levels
+from slimbit.numerics.moments import (
+    ChannelMoments,
+    PatchSums,
+    channel_moments,
+    merge_moments,
+    paired_statistics,
+    patches,
+    sampled_rows,
+)
+from slimbit.numerics.rounding import (
+    Quantizer,
+    compensate,
+    damped,
+    polish,
+    refit_step,
+    remaining_error,
+    round_levels,
+    weighted_error,
+)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def moment(features, groups=1, seed=0):
+    rows = torch.randn(groups, 4 * features, features, generator=generator(seed), dtype=torch.float64)
+    mix = torch.randn(groups, features, features, generator=generator(seed + 1), dtype=torch.float64)
+    rows = rows @ mix
+    return damped(rows.transpose(1, 2) @ rows / rows.shape[1])
+
+
+def naive_obq(weights, h, step, grid):
+    """OBQ as Frantar et al. write it: invert what is left of H anew for every column, strongest input first."""
+    order = h.diagonal().argsort(descending=True, stable=True).tolist()
+    w, levels = weights.clone(), torch.zeros_like(weights)
+    left = list(order)
+    for j in order:
+        inverse = torch.linalg.inv(h[left][:, left])
+        at = left.index(j)
+        levels[:, j] = to_levels(w[:, j], step, grid=grid)
+        error = (w[:, j] - step * levels[:, j]) / inverse[at, at]
+        for k, column in enumerate(left):
+            w[:, column] -= error * inverse[at, k]
+        left.remove(j)
+    return levels
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_compensation_equals_naive_obq(grid):
+    h = moment(9)
+    weights = torch.randn(5, 9, generator=generator(3), dtype=torch.float64)
+    step = torch.tensor(0.7, dtype=torch.float64)
+    fast = compensate(weights, h, Quantizer(step, grid))
+    assert torch.equal(fast, naive_obq(weights, h[0], step, grid))
+
+
+def test_compensation_of_groups_is_compensation_of_each_group():
+    h = moment(6, groups=3)
+    weights = torch.randn(12, 2, 3, generator=generator(3), dtype=torch.float64)
+    steps = torch.rand(12, generator=generator(4), dtype=torch.float64) + 0.2
+    whole = compensate(weights, h, Quantizer(steps))
+    parts = [
+        compensate(weights[4 * g : 4 * g + 4], h[g : g + 1], Quantizer(steps[4 * g : 4 * g + 4])) for g in range(3)
+    ]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("metric", ["esn_analog", "esn_digital"])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("rate", [0.01, 0.1, 1.0])
+def test_rate_aware_rounding_finds_the_best_level(grid, metric, rate):
+    weights = torch.linspace(-3, 3, 121, dtype=torch.float64) + 1e-4
+    step = torch.tensor(0.4, dtype=torch.float64)
+    offset = 0.0 if grid == "midtread" else 0.5
+    levels = [s * (k + offset) for k in range(12) for s in (-1, 1)] + ([0.0] if grid == "midrise_zero" else [])
+    chosen = round_levels(weights, Quantizer(step, grid, None, rate, metric))
+    cost = {q: q * q if metric == "esn_analog" else int(level_bits(torch.tensor(q))) for q in levels}
+    for w, q in zip(weights.tolist(), chosen.tolist(), strict=True):
+        losses = {v: (w - 0.4 * v) ** 2 + rate * cost[v] for v in levels}
+        assert losses[q] == pytest.approx(min(losses.values()), abs=1e-12), (w, q)
+
+
+def test_refitted_step_is_the_minimum_of_the_weighted_error():
+    h = moment(7)
+    weights = torch.randn(4, 7, generator=generator(5), dtype=torch.float64)
+    levels = to_levels(weights, torch.tensor(0.9, dtype=torch.float64), grid="midrise")
+    best = refit_step(weights, levels, h)
+
+    def error(step):
+        return weighted_error(weights, levels * step[:, None], h)
+
+    for nudge in (0.999, 1.001):
+        assert bool((error(best) < error(best * nudge)).all())
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2),
+        nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(1, 0), groups=2),
+        nn.Conv2d(4, 4, 3, padding="same", groups=4, padding_mode="reflect"),
+        nn.Conv3d(2, 3, 2, padding=1),
+        nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1),
+        nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, groups=2, dilation=2),
+        nn.ConvTranspose2d(4, 6, 2, stride=3, padding=1),
+        nn.Linear(5, 3),
+    ],
+    ids=lambda m: f"{type(m).__name__}",
+)
+def test_patches_times_weights_are_the_outputs(module):
+    size = {nn.Linear: (2, 7, 5)}.get(
+        type(module),
+        (
+            2,
+            module.weight.shape[0 if "Transpose" in type(module).__name__ else 1]
+            * (1 if "Transpose" in type(module).__name__ else getattr(module, "groups", 1)),
+            *[6] * (module.weight.ndim - 2),
+        ),
+    )
+    inputs = torch.randn(size, generator=generator(), dtype=torch.float64)
+    module = module.double()
+    window = window_of(module)
+    weight = filters_first(module.weight.detach(), transposed=window.transposed, groups=window.groups)
+    axis = 1 if window.kernel else -1
+    expected = (module(inputs) - 0).detach()
+    for samples in (0, 5):
+        rows = patches(inputs, window, samples=samples, generator=generator(1))
+        by_group = weight.reshape(window.groups, -1, rows.shape[2])
+        computed = torch.einsum("pgd,gfd->pgf", rows, by_group).flatten(1) + module.bias.detach()
+        wanted = sampled_rows(expected, channel_axis=axis, samples=samples, generator=generator(1))
+        torch.testing.assert_close(computed, wanted)
+
+
+def test_patch_sums_over_batches_are_those_of_all_patches():
+    rows = torch.randn(30, 2, 4, generator=generator(), dtype=torch.float64) + 1
+    outputs = torch.randn(30, 6, generator=generator(2), dtype=torch.float64) + 2
+    sums = PatchSums()
+    for part in (slice(0, 7), slice(7, 30)):
+        sums.add(rows[part], outputs[part])
+    found = sums.moments(centred=True)
+    for g in range(2):
+        x = rows[:, g] - rows[:, g].mean(0)
+        y = outputs[:, 3 * g : 3 * g + 3]
+        torch.testing.assert_close(found.inputs[g], sum(torch.outer(v, v) for v in x) / 30)
+        torch.testing.assert_close(found.outputs[g], sum(torch.outer(a, b) for a, b in zip(y, x, strict=True)) / 30)
+
+
+def test_paired_statistics_equal_the_formula_channel_by_channel():
+    a, b = torch.randn(2, 9, 3, 5, 5, generator=generator())
+    b = 1.7 * b + torch.tensor([0.1, -2.0, 3.0])[:, None, None]
+    mean, variance = torch.tensor([0.5, 1.0, -1.0]).double(), torch.tensor([2.0, 0.3, 1.0]).double()
+    new_mean, new_variance = paired_statistics(
+        mean, variance, original=channel_moments(a), quantized=channel_moments(b)
+    )
+    for c in range(3):
+        before, after = a[:, c].flatten().tolist(), b[:, c].flatten().tolist()
+        mf, mq = sum(before) / len(before), sum(after) / len(after)
+        vf = sum((v - mf) ** 2 for v in before) / len(before)
+        vq = sum((v - mq) ** 2 for v in after) / len(after)
+        assert float(new_mean[c]) == pytest.approx(
+            float(mean[c]) + (mq - mf) * math.sqrt(float(variance[c]) / vf), rel=1e-4
+        )
+        assert float(new_variance[c]) == pytest.approx(float(variance[c]) * vq / vf, rel=1e-4)
+
+
+def test_a_constant_channel_keeps_its_variance():
+    dead = ChannelMoments(torch.tensor([2.0]).double(), torch.tensor([0.0]).double(), 10)
+    live = ChannelMoments(torch.tensor([1.0]).double(), torch.tensor([1.0]).double(), 10)
+    stored = torch.tensor([1.0]).double(), torch.tensor([4.0]).double()
+    mean, variance = paired_statistics(*stored, original=live, quantized=dead)
+    # the mean moves by 2 - 1 as it is, the variance stays 4
+    assert (mean.item(), variance.item()) == (2.0, 4.0)
+    mean, variance = paired_statistics(*stored, original=dead, quantized=live)
+    assert (mean.item(), variance.item()) == (0.0, 4.0)
+
+
+def test_merged_moments_are_those_of_everything():
+    values = torch.randn(20, 4, 3, generator=generator())
+    whole = channel_moments(values)
+    parts = merge_moments(channel_moments(values[:6]), channel_moments(values[6:]))
+    torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(parts.variance, whole.variance, rtol=1e-6, atol=1e-7)
+
+
+def test_closed_forms_minimize_loss_plus_price_times_cost():
+    price, c, variance, s = 1e-5, 64, 0.03, 5.0
+    steps = torch.logspace(-4, 1, 200001, dtype=torch.float64)
+    error = 0.5 * s * steps**2 / 12
+    analog = error + price * c * variance / steps**2
+    digital = error - price * c * torch.log2(steps)
+    assert float(steps[analog.argmin()]) == pytest.approx(
+        analog_step(price, positions=c, variance=variance, sensitivity=s), rel=1e-4
+    )
+    assert float(steps[digital.argmin()]) == pytest.approx(digital_step(price, positions=c, sensitivity=s), rel=1e-4)
+
+
+def test_widths_per_filter_equal_brute_force():
+    weights = torch.randn(3, 8, generator=generator(), dtype=torch.float64)
+    table = width_table(weights, widths=4)
+    s = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64)
+    for price in (1e-3, 1e-2, 0.1, 1.0):
+        total = {
+            widths: sum(0.5 * float(s[f]) * float(table.error[f, b]) + price * 6 * b for f, b in enumerate(widths))
+            for widths in itertools.product(range(5), repeat=3)
+        }
+        chosen = tuple(best_widths(table, price, sensitivity=s, macs_per_filter=6).tolist())
+        assert total[chosen] == pytest.approx(min(total.values()), rel=1e-12)
+
+
+@pytest.mark.parametrize("grid", ["midrise", "midtread"])
+def test_width_table_is_close_to_an_exhaustive_search_of_the_step(grid):
+    weights = torch.randn(2, 50, generator=generator(), dtype=torch.float64)
+    table = width_table(weights, grid=grid, widths=5)
+    for f in range(2):
+        for bits in range(2, 6):
+            limit = largest_level(bits, grid)
+            best = min(
+                float((weights[f] - t * to_levels(weights[f], t, grid=grid, limit=limit)).square().sum())
+                for t in torch.linspace(0.01, 4, 4000, dtype=torch.float64)
+            )
+            # steps of the ladder are 4 % apart, and 50 weights make a jagged error
+            assert float(table.error[f, bits]) <= 1.1 * best
+    torch.testing.assert_close(table.error[:, 0], weights.square().sum(1))
+
+
+def test_cheapest_equals_a_loop_and_its_cost_falls_with_the_price():
+    loss, cost = (
+        torch.rand(30, generator=generator()).cumsum(0),
+        torch.rand(30, generator=generator(1)).cumsum(0).flip(0),
+    )
+    last = math.inf
+    for price in torch.logspace(-3, 3, 40).tolist():
+        best = cheapest(loss, cost, price)
+        totals = [float(a) + price * float(b) for a, b in zip(loss, cost, strict=True)]
+        assert totals[best] == pytest.approx(min(totals))
+        assert float(cost[best]) <= last
+        last = float(cost[best])
+
+
+def test_padding_modes_follow_the_module():
+    conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")
+    x = torch.randn(1, 1, 4, 4, generator=generator())
+    rows = patches(x, window_of(conv))[:, 0]
+    torch.testing.assert_close(
+        rows @ conv.weight.flatten() + conv.bias,
+        F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), conv.weight, conv.bias).flatten(),
+    )
+
+
+def naive_polish(weights, levels, h, step, grid, rate, metric):
+    """For every column of every filter, the best level by trying them all in the whole loss."""
+    offset = 0.0 if grid == "midtread" else 0.5
+    known = sorted({s * (k + offset) for k in range(9) for s in (-1, 1)} | ({0.0} if grid == "midrise_zero" else set()))
+    q = levels.clone()
+
+    def loss(row, filter_):
+        delta = weights[filter_] - step * row
+        cost = row.square() if metric == "esn_analog" else level_bits(row)
+        return float(delta @ h @ delta + rate * cost.sum())
+
+    for j in range(q.shape[1]):
+        for f in range(len(q)):
+            trials = []
+            for level in known:
+                row = q[f].clone()
+                row[j] = level
+                trials.append((loss(row, f), level))
+            q[f, j] = min(trials)[1]
+    return q
+
+
+@pytest.mark.parametrize("metric", ["esn_analog", "esn_digital"])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_polish_equals_trying_every_level_in_the_whole_loss(grid, metric):
+    h = moment(6)
+    weights = torch.randn(4, 6, generator=generator(8), dtype=torch.float64)
+    quantizer = Quantizer(torch.tensor(0.6, dtype=torch.float64), grid, None, 0.05, metric)
+    start = compensate(weights, h, quantizer)
+    fast = polish(weights, start, h, quantizer, sweeps=1)
+    assert torch.equal(fast, naive_polish(weights, start, h[0], 0.6, grid, 0.05, metric))
+
+
+@given(st.integers(0, 2**31), st.sampled_from(GRIDS), st.floats(0.1, 3.0))
+@settings(max_examples=25, deadline=None)
+def test_polish_never_makes_the_outputs_worse(seed, grid, size):
+    h = moment(8, groups=2, seed=seed)
+    weights = torch.randn(6, 8, generator=generator(seed), dtype=torch.float64)
+    steps = size * (0.5 + torch.rand(6, generator=generator(seed + 1), dtype=torch.float64))
+    start = compensate(weights, h, Quantizer(steps, grid))
+    end = polish(weights, start, h, Quantizer(steps, grid))
+    before, after = (weighted_error(weights, q * steps[:, None], h) for q in (start, end))
+    assert bool((after <= before * (1 + 1e-9)).all())
+
+
+def test_remaining_error_is_the_mean_schur_complement():
+    h = moment(7)[0]
+    # the error of column j after the best change of the columns behind it: H_jj - H_jF H_FF^-1 H_Fj
+    parts = [h[j, j] - h[j, j + 1 :] @ torch.linalg.solve(h[j + 1 :, j + 1 :], h[j + 1 :, j]) for j in range(7)]
+    assert remaining_error(h[None]) == pytest.approx(float(sum(parts)) / 7)
