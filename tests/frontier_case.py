@@ -60,7 +60,7 @@ class Agreement:
 def trace(out: Path | str, **changed: Any) -> Frontier:
     settings: dict[str, Any] = {
         "example_input": torch.zeros(1, 1, 6, 6),
-        "calibration": images(96, seed=3),
+        "calibration": images(240, seed=3),
         "evaluate": changed.pop("evaluate", None) or Agreement(pause=changed.pop("pause", 0.0)),
         "points": POINTS,
         "network_name": "case",
@@ -82,4 +82,4 @@ def work(out: str, log: str, pause: float) -> None:
             with Path(log).open("a") as stream:
                 stream.write(f"{os.getpid()} {progress.point.key}\n")
 
-    trace(out, pause=pause, progress=tell)
+    trace(out, pause=pause, progress=tell, baselines=False)

@@ -37,14 +37,18 @@ def main() -> None:
     held_out, train = images[:HELD_OUT], images[HELD_OUT:]
     model = slimbit.network(NETWORK).to(memory_format=torch.channels_last)
     steps = arguments.epochs * (len(train) // BATCH)
-    optimizer = torch.optim.SGD(model.parameters(), lr=PEAK_RATE, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=PEAK_RATE, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps, pct_start=0.2)
     first = _resumed(arguments.out / "checkpoint.pt", model, optimizer, schedule)
     for epoch in range(first, arguments.epochs):
         start = time.perf_counter()
         loss = _epoch(model, optimizer, schedule, train, labels[HELD_OUT:], seed=epoch)
         accuracy = _accuracy(model, held_out, labels[:HELD_OUT])
-        print(f"epoch {epoch} loss {loss:.4f} held-out {accuracy:.2f} % {time.perf_counter() - start:.0f} s", flush=True)
+        print(
+            f"epoch {epoch} loss {loss:.4f} held-out {accuracy:.2f} % {time.perf_counter() - start:.0f} s", flush=True
+        )
         _save(arguments.out / "checkpoint.pt", epoch + 1, model, optimizer, schedule)
     accuracy = data.evaluator()(model)
     print(f"test {accuracy:.2f} %")
@@ -68,7 +72,9 @@ def _arguments() -> argparse.Namespace:
 
 def _normalized(data) -> torch.Tensor:
     images = torch.as_tensor(data.train.images[:]).float() / data.full_scale
-    mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (data.normalization.mean, data.normalization.std))
+    mean, std = (
+        torch.tensor(values).reshape(1, -1, 1, 1) for values in (data.normalization.mean, data.normalization.std)
+    )
     return (images - mean) / std
 
 
@@ -104,7 +110,9 @@ def _augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 def _accuracy(model, images, labels) -> float:
     model.eval()
     with torch.inference_mode():
-        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True))
+        right = sum(
+            int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
+        )
     return 100 * right / len(images)
 
 

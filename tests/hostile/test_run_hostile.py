@@ -15,7 +15,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
-
 from slimbit.frontier.objects import StoreError, object_path, read_object, write_object, write_whole
 from slimbit.frontier.store import open_run
 from slimbit.records.errors import InputError, SlimbitError
@@ -163,19 +162,15 @@ class FullDisk:
         self._real(source, target)
 
 
-def fake_whole_run(folder: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> str:
-    """The message of a run on a disk with room for so many files."""
-    with monkeypatch.context() as patch, pytest.raises(StoreError) as raised:
-        patch.setattr(os, "replace", FullDisk(room))
-        case.trace(folder, **SMALL)
-    return str(raised.value)
-
-
 @pytest.mark.parametrize("room", [0, 1, 3, 8, 11])
 def test_full_disk_is_one_sentence_and_the_run_continues(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
-    message = fake_whole_run(tmp_path / "run", monkeypatch, room)
+    monkeypatch.setattr(os, "replace", FullDisk(room))
+    with pytest.raises(StoreError) as raised:
+        case.trace(tmp_path / "run", **SMALL)
+    monkeypatch.undo()
+    message = str(raised.value)
     assert "could not be written: No space left on device" in message
     assert str(tmp_path / "run") in message
     hidden = [p for p in (tmp_path / "run").rglob(".*") if p.is_file()]
@@ -190,9 +185,10 @@ def test_full_disk_under_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def full(*_: Any) -> None:
         raise optuna.exceptions.StorageInternalError("commit") from sqlite3.OperationalError("database or disk is full")
 
-    with monkeypatch.context() as patch, pytest.raises(StoreError, match=r"study\.db .*: database or disk is full"):
-        patch.setattr(optuna.Study, "add_trial", full)
+    monkeypatch.setattr(optuna.Study, "add_trial", full)
+    with pytest.raises(StoreError, match=r"study\.db .*: database or disk is full"):
         case.trace(tmp_path / "run", **SMALL)
+    monkeypatch.undo()
     assert case.outcome(case.trace(tmp_path / "run", **SMALL)) == case.outcome(open_run(finished).frontier())
 
 

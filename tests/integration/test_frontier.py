@@ -12,7 +12,6 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
-
 from slimbit.frontier.levels import unpack_levels
 from slimbit.frontier.progress import Progress
 from slimbit.frontier.store import open_run
@@ -143,8 +142,8 @@ def test_regression_is_judged_by_its_outputs(tmp_path: Path) -> None:
         ({"metric": "esn_analog"}, "metric of run .* must be esn_digital as when it began, got esn_analog"),
         ({"seed": 4}, "seed of run .* must be 0"),
         ({"baselines": False}, "baselines of run .* must be True"),
-        ({"calibration": case.images(97, seed=3)}, "calibration images of run .* must be 96 .* got 97"),
-        ({"calibration": case.images(96, seed=4)}, "calibration images' content of run"),
+        ({"calibration": case.images(241, seed=3)}, "calibration images of run .* must be 240 .* got 241"),
+        ({"calibration": case.images(240, seed=4)}, "calibration images' content of run"),
         ({"model": nn.Sequential(*case.network()[:7], nn.Linear(72, 5))}, "network's weights of run"),
     ],
 )
@@ -168,19 +167,19 @@ def test_evaluate_that_fails_on_some_points(tmp_path: Path) -> None:
             return answer
 
     moody = Moody()
-    frontier = case.trace(tmp_path / "run", evaluate=moody)
+    frontier = case.trace(tmp_path / "run", evaluate=moody, baselines=False)
     failed = {p.number: p for p in frontier.points if p.state == "failed"}
     assert sorted(failed) == [0, 2, 3]  # the first call was the float network
     assert "finite number, got nan" in failed[0].error
     assert "must return a number, got str" in failed[2].error
     assert failed[3].error == "ValueError: no GPU"
-    assert len(frontier.points) == case.POINTS + case.BASELINES
+    assert len(frontier.points) == case.POINTS
     assert open_run(tmp_path / "run").points() == frontier.points
 
     calls = moody.calls
-    case.trace(tmp_path / "run", evaluate=moody)
+    case.trace(tmp_path / "run", evaluate=moody, baselines=False)
     assert moody.calls == calls  # a failed point is finished, too
-    healed = case.trace(tmp_path / "run", evaluate=moody, retry_failed=True)
+    healed = case.trace(tmp_path / "run", evaluate=moody, baselines=False, retry_failed=True)
     assert moody.calls == calls + 3
     assert all(p.state == "done" for p in healed.points)
     assert len(healed.points) == len(frontier.points)

@@ -16,7 +16,6 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
-
 from slimbit.frontier.store import open_run
 from slimbit.records.errors import InputError
 
@@ -33,7 +32,7 @@ def context() -> ForkServerContext:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     start = time.perf_counter()
-    frontier = case.trace(out)
+    frontier = case.trace(out, baselines=False)
     return case.outcome(frontier), time.perf_counter() - start
 
 
@@ -55,7 +54,7 @@ def killed_and_continued(
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
         process.join()
-    assert case.outcome(case.trace(out)) == expected
+    assert case.outcome(case.trace(out, baselines=False)) == expected
     files = [p.name for p in out.rglob("*") if p.is_file() and p.name.startswith(".")]
     assert len(files) <= kills  # at most the file that was being written is left, under a name that nobody reads
 
@@ -105,7 +104,7 @@ def test_a_killed_workers_point_is_taken_over_at_once(
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     begun = time.perf_counter()
-    assert case.outcome(case.trace(out)) == undisturbed[0]
+    assert case.outcome(case.trace(out, baselines=False)) == undisturbed[0]
     assert time.perf_counter() - begun < case_pause  # no lease had to run out
 
 
@@ -118,11 +117,11 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path, undisturbed: tuple[dict[str, 
 
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        case.trace(out, evaluate=Impatient())
+        case.trace(out, evaluate=Impatient(), baselines=False)
     assert len(open_run(out).points()) == 4  # five evaluations, the first of the float network
     evaluate = case.Agreement()
-    assert case.outcome(case.trace(out, evaluate=evaluate)) == undisturbed[0]
-    assert evaluate.calls == case.POINTS + case.BASELINES - 4
+    assert case.outcome(case.trace(out, evaluate=evaluate, baselines=False)) == undisturbed[0]
+    assert evaluate.calls == case.POINTS - 4
 
 
 def test_a_worker_with_other_settings_is_refused_while_others_work(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def compress(
     Raises:
         InputError: A plan for another network, missing calibration, or values that are not finite.
     """
-    needs = plan.compensation or plan.statistics != "stored" or plan.target == "outputs"
+    needs = plan.compensation or plan.statistics != "stored"
     if calibration is None and needs:
         raise InputError("calibration must be given for compensation or new statistics, got none")
     if calibration is not None and not isinstance(calibration, Calibration):

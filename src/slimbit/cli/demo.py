@@ -1,17 +1,33 @@
-"""`slimbit demo`: the cost of a ResNet-20 at float, 8, 4, 2 and 1 bits."""
+"""`slimbit demo`: the whole journey on a network that comes with Slimbit."""
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
 from rich.console import Console
 
+from slimbit.cli.frontier import trace
+from slimbit.cli.points import WIDE, points_table
+from slimbit.records.config import FrontierConfig
 
-def demo() -> None:
-    """Show what a ResNet-20 costs at float, 8, 4, 2 and 1 bits. No data, no download."""
+NETWORK, DATA, POINTS = "digits_resnet", "digits", 12
+
+
+def demo(
+    *, out: Annotated[Path, typer.Option(help="Folder of the run, new or to be continued.")] = Path("runs/demo")
+) -> None:
+    """Trace the frontier of a small digits network, show it, and write the report. No download."""
     from slimbit.cli.networks import example_of, model_of
     from slimbit.measure.cost import cost
-    from slimbit.report.tables import CostTable, totals_table
+    from slimbit.report.page import write_report
+    from slimbit.report.tables import CostTable
 
-    model, shape = model_of("resnet20")
-    reports = [cost(model, example_of(shape), bits=bits) for bits in (None, 8, 4, 2, 1)]
     console = Console()
-    for report in reports:
-        console.print(CostTable(report), "")
-    console.print(totals_table(reports))
+    model, shape = model_of(NETWORK)
+    console.print(CostTable(cost(model, example_of(shape), bits=4)), "")
+    settings = FrontierConfig().with_options({"network": NETWORK, "data": DATA, "points": POINTS})
+    result = trace(settings, out)
+    console.print(points_table(result, result.points, result.metric, wide=console.width >= WIDE))
+    page = write_report(out)
+    console.print(f"\nThe report is a file to open in a browser: [bold]{page}[/]")
+    console.print(f"Take a model: [bold]slimbit pick {out} --budget esn_digital=80k --out digits-slim[/]")

@@ -70,7 +70,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "storage": storage,
     }
     settings = (load_config(config) if config is not None else FrontierConfig()).with_options(options)
-    result = _traced(settings, out, retry_failed=retry_failed)
+    result = trace(settings, out, retry_failed=retry_failed)
     console = Console()
     console.print(points_table(result, result.points, result.metric, wide=console.width >= WIDE))
     for line in failures(result.points):
@@ -79,7 +79,8 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         raise SlimbitError(f"every point of {out} failed: the reasons are above")
 
 
-def _traced(settings: FrontierConfig, out: Path, *, retry_failed: bool) -> Frontier:
+def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) -> Frontier:
+    """Trace what the settings name, shown as it goes."""
     found = _materials(settings)
     import torch
 
@@ -121,12 +122,12 @@ class _Materials:
 
 def _materials(settings: FrontierConfig) -> _Materials:
     """Open network, weights and data; what is not given may stand in the weights' card."""
-    from slimbit.cli.networks import model_of
+    from slimbit.cli.networks import default_weights, model_of
     from slimbit.frontier.trace import Origin
     from slimbit.zoo.cards import read_card
     from slimbit.zoo.data import open_data
 
-    weights = None if settings.weights is None else Path(settings.weights)
+    weights = default_weights(settings.network or "") if settings.weights is None else Path(settings.weights)
     card = (read_card(weights) if weights is not None else None) or {}
     network, spec = settings.network or card.get("network"), settings.data or card.get("data")
     if not network:

@@ -37,7 +37,7 @@ def survey_of(reference: str, *, weights: Path | None = None, input_text: str | 
     from slimbit.survey.module import survey_network
 
     survey = survey_network(model, example_of(shape), name=reference)
-    if weights is None and ":" not in reference:
+    if weights is None and ":" not in reference and default_weights(reference) is None:
         note = "The weights are a random initialization: give --weights for what depends on their values."
         survey = replace(survey, spec=replace(survey.spec, notes=(*survey.spec.notes, note)))
     return survey
@@ -48,6 +48,7 @@ def model_of(
 ) -> "tuple[nn.Module, tuple[int, ...]]":
     """The module that NETWORK names, with its weights, and the shape of one input without the batch dimension."""
     model, shape = _built(reference)
+    weights = weights or default_weights(reference)
     if weights is not None:
         from slimbit.zoo import load_weights
 
@@ -57,6 +58,13 @@ def model_of(
     if shape is None:
         raise InputError(f"--input must be given for {reference}, e.g. --input 3x224x224")
     return model, shape
+
+
+def default_weights(reference: str) -> Path | None:
+    """Weights that come with Slimbit for this network, or None."""
+    from slimbit.zoo import shipped_weights
+
+    return None if not reference or ":" in reference else shipped_weights(reference)
 
 
 def _built(reference: str) -> "tuple[nn.Module, tuple[int, ...] | None]":

@@ -172,10 +172,8 @@ def _json(content: bytes) -> Any:
 @cache
 def versions() -> Mapping[str, str]:
     """Versions that results depend on."""
-    from slimbit import __version__
-
     return {
-        "slimbit": __version__,
+        "slimbit": version("slimbit"),
         "torch": str(torch.__version__),
         "optuna": version("optuna"),
         "python": platform.python_version(),

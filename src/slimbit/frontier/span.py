@@ -40,7 +40,7 @@ class Span:
 
 @dataclass
 class Likeness:
-    """How like the float network a compressed one is, on the probe images.
+    """How like the float network a compressed one is, on images that it was not compressed with.
 
     Attributes:
         subject: The network.
@@ -50,11 +50,11 @@ class Likeness:
     _seen: dict[float, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._batch = self.subject.probe.batches[0]
+        self._calibration, self._batch = self.subject.probe
         self._float = self._outputs(self.subject.model)
 
     def fidelity(self, price: float) -> float:
-        """``1 - ||y_q - y_f||^2 / ||y_f - mean y_f||^2`` of the outputs; 1 = the same."""
+        """``1 - ||y_q - y_f||^2 / ||y_f - mean y_f||^2``, means per output over images; 1 = the same."""
         return self._both(price)[0]
 
     def agreement(self, price: float) -> float:
@@ -65,7 +65,7 @@ class Likeness:
         if price not in self._seen:
             subject = self.subject
             plan = subject.plan_at(price)
-            result = compress(subject.model, plan, subject.survey.spec, subject.probe)
+            result = compress(subject.model, plan, subject.survey.spec, self._calibration)
             found = self._outputs(result.model)
             fidelity = fidelity_of(found, self._float)
             classifies = subject.sensitivity is not None and subject.sensitivity.likelihood == "categorical"
@@ -85,13 +85,16 @@ class Likeness:
 
 
 def fidelity_of(found: Tensor, wanted: Tensor) -> float:
-    """Share of the variance of ``wanted`` that ``found`` keeps; anything not finite counts as none.
+    """Share of the variance of ``wanted`` over the images that ``found`` keeps; anything not finite counts as none.
 
-    >>> fidelity_of(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 3.0]]))  # 1 - 1 / 2
+    What an output is on average says nothing about an image, so each output varies around its own mean.
+
+    >>> fidelity_of(torch.tensor([[1.0, 9.0], [2.0, 9.0]]), torch.tensor([[1.0, 9.0], [3.0, 9.0]]))  # 1 - 1 / 2
     0.5
     """
     error = float((found - wanted).square().sum())
-    whole = float((wanted - wanted.mean()).square().sum())
+    mean = wanted.mean(0) if len(wanted) > 1 else wanted.mean()
+    whole = float((wanted - mean).square().sum())
     if not math.isfinite(error):
         return -math.inf
     return 1 - error / whole if whole > 0 else float(error == 0)

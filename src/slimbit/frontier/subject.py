@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from slimbit.apply.calibration import Calibration, calibrate
 from slimbit.apply.compress import Compressed
+from slimbit.apply.repair import remaining_shares
 from slimbit.frontier.levels import StoredPoint
 from slimbit.measure.cost import cost_of_survey
 from slimbit.measure.counting import Counting
@@ -31,7 +32,8 @@ from slimbit.survey.result import StoredLevels, Survey
 # Above this many input elements (500 images of 96 x 96) calibration batches are worked off one by one: more passes,
 # but the activations of only one batch in memory.
 JOINED_ELEMENTS = 500 * 3 * 96 * 96
-PROBE_IMAGES, PROBE_SAMPLES = 128, 4096
+PROBE_IMAGES, PROBE_SAMPLES = 192, 4096
+JUDGED_IMAGES = 128
 BASELINE_BITS = (8, 7, 6, 5, 4, 3, 2)
 
 
@@ -69,8 +71,10 @@ class Subject:
     @cached_property
     def evidence(self) -> Evidence:
         """What policies look at; the sensitivity must be known."""
-        weights = {layer.name: self._weight(layer) for layer in self.survey.spec.layers}
-        return Evidence(spec=self.survey.spec, weights=weights, sensitivity=self.sensitivity)
+        spec = self.survey.spec
+        weights = {layer.name: self._weight(layer) for layer in spec.layers}
+        remaining = remaining_shares(self.model, spec, self.calibration) if self.recipe.compensation else {}
+        return Evidence(spec=spec, weights=weights, sensitivity=self.sensitivity, remaining=remaining)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -79,12 +83,17 @@ class Subject:
         return calibrate(self.model, self.survey.spec, self.batches, seed=self.seed, join=join)
 
     @cached_property
-    def probe(self) -> Calibration:
-        """The same on few images, to find the range of prices cheaply."""
+    def probe(self) -> tuple[Calibration, Any]:
+        """Few images to compress with, and others to judge the result by: on its own it looks too good."""
         first = joined(self.batches)[0]
         inputs = inputs_of(first)
-        few = inputs[:PROBE_IMAGES] if isinstance(inputs, Tensor) else first
-        return calibrate(self.model, self.survey.spec, (few,), seed=self.seed, samples=PROBE_SAMPLES)
+        if not isinstance(inputs, Tensor) or len(inputs) < 2:
+            fitted = judged = first
+        else:
+            count = min(PROBE_IMAGES, len(inputs) - len(inputs) // 3)
+            fitted, judged = inputs[:count], inputs[count : count + JUDGED_IMAGES]
+        spec = self.survey.spec
+        return calibrate(self.model, spec, (fitted,), seed=self.seed, samples=PROBE_SAMPLES), judged
 
     def images(self) -> int:
         """Number of calibration images."""
@@ -97,7 +106,7 @@ class Subject:
     def baselines(self) -> Iterator[CompressionPlan]:
         """The paper's quantize-only: ``max_abs`` steps on the mid-rise grid, absolute statistics, nothing else."""
         layout = replace(self.layout, grid="midrise", granularity="layer")
-        recipe = Recipe(compensation=False, statistics="absolute")
+        recipe = Recipe(compensation=False, target="weights", statistics="absolute")
         for bits in BASELINE_BITS:
             yield step_by_range(self.evidence, bits, layout=layout, recipe=recipe)
 

@@ -85,7 +85,7 @@ def step_by_price(
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         s = sensitivity.filters[layer.name] if layout.granularity == "filter" else (sensitivity.layer(layer.name),)
-        left = evidence.remaining.get(layer.name, 1.0) if recipe.compensation else 1.0
+        left = _left(evidence, layer, recipe)
         c = evidence.positions(layer, layout.per)
         parts = _parts(weights, layout)
         chosen = [_priced_step(metric, price, c, part, left * value) for part, value in zip(parts, s, strict=True)]
@@ -93,6 +93,11 @@ def step_by_price(
         return _prune_what_pays(plan, weights, metric=metric, charge=price * c, sensitivity=s)
 
     return _plan("optimal", evidence, steps, layout=layout, recipe=recipe, metric=metric, price=price)
+
+
+def _left(evidence: Evidence, layer: LayerSpec, recipe: Recipe) -> float:
+    """Share of the layer's sensitivity that compensation will leave."""
+    return evidence.remaining.get(layer.name, 1.0) if recipe.compensation else 1.0
 
 
 def _priced_step(metric: str, price: float, c: float, weights: Tensor, sensitivity: float) -> float:
@@ -132,7 +137,7 @@ def _filterwise(evidence: Evidence, price: float, *, layout: Layout, recipe: Rec
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         table = evidence.width_table(layer, layout.grid)
-        s = weights.new_tensor(sensitivity.filters[layer.name])
+        s = weights.new_tensor(sensitivity.filters[layer.name]) * _left(evidence, layer, recipe)
         macs = evidence.positions(layer, layout.per) * layer.weights / layer.filters
         widths = best_widths(table, price, sensitivity=s, macs_per_filter=macs)
         return _by_width(layer, table, widths.tolist(), layout)

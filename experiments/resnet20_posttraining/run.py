@@ -1,0 +1,172 @@
+"""The frontier of a public ResNet-20 without any training: README.md beside this file has the evidence.
+
+    python experiments/resnet20_posttraining/run.py CIFAR10_DIR WEIGHTS OUT_DIR [--seeds 0 1 2] [--points 12]
+    python experiments/resnet20_posttraining/run.py --tables OUT_DIR
+
+Three cost metrics x three choices of 500 unlabelled training images, every point scored on all 10,000 test images.
+Nothing here is chosen by looking at test images: the recipe is the library's default. Interrupt at will.
+"""
+
+import argparse
+import csv
+import statistics
+from pathlib import Path
+
+import torch
+
+import slimbit
+from slimbit.frontier.select import cheapest_at_accuracy, measured
+from slimbit.records.errors import InputError
+
+HERE = Path(__file__).parent
+NETWORK, NORMALIZE = "resnet20-A", "imagenet"
+METRICS = ("esn_digital", "esn_analog", "esn_filterwise")
+BUDGETS = (
+    {"esn_analog": 19e6, "esn_digital": 31e6},
+    {"esn_analog": 11e6, "esn_digital": 24.5e6},
+    {"esn_digital": 20e6},
+    {"esn_analog": 4.2e6, "esn_digital": 14.2e6},
+    {"esn_filterwise": 100e6},
+)
+COLUMNS = ("sweep", "seed", "policy", "setting", "baseline", "accuracy", "esn_analog", "esn_digital", "esn_filterwise")
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.tables:
+        _tables(arguments.tables)
+        return
+    data = slimbit.open_data(f"cifar10:{arguments.data},normalize={NORMALIZE}")
+    model = slimbit.load_weights(slimbit.network(NETWORK), arguments.weights).eval()
+    for seed in arguments.seeds:
+        for metric in METRICS:
+            frontier = slimbit.trace_frontier(
+                model,
+                example_input=torch.zeros(1, *data.input_shape),
+                calibration=data.calibration(500, seed=seed),
+                evaluate=data.evaluator(),
+                out=arguments.out / f"{metric}-seed{seed}",
+                metric=metric,
+                points=arguments.points,
+                baselines=metric == "esn_digital",
+                seed=seed,
+                network_name=NETWORK,
+            )
+            print(
+                f"{metric}, seed {seed}: {len(frontier.points)} points, float {frontier.float_accuracy:.2f} %",
+                flush=True,
+            )
+    _tables(arguments.out)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("weights", type=Path, nargs="?")
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--points", type=int, default=12)
+    parser.add_argument("--tables", type=Path, help="only write the tables and the figure of finished runs")
+    arguments = parser.parse_args()
+    if arguments.tables is None and arguments.out is None:
+        parser.error("CIFAR10_DIR, WEIGHTS and OUT_DIR must be given")
+    return arguments
+
+
+def _tables(out: Path) -> None:
+    runs = {path.name: slimbit.open_run(path).frontier() for path in sorted(out.glob("*-seed*"))}
+    rows = [
+        {"sweep": name.split("-seed")[0], "seed": int(name.split("-seed")[1])}
+        | {key: point.to_dict().get(key) for key in COLUMNS[2:]}
+        for name, run in runs.items()
+        for point in run.points
+        if point.state == "done"
+    ]
+    with (HERE / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(_budget_table(rows))
+    print(_factor_table(runs))
+    _figure(rows)
+
+
+def _budget_table(rows: list[dict]) -> str:
+    """Best accuracy of any sweep within each budget, per seed."""
+    lines = [
+        "| budget | " + " | ".join(f"seed {s}" for s in _seeds(rows)) + " | mean | spread |",
+        "|---|" + "---:|" * (len(_seeds(rows)) + 2),
+    ]
+    for budget in BUDGETS:
+        best = [
+            max(
+                (
+                    row["accuracy"]
+                    for row in rows
+                    if row["seed"] == seed and not row["baseline"] and all(row[m] <= v for m, v in budget.items())
+                ),
+                default=float("nan"),
+            )
+            for seed in _seeds(rows)
+        ]
+        what = " and ".join(f"{metric} <= {value / 1e6:g}M" for metric, value in budget.items())
+        spread = max(best) - min(best)
+        lines.append(
+            f"| {what} | " + " | ".join(f"{a:.2f}" for a in best) + f" | {statistics.mean(best):.2f} | {spread:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _factor_table(runs: dict) -> str:
+    """How many times cheaper than max_abs at its accuracy, seed 0."""
+    baseline = [point for point in runs["esn_digital-seed0"].points if point.baseline and point.state == "done"]
+    lines = ["| max_abs | accuracy | " + " | ".join(METRICS) + " |", "|---|---:|" + "---:|" * len(METRICS)]
+    for point in baseline:
+        cells = []
+        for metric in METRICS:
+            proposals = [p for p in measured(runs[f"{metric}-seed0"].points, metric) if not p.baseline]
+            try:
+                ours = cheapest_at_accuracy(proposals, metric, point.accuracy)
+            except InputError:
+                cells.append("not reached")
+                continue
+            cells.append(f"{point.costs[metric] / ours.costs[metric]:.1f}x")
+        lines.append(f"| {point.setting} | {point.accuracy:.2f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _seeds(rows: list[dict]) -> list[int]:
+    return sorted({row["seed"] for row in rows})
+
+
+def _figure(rows: list[dict]) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 3, figsize=(13, 4), sharey=True)
+    for panel, metric in zip(panels, METRICS, strict=True):
+        for seed in _seeds(rows):
+            ours = sorted(
+                (r[metric], r["accuracy"])
+                for r in rows
+                if r["sweep"] == metric and r["seed"] == seed and not r["baseline"]
+            )
+            panel.plot(*zip(*ours, strict=True), "o-", ms=3, lw=1, label=f"price sweep, seed {seed}")
+            plain = sorted((r[metric], r["accuracy"]) for r in rows if r["baseline"] and r["seed"] == seed)
+            panel.plot(
+                *zip(*plain, strict=True),
+                "s--",
+                ms=3,
+                lw=1,
+                color="0.6",
+                label="max_abs, absolute" if seed == 0 else None,
+            )
+        panel.set(xscale="log", xlabel=f"{metric} per image", ylim=(80, 92.5))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("CIFAR-10 top-1, 10,000 test images, %")
+    panels[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(HERE / "frontier.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
