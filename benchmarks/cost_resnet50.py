@@ -45,7 +45,9 @@ def main() -> None:
     for name, median in seconds.items():
         print(f"{name:36} {1e3 * median:8.1f} ms  {median / base:6.1f} x")
     largest = max(p.numel() * p.element_size() for p in model.parameters())
-    extra = int(subprocess.run([sys.executable, __file__, "--memory"], capture_output=True, text=True, check=True).stdout)
+    extra = int(
+        subprocess.run([sys.executable, __file__, "--memory"], capture_output=True, text=True, check=True).stdout
+    )
     print(f"extra peak memory: {extra / 2**20:.1f} MiB = {extra / largest:.2f} x the largest layer")
 
 

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from slimbit.measure.hardware import HardwareModel as HardwareModel
     from slimbit.measure.hardware import hardware_names as hardware_names
     from slimbit.measure.hardware import load_hardware as load_hardware
+    from slimbit.plan.evidence import Layout as Layout
     from slimbit.records.cost import CostReport as CostReport
     from slimbit.records.errors import InputError as InputError
     from slimbit.records.errors import SlimbitError as SlimbitError
     from slimbit.records.plan import CompressionPlan as CompressionPlan
+    from slimbit.records.plan import Recipe as Recipe
     from slimbit.records.point import Frontier as Frontier
     from slimbit.records.point import FrontierPoint as FrontierPoint
     from slimbit.report.page import write_report as write_report
@@ -37,6 +39,8 @@ _HOMES = {
     "FrontierPoint": "slimbit.records.point",
     "HardwareModel": "slimbit.measure.hardware",
     "InputError": "slimbit.records.errors",
+    "Layout": "slimbit.plan.evidence",
+    "Recipe": "slimbit.records.plan",
     "SlimbitError": "slimbit.records.errors",
     "compress": "slimbit.apply.compress",
     "cost": "slimbit.measure.cost",

@@ -138,7 +138,7 @@ def _materials(settings: FrontierConfig) -> _Materials:
         raise InputError(f"--weights must be given for {network}, got none: a frontier needs a trained network")
     data = open_data(spec, card=card or None)
     text = settings.input or "x".join(map(str, data.input_shape))
-    model, shape = model_of(network, weights=weights, input_text=text)
+    model, shape = model_of(network, weights=weights, input_text=text, classes=data.classes)
     norm = data.normalization
     origin = Origin(
         reference=network,

@@ -44,10 +44,19 @@ def survey_of(reference: str, *, weights: Path | None = None, input_text: str | 
 
 
 def model_of(
-    reference: str, *, weights: Path | None = None, input_text: str | None = None
+    reference: str, *, weights: Path | None = None, input_text: str | None = None, classes: int | None = None
 ) -> "tuple[nn.Module, tuple[int, ...]]":
-    """The module that NETWORK names, with its weights, and the shape of one input without the batch dimension."""
-    model, shape = _built(reference)
+    """The module that NETWORK names, with its weights, and the shape of one input without the batch dimension.
+
+    Args:
+        reference: As for `survey_of`, files excluded: they are not modules.
+        weights: Weights to load into it; default: those that come with Slimbit, if any.
+        input_text: ``3x32x32``; default: the network's own.
+        classes: Number of outputs of a zoo or timm network; default: its own.
+    """
+    if Path(reference).suffix.lower() in FILES and ":" not in reference:
+        raise InputError(f"NETWORK must be a network that can be run and changed here, got the file {reference}")
+    model, shape = _built(reference, classes)
     weights = weights or default_weights(reference)
     if weights is not None:
         from slimbit.zoo import load_weights
@@ -67,19 +76,19 @@ def default_weights(reference: str) -> Path | None:
     return None if not reference or ":" in reference else shipped_weights(reference)
 
 
-def _built(reference: str) -> "tuple[nn.Module, tuple[int, ...] | None]":
+def _built(reference: str, classes: int | None) -> "tuple[nn.Module, tuple[int, ...] | None]":
     import torch
 
     # the same initial weights each time, and the caller's random numbers as they were
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         if reference.startswith("timm:"):
-            return _timm_model(reference.removeprefix("timm:"))
+            return _timm_model(reference.removeprefix("timm:"), classes)
         if ":" in reference:
             return _own_model(reference), None
         from slimbit import zoo
 
-        return zoo.network(reference), zoo.default_input(reference)
+        return zoo.network(reference, classes=classes), zoo.default_input(reference)
 
 
 def example_of(shape: tuple[int, ...]) -> Any:
@@ -122,14 +131,14 @@ def _own_model(reference: str) -> "nn.Module":
     return model
 
 
-def _timm_model(name: str) -> "tuple[nn.Module, tuple[int, ...]]":
+def _timm_model(name: str, classes: int | None) -> "tuple[nn.Module, tuple[int, ...]]":
     try:
         import timm
     except ImportError as error:
         raise MissingExtraError("timm", "timm", f"timm:{name}") from error
     if not timm.is_model(name):
         raise InputError(f"timm must know the model, got {name}{closest(name, timm.list_models())}")
-    model = timm.create_model(name, pretrained=False)
+    model = timm.create_model(name, pretrained=False, **({} if classes is None else {"num_classes": classes}))
     return model, tuple(model.pretrained_cfg["input_size"])
 
 

@@ -100,7 +100,7 @@ def _float_network(
         raise InputError("--network must be given for a run that was made from Python, got none")
     file = weights or (Path(info.weights) if info.weights else None)
     text = "x".join(map(str, info.input_shape)) or None
-    model, shape = model_of(source, weights=file, input_text=text)
+    model, shape = model_of(source, weights=file, input_text=text, classes=info.classes)
     found = digest_of(model.state_dict())
     if found != info.network_digest:
         raise InputError(
@@ -108,7 +108,7 @@ def _float_network(
             f"{'' if file is None else f' with {file}'}: give --network or --weights"
         )
     survey = survey_network(model.eval(), example_of(shape), name=info.network)
-    return model, survey, NetworkReference(source=source, input_shape=shape, weights_digest=found)
+    return model, survey, NetworkReference(source=source, input_shape=shape, classes=info.classes, weights_digest=found)
 
 
 def _write(

@@ -15,8 +15,8 @@ from slimbit.records.cost import TotalCost
 
 FINE_BITS, COARSE_BITS = 8.0, 0.02
 """Mean bits per weight between which every useful price lies: as good as float, and next to nothing left."""
-NEARLY_FLOAT = 0.99
-"""Share of the outputs' variance that the dearest point keeps: 20 dB."""
+NEARLY_FLOAT = 0.995
+"""Share of the outputs' variance that the dearest point keeps: 23 dB."""
 COLLAPSED = 0.5
 """Agreement with the float network, chance taken out, at which nothing is left worth measuring."""
 STRIDE = 16.0

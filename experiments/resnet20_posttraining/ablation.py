@@ -1,0 +1,81 @@
+"""What each lever is worth: the same frontier with one thing changed. README.md beside this file has the table.
+
+    python experiments/resnet20_posttraining/ablation.py CIFAR10_DIR WEIGHTS OUT_DIR [--points 5]
+
+Accuracy on all 10,000 test images, read off each frontier at the same costs (linear between points in log cost).
+One choice of 500 calibration images (seed 0).
+"""
+
+import argparse
+import itertools
+import json
+import math
+from pathlib import Path
+
+import torch
+
+import slimbit
+from slimbit import Layout, Recipe
+
+HERE = Path(__file__).parent
+BUDGETS = (31e6, 24.5e6, 20e6, 14.2e6)
+ZERO, NO_ZERO = Layout(grid="midrise_zero"), Layout(grid="midrise")
+VARIANTS = {
+    "all of it (the default)": (Recipe(), ZERO),
+    "price on ESN_a instead of ESN_d": (Recipe(), ZERO),
+    "no zero level": (Recipe(), NO_ZERO),
+    "no compensation": (Recipe(compensation=False, target="weights"), ZERO),
+    "compensation towards the weights (GPTQ), not the outputs": (Recipe(target="weights"), ZERO),
+    "statistics as stored": (Recipe(statistics="stored"), ZERO),
+    "statistics absolute (the paper)": (Recipe(statistics="absolute"), ZERO),
+    "statistics paired, after all layers": (Recipe(statistics="paired"), ZERO),
+    "with scales refitted": (Recipe(refit=True), ZERO),
+    "with rate-aware rounding": (Recipe(rounding="rate_aware"), ZERO),
+    "one step per filter": (Recipe(), Layout(grid="midrise_zero", granularity="filter")),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--points", type=int, default=5)
+    arguments = parser.parse_args()
+    data = slimbit.open_data(f"cifar10:{arguments.data},normalize=imagenet")
+    model = slimbit.load_weights(slimbit.network("resnet20-A"), arguments.weights).eval()
+    table = {}
+    for number, (name, (recipe, layout)) in enumerate(VARIANTS.items()):
+        frontier = slimbit.trace_frontier(
+            model,
+            example_input=torch.zeros(1, *data.input_shape),
+            calibration=data.calibration(500),
+            evaluate=data.evaluator(),
+            out=arguments.out / f"variant-{number:02d}",
+            metric="esn_analog" if "ESN_a" in name else "esn_digital",
+            points=arguments.points,
+            baselines=False,
+            recipe=recipe,
+            layout=layout,
+            network_name="resnet20-A",
+        )
+        curve = sorted((p.costs["esn_digital"], p.accuracy) for p in frontier.points if p.state == "done")
+        table[name] = {"at": {f"{b / 1e6:g}M": _read_off(curve, b) for b in BUDGETS}, "points": curve}
+        print(f"| {name} | " + " | ".join(_cell(_read_off(curve, b)) for b in BUDGETS) + " |", flush=True)
+    (HERE / "ablation.json").write_text(json.dumps(table, indent=1) + "\n")
+
+
+def _read_off(curve: list[tuple[float, float]], budget: float) -> float | None:
+    """Accuracy at a cost, linear in log cost between the two points around it; None outside the curve."""
+    for (low, a), (high, b) in itertools.pairwise(curve):
+        if low <= budget <= high:
+            return a + (b - a) * math.log(budget / low) / math.log(high / low)
+    return None
+
+
+def _cell(accuracy: float | None) -> str:
+    return "outside" if accuracy is None else f"{accuracy:.1f}"
+
+
+if __name__ == "__main__":
+    main()
