@@ -25,7 +25,6 @@ from torch import nn
 from torch.nn.utils import prune
 
 import slimbit
-from slimbit.measure.hardware import hardware_names
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -71,7 +70,9 @@ def main() -> None:
 
 
 def cost(model: nn.Module, *, weight_bits: int = 8, activation_bits: int = 8) -> slimbit.CostReport:
-    return slimbit.cost(model, EXAMPLE, bits=weight_bits, activation_bits=activation_bits, hardware=hardware_names())
+    return slimbit.cost(
+        model, EXAMPLE, bits=weight_bits, activation_bits=activation_bits, hardware=slimbit.hardware_names()
+    )
 
 
 def scattered(model: nn.Module, density: float) -> nn.Module:
@@ -107,7 +108,7 @@ def table(columns: Mapping[str, tuple[slimbit.CostReport, slimbit.CostReport]]) 
         "| hardware model | " + " | ".join(columns) + " | reacts to |",
         "|---|" + "---:|" * len(columns) + "---|",
     ]
-    for name in hardware_names():
+    for name in slimbit.hardware_names():
         factors = {step: 1 / share(after, before, name) for step, (before, after) in columns.items()}
         reacts = {step for step, factor in factors.items() if abs(factor - 1) > 1e-9}
         cells = [times(factor) if step in reacts else "-" for step, factor in factors.items()]
@@ -151,12 +152,12 @@ def write_csv(sweeps: Mapping[str, Sweep], dense: slimbit.CostReport) -> None:
 
 def draw(sweeps: Mapping[str, Sweep], dense: slimbit.CostReport) -> None:
     """Three panels; machines with the same curve share a line."""
-    colours = dict(zip(hardware_names(), [*mpl.colormaps["tab10"].colors, "black"], strict=True))
+    colours = dict(zip(slimbit.hardware_names(), [*mpl.colormaps["tab10"].colors, "black"], strict=True))
     figure, axes = plt.subplots(1, 3, figsize=(17, 6.4), layout="constrained")
     for axis, (sweep, label) in zip(axes, PANELS.items(), strict=True):
         reports = sweeps[sweep]
         groups: dict[tuple[float, ...], list[str]] = {}
-        for name in hardware_names():
+        for name in slimbit.hardware_names():
             curve = tuple(round(share(report, dense, name), 9) for report in reports.values())
             groups.setdefault(curve, []).append(name)
         for place, (curve, names) in enumerate(groups.items()):

@@ -94,8 +94,11 @@ def test_csv_has_a_line_per_layer_and_a_total():
     assert int(rows[-1]["macs"]) == sum(int(row["macs"]) for row in rows[:-1]) == 12_763_776
 
 
-def test_versus_gives_ratios():
-    data = _json("resnet8", "--versus", "resnet20", "--versus", "resnet14", "--bits", 1)
+@pytest.mark.parametrize(
+    "versus", [["--versus", "resnet20", "--versus", "resnet14"], ["--versus", "resnet20", "resnet14"]]
+)
+def test_versus_gives_ratios(versus):
+    data = _json("resnet8", *versus, "--bits", 1)
     ratios = {entry["versus"]: entry["ratios"]["macs"] for entry in data["versus"]}
     assert ratios == pytest.approx({"resnet20": 41_075_328 / 12_763_776, "resnet14": 26_919_552 / 12_763_776})
 

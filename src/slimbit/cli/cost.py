@@ -26,6 +26,7 @@ Network = Annotated[
 
 def cost(  # noqa: PLR0913 - one argument per option of the command
     network: Network,
+    others: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
     weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, .pth or .th.")] = None,
     input_: Annotated[
@@ -42,12 +43,16 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
     hardware: Annotated[
         list[str] | None, typer.Option(help="Hardware cost model: name, .toml or module:function; repeatable.")
     ] = None,
-    versus: Annotated[list[str] | None, typer.Option(help="Another NETWORK to compare with; repeatable.")] = None,
+    versus: Annotated[
+        list[str] | None, typer.Option(metavar="NETWORK2 ...", help="Other networks to compare with.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     layers: Annotated[bool, typer.Option(help="List the layers.")] = True,
 ) -> None:
     """What a network costs, layer by layer, in units that no particular chip distorts."""
+    if others and not versus:
+        raise InputError(f"NETWORK must be one, got also {' '.join(others)}: compare with --versus")
     if as_json and as_csv:
         raise InputError("only one of --json and --csv must be given, got both")
     from slimbit.measure.counting import counting_from
@@ -62,8 +67,9 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
         per=per or ("parameter" if bare else "mac"),
     )
     report = _measured(network, counting, hardware or [], weights=weights, input_text=input_)
-    others = [_measured(other, counting, hardware or [], input_text=input_) for other in versus or []]
-    _print(report, others, as_json=as_json, as_csv=as_csv, layers=layers)
+    compared = [*(versus or []), *(others or [])]  # `--versus A B`: click gives B to the arguments
+    reports = [_measured(other, counting, hardware or [], input_text=input_) for other in compared]
+    _print(report, reports, as_json=as_json, as_csv=as_csv, layers=layers)
 
 
 def _measured(
