@@ -77,7 +77,7 @@ def _count_with_fvcore(model: torch.nn.Module, image: torch.Tensor) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        counts = FlopCountAnalysis(model, image).unsupported_ops_warnings(False).by_operator()
+        counts = FlopCountAnalysis(model, image).unsupported_ops_warnings(enabled=False).by_operator()
     assert counts["conv"] + counts["linear"] == MACS
 
 

@@ -40,7 +40,7 @@ def torch_flop_counter(model: nn.Module, image: torch.Tensor) -> int:
 def fvcore(model: nn.Module, image: torch.Tensor) -> int:
     from fvcore.nn import FlopCountAnalysis
 
-    return int(FlopCountAnalysis(model, image).unsupported_ops_warnings(False).total())
+    return int(FlopCountAnalysis(model, image).unsupported_ops_warnings(enabled=False).total())
 
 
 def torchinfo(model: nn.Module, image: torch.Tensor) -> int:

@@ -22,16 +22,13 @@ BUDGETS = (31e6, 24.5e6, 20e6, 14.2e6)
 ZERO, NO_ZERO = Layout(grid="midrise_zero"), Layout(grid="midrise")
 VARIANTS = {
     "all of it (the default)": (Recipe(), ZERO),
-    "price on ESN_a instead of ESN_d": (Recipe(), ZERO),
     "no zero level": (Recipe(), NO_ZERO),
     "no compensation": (Recipe(compensation=False, target="weights"), ZERO),
     "compensation towards the weights (GPTQ), not the outputs": (Recipe(target="weights"), ZERO),
     "statistics as stored": (Recipe(statistics="stored"), ZERO),
     "statistics absolute (the paper)": (Recipe(statistics="absolute"), ZERO),
-    "statistics paired, after all layers": (Recipe(statistics="paired"), ZERO),
     "with scales refitted": (Recipe(refit=True), ZERO),
     "with rate-aware rounding": (Recipe(rounding="rate_aware"), ZERO),
-    "one step per filter": (Recipe(), Layout(grid="midrise_zero", granularity="filter")),
 }
 
 
@@ -52,7 +49,7 @@ def main() -> None:
             calibration=data.calibration(500),
             evaluate=data.evaluator(),
             out=arguments.out / f"variant-{number:02d}",
-            metric="esn_analog" if "ESN_a" in name else "esn_digital",
+            metric="esn_digital",
             points=arguments.points,
             baselines=False,
             recipe=recipe,

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import slimbit
-from slimbit.zoo.data import open_data
 
 NETWORK = "vgg7@0.25"
 BATCH = 125
@@ -32,7 +31,7 @@ HELD_OUT = 5_000
 def main() -> None:
     arguments = _arguments()
     torch.manual_seed(0)
-    data = open_data(f"cifar10:{arguments.data},normalize=cifar10")
+    data = slimbit.open_data(f"cifar10:{arguments.data},normalize=cifar10")
     images, labels = _normalized(data), torch.as_tensor(data.train.labels)
     held_out, train = images[:HELD_OUT], images[HELD_OUT:]
     model = slimbit.network(NETWORK).to(memory_format=torch.channels_last)

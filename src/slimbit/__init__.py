@@ -10,6 +10,9 @@ from slimbit._imports import lazy_names
 if TYPE_CHECKING:
     from slimbit.apply.compress import compress as compress
     from slimbit.export.load import load as load
+    from slimbit.frontier.select import best_within_budget as best_within_budget
+    from slimbit.frontier.select import cheapest_at_accuracy as cheapest_at_accuracy
+    from slimbit.frontier.select import pareto_front as pareto_front
     from slimbit.frontier.store import open_run as open_run
     from slimbit.frontier.trace import trace_frontier as trace_frontier
     from slimbit.measure.cost import cost as cost
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "pareto_front": "slimbit.frontier.select",
+    "cheapest_at_accuracy": "slimbit.frontier.select",
+    "best_within_budget": "slimbit.frontier.select",
     "CompressionPlan": "slimbit.records.plan",
     "CostReport": "slimbit.records.cost",
     "Frontier": "slimbit.records.point",

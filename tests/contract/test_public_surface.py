@@ -8,7 +8,7 @@ import slimbit
 
 def test_public_names():
     assert set(slimbit.__all__) == {
-        "__version__", "CompressionPlan", "CostReport", "Frontier", "FrontierPoint", "HardwareModel", "InputError",
+        "__version__", "CompressionPlan", "CostReport", "Frontier", "FrontierPoint", "HardwareModel", "InputError", "best_within_budget", "cheapest_at_accuracy", "pareto_front",
         "Layout", "Recipe",
         "SlimbitError", "compress", "cost", "hardware_names", "load", "load_hardware", "load_weights", "network",
         "open_data", "open_run", "survey_network", "trace_frontier", "write_report",

@@ -160,3 +160,20 @@ def test_structured_masks_remove_whole_filters_and_the_inputs_nobody_reads():
     assert total.nonzero_macs == total.macs
     assert total.esn_filterwise == 2 * total.macs
     assert math.isclose(total.mean_bits, total.esn_digital / 9 / layer.weight.numel())
+
+
+def test_a_zero_beside_all_codes_of_a_width_takes_one_bit_more():
+    layer = nn.Linear(3, 3, bias=False)
+    layer.weight.data = torch.tensor([[0.5, -0.5, 0.5], [0.5, 0.0, 0.5], [2.5, 0.0, -1.5]])
+    report = slimbit.cost(layer, torch.zeros(1, 3), steps=1.0, grid="midrise_zero")
+    # +-0.5: two codes, 1 bit; with 0 three codes, 2 bits; 0 and +-0.5 ... +-2.5: seven codes, 3 bits
+    assert report.layers[0].filter_bits == (1, 2, 3)
+    assert report.total.esn_filterwise == 3 * (1 + 2 + 3)
+    assert report.total.weight_bytes == 18 / 8
+    # ESN_d skips zeros: 3 x 1 bit, 2 x 1 bit, 3 + 2 bits
+    assert report.total.esn_digital == 3 + 2 + 5
+
+
+def test_one_mid_tread_bit_holds_only_zero():
+    layer = nn.Linear(3, 2, bias=False)
+    assert slimbit.cost(layer, torch.zeros(1, 3), bits=1, grid="midtread").notes[0].startswith("Every weight is 0")

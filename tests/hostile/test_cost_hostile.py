@@ -110,6 +110,9 @@ def test_a_layer_without_weights_is_named():
         ({"bits": 4, "policy": "max_abz"}, "did you mean max_abs"),
         ({"bits": 4, "per": "image"}, "per must be one of mac, parameter"),
         ({"bitz": 4}, "options of cost must be"),
+        ({"steps": "a"}, "must be numbers, got 'a'"),
+        ({"bits": 4, "activation_bits": "8"}, "activation bits must be a whole number from 1 to 32"),
+        ({"bits": 4, "activation_bits": 3.5}, "activation bits must be a whole number from 1 to 32"),
     ],
 )
 def test_options_that_make_no_sense(options, sentence):

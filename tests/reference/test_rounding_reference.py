@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from slimbit.apply.layers import window_of
-from slimbit.numerics.allocate import analog_step, best_widths, cheapest, digital_step, width_table
+from slimbit.numerics.allocate import analog_step, best_widths, digital_step, width_table
 from slimbit.numerics.energy import level_bits
 from slimbit.numerics.grid import GRIDS, filters_first, largest_level, to_levels
 from slimbit.numerics.moments import (
@@ -238,20 +238,6 @@ def test_width_table_is_close_to_an_exhaustive_search_of_the_step(grid):
             # steps of the ladder are 4 % apart, and 50 weights make a jagged error
             assert float(table.error[f, bits]) <= 1.1 * best
     torch.testing.assert_close(table.error[:, 0], weights.square().sum(1))
-
-
-def test_cheapest_equals_a_loop_and_its_cost_falls_with_the_price():
-    loss, cost = (
-        torch.rand(30, generator=generator()).cumsum(0),
-        torch.rand(30, generator=generator(1)).cumsum(0).flip(0),
-    )
-    last = math.inf
-    for price in torch.logspace(-3, 3, 40).tolist():
-        best = cheapest(loss, cost, price)
-        totals = [float(a) + price * float(b) for a, b in zip(loss, cost, strict=True)]
-        assert totals[best] == pytest.approx(min(totals))
-        assert float(cost[best]) <= last
-        last = float(cost[best])
 
 
 def test_padding_modes_follow_the_module():

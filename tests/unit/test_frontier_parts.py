@@ -1,6 +1,7 @@
 """Parts of a run one by one: intervals, levels files, selection, places, likeness."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -14,7 +15,6 @@ from slimbit.frontier.select import best_within_budget, cheapest_at_accuracy, pa
 from slimbit.frontier.span import _bracket, fidelity_of, kappa_of
 from slimbit.frontier.spread import bend_places
 from slimbit.frontier.subject import digest_of
-from slimbit.records.cost import TotalCost
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
 
@@ -121,14 +121,11 @@ def test_fidelity_and_kappa_by_hand() -> None:
 
 
 def test_bracket_holds_all_useful_prices() -> None:
-    def total(price: float) -> TotalCost:
+    def bits(price: float) -> float:
         # half a bit less per doubling of the price, 8 bits at price 2^-40, none left at 2^-24
-        bits = max(0.0, 8.0 - 0.5 * (np.log2(price) + 40))
-        zeros = dict.fromkeys(("parameters", "macs", "nonzero_macs", "esn_analog", "esn_digital", "esn_filterwise",
-                               "esn_analog_class_a", "bit_operations", "weight_bytes"), 0)  # fmt: skip
-        return TotalCost(**zeros, mean_bits=bits, layers=1, convolution_filters=1)
+        return max(0.0, 8.0 - 0.5 * (math.log2(price) + 40))
 
-    low, high = _bracket(total)
+    low, high = _bracket(bits)
     assert 2.0**-44 < low <= 2.0**-40
     assert 2.0**-24.1 < high <= 2.0**-20
 

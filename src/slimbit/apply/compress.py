@@ -1,6 +1,5 @@
 """The one entry: a float network and a plan in, a compressed network and its levels out."""
 
-import copy
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from slimbit.apply.calibration import Calibration, calibrate
 from slimbit.apply.flight import Flight
 from slimbit.apply.layers import bind
 from slimbit.apply.quantize import QuantizedLayer, quantize_layer
+from slimbit.numerics.copies import copied
 from slimbit.records.errors import InputError, closest
 from slimbit.records.network import NetworkSpec
 from slimbit.records.plan import CompressionPlan
@@ -76,7 +76,7 @@ def compress(
     for layer in plan.layers:
         if layer.name not in names:
             raise InputError(f"plan must name layers of the network, got {layer.name!r}{closest(layer.name, names)}")
-    network = copy.deepcopy(model).eval()
+    network = copied(model).eval()
     done = _carry_out(network, plan, spec, calibration)
     return Compressed(
         network,
@@ -98,7 +98,7 @@ def _carry_out(
     plain: dict[str, QuantizedLayer] = {}
     for name, bound in planned.items():
         if bound.window is None or name not in reached:
-            plain[name] = quantize_layer(bound.weight(), plan.layer(name), plan)
+            plain[name] = quantize_layer(bound.weight(), plan.layer(name), plan, mask=bound.mask())
             bound.store(plain[name].weight())
     if calibration is None:
         return plain

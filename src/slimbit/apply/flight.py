@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slimbit.apply.calibration import Calibration, batchnorms
-from slimbit.apply.layers import Bound
+from slimbit.apply.layers import Bound, first_input
 from slimbit.apply.quantize import QuantizedLayer, quantize_layer
 from slimbit.apply.statistics import correct_batchnorm, correct_bias
 from slimbit.numerics.moments import ChannelMoments, PatchSums, channel_moments, check_finite, merge_moments, patches
@@ -44,6 +44,9 @@ class Flight:
     def quantize(self) -> None:
         """Quantize every layer that hooks reach; with ``paired_layerwise``, correct statistics on the way."""
         self._fly(self._events("layer", *(("bias", "batchnorm") if self.plan.statistics == "paired_layerwise" else ())))
+        for name in self.bounds.keys() - self.done.keys():
+            # reached by the float network, but not by the compressed one, whose data took another path
+            self._quantize(name)
 
     def correct(self) -> None:
         """Correct statistics of a network that is quantized already."""
@@ -87,15 +90,15 @@ class Flight:
     def _hook(self, event: Event, *, at_once: bool) -> Any:
         kind, name = event
         if kind == "batchnorm":
-            return self._norms[name].register_forward_pre_hook(self._before(event, at_once=at_once))
+            return self._norms[name].register_forward_pre_hook(self._before(event, at_once=at_once), with_kwargs=True)
         module = self.bounds[name].module
         if kind == "layer":
-            return module.register_forward_pre_hook(self._before(event, at_once=at_once))
+            return module.register_forward_pre_hook(self._before(event, at_once=at_once), with_kwargs=True)
         return module.register_forward_hook(self._after(event, at_once=at_once))
 
     def _before(self, event: Event, *, at_once: bool) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._meet(event, inputs[0], at_once=at_once)
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._meet(event, first_input(args, kwargs), at_once=at_once)
 
         return hook
 
@@ -104,14 +107,14 @@ class Flight:
             shift = self._meet(event, output, at_once=at_once)
             if shift is None:
                 return None
-            axis = self.bounds[event[1]].channel_axis
-            return output + (shift.reshape(-1, *[1] * (output.ndim - 2)) if axis == 1 else shift)
+            window = self.bounds[event[1]].window
+            return output + shift.reshape(-1, *[1] * len(window.kernel if window is not None else ()))
 
         return hook
 
     def _meet(self, event: Event, values: Tensor, *, at_once: bool) -> Tensor | None:
         """First meeting of a batch with an event: note what is needed; act, or end the pass."""
-        if event in self._seen:
+        if event in self._seen or not values.numel():
             return None
         self._seen.add(event)
         self._note(event, values)
@@ -125,32 +128,43 @@ class Flight:
         if kind == "layer":
             self._note_patches(name, values)
             return
-        axis = self.bounds[name].channel_axis if kind == "bias" else 1
-        part = channel_moments(values, axis=axis)
+        bound = self.bounds[name] if kind == "bias" else None
+        part = (
+            channel_moments(values)
+            if bound is None
+            else channel_moments(bound.batched(values), axis=bound.channel_axis)
+        )
         self._moments[event] = merge_moments(self._moments[event], part) if event in self._moments else part
 
     def _note_patches(self, name: str, values: Tensor) -> None:
         found, window = self.calibration, self.bounds[name].window
         assert window is not None
+        values = self.bounds[name].batched(values)
         rows = patches(
             values if values.dtype == torch.float64 else values.float(),
             window,
             samples=found.samples_per_batch,
             generator=found.generator(name, self._batch),
         )
-        targets = found.rows[name][self._batch] if self.plan.target == "outputs" else None
+        targets = found.rows[name].get(self._batch) if self.plan.target == "outputs" else None
+        if targets is not None and len(targets) != len(rows):
+            targets = None  # other positions than in the float network: the data took another path
         self._sums.setdefault(name, PatchSums()).add(rows, targets)
 
     def _finish(self, event: Event) -> Tensor | None:
         kind, name = event
         if kind == "layer":
             self._quantize(name)
+        elif event not in self._moments:
+            return None  # the compressed network never came here
         elif kind == "bias":
             bias = self.bounds[name].bias()
             assert bias is not None
             return correct_bias(bias, original=self.calibration.outputs[name], quantized=self._moments.pop(event))
         else:
-            form: Literal["absolute", "paired"] = "absolute" if self.plan.statistics == "absolute" else "paired"
+            # one set of statistics for several calls: what the first call sees is only a part of it
+            absolute = self.plan.statistics == "absolute" and name not in self.calibration.reused
+            form: Literal["absolute", "paired"] = "absolute" if absolute else "paired"
             correct_batchnorm(
                 self._norms[name],
                 original=self.calibration.batchnorms[name],
@@ -161,8 +175,11 @@ class Flight:
 
     def _quantize(self, name: str) -> None:
         bound = self.bounds[name]
-        moments = self._sums.pop(name).moments(centred=self._mean_is_free(name))
-        self.done[name] = quantize_layer(bound.weight(), self.plan.layer(name), self.plan, moments=moments)
+        sums = self._sums.pop(name, None)
+        moments = None if sums is None else sums.moments(centred=self._mean_is_free(name))
+        self.done[name] = quantize_layer(
+            bound.weight(), self.plan.layer(name), self.plan, moments=moments, mask=bound.mask()
+        )
         bound.store(self.done[name].weight())
 
     def _mean_is_free(self, name: str) -> bool:

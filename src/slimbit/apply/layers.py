@@ -1,10 +1,13 @@
 """From a layer's description to its module and weight, and back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from slimbit.numerics.copies import mask_of
 from slimbit.numerics.grid import filters_first, filters_stored
 from slimbit.numerics.moments import Window
 from slimbit.records.errors import InputError
@@ -45,6 +48,19 @@ class Bound:
         """The layer's part of the stored tensor, a view."""
         return self.parameter.detach()[slice(*(self.spec.rows or (None,)))]
 
+    def mask(self) -> Tensor | None:
+        """Which weights a pruning mask keeps, filters first; None where there is no mask."""
+        mask = mask_of(self.module, self.spec.weight_key.rpartition(".")[2])
+        if mask is None:
+            return None
+        rows = mask[slice(*(self.spec.rows or (None,)))]
+        return filters_first(rows, transposed=self.spec.transposed, groups=self.spec.groups)
+
+    def batched(self, values: Tensor) -> Tensor:
+        """An input or output of the module with its batch dimension: convolutions also take one image without."""
+        lone = self.window is not None and self.window.kernel and values.ndim == len(self.window.kernel) + 1
+        return values.unsqueeze(0) if lone else values
+
     def bias(self) -> Tensor | None:
         """The module's bias, where it is one number per filter."""
         bias = getattr(self.module, "bias", None)
@@ -81,6 +97,17 @@ def _bind(model: nn.Module, layer: LayerSpec) -> Bound:
     if shape != layer.shape:
         raise InputError(f"weight of layer {layer.name!r} must be {layer.shape}, got {shape}")
     return Bound(layer, module, parameter, window_of(module) if name == "weight" else None)
+
+
+def is_stock(module: nn.Module) -> bool:
+    """Whether a convolution or linear module computes what torch's own does, and not something of a subclass."""
+    stock = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
+    return "forward" not in module.__dict__ and any(type(module).forward is kind.forward for kind in stock)
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a module was called on, by position or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def window_of(module: nn.Module) -> Window | None:

@@ -7,7 +7,16 @@ from torch import Tensor
 
 from slimbit.numerics.grid import to_weights
 from slimbit.numerics.moments import PatchMoments
-from slimbit.numerics.rounding import Quantizer, compensate, damped, polish, refit_step, round_levels, weighted_error
+from slimbit.numerics.rounding import (
+    Quantizer,
+    cholesky,
+    compensate,
+    damped,
+    polish,
+    refit_step,
+    round_levels,
+    weighted_error,
+)
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, LayerPlan
 
@@ -56,7 +65,12 @@ def quantizer_of(plan: LayerPlan, metric: str | None, weights: Tensor) -> Quanti
 
 
 def quantize_layer(
-    weights: Tensor, layer: LayerPlan, plan: CompressionPlan, *, moments: PatchMoments | None = None
+    weights: Tensor,
+    layer: LayerPlan,
+    plan: CompressionPlan,
+    *,
+    moments: PatchMoments | None = None,
+    mask: Tensor | None = None,
 ) -> QuantizedLayer:
     """Levels and step of one layer.
 
@@ -64,9 +78,12 @@ def quantize_layer(
         weights: Float, filters first.
         layer: Its entry.
         plan: The plan it belongs to (rounding, compensation, refit, metric).
-        moments: What the layer reads; None = plain rounding.
+        moments: What the layer reads; None = plain rounding, as where its squares are beyond all numbers.
+        mask: False where a weight was pruned and stays zero; None = none was.
     """
-    quantizer = quantizer_of(layer, plan.metric, weights)
+    quantizer = replace(quantizer_of(layer, plan.metric, weights), mask=mask)
+    if moments is not None and not _are_finite(moments):
+        moments = None
     if plan.rounding == "nearest":
         quantizer = replace(quantizer, rate=0.0)
     target = weights
@@ -87,6 +104,11 @@ def quantize_layer(
     return _result(weights, levels, step, h, layer)
 
 
+def _are_finite(moments: PatchMoments) -> bool:
+    parts = (moments.inputs,) if moments.outputs is None else (moments.inputs, moments.outputs)
+    return all(bool(part.isfinite().all()) for part in parts)
+
+
 def fit_to_outputs(weights: Tensor, moments: PatchMoments) -> Tensor:
     """The float weight that on compressed inputs comes closest to the float outputs, drawn towards ``weights``.
 
@@ -100,7 +122,7 @@ def fit_to_outputs(weights: Tensor, moments: PatchMoments) -> Tensor:
     eye = torch.eye(features, dtype=h.dtype, device=h.device)
     ridge = h + torch.where(scale > 0, RIDGE * scale, 1.0) * eye
     residual = moments.outputs - torch.bmm(w, h)
-    factor = torch.linalg.cholesky(ridge.double())
+    factor = cholesky(ridge.double())
     shift = torch.cholesky_solve(residual.transpose(1, 2).double(), factor).transpose(1, 2)
     return (w + shift.to(h.dtype)).reshape(weights.shape).to(weights.dtype)
 

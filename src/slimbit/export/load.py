@@ -1,6 +1,5 @@
 """An artifact as an ordinary network again."""
 
-import copy
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from slimbit.export.manifest import (
 from slimbit.export.packing import Packed, unpack_levels
 from slimbit.export.rebuild import rebuild
 from slimbit.export.weights import LayerLevels, place, taken, tensors_of
+from slimbit.numerics.copies import plain_network
 from slimbit.records.errors import InputError, closest
 from slimbit.records.plan import CompressionPlan
 
@@ -56,12 +56,12 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_code: bool
     if model is None and ":" not in manifest.network.source:
         # shapes first: a manifest must not make a network larger than its own files explain
         _check_fit(tensors_of(rebuild(manifest.network, without_memory=True)), state, manifest)
-    network = rebuild(manifest.network, allow_code=allow_code) if model is None else copy.deepcopy(model)
+    network = plain_network(rebuild(manifest.network, allow_code=allow_code) if model is None else model)
     tensors = tensors_of(network)
     _check_fit(tensors, state, manifest)
     _place_layers(tensors, state, manifest, files["levels.bin"])
     _fill(network, tensors)
-    return network.eval()
+    return network
 
 
 def _verified(path: Path, entry: FileEntry) -> bytes:

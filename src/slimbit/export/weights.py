@@ -1,11 +1,11 @@
 """Levels as the weights of a network, and a network's weights without its levels."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from slimbit.numerics.copies import plain_network
 from slimbit.numerics.grid import filters_first, filters_stored, to_weights
 from slimbit.records.errors import InputError, closest
 from slimbit.records.network import LayerSpec, NetworkSpec
@@ -51,7 +51,7 @@ def with_levels(
     >>> with_levels(nn.Linear(2, 1), spec, levels, state={"bias": torch.zeros(1)})(torch.ones(1, 2)).tolist()
     [[-2.0]]
     """
-    network = copy.deepcopy(model).eval()
+    network = plain_network(model)
     tensors = tensors_of(network)
     for key, value in state.items():
         _check_entry(key, value, tensors)

@@ -8,6 +8,7 @@ from slimbit.frontier.span import find_span
 from slimbit.frontier.spread import bend_places, coarse_first, even_targets, price_for
 from slimbit.frontier.subject import BASELINE_BITS, Subject
 from slimbit.frontier.workspace import PlannedPoint, Workspace, canonical
+from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
 from slimbit.records.point import FrontierPoint
 
@@ -45,6 +46,8 @@ def plan_sweep(
         return float(subject.predicted(price)[subject.metric] or 0.0)
 
     dearest = cost_of(span.low)
+    if dearest <= 0:
+        raise InputError(f"{subject.metric} of {subject.survey.spec.name} must be above 0 to be saved, got 0")
     targets = even_targets(dearest, max(cost_of(span.high), LEAST_SHARE * dearest), count)
     prices = [price_for(cost_of, target, span.low, span.high) for target in targets]
     plans = [subject.plan_at(prices[i]) for i in coarse_first(len(prices))]

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slimbit.frontier.checked import checked
 from slimbit.frontier.objects import write_whole
 from slimbit.records.errors import InputError
 
@@ -94,7 +95,7 @@ def read_info(folder: Path) -> RunInfo:
     """Read ``run.json``.
 
     Raises:
-        InputError: It is missing, damaged, or of another schema; the file is named.
+        InputError: It is missing, damaged, or of another schema; file and field are named.
     """
     path = folder / NAME
     try:
@@ -112,21 +113,10 @@ def _checked(data: Any, path: Path) -> RunInfo:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise InputError(f"{path} must have schema {SCHEMA}, got {found!r}")
-    known = {f.name for f in fields(RunInfo)}
     given = {key: value for key, value in data.items() if key != "schema"}
-    if unknown := sorted(given.keys() - known):
-        raise InputError(f"{path} must hold only known keys, got {', '.join(unknown)}")
     if isinstance(given.get("input_shape"), list):
         given["input_shape"] = tuple(given["input_shape"])
-    try:
-        info = RunInfo(**given)
-    except TypeError as error:
-        raise InputError(f"{path} must hold every setting of a run, got {sorted(given)}") from error
-    numbers = (info.float_accuracy, info.evaluate_seconds, info.points, info.seed)
-    texts = (info.network, info.metric, info.study)
-    if not all(isinstance(x, int | float) for x in numbers) or not all(isinstance(x, str) for x in texts):
-        raise InputError(f"{path} must hold numbers and texts where they belong, got others: the file is damaged")
-    return info
+    return checked(RunInfo, given, str(path))
 
 
 def check_same(stored: RunInfo, asked: Mapping[str, Any], folder: Path) -> None:

@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from slimbit.apply.compress import compress
 from slimbit.frontier.subject import Subject
-from slimbit.numerics.batches import call_network
-from slimbit.records.cost import TotalCost
+from slimbit.numerics.batches import call_network, output_heads
+from slimbit.numerics.copies import copied
 
 FINE_BITS, COARSE_BITS = 8.0, 0.02
 """Mean bits per weight between which every useful price lies: as good as float, and next to nothing left."""
@@ -20,6 +19,8 @@ NEARLY_FLOAT = 0.995
 COLLAPSED = 0.5
 """Agreement with the float network, chance taken out, at which nothing is left worth measuring."""
 STRIDE = 16.0
+FEW_IMAGES = 16
+"""Fewer than so many calibration images are no measure of what was fitted to them."""
 TRIES, FURTHER_TRIES = 5, 2
 """Bisections of the whole range of prices for the cheap end, and between its tries for the dear one."""
 MOST_STRIDES = 40
@@ -51,7 +52,8 @@ class Likeness:
 
     def __post_init__(self) -> None:
         self._calibration, self._batch = self.subject.probe
-        self._float = self._outputs(self.subject.model)
+        # a copy: a forward pass may change what a network keeps beside its weights
+        self._float = self._outputs(copied(self.subject.model))
 
     def fidelity(self, price: float) -> float:
         """``1 - ||y_q - y_f||^2 / ||y_f - mean y_f||^2``, means per output over images; 1 = the same."""
@@ -65,23 +67,20 @@ class Likeness:
         if price not in self._seen:
             subject = self.subject
             plan = subject.plan_at(price)
+            if subject.images() < FEW_IMAGES:  # they fit any statistics and compensation: judge plain rounding
+                plan = replace(plan, compensation=False, target="weights", statistics="stored")
             result = compress(subject.model, plan, subject.survey.spec, self._calibration)
             found = self._outputs(result.model)
-            fidelity = fidelity_of(found, self._float)
+            fidelity = fidelity_of(_side_by_side(found), _side_by_side(self._float))
             classifies = subject.sensitivity is not None and subject.sensitivity.likelihood == "categorical"
-            agreement = kappa_of(found, self._float) if classifies else None
-            self._seen[price] = (fidelity, fidelity if agreement is None else agreement)
+            kappas = [kappa_of(mine, theirs) for mine, theirs in zip(found, self._float, strict=True)]
+            decided = [kappa for kappa in kappas if kappa is not None and classifies]
+            self._seen[price] = (fidelity, min(decided, default=fidelity))
         return self._seen[price]
 
-    def _outputs(self, network: nn.Module) -> Tensor:
-        training = {module: module.training for module in network.modules()}
-        network.eval()
-        try:
-            with torch.no_grad():
-                return _tensor(call_network(network, self._batch)).double()
-        finally:
-            for module, mode in training.items():
-                module.training = mode
+    def _outputs(self, network: nn.Module) -> list[Tensor]:
+        with torch.no_grad():
+            return [head.double() for head in output_heads(call_network(network.eval(), self._batch))]
 
 
 def fidelity_of(found: Tensor, wanted: Tensor) -> float:
@@ -126,7 +125,7 @@ def find_span(subject: Subject, tell: Callable[[str], None]) -> Span:
         subject: The network, its sensitivity known.
         tell: Called before each try.
     """
-    fine, coarse = _bracket(subject.predicted)
+    fine, coarse = _bracket(subject.predicted_bits)
     likeness = Likeness(subject)
 
     def last(holds: Callable[[float], bool], low: float, high: float, tries: int) -> float:
@@ -145,30 +144,31 @@ def find_span(subject: Subject, tell: Callable[[str], None]) -> Span:
     return Span(low, high)
 
 
-def _bracket(total: Callable[[float], TotalCost]) -> tuple[float, float]:
+def _bracket(bits: Callable[[float], float]) -> tuple[float, float]:
     """A price so low that weights have `FINE_BITS`, and one so high that next to nothing is left."""
     low = high = 1e-9  # nats per bit and image; where the search starts is of no consequence
     for _ in range(MOST_STRIDES):
-        before = total(low).mean_bits
+        before = bits(low)
         if before >= FINE_BITS:
             break
-        if total(low / STRIDE).mean_bits <= before > COARSE_BITS:
+        if bits(low / STRIDE) <= before > COARSE_BITS:
             break  # widths have reached their largest
         low /= STRIDE
     for _ in range(MOST_STRIDES):
-        if total(high).mean_bits <= COARSE_BITS:
+        if bits(high) <= COARSE_BITS:
             break
         high *= STRIDE
-    while total(low * STRIDE).mean_bits >= FINE_BITS:
+    while bits(low * STRIDE) >= FINE_BITS:
         low *= STRIDE
-    while high > low * STRIDE and total(high / STRIDE).mean_bits <= COARSE_BITS:
+    while high > low * STRIDE and bits(high / STRIDE) <= COARSE_BITS:
         high /= STRIDE
     return low, high
 
 
-def _tensor(outputs: Any) -> Tensor:
-    """One tensor from a network's output: the tensors of a list or mapping side by side, each image a row."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    parts = list(outputs.values()) if isinstance(outputs, dict) else list(outputs)
-    return torch.cat([_tensor(part).flatten(1) for part in parts], 1)
+def _side_by_side(heads: list[Tensor]) -> Tensor:
+    """One tensor, each image a row."""
+    return (
+        heads[0]
+        if len(heads) == 1
+        else torch.cat([head.flatten(1) if head.ndim > 1 else head[:, None] for head in heads], 1)
+    )

@@ -20,6 +20,7 @@ import sqlalchemy.exc
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from slimbit.frontier.checked import checked
 from slimbit.frontier.objects import not_written
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError
@@ -76,7 +77,7 @@ def stored_points(study: optuna.Study, url: str) -> tuple[FrontierPoint, ...]:
     """Every point, in order of numbers; of several attempts at one point the last.
 
     Raises:
-        InputError: The study is damaged, or a trial is none of ours.
+        InputError: The study is damaged, or a trial is none of ours; the trial is named.
     """
     with _quiet(), _reading(url):
         trials = study.get_trials(deepcopy=False)
@@ -142,7 +143,8 @@ def _point(trial: FrozenTrial, url: str) -> FrontierPoint:
     known = {name: attributes[name] for name in _ATTRIBUTES}
     costs = {name: attributes[name] for name in METRICS if name in attributes}
     state = "done" if trial.state == TrialState.COMPLETE else "failed"
-    return FrontierPoint(number=trial.number, state=state, costs=costs, **known)  # type: ignore[arg-type] # a literal
+    values = {"number": trial.number, "state": state, "costs": costs, **known}
+    return checked(FrontierPoint, values, f"trial {trial.number} of {_where(url)}")
 
 
 def _storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage:

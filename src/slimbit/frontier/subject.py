@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,16 +19,17 @@ from slimbit.apply.repair import remaining_shares
 from slimbit.frontier.levels import StoredPoint
 from slimbit.measure.cost import cost_of_survey
 from slimbit.measure.counting import Counting
-from slimbit.numerics.batches import checked_batches, inputs_of, joined
-from slimbit.numerics.energy import level_bits
+from slimbit.numerics.batches import as_called, checked_batches, count_of, elements_of, joined, pieces
+from slimbit.numerics.copies import plain_network, unwrapped
 from slimbit.numerics.grid import to_levels
 from slimbit.plan.evidence import Evidence, Layout
 from slimbit.plan.steps import step_by_price, step_by_range
-from slimbit.records.cost import CostReport, LayerCost, TotalCost
+from slimbit.records.cost import CostReport, TotalCost
+from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec
 from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
 from slimbit.records.sensitivity import Sensitivity
-from slimbit.survey.module import survey_network
+from slimbit.survey.module import read_weight, survey_network
 from slimbit.survey.result import StoredLevels, Survey
 
 # Above this many input elements (500 images of 96 x 96) calibration batches are worked off one by one: more passes,
@@ -42,13 +45,14 @@ class Subject:
     """One network under one recipe. State only caches what is expensive.
 
     Attributes:
-        model: The float network; never changed.
+        model: The float network, every weight a plain parameter; never changed.
         survey: Its survey.
         batches: Calibration batches.
         metric: Cost metric of the sweep.
         recipe: How plans are carried out.
         layout: What is asked of every policy.
         seed: Seed of sampled positions.
+        digest: Of the network as it was given: its state dict.
         sensitivity: Once it was measured.
     """
 
@@ -59,14 +63,20 @@ class Subject:
     recipe: Recipe
     layout: Layout
     seed: int
+    digest: str = ""
     sensitivity: Sensitivity | None = None
-    _totals: dict[float, TotalCost] = field(default_factory=dict, repr=False)
+    _reports: dict[float, CostReport] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module, example_input: Any, calibration: Any, *, name: str, **settings: Any) -> "Subject":
-        """Survey a network and collect its calibration batches."""
+        """Survey a network and collect its calibration batches; weights become plain parameters of a copy."""
         survey = survey_network(model, example_input, name=name)
-        return cls(model, survey, checked_batches(calibration), **settings)
+        if not survey.spec.layers:
+            raise InputError(f"{survey.spec.name} must have a layer to compress (convolution, linear, ...), got none")
+        network = plain_network(model)
+        batches = checked_batches(as_called(calibration, unwrapped(model), example_input))
+        plain = Survey(survey.spec, lambda layer: read_weight(network, layer))
+        return cls(network, plain, batches, digest=digest_of(model.state_dict()), **settings)
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -79,25 +89,22 @@ class Subject:
     @cached_property
     def calibration(self) -> Calibration:
         """The float network's statistics on all calibration images."""
-        join = sum(x.numel() for x in map(inputs_of, self.batches) if isinstance(x, Tensor)) <= JOINED_ELEMENTS
+        join = sum(map(elements_of, self.batches)) <= JOINED_ELEMENTS
         return calibrate(self.model, self.survey.spec, self.batches, seed=self.seed, join=join)
 
     @cached_property
     def probe(self) -> tuple[Calibration, Any]:
         """Few images to compress with, and others to judge the result by: on its own it looks too good."""
         first = joined(self.batches)[0]
-        inputs = inputs_of(first)
-        if not isinstance(inputs, Tensor) or len(inputs) < 2:
-            fitted = judged = first
-        else:
-            count = min(PROBE_IMAGES, len(inputs) - len(inputs) // 3)
-            fitted, judged = inputs[:count], inputs[count : count + JUDGED_IMAGES]
+        images = count_of(first)
+        fitted, *rest = pieces((first,), min(PROBE_IMAGES, images - max(1, images // 3)) or 1)
+        judged = next(pieces(rest, JUDGED_IMAGES), fitted)
         spec = self.survey.spec
         return calibrate(self.model, spec, (fitted,), seed=self.seed, samples=PROBE_SAMPLES), judged
 
     def images(self) -> int:
         """Number of calibration images."""
-        return sum(len(x) if isinstance(x := inputs_of(batch), Tensor) else 1 for batch in self.batches)
+        return sum(map(count_of, self.batches))
 
     def plan_at(self, price: float) -> CompressionPlan:
         """The plan of a price."""
@@ -112,17 +119,33 @@ class Subject:
 
     def predicted(self, price: float) -> TotalCost:
         """What the plan of a price costs when weights are simply rounded: no data, no pass, within a few percent."""
-        if price not in self._totals:
+        return self._predicted(price).total
+
+    def predicted_bits(self, price: float) -> float:
+        """Mean bits per weight of the layers that the price decides on: not of look-ups, not of skipped layers."""
+        spec = self.survey.spec
+        free = {*self.layout.skip} | {x.name for x in spec.layers if not self.evidence.positions(x, self.layout.per)}
+        counted = [x for x in self._predicted(price).layers if x.name not in free]
+        return sum(x.mean_bits * x.weights for x in counted) / max(1, sum(x.weights for x in counted))
+
+    def _predicted(self, price: float) -> CostReport:
+        if price not in self._reports:
             plan = self.plan_at(price)
             levels, steps = {}, {}
             for layer in plan.layers:
                 weights = self.evidence.weights[layer.name].float()
                 steps[layer.name] = _numbers(layer.steps, weights)
                 levels[layer.name] = _rounded(weights, layer, steps[layer.name])
-            self._totals[price] = self.cost(plan, levels, steps).total
-        return self._totals[price]
+            self._reports[price] = self.cost(plan, levels, steps)
+        return self._reports[price]
 
-    def cost(self, plan: CompressionPlan, levels: Mapping[str, Tensor], steps: Mapping[str, Tensor]) -> CostReport:
+    def cost(
+        self,
+        plan: CompressionPlan,
+        levels: Mapping[str, Tensor],
+        steps: Mapping[str, Tensor],
+        ratios: Mapping[str, float] = MappingProxyType({}),
+    ) -> CostReport:
         """Cost of given levels; layers without any are counted as the float layers they stay."""
         grids = {layer.name: layer.grid for layer in plan.layers}
 
@@ -130,17 +153,17 @@ class Subject:
             name = layer.shared_with or layer.name
             if name not in levels:
                 return self.survey.weight(layer)
-            widest = int(level_bits(levels[name].abs().max()))
-            return StoredLevels(levels[name], steps[name], grids[name], widest)
+            ratio = ratios.get(name, math.nan)
+            known = ratio if math.isfinite(ratio) else None
+            return StoredLevels(levels[name], steps[name], grids[name], signal_to_noise=known)
 
         return cost_of_survey(Survey(self.survey.spec, weight), Counting(per=self.layout.per))
 
     def cost_of(self, result: Compressed) -> CostReport:
         """Exact cost of a compressed network, with the signal-to-noise ratio of each layer."""
-        report = self.cost(result.plan, result.levels, result.scales)
-        layers = tuple(_with_ratio(layer, result.signal_to_noise.get(layer.name)) for layer in report.layers)
+        report = self.cost(result.plan, result.levels, result.scales, result.signal_to_noise)
         setting = f"{result.plan.policy}, {result.plan.setting}" if result.plan.setting else result.plan.policy
-        return replace(report, layers=layers, setting=setting)
+        return replace(report, setting=setting)
 
     def stored(self, result: Compressed) -> StoredPoint:
         """Levels, steps, and every other state entry that compression changed, as arrays."""
@@ -159,7 +182,8 @@ class Subject:
             if not isinstance(value, Tensor) or value.data_ptr() in weights:
                 continue
             if key not in before or not torch.equal(value.cpu(), before[key].cpu()):
-                yield key, value.detach().cpu().numpy()
+                # numpy has no bfloat16, but float32 holds all of it
+                yield key, (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
 
     def _weight(self, layer: LayerSpec) -> Tensor:
         weight = self.survey.weight(layer)
@@ -180,19 +204,6 @@ def _rounded(weights: Tensor, layer: LayerPlan, step: Tensor) -> Tensor:
     pruned = torch.ones(len(levels), dtype=torch.bool)
     pruned[list(layer.kept)] = False
     return levels.masked_fill_(pruned.reshape(-1, *[1] * (levels.ndim - 1)).to(levels.device), 0.0)
-
-
-def _with_ratio(layer: LayerCost, ratio: float | None) -> LayerCost:
-    """S/N and the estimates that follow from it, Eq. (4), which levels alone do not tell."""
-    if ratio is None or not np.isfinite(ratio):
-        return layer
-    estimate = layer.nonzero_macs * ratio / 12
-    return replace(
-        layer,
-        signal_to_noise=ratio,
-        esn_analog_estimate=estimate,
-        esn_analog_estimate_plus=layer.nonzero_macs * (ratio + 1) / 12,
-    )
 
 
 def digest_of(values: Any) -> str:

@@ -12,6 +12,7 @@ from slimbit.frontier.progress import Listener, silent
 from slimbit.frontier.subject import Subject, digest_of
 from slimbit.frontier.worker import Worker
 from slimbit.frontier.workspace import Workspace
+from slimbit.measure.sensitivity import DIVERGENCES, Likelihood
 from slimbit.numerics.batches import inputs_of
 from slimbit.plan.evidence import Layout
 from slimbit.plan.steps import METRICS
@@ -19,7 +20,7 @@ from slimbit.records.errors import InputError, closest
 from slimbit.records.plan import Recipe
 from slimbit.records.point import Frontier
 
-MOST_POINTS = 1000
+MOST_POINTS, MOST_SEED = 1000, 1 << 63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
     storage: str | None = None,
     recipe: Recipe | None = None,
     layout: Layout | None = None,
-    likelihood: str = "categorical",
+    likelihood: Likelihood | str = "categorical",
     retry_failed: bool = False,
     progress: Listener | None = None,
     network_name: str = "",
@@ -80,7 +81,8 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
         storage: Database that holds the study, e.g. ``postgresql://...``; default: a file in the folder.
         recipe: How plans are carried out.
         layout: Grid, one step per layer or filter, layers that stay float.
-        likelihood: "categorical" for classifiers, "gaussian" for regression and other heads.
+        likelihood: "categorical" for classifiers, "gaussian" for regression and other heads, or a function, see
+            `slimbit.measure.sensitivity`; a continued run must give one of the same name.
         retry_failed: Whether points that failed earlier are tried again.
         progress: Called with every `Progress`.
         network_name: Name for reports; default: the type of the network.
@@ -94,26 +96,30 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
             near chance, or an ``evaluate`` that fails on the float network.
         StoreError: The run's folder cannot be written; the same call continues when it can.
     """
-    _check(metric, points)
+    _check(metric=metric, points=points, seed=seed, likelihood=likelihood)
+    recipe, layout = recipe or Recipe(), layout or default_layout(metric)
+    _check_plans(metric, recipe, layout)
     subject = Subject.of(
         model,
         example_input,
         calibration,
         name=network_name,
         metric=metric,
-        recipe=recipe or Recipe(),
-        layout=layout or default_layout(metric),
+        recipe=recipe,
+        layout=layout,
         seed=seed,
     )
+    _check_layers(subject)
     scorer, origin = Scorer(evaluate), origin or Origin()
-    asked = {"points": points, "baselines": baselines, "likelihood": likelihood, "data": origin.data}
+    asked = {"points": points, "baselines": baselines, "likelihood": _name_of(likelihood), "data": origin.data}
     worker = Worker(
-        subject,
-        scorer,
-        Workspace(Path(out), storage=storage),
-        {**asked, **_settings(subject), "evaluate_images": scorer.images},
-        _about(origin, scorer, example_input),
-        progress or silent,
+        subject=subject,
+        scorer=scorer,
+        workspace=Workspace(Path(out), storage=storage),
+        settings={**asked, **_settings(subject), "evaluate_images": scorer.images},
+        about=_about(origin, scorer, example_input),
+        listener=progress or silent,
+        likelihood=likelihood,
     )
     worker.prepare()
     worker.work(retry_failed=retry_failed)
@@ -125,17 +131,48 @@ def default_layout(metric: str) -> Layout:
     return Layout(grid="midrise") if metric == "esn_filterwise" else Layout()
 
 
-def _check(metric: str, points: int) -> None:
+def _check(*, metric: str, points: int, seed: int, likelihood: Likelihood | str) -> None:
     if metric not in METRICS:
         raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}{closest(str(metric), METRICS)}")
     if not isinstance(points, int) or isinstance(points, bool) or not 1 <= points <= MOST_POINTS:
         raise InputError(f"points must be a whole number from 1 to {MOST_POINTS}, got {points!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < MOST_SEED:
+        raise InputError(f"seed must be a whole number of 0 or more, got {seed!r}")
+    if not callable(likelihood) and likelihood not in DIVERGENCES:
+        raise InputError(f"likelihood must be {', '.join(DIVERGENCES)} or a function, got {likelihood!r}")
+
+
+def _check_plans(metric: str, recipe: Recipe, layout: Layout) -> None:
+    """What no plan could be made of, before anything is measured."""
+    for name, value, kind in (("recipe", recipe, Recipe), ("layout", layout, Layout)):
+        if not isinstance(value, kind):
+            raise InputError(f"{name} must be a {kind.__name__}, got {value!r}")
+    if metric != "esn_filterwise":
+        return
+    if layout.grid == "midrise_zero":
+        raise InputError("grid must be midrise or midtread for esn_filterwise, got midrise_zero")
+    if recipe.rounding == "rate_aware":
+        raise InputError("rounding must be nearest for esn_filterwise, whose cost is not one of levels, got rate_aware")
+
+
+def _check_layers(subject: Subject) -> None:
+    subject.layout.check_names(subject.survey.spec)
+    if all(layer.name in subject.layout.skip for layer in subject.survey.spec.layers):
+        raise InputError(f"skip must leave a layer of {subject.survey.spec.name} to compress, got all of them")
+
+
+def _name_of(likelihood: Likelihood | str) -> str:
+    """Name of a likelihood for ``run.json``: code cannot be stored."""
+    if isinstance(likelihood, str):
+        return likelihood
+    named = likelihood if hasattr(likelihood, "__qualname__") else type(likelihood)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def _settings(subject: Subject) -> dict[str, Any]:
     return {
         "network": subject.survey.spec.name,
-        "network_digest": digest_of(subject.model.state_dict()),
+        "network_digest": subject.digest,
         "metric": subject.metric,
         "calibration_images": subject.images(),
         "calibration_digest": digest_of([inputs_of(batch) for batch in subject.batches]),

@@ -15,7 +15,7 @@ from slimbit.frontier.measure_point import Scorer, measure_point, versions
 from slimbit.frontier.progress import Listener, Progress, Stage
 from slimbit.frontier.subject import BASELINE_BITS, Subject
 from slimbit.frontier.workspace import POLL_SECONDS, PlannedPoint, Workspace
-from slimbit.measure.sensitivity import measure_sensitivity
+from slimbit.measure.sensitivity import Likelihood, measure_sensitivity
 from slimbit.records.errors import InputError
 from slimbit.records.point import Frontier, FrontierPoint
 from slimbit.records.sensitivity import Sensitivity
@@ -35,6 +35,7 @@ class Worker:
         settings: What a continued run must repeat, names as in `RunInfo`.
         about: Other entries of `RunInfo`.
         listener: Called with every `Progress`.
+        likelihood: What the sensitivity samples labels from; ``settings`` holds its name.
         info: Known once the float network was scored.
     """
 
@@ -44,6 +45,7 @@ class Worker:
     settings: Mapping[str, Any]
     about: Mapping[str, Any]
     listener: Listener
+    likelihood: Likelihood | str = "categorical"
     info: RunInfo | None = None
     _started: float = field(default_factory=time.perf_counter)
     _begun_with: int = 0
@@ -105,7 +107,7 @@ class Worker:
                 self.subject.survey.spec,
                 self.subject.batches,
                 generator=torch.Generator().manual_seed(self.subject.seed),
-                likelihood=self.settings["likelihood"],
+                likelihood=self.likelihood,
             )
             self.workspace.note("sensitivity", found.to_dict())
             stored = self.workspace.noted("sensitivity")

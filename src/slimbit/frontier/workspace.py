@@ -29,7 +29,7 @@ from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
 
 POLL_SECONDS = 0.2
-OURS = {NAME, studies.NAME, "objects", "locks"}
+OURS = {NAME, studies.NAME, "objects", "locks", "report.html"}
 
 
 @dataclass(frozen=True, kw_only=True)

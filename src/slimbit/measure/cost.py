@@ -1,7 +1,7 @@
 """Measure what a network costs, layer by layer (section 3 of HkxAS6VFDB; formulas in docs/glossary.md)."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slimbit.measure.counting import Counting, Steps, counting_from, step_of
 from slimbit.measure.hardware import HardwareLike, hardware_cost, load_hardware
-from slimbit.numerics.energy import LevelSums, Rounding, level_bits, level_sums, quantized_sums
+from slimbit.numerics.energy import LevelSums, Rounding, code_bits, level_sums, quantized_sums
 from slimbit.records.cost import CostReport, LayerCost, TotalCost
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, Per
@@ -122,7 +122,9 @@ class _Facts:
     grid: str
     filter_bits: Tensor
     activation_bits: int
+    declared_bits: int = 0
     steps: Tensor | None = None
+    signal_to_noise: float | None = None
 
 
 def _layer_cost(
@@ -142,9 +144,14 @@ def _stored_facts(layer: LayerSpec, stored: StoredLevels, counting: Counting) ->
     if counting.bits is not None or counting.steps is not None:
         raise InputError(f"bits must not be given for weights that are integers already, got {layer.name}")
     sums = level_sums(stored.levels, counting.formula)
-    bits = level_bits(sums.peak, counting.formula)
     return _Facts(
-        sums=sums, grid=stored.grid, filter_bits=bits, activation_bits=QUANTIZED_ACTIVATION_BITS, steps=stored.step
+        sums=sums,
+        grid=stored.grid,
+        filter_bits=code_bits(sums, stored.grid, counting.formula),
+        activation_bits=QUANTIZED_ACTIVATION_BITS,
+        declared_bits=stored.bits,
+        steps=stored.step,
+        signal_to_noise=stored.signal_to_noise,
     )
 
 
@@ -166,21 +173,25 @@ def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: Counting, keep: T
     weight = weight if weight.dtype in {torch.float32, torch.float64} else weight.float()
     step, limit = step_of(layer, weight, counting)
     sums = quantized_sums(weight, step, Rounding(counting.grid, limit, counting.formula), keep=keep)
-    bits = level_bits(sums.peak, counting.formula)
     return _Facts(
-        sums=sums, grid=counting.grid, filter_bits=bits, activation_bits=QUANTIZED_ACTIVATION_BITS, steps=step
+        sums=sums,
+        grid=counting.grid,
+        filter_bits=code_bits(sums, counting.grid, counting.formula),
+        activation_bits=QUANTIZED_ACTIVATION_BITS,
+        steps=step,
+        signal_to_noise=sums.signal / sums.error if sums.error > 0 else None,
     )
 
 
 def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
     sums, c = facts.sums, layer.multiplicity(per)
     weights_left = _weights_left(layer, sums)
-    widest = int(facts.filter_bits.max())
+    widest = max(facts.declared_bits, int(facts.filter_bits.max()))
     filterwise = int((weights_left * facts.filter_bits).sum())
     macs = c * int(weights_left.sum())
     owned = 0 if layer.shared_with else 1
     has_levels = facts.steps is not None
-    ratio = sums.signal / sums.error if sums.error > 0 else None
+    ratio = facts.signal_to_noise
     return LayerCost(
         name=layer.name,
         kind=layer.kind,
@@ -254,19 +265,16 @@ _SUMMED = (
 )
 
 
-def _notes(layers: Sequence[LayerCost]) -> tuple[str, ...]:
-    off = [
-        layer.name
-        for layer in layers
-        if layer.signal_to_noise is not None and layer.signal_to_noise < RELIABLE_SIGNAL_TO_NOISE
-    ]
-    if not off:
-        return ()
-    note = (
-        f"Eq. (4) estimates esn_analog from S/N and is unreliable below S/N {RELIABLE_SIGNAL_TO_NOISE:g}, "
-        f"which is so in {len(off)} of {len(layers)} layers (first: {off[0]}): quote the exact esn_analog."
-    )
-    return (note,)
+def _notes(layers: Sequence[LayerCost]) -> Iterator[str]:
+    if all(layer.nonzero_macs == 0 and layer.mean_bits == 0 for layer in layers):
+        yield "Every weight is 0: nothing is left to cost."
+    ratios = [(layer.name, layer.signal_to_noise) for layer in layers if layer.signal_to_noise is not None]
+    off = [name for name, ratio in ratios if ratio < RELIABLE_SIGNAL_TO_NOISE]
+    if off:
+        yield (
+            f"Eq. (4) estimates esn_analog from S/N and is unreliable below S/N {RELIABLE_SIGNAL_TO_NOISE:g}, "
+            f"which is so in {len(off)} of {len(layers)} layers (first: {off[0]}): quote the exact esn_analog."
+        )
 
 
 def _refuse_non_finite(layer: LayerSpec, weight: Tensor) -> None:

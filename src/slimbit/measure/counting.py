@@ -47,7 +47,7 @@ class Counting:
             raise InputError(f"bits must be a number from 1 to {MAX_BITS}, got {self.bits}")
         if self.bits is not None and self.policy == "sigma" and self.bits != int(self.bits):
             raise InputError(f"bits must be a whole number for the policy sigma, got {self.bits}")
-        if self.activation_bits is not None and not 1 <= self.activation_bits <= 32:
+        if self.activation_bits is not None and self.activation_bits not in range(1, 33):
             raise InputError(f"activation bits must be a whole number from 1 to 32, got {self.activation_bits}")
         _one_of("policy", self.policy, POLICIES)
         _one_of("grid", self.grid, GRIDS)
@@ -99,7 +99,10 @@ def step_of(layer: LayerSpec, weight: Tensor, counting: Counting) -> tuple[Tenso
 
 
 def _given_step(layer: LayerSpec, step: Any, weight: Tensor) -> Tensor:
-    tensor = torch.as_tensor(step, dtype=weight.dtype, device=weight.device)
+    try:
+        tensor = torch.as_tensor(step, dtype=weight.dtype, device=weight.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"steps of layer {layer.name} must be numbers, got {step!r}") from error
     if tensor.ndim > 0 and tensor.shape != (layer.filters,):
         raise InputError(
             f"steps of layer {layer.name} must be one number or one for each of its {layer.filters} filters, "

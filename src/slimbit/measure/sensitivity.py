@@ -5,15 +5,17 @@ and the expected gradient of every image is zero. That lets several images share
 vanish in the mean, ``E (sum_n g_n)^2 = sum_n E g_n^2``.
 """
 
-import copy
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimbit.numerics.batches import Forward, call_network, checked_batches, inputs_of, pieces
+from slimbit.numerics.batches import Forward, call_network, checked_batches, count_of, output_heads, pieces
+from slimbit.numerics.copies import copied
 from slimbit.numerics.grid import filters_first
 from slimbit.numerics.moments import check_finite
 from slimbit.records.errors import InputError
@@ -41,56 +43,138 @@ def measure_sensitivity(
         spec: Its survey.
         batches: About 400 to 1000 unlabelled images.
         generator: Samples the labels; on the CPU.
-        likelihood: "categorical": output ``(images, classes, ...)`` are logits. "gaussian": any tensor, unit
-            variance; the choice for regression and other heads. Or a function for anything else.
+        likelihood: "categorical": output ``(images, classes, ...)`` are logits, ``(images,)`` or ``(images, 1)`` the
+            logit of a yes. "gaussian": any tensor, unit variance; the choice for regression and other heads. Several
+            heads (a tuple, a mapping) count as independent. Or a function for anything else.
         images_per_pass: Images that share one backward pass; 1 has the least variance per image.
         forward: How to call the network on a batch.
 
     Returns:
-        One number per filter and layer; 0 where no gradient arrives.
+        One number per filter and layer. A layer that matters although no gradient arrives (it runs under
+        ``torch.no_grad``, or before an arg-max) gets one number for all filters, by a random change of its weights;
+        0 where the outputs do not depend on it at all.
 
     Raises:
-        InputError: No images, an output the likelihood cannot take, or gradients that are not finite.
+        InputError: Batches the network cannot run on, an output the likelihood cannot take, gradients that are not
+            finite, or outputs that depend on no layer.
     """
     sample = _likelihood(likelihood)
-    network = copy.deepcopy(model).eval()
+    network = copied(model).eval()
     layers = [layer for layer in spec.layers if not layer.shared_with]
     weights = _weights(network, layers)
     total = [torch.zeros(layer.filters, dtype=torch.float64) for layer in layers]
-    images = 0
+    images, found = 0, checked_batches(batches)
     with torch.enable_grad():
-        for piece in pieces(checked_batches(batches), images_per_pass):
-            loss = sample(forward(network, piece), generator)
+        for piece in pieces(found, images_per_pass):
+            images += count_of(piece)
+            loss = sample(_outputs(network, piece, forward), generator)
+            if not loss.requires_grad:
+                continue
             grads = torch.autograd.grad(loss, weights, allow_unused=True)
             for k, (layer, grad) in enumerate(zip(layers, grads, strict=True)):
                 if grad is not None:
                     total[k] += _per_filter(layer, grad)
-            inputs = inputs_of(piece)
-            images += len(inputs) if isinstance(inputs, Tensor) else 1
     name = likelihood if isinstance(likelihood, str) else "custom"
+    piece = next(pieces(found, PERTURBED_IMAGES))
+    for k, layer in enumerate(layers):
+        if name in DIVERGENCES and not bool(total[k].any()):
+            change = _Change(network, weights[k].detach()[slice(*(layer.rows or (None,)))], name, forward)
+            total[k] += images * change.sensitivity(piece)
+    if not any(bool(t.any()) for t in total):
+        raise InputError("outputs of the network must depend on its weights, got no layer that changes them")
     return Sensitivity({x.name: tuple((t / images).tolist()) for x, t in zip(layers, total, strict=True)}, images, name)
 
 
 def categorical(outputs: Any, generator: torch.Generator) -> Tensor:
     """Negative log-likelihood of labels sampled from ``softmax(outputs)``, classes along dimension 1.
 
+    One output per image is the logit of a yes; several heads are independent and add up.
+
     >>> float(categorical(torch.tensor([[100.0, 0.0]]), torch.Generator().manual_seed(0)))
     0.0
     """
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
-        raise InputError(f"output must be logits (images, classes, ...), got {_describe(outputs)}: give a likelihood")
-    logits = outputs.movedim(1, -1).reshape(-1, outputs.shape[1]).float()
-    check_finite(logits, "output of the network")
-    labels = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator).reshape(-1)
-    return F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+    losses = []
+    for head in _heads(outputs):
+        logits = _logits(head)
+        check_finite(logits, "output of the network")
+        labels = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator).reshape(-1)
+        losses.append(F.cross_entropy(logits, labels.to(logits.device), reduction="sum"))
+    return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+
+def _logits(head: Tensor) -> Tensor:
+    """One row of logits per decision; a single output becomes the pair (0, logit)."""
+    rows = head.unsqueeze(1) if head.ndim == 1 else head
+    logits = rows.movedim(1, -1).reshape(-1, rows.shape[1]).float()
+    return F.pad(logits, (1, 0)) if rows.shape[1] == 1 else logits
 
 
 def gaussian(outputs: Any, generator: torch.Generator) -> Tensor:
     """Negative log-likelihood of targets sampled from a unit Gaussian around ``outputs``, up to a constant."""
-    if not isinstance(outputs, Tensor):
-        raise InputError(f"output must be a tensor, got {_describe(outputs)}: give a likelihood")
-    noise = torch.randn(outputs.shape, generator=generator).to(outputs)
-    return 0.5 * (outputs - (outputs.detach() + noise)).square().sum()
+    losses = []
+    for head in _heads(outputs):
+        noise = torch.randn(head.shape, generator=generator).to(head)
+        losses.append(0.5 * (head - (head.detach() + noise)).square().sum())
+    return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+
+PERTURBED_IMAGES, PERTURBATIONS = 64, (0.01, 0.1, 1.0)
+"""Images, and sizes of a random change over the weights' root mean square, where there is no gradient: the first
+that changes the outputs counts."""
+
+
+def _categorical_divergence(found: Tensor, wanted: Tensor) -> Tensor:
+    p, q = _logits(wanted).double().log_softmax(1), _logits(found).double().log_softmax(1)
+    return (p.exp() * (p - q)).sum()
+
+
+def _gaussian_divergence(found: Tensor, wanted: Tensor) -> Tensor:
+    return 0.5 * (found.double() - wanted.double()).square().sum()
+
+
+DIVERGENCES = {"categorical": _categorical_divergence, "gaussian": _gaussian_divergence}
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A layer's mean sensitivity without gradients: ``KL(p || p') = 1/2 sum_i s_i d_i^2`` for a small change ``d``."""
+
+    network: nn.Module
+    weight: Tensor
+    likelihood: str
+    forward: Forward
+
+    def sensitivity(self, piece: Any) -> float:
+        return next(filter(None, (self._at(size, piece) for size in PERTURBATIONS)), 0.0)
+
+    @torch.no_grad()
+    def _at(self, size: float, piece: Any) -> float:
+        before, divergence = self.weight.clone(), DIVERGENCES[self.likelihood]
+        wanted = _heads(self.forward(self.network, piece))
+        noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(0)).to(before)
+        self.weight.add_(noise * size * before.double().square().mean().sqrt().to(before))
+        power = float((self.weight - before).double().square().sum())
+        found = _heads(self.forward(self.network, piece))
+        self.weight.copy_(before)
+        total = float(torch.stack([divergence(f, w) for f, w in zip(found, wanted, strict=True)]).sum())
+        return max(0.0, 2 * total / power) / count_of(piece) if power > 0 and math.isfinite(total) else 0.0
+
+
+def _outputs(network: nn.Module, batch: Any, forward: Forward) -> Any:
+    try:
+        return forward(network, batch)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"calibration batches must be ones that the network runs on, got {reason}") from error
+
+
+def _heads(outputs: Any) -> list[Tensor]:
+    heads = output_heads(outputs)
+    if not heads:
+        raise InputError(f"output of the network must hold float tensors, a row per image, got {_describe(outputs)}")
+    return heads
 
 
 def _likelihood(choice: Likelihood | str) -> Likelihood:
@@ -112,6 +196,7 @@ def _weights(network: nn.Module, layers: list[LayerSpec]) -> list[Tensor]:
 
 
 def _per_filter(layer: LayerSpec, grad: Tensor) -> Tensor:
+    grad = grad.to_dense() if grad.is_sparse else grad
     part = grad[slice(*(layer.rows or (None,)))]
     rows = filters_first(part, transposed=layer.transposed, groups=layer.groups)
     check_finite(rows, f"gradient of layer {layer.name!r}")

@@ -106,14 +106,3 @@ def best_widths(table: WidthTable, price: float, *, sensitivity: Tensor, macs_pe
     widths = torch.arange(table.error.shape[1], dtype=torch.float64, device=table.error.device)
     loss = 0.5 * sensitivity.double().reshape(-1, 1) * table.error + price * macs_per_filter * widths
     return loss.argmin(dim=1)
-
-
-def cheapest(loss: Tensor, cost: Tensor, price: float) -> int:
-    """Index minimizing ``loss + price * cost``; ties go to the cheaper. Cost falls when the price grows.
-
-    >>> cheapest(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([9.0, 4.0, 1.0]), 0.5)
-    1
-    """
-    total = loss.double() + price * cost.double()
-    best = torch.nonzero(total <= total.min()).reshape(-1)
-    return int(best[cost[best].argmin()])

@@ -1,5 +1,6 @@
 """How a network is called on a batch: the same for calibration, sensitivity and statistics."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,18 +28,68 @@ def inputs_of(batch: Any) -> Any:
     return batch[0] if isinstance(batch, tuple | list) and batch else batch
 
 
+def count_of(batch: Any) -> int:
+    """Number of images of a batch: by its first tensor; 1 where there is none.
+
+    >>> count_of({"ids": torch.zeros(3, 7)}), count_of((torch.zeros(2, 1), torch.zeros(2)))
+    (3, 2)
+    """
+    first = next((x for x in _tensors(batch) if x.ndim), None)
+    return 1 if first is None else len(first)
+
+
+def elements_of(batch: Any) -> int:
+    """Number of elements of a batch's tensors."""
+    return sum(value.numel() for value in _tensors(batch))
+
+
+def as_called(batches: Iterable[Any] | Tensor, model: nn.Module, example_input: Any) -> Iterable[Any] | Tensor:
+    """Batches in the form of the network's example, so that what lies beside its inputs (labels) is left out.
+
+    Args:
+        batches: A tensor, a mapping, or an iterable of tensors, mappings and tuples.
+        model: Its forward method names the arguments of an example with several.
+        example_input: A tensor: batches stay as they are. A mapping: of each mapping only its keys are used. A tuple
+            of several inputs: the first so many of each batch, or of its first entry, by argument name.
+    """
+    if isinstance(batches, Tensor | Mapping) or not isinstance(batches, Iterable):
+        return batches
+    if isinstance(example_input, Mapping):
+        keys = list(example_input)
+        return [{k: b[k] for k in keys} if isinstance(b, Mapping) and {*keys} <= {*b} else b for b in batches]
+    if not isinstance(example_input, tuple | list) or len(example_input) < 2:
+        return batches
+    names = list(inspect.signature(model.forward).parameters)[: len(example_input)]
+    return [_by_name(batch, names) for batch in batches]
+
+
+def _by_name(batch: Any, names: list[str]) -> Any:
+    if not isinstance(batch, tuple | list) or not batch:
+        return batch
+    inputs = batch[0] if isinstance(batch[0], tuple | list) else batch
+    return dict(zip(names, inputs, strict=False))
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    """What a network reads of a batch, as far as it is tensors."""
+    values = list(batch.values()) if isinstance(batch, Mapping) else [inputs_of(batch)]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
 def checked_batches(batches: Iterable[Any] | Tensor) -> tuple[Any, ...]:
-    """Batches as a tuple, a lone tensor as one batch; each must hold finite images.
+    """Batches as a tuple, a lone tensor or mapping as one batch; each must hold finite images.
 
     Raises:
         InputError: No batch, an empty one, or NaN.
     """
-    found = (batches,) if isinstance(batches, Tensor) else tuple(batches)
+    if not isinstance(batches, Iterable) or isinstance(batches, str):
+        raise InputError(f"calibration must be a tensor of images or batches of them, got {type(batches).__name__}")
+    found = (batches,) if isinstance(batches, Tensor | Mapping) else tuple(batches)
     if not found:
         raise InputError("calibration must hold at least one batch, got none")
     for number, batch in enumerate(found):
-        inputs = inputs_of(batch)
-        if not isinstance(inputs, Tensor):
+        inputs = next(iter(_tensors(batch)), None)
+        if inputs is None:
             continue
         if inputs.ndim == 0 or len(inputs) == 0:
             raise InputError(f"calibration batch {number} must hold images, got shape {tuple(inputs.shape)}")
@@ -53,6 +104,8 @@ def joined(batches: tuple[Any, ...]) -> tuple[Any, ...]:
     >>> [x.shape[0] for x in joined((torch.zeros(2, 3), (torch.zeros(1, 3), torch.zeros(1))))]
     [3]
     """
+    if all(isinstance(batch, Mapping) for batch in batches):
+        return _joined_mappings(batches)
     inputs = [inputs_of(batch) for batch in batches]
     if not all(isinstance(x, Tensor) for x in inputs):
         return batches
@@ -61,11 +114,52 @@ def joined(batches: tuple[Any, ...]) -> tuple[Any, ...]:
     return (torch.cat(inputs) if len(inputs) > 1 else inputs[0],)
 
 
+def _joined_mappings(batches: tuple[Any, ...]) -> tuple[Any, ...]:
+    names = list(batches[0])
+    columns = [joined(tuple(batch.get(name) for batch in batches)) for name in names]
+    same = all(list(batch) == names and _is_divisible(batch) for batch in batches)
+    if not same or {*map(len, columns)} != {1}:
+        return batches
+    return (dict(zip(names, (column[0] for column in columns), strict=True)),)
+
+
+def _is_divisible(batch: Mapping[str, Any]) -> bool:
+    """Whether every entry holds one row per image."""
+    return all(isinstance(x, Tensor) and x.ndim and len(x) == count_of(batch) for x in batch.values())
+
+
 def pieces(batches: Iterable[Any], size: int) -> Iterator[Any]:
-    """Tensor batches cut into pieces of ``size`` images; what is no tensor is passed on whole."""
+    """Batches cut into pieces of ``size`` images; what cannot be cut is passed on whole.
+
+    >>> [len(x["ids"]) for x in pieces([{"ids": torch.zeros(3, 7)}], 2)]
+    [2, 1]
+    """
     for batch in batches:
         inputs = inputs_of(batch)
-        if isinstance(inputs, Tensor):
+        if isinstance(batch, Mapping) and _is_divisible(batch):
+            parts = [torch.split(value, size) for value in batch.values()]
+            yield from (dict(zip(batch, part, strict=True)) for part in zip(*parts, strict=True))
+        elif isinstance(inputs, Tensor):
             yield from torch.split(inputs, size)
         else:
             yield batch
+
+
+def output_heads(outputs: Any) -> list[Tensor]:
+    """The float tensors of a network's output: of a tensor itself, its ``logits``, or every head of a container.
+
+    >>> [head.shape[1] for head in output_heads({"age": torch.zeros(2, 1), "kinds": (torch.zeros(2, 5), None)})]
+    [1, 5]
+    """
+    if isinstance(outputs, Tensor):
+        return [outputs] if outputs.is_floating_point() and outputs.ndim else []
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    if isinstance(logits, Tensor):
+        return output_heads(logits)
+    if isinstance(outputs, Mapping):
+        parts = list(outputs.values())
+    elif isinstance(outputs, list | tuple):
+        parts = list(outputs)
+    else:
+        parts = list(vars(outputs).values()) if hasattr(outputs, "__dict__") else []
+    return [head for part in parts for head in output_heads(part)]

@@ -55,6 +55,27 @@ def level_bits(levels: Tensor, formula: Formula = "standard") -> Tensor:
     return bits
 
 
+def code_bits(sums: "LevelSums", grid: Grid, formula: Formula = "standard") -> Tensor:
+    """Width of the codes of each filter, int32, shape ``(filters,)``; 0 = pruned.
+
+    The bits of its widest level. The mid-rise levels of b bits use all ``2^b`` codes, so a zero beside them takes one
+    bit more, unless the widest level leaves a code free (0 and +-0.5, +-1.5, +-2.5 are seven codes of three bits).
+
+    Args:
+        sums: Sums over the levels of a layer.
+        grid: Grid of the levels.
+        formula: Bit formula.
+
+    >>> code_bits(level_sums(torch.tensor([[0.5, -0.5], [0.5, 0.0], [2.5, 0.0], [3.5, 0.0]])), "midrise_zero").tolist()
+    [1, 2, 3, 4]
+    """
+    bits = level_bits(sums.peak, formula)
+    if grid != "midrise_zero" or sums.zeros is None:
+        return bits
+    full = sums.peak == torch.exp2(bits - 1.0) - 0.5
+    return bits + (full & sums.zeros & (bits > 0)).to(bits.dtype)
+
+
 @dataclass(frozen=True)
 class LevelSums:
     """Sums over the levels of one layer; costs are these times positions.
@@ -64,6 +85,7 @@ class LevelSums:
         bits: ``sum bits(q)``.
         nonzero: Number of levels that are not 0.
         peak: ``max |q|`` of each filter, shape (filters,).
+        zeros: Which filters hold a 0, bool, shape (filters,); None = none does.
         reads: Which inputs each filter reads, bool, shape (filters, inputs / groups): False where all its levels
             for that input are 0. None = every filter reads every input.
         signal: ``sum (step q + error)^2 = ||W||^2`` over kept weights; 0 where no weights were given.
@@ -74,6 +96,7 @@ class LevelSums:
     bits: int
     nonzero: int
     peak: Tensor
+    zeros: Tensor | None = None
     reads: Tensor | None = None
     signal: float = 0.0
     error: float = 0.0
@@ -129,6 +152,7 @@ def _sums(levels: Tensor, formula: Formula, *, zeros: bool = True) -> LevelSums:
         bits=int(level_bits(flat, formula).sum()),
         nonzero=nonzero,
         peak=torch.maximum(flat.amax(dim=1), -flat.amin(dim=1)),
+        zeros=None if nonzero == flat.numel() else (flat == 0).any(dim=1),
         reads=None if nonzero == flat.numel() else (levels != 0).reshape(*levels.shape[:2], -1).any(dim=2),
     )
 
@@ -140,10 +164,15 @@ def _add(parts: list[LevelSums]) -> LevelSums:
         bits=sum(part.bits for part in parts),
         nonzero=sum(part.nonzero for part in parts),
         peak=torch.cat([part.peak for part in parts]),
+        zeros=None if all(full) else torch.cat([_zeros(part) for part in parts]),
         reads=None if all(full) else torch.cat([_reads(part, parts[full.index(False)]) for part in parts]),
         signal=math.fsum(part.signal for part in parts),
         error=math.fsum(part.error for part in parts),
     )
+
+
+def _zeros(part: LevelSums) -> Tensor:
+    return torch.zeros_like(part.peak, dtype=torch.bool) if part.zeros is None else part.zeros
 
 
 def _reads(part: LevelSums, example: LevelSums) -> Tensor:

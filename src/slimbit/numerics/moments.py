@@ -241,7 +241,8 @@ class PatchSums:
             grouped = outputs.to(rows.dtype).reshape(len(rows), rows.shape[1], -1)
             parts += [cross_moment(grouped, rows), grouped.mean(dim=0)]
         weighted = [part.double() * len(rows) for part in parts]
-        self._sums = [a + b for a, b in zip(self._sums, weighted, strict=True)] if self._sums else weighted
+        # outputs are kept while every batch has them
+        self._sums = [a + b for a, b in zip(self._sums, weighted, strict=False)] if self._sums else weighted
         self.count += len(rows)
 
     def moments(self, *, centred: bool) -> PatchMoments:

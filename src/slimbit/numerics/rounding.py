@@ -1,7 +1,7 @@
 """From weights to levels: nearest, rate-aware, with error compensation; and the scale that fits the levels best."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from slimbit.numerics.grid import Grid, along_filters, largest_level, to_levels,
 from slimbit.records.errors import InputError
 
 LevelMetric = Literal["esn_analog", "esn_digital"]
-LEVEL_METRICS: tuple[LevelMetric, ...] = get_args(LevelMetric)
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class Quantizer:
         limit: Largest level; None, a number, or shape ``(filters,)``.
         rate: Weight of the cost, in squared weights; scalar or ``(filters,)``. 0 = nearest rounding.
         metric: Cost ``phi`` of a level: squared level, or bits.
+        mask: Shape of the weights, False where a weight was pruned: its level is 0 on every grid. None = none was.
     """
 
     step: Tensor
@@ -31,6 +31,7 @@ class Quantizer:
     limit: float | Tensor | None = None
     rate: float | Tensor = 0.0
     metric: LevelMetric = "esn_analog"
+    mask: Tensor | None = None
 
     @property
     def rate_aware(self) -> bool:
@@ -64,6 +65,8 @@ def round_levels(weights: Tensor, quantizer: Quantizer) -> Tensor:
     if quantizer.rate_aware and quantizer.metric == "esn_analog":
         step = step + quantizer.rate / step
     nearest = to_levels(weights, step, grid=quantizer.grid, limit=quantizer.limit)
+    if quantizer.mask is not None:
+        nearest = nearest * quantizer.mask
     if not quantizer.rate_aware or quantizer.metric == "esn_analog":
         return nearest
     return _fewer_bits(weights, nearest, quantizer)
@@ -105,12 +108,16 @@ def compensate(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> Tensor:
     order = moment.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
     work = work.gather(2, order[:, None, :].expand_as(work))
     upper = _inverse_factor(moment, order)
-    nearest = replace(quantizer, rate=0.0)
+    nearest = replace(quantizer, rate=0.0, mask=None)
+    kept = None if quantizer.mask is None else quantizer.mask.reshape(work.shape)
+    kept = None if kept is None else kept.gather(2, order[:, None, :].expand_as(work))
     levels = torch.empty_like(work)
     for j in range(features):
         pivot = upper[:, j, j]
         column = work[:, :, j]
         q = round_levels(column.reshape(-1), nearest).reshape(column.shape)
+        if kept is not None:
+            q = q * kept[:, :, j]
         levels[:, :, j] = q
         error = (column - to_weights(q.reshape(-1), quantizer.step).reshape(q.shape)) / pivot[:, None]
         work[:, :, j + 1 :] -= error.unsqueeze(2) * upper[:, None, j, j + 1 :]
@@ -140,10 +147,14 @@ def polish(weights: Tensor, levels: Tensor, moment: Tensor, quantizer: Quantizer
     step = step.reshape(groups, -1) if step.ndim else step
     slope = torch.bmm(work - q * (step.unsqueeze(-1) if step.ndim else step), moment)
     strength = moment.diagonal(dim1=1, dim2=2)
+    kept = None if quantizer.mask is None else quantizer.mask.reshape(work.shape)
+    quantizer = replace(quantizer, mask=None)
     for j in [*range(features)] * sweeps:
         weight = strength[:, j, None]
         best = q[:, :, j] * step + slope[:, :, j] / weight
         chosen = _weighed(best, weight, quantizer)
+        if kept is not None:
+            chosen = chosen * kept[:, :, j]
         change = (q[:, :, j] - chosen) * step
         slope += change.unsqueeze(2) * moment[:, None, j]
         q[:, :, j] = chosen
@@ -176,13 +187,14 @@ def remaining_error(moment: Tensor) -> float:
 def damped(moment: Tensor, share: float = 0.01) -> Tensor:
     """``H`` plus ``share`` of its mean diagonal, scaled to a mean diagonal of 1: positive definite.
 
-    A group whose inputs are all zero becomes the identity, so its weights are rounded plainly.
+    A group whose inputs are all zero, or too large to be squared, becomes the identity, so its
+    weights are rounded plainly.
 
     >>> damped(torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]), 0.0)[0].tolist()
     [[2.0, 0.0], [0.0, 0.0]]
     """
     scale = moment.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
-    silent = scale <= 0
+    silent = ~((scale > 0) & scale.isfinite())
     eye = torch.eye(moment.shape[1], dtype=moment.dtype, device=moment.device)
     return torch.where(silent, eye, moment / torch.where(silent, 1.0, scale)) + share * eye
 
@@ -215,6 +227,35 @@ def _inverse_factor(moment: Tensor, order: Tensor) -> Tensor:
     rows = order[:, :, None].expand_as(moment)
     columns = order[:, None, :].expand_as(moment)
     ordered = moment.gather(1, rows).gather(2, columns).double()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor.to(moment.dtype)
+    inverse = torch.cholesky_inverse(cholesky(ordered))
+    return cholesky(inverse, upper=True).to(moment.dtype)
+
+
+JITTER = (1e-6, 1e-4, 1e-2, 1.0)
+"""Shares of the mean diagonal that are added in turn to a matrix that is not quite positive definite."""
+
+
+def cholesky(matrices: Tensor, *, upper: bool = False) -> Tensor:
+    """Cholesky factors that always exist: what rounding made indefinite gets a growing share of its mean diagonal.
+
+    A matrix that is beyond that (infinite, or all zero) counts as the identity.
+
+    Args:
+        matrices: Symmetric, ``(groups, features, features)``.
+        upper: Whether to give upper factors.
+
+    >>> cholesky(torch.tensor([[[4.0]], [[0.0]], [[float("nan")]]])).flatten().tolist()
+    [2.0, 1.0, 1.0]
+    """
+    factors: Tensor
+    factors, failed = torch.linalg.cholesky_ex(matrices, upper=upper)
+    eye = torch.eye(matrices.shape[1], dtype=matrices.dtype, device=matrices.device)
+    scale = matrices.diagonal(dim1=1, dim2=2).abs().mean(dim=1)[:, None, None]
+    for share in JITTER:
+        bad = (failed != 0)[:, None, None]
+        if not bool(bad.any()):
+            return factors
+        trial, still = torch.linalg.cholesky_ex(matrices + share * scale * eye, upper=upper)
+        factors, failed = torch.where(bad, trial, factors), torch.where(bad.flatten(), still, failed)
+    whole: Tensor = torch.where((failed != 0)[:, None, None], eye, factors)
+    return whole

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from slimbit.numerics.allocate import WidthTable, width_table
-from slimbit.numerics.grid import Grid
+from slimbit.numerics.grid import GRIDS, Grid
 from slimbit.numerics.moments import check_finite
-from slimbit.records.errors import InputError, closest
+from slimbit.records.errors import InputError, check_choice, closest
 from slimbit.records.network import LayerSpec, NetworkSpec, Per
 from slimbit.records.sensitivity import Sensitivity
 
@@ -32,6 +32,20 @@ class Layout:
     skip: tuple[str, ...] = ()
     per: Per = "mac"
 
+    def __post_init__(self) -> None:
+        check_choice("grid", self.grid, GRIDS)
+        check_choice("granularity", self.granularity, get_args(Granularity))
+        check_choice("per", self.per, get_args(Per))
+        if not isinstance(self.skip, tuple) or not all(isinstance(name, str) for name in self.skip):
+            raise InputError(f"skip must be a tuple of layer names, got {self.skip!r}")
+
+    def check_names(self, spec: NetworkSpec) -> None:
+        """Raise `InputError` where ``skip`` names what is no layer of the network."""
+        names = tuple(layer.name for layer in spec.layers)
+        for name in self.skip:
+            if name not in names:
+                raise InputError(f"skip must name layers of the network, got {name!r}{closest(name, names)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
@@ -53,10 +67,7 @@ class Evidence:
 
     def layers(self, layout: Layout) -> Iterator[LayerSpec]:
         """The layers to quantize; a tensor used twice is decided once."""
-        names = tuple(layer.name for layer in self.spec.layers)
-        for name in layout.skip:
-            if name not in names:
-                raise InputError(f"skip must name layers of the network, got {name!r}{closest(name, names)}")
+        layout.check_names(self.spec)
         yield from (layer for layer in self.spec.layers if not layer.shared_with and layer.name not in layout.skip)
 
     def weight(self, layer: LayerSpec) -> Tensor:

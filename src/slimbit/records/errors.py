@@ -24,13 +24,30 @@ class MissingExtraError(InputError):
         super().__init__(f"{purpose} needs {package}: install it with  pip install 'slimbit[{extra}]'")
 
 
+def check_choice(what: str, value: object, known: tuple[str, ...]) -> None:
+    """Raise `InputError` unless the value is one of those known.
+
+    >>> check_choice("per", "mac", ("mac", "parameter"))
+    """
+    if value not in known:
+        raise InputError(f"{what} must be one of {', '.join(known)}, got {value!r}")
+
+
 def closest(name: str, known: "list[str] | tuple[str, ...]", count: int = 3) -> str:
     """Names most like a misspelt one, as the tail of a sentence ("" when none is close).
 
-    >>> closest("resnet2O", ("resnet20", "resnet50", "vgg7"))
-    '; did you mean resnet20 or resnet50?'
+    Of equally close ones those come first that begin as it does.
+
+    >>> closest("resnet21", ("resnet32", "resnet20", "vgg7"))
+    '; did you mean resnet20 or resnet32?'
     """
     import difflib
+    from itertools import takewhile
 
-    matches = difflib.get_close_matches(name, known, n=count, cutoff=0.6)
+    def likeness(other: str) -> tuple[float, int]:
+        start = [*takewhile(lambda pair: pair[0] == pair[1], zip(other, name, strict=False))]
+        return difflib.SequenceMatcher(None, other, name).ratio(), len(start)
+
+    close = difflib.get_close_matches(name, known, n=max(1, len(known)), cutoff=0.6)
+    matches = sorted(close, key=likeness, reverse=True)[:count]
     return f"; did you mean {' or '.join(matches)}?" if matches else ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from slimbit.records.errors import InputError
+from slimbit.records.errors import InputError, check_choice
 
 PlanGrid = Literal["midrise", "midrise_zero", "midtread"]
 Rounding = Literal["nearest", "rate_aware"]
@@ -40,9 +40,9 @@ class Recipe:
     statistics: Statistics = "paired_layerwise"
 
     def __post_init__(self) -> None:
-        _check_choice("rounding", self.rounding, get_args(Rounding))
-        _check_choice("statistics", self.statistics, get_args(Statistics))
-        _check_choice("target", self.target, get_args(Target))
+        check_choice("rounding", self.rounding, get_args(Rounding))
+        check_choice("statistics", self.statistics, get_args(Statistics))
+        check_choice("target", self.target, get_args(Target))
         for name in ("compensation", "refit"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -70,7 +70,7 @@ class LayerPlan:
 
     def __post_init__(self) -> None:
         where = f"of layer {self.name!r}"
-        _check_choice(f"grid {where}", self.grid, get_args(PlanGrid))
+        check_choice(f"grid {where}", self.grid, get_args(PlanGrid))
         if not self.steps:
             raise InputError(f"steps {where} must hold one number or one per filter, got none")
         _check_numbers(f"steps {where}", self.steps, above=True)
@@ -86,7 +86,7 @@ class CompressionPlan(Recipe):
 
     Attributes:
         network: Name of the network, for people.
-        policy: What chose the steps: "max_abs", "sigma", "optimal", "curve", or a name of the user's.
+        policy: What chose the steps: "max_abs", "sigma", "optimal", or a name of the user's.
         layers: One entry per layer that is quantized; a layer without an entry stays float.
         metric: Cost metric that the price is for, None where no price was used.
         price: Accuracy loss (nats) one is willing to pay per unit of the metric.
@@ -165,11 +165,6 @@ def _check_keys(what: str, data: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(set(data) - known)
     if unknown:
         raise InputError(f"{what} must have only known keys, got {', '.join(map(str, unknown))}")
-
-
-def _check_choice(what: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(f"{what} must be one of {', '.join(known)}, got {value!r}")
 
 
 def _check_numbers(what: str, values: tuple[float, ...], *, above: bool) -> None:

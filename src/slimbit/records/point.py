@@ -17,7 +17,7 @@ class FrontierPoint:
         number: Trial number in the study.
         key: Name of the point within its run (``sweep-03``, ``refine-00``, ``max_abs-4``): the same in every attempt.
         state: "done", or "failed" with the reason in ``error``.
-        policy: What chose the steps: "optimal", "max_abs", "sigma", "signal", ..., or "float" for the network itself.
+        policy: What chose the steps: "optimal" at a price, or "max_abs" of the baselines.
         setting: What turned the knob, for people: ``price 2.1e-09``, ``4 bits``.
         baseline: Whether it is there for comparison (the paper's quantize-only), not a proposal.
         metric: Cost metric that the price is for.

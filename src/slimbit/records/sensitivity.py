@@ -1,4 +1,4 @@
-"""How much the loss cares for each layer's weights, and what each layer's steps cost and spoil."""
+"""How much the loss cares for each filter's weights."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

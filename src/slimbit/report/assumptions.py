@@ -34,9 +34,8 @@ ZEROS_ARE_FREE = (
     "hardware that skips zeros. Hardware that cannot skip them should go by ESN filter-wise."
 )
 ZERO_IS_A_CODE = (
-    "Zero is a code. On the grid midrise_zero, b bits hold 2^b levels, and the zero is one more. ESN filter-wise, bit "
-    "operations and weight bytes in figures and tables do not count that code; the headline does, with one bit more "
-    "for every weight."
+    "Zero is a code. On the grid midrise_zero, b bits hold 2^b levels without it; where a filter uses all of them and "
+    "a zero, ESN filter-wise, bit operations and weight bytes count one bit more for each of its weights."
 )
 PER_MAC = "Costs are per image: a weight counts once for every output position that uses it (per MAC)."
 PER_PARAMETER = "A weight counts once, however many output positions use it (per parameter)."

@@ -62,7 +62,7 @@ class PointFrame:
 
     number: int
     kind: str
-    """"ours", "baseline", "float" or "failed"."""
+    """"ours", "baseline" or "failed"."""
     policy: str
     setting: str
     grid: str
@@ -199,8 +199,7 @@ def _layer_names(reports: Mapping[int, CostData]) -> tuple[str, ...]:
 def _metric_names(first: str, points: Sequence[FrontierPoint]) -> list[str]:
     """Metrics that tell points apart, that of the sweep first: what compression cannot change needs no axis."""
     known = dict.fromkeys((first, *PREFERRED, *LABELS, *(name for point in points for name in point.costs)))
-    compressed = [point for point in points if point.policy != "float"] or list(points)
-    values = {name: {point.costs.get(name) for point in compressed} - {None, 0} for name in known}
+    values = {name: {point.costs.get(name) for point in points} - {None, 0} for name in known}
     chosen = [name for name in known if len(values[name]) > 1]
     return chosen or [name for name in known if values[name]][:1]
 
@@ -210,7 +209,7 @@ def _metric_frame(name: str, points: Sequence[FrontierPoint]) -> MetricFrame:
     rows = [
         (cost, point.number, point.accuracy)
         for point in points
-        if point.policy != "float" and point.accuracy is not None and (cost := point.costs.get(name)) is not None
+        if point.accuracy is not None and (cost := point.costs.get(name)) is not None
     ]
     mask = pareto_mask([accuracy for _, _, accuracy in rows], [cost for cost, _, _ in rows])
     front = sorted(row for row, stays in zip(rows, mask, strict=True) if stays)
@@ -234,11 +233,11 @@ def _start(metric: MetricFrame, points: Sequence[FrontierPoint], about: About) -
 
 
 def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> PointFrame:
-    kind = "failed" if report is None else "float" if point.policy == "float" else "baseline" if point.baseline else ""
+    kind = "failed" if report is None else "baseline" if point.baseline else "ours"
     grids = () if report is None else dict.fromkeys(layer["grid"] for layer in report["layers"])
     return PointFrame(
         number=point.number,
-        kind=kind or "ours",
+        kind=kind,
         policy=point.policy,
         setting=point.setting,
         grid=", ".join(grids),

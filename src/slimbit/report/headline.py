@@ -13,8 +13,6 @@ from slimbit.report.tables import quantity
 
 CostData = Mapping[str, Any]
 BASELINE_BITS = 4
-# On the grid midrise_zero a filter of b bits has 2^b levels and zero, one code more than these metrics count.
-PAYS_FOR_ZERO = ("esn_filterwise", "bit_operations", "weight_bytes")
 
 Reached = Literal["exact", "at_least", "not_reached", "no_cost"]
 
@@ -74,19 +72,14 @@ def headline(
     if baseline is None:
         return Headline(text="This run has no baseline to compare with.", baseline=None)
     ours = [point for point in points if not point.baseline and point.policy != "float"]
-    pays = any(layer["grid"] == "midrise_zero" for point in ours for layer in reports[point.number]["layers"])
-    notes = ["Interpolated on log cost along the Pareto front; both accuracies are estimates with an interval."]
-    if pays and set(metrics) & set(PAYS_FOR_ZERO):
-        notes.append(
-            "Filter-wise cost, bit operations and weight bytes pay one bit more per weight for our zero level."
-        )
+    notes = ("Interpolated on log cost along the Pareto front; both accuracies are estimates with an interval.",)
     space = f" {unit}" if unit else ""
     name = f"{_widest(reports[baseline.number])}-bit"
     return Headline(
         text=f"At the accuracy of the {name} baseline ({baseline.policy}, {baseline.accuracy:.2f}{space})",
         baseline=baseline.number,
-        factors=tuple(_factor(metric, baseline, ours, reports) for metric in metrics),
-        notes=tuple(notes),
+        factors=tuple(_factor(metric, baseline, ours) for metric in metrics),
+        notes=notes,
     )
 
 
@@ -128,11 +121,9 @@ def _widest(report: CostData) -> int:
     return max(widths, default=0)
 
 
-def _factor(
-    metric: str, baseline: FrontierPoint, ours: Sequence[FrontierPoint], reports: Mapping[int, CostData]
-) -> Factor:
-    theirs = _honest_cost(baseline, metric, reports)
-    pairs = [(cost, point.accuracy or 0.0) for point in ours if (cost := _honest_cost(point, metric, reports))]
+def _factor(metric: str, baseline: FrontierPoint, ours: Sequence[FrontierPoint]) -> Factor:
+    theirs = baseline.costs.get(metric)
+    pairs = [(cost, point.accuracy or 0.0) for point in ours if (cost := point.costs.get(metric))]
     reached, cost = cost_at_accuracy(pairs, baseline.accuracy or 0.0)
     if not theirs or reached == "no_cost":
         return Factor(metric=metric, reached="no_cost", factor=None, text="-", detail="not measured")
@@ -152,18 +143,3 @@ def _brief(value: float) -> str:
 
 def _times(factor: float) -> str:
     return f"{factor:.2f}" if factor < 2 else f"{factor:.1f}" if factor < 100 else f"{factor:.0f}"
-
-
-def _honest_cost(point: FrontierPoint, metric: str, reports: Mapping[int, CostData]) -> float | None:
-    """The point's cost, with one bit more per surviving weight where the zero level is a code not yet counted."""
-    cost = point.costs.get(metric)
-    if cost is None or metric not in PAYS_FOR_ZERO:
-        return cost
-    zeros = [layer for layer in reports[point.number]["layers"] if layer["grid"] == "midrise_zero"]
-    if metric == "esn_filterwise":
-        return cost + math.fsum(layer["macs"] for layer in zeros)
-    if metric == "bit_operations":
-        return cost + math.fsum(layer["macs"] * layer["activation_bits"] for layer in zeros)
-    # `macs` counts the weights that survive once per position; memory holds each of them once (and shared ones, with
-    # 0 bytes of their own, elsewhere)
-    return cost + math.fsum(layer["macs"] / layer["positions"] / 8 for layer in zeros if layer["weight_bytes"])

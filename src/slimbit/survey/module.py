@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from slimbit.numerics.copies import unwrapped
 from slimbit.numerics.grid import filters_first
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec, OtherParameter, OtherWork
@@ -44,7 +45,7 @@ def survey_network(model: nn.Module, example_input: Inputs, *, name: str = "") -
     >>> survey.spec.layers[0].macs  # 16 positions x 8 filters x 27 weights
     3456
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     _refuse_what_cannot_be_counted(model)
     calls = _trace(model, example_input)
     batch = _batch_size(model, example_input)
@@ -65,7 +66,7 @@ def read_weight(model: nn.Module, layer: LayerSpec) -> Tensor:
         model: The surveyed network.
         layer: One of its layers.
     """
-    weight = _tensor(_unwrapped(model), layer.weight_key)
+    weight = _tensor(unwrapped(model), layer.weight_key)
     assert weight is not None
     if layer.rows is not None:
         weight = weight[slice(*layer.rows)]
@@ -74,7 +75,7 @@ def read_weight(model: nn.Module, layer: LayerSpec) -> Tensor:
 
 def explicit_mask(model: nn.Module, layer: LayerSpec) -> Tensor | None:
     """Which weights a `torch.nn.utils.prune` mask keeps, filters first, or None where there is no mask."""
-    mask = _tensor(_unwrapped(model), f"{layer.weight_key}_mask")
+    mask = _tensor(unwrapped(model), f"{layer.weight_key}_mask")
     return None if mask is None else filters_first(mask, transposed=layer.transposed, groups=layer.groups) != 0
 
 
@@ -261,18 +262,6 @@ def _batch_size(model: nn.Module, example_input: Inputs) -> int:
     )
     unbatched = sequence_first and tensors[0].ndim == 2
     return 1 if unbatched else tensors[0].shape[1 if sequence_first else 0]
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile or a data-parallel wrapper."""
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        if isinstance(model, parallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
 
 
 def _refuse_what_cannot_be_counted(model: nn.Module) -> None:

@@ -17,13 +17,15 @@ class StoredLevels:
         levels: Filters first, on ``grid``.
         step: Scalar, or one per filter.
         grid: Grid of the levels.
-        bits: Declared width.
+        bits: Declared width; 0 = none, then it is what the levels need.
+        signal_to_noise: ``||W||^2 / ||W - step * levels||^2`` where the weights behind the levels are known.
     """
 
     levels: Tensor
     step: Tensor
     grid: Grid
-    bits: int
+    bits: int = 0
+    signal_to_noise: float | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from slimbit.survey.files import existing_file, reading
 from slimbit.survey.result import Survey
 
 _STATISTICS = ("running_mean", "running_var")
+_FLOATS = ("F16", "BF16", "F32", "F64")
 _NOTE = (
     "A safetensors file holds no graph: each tensor of two or more dimensions counts as a layer, its first "
     "dimension as filters, and without output positions only costs per parameter mean anything."
@@ -32,7 +33,8 @@ def survey_safetensors(path: str | Path) -> Survey:
         The survey; ``survey.weight(layer)`` reads that tensor from the file.
 
     Raises:
-        InputError: The file is missing, damaged, of another format, or without a layer.
+        InputError: The file is missing, damaged, of another format, or without a layer, or with
+            floats of 8 bits or fewer.
 
     Example:
         >>> import tempfile, torch
@@ -65,13 +67,18 @@ def survey_safetensors(path: str | Path) -> Survey:
 
 
 def _floating_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    shapes = {}
     with _open(file) as tensors:
-        slices = {key: tensors.get_slice(key) for key in tensors.offset_keys()}
-        return {
-            key: tuple(part.get_shape())
-            for key, part in slices.items()
-            if part.get_dtype().startswith(("F", "BF")) and not key.endswith(_STATISTICS)
-        }
+        for key in tensors.offset_keys():
+            part = tensors.get_slice(key)
+            if not part.get_dtype().startswith(("F", "BF")) or key.endswith(_STATISTICS):
+                continue
+            if part.get_dtype() not in _FLOATS:  # 8 bits and fewer: few operations exist for them
+                raise InputError(
+                    f"tensor {key!r} of {file} must be of type {', '.join(_FLOATS)}, got {part.get_dtype()}"
+                )
+            shapes[key] = tuple(part.get_shape())
+    return shapes
 
 
 def _read(file: Path, key: str) -> Tensor:

@@ -105,7 +105,7 @@
 
   const ring = () => {
     const cost = chosen().costs[state.metric];
-    return cost && chosen().kind !== "float" ? { x: [cost], y: [chosen().accuracy] } : { x: [], y: [] };
+    return cost ? { x: [cost], y: [chosen().accuracy] } : { x: [], y: [] };
   };
 
   function drawHistogram() {
