@@ -7,12 +7,11 @@ One choice of 500 calibration images (seed 0).
 """
 
 import argparse
-import itertools
 import json
-import math
 from pathlib import Path
 
 import torch
+from curves import read_off
 
 import slimbit
 from slimbit import Layout, Recipe
@@ -57,17 +56,9 @@ def main() -> None:
             network_name="resnet20-A",
         )
         curve = sorted((p.costs["esn_digital"], p.accuracy) for p in frontier.points if p.state == "done")
-        table[name] = {"at": {f"{b / 1e6:g}M": _read_off(curve, b) for b in BUDGETS}, "points": curve}
-        print(f"| {name} | " + " | ".join(_cell(_read_off(curve, b)) for b in BUDGETS) + " |", flush=True)
+        table[name] = {"at": {f"{b / 1e6:g}M": read_off(curve, b) for b in BUDGETS}, "points": curve}
+        print(f"| {name} | " + " | ".join(_cell(read_off(curve, b)) for b in BUDGETS) + " |", flush=True)
     (HERE / "ablation.json").write_text(json.dumps(table, indent=1) + "\n")
-
-
-def _read_off(curve: list[tuple[float, float]], budget: float) -> float | None:
-    """Accuracy at a cost, linear in log cost between the two points around it; None outside the curve."""
-    for (low, a), (high, b) in itertools.pairwise(curve):
-        if low <= budget <= high:
-            return a + (b - a) * math.log(budget / low) / math.log(high / low)
-    return None
 
 
 def _cell(accuracy: float | None) -> str:

@@ -51,7 +51,7 @@ def main() -> None:
         _save(arguments.out / "checkpoint.pt", epoch + 1, model, optimizer, schedule)
     accuracy = data.evaluator()(model)
     print(f"test {accuracy:.2f} %")
-    card = {"normalize": "cifar10", "network": NETWORK, "test_accuracy": f"{accuracy:.2f}"}
+    card = {"normalize": "cifar10", "network": NETWORK, "accuracy": accuracy}
     save_file(
         {key: value.contiguous() for key, value in model.state_dict().items()},
         arguments.out / "vgg7_quarter_cifar10.safetensors",

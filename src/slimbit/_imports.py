@@ -52,9 +52,10 @@ def import_named(reference: str, what: str, *, instead: Sequence[str] = ()) -> A
     module_name, _, name = reference.rpartition(":")
     try:
         module = _module(module_name)
-    except Exception as error:  # the module is the user's: it may raise anything
+    except (Exception, SystemExit) as error:  # the module is the user's: it may raise anything, or end the program
         hint = closest(module_name, tuple(instead))
-        raise InputError(f"{what} must name an importable module, got {module_name!r}: {error}{hint}") from error
+        reason = f"SystemExit: {error}" if isinstance(error, SystemExit) else error
+        raise InputError(f"{what} must name an importable module, got {module_name!r}: {reason}{hint}") from error
     try:
         return reduce(getattr, name.split("."), module)
     except AttributeError as error:

@@ -182,11 +182,16 @@ def test_the_likelihood_must_suit_the_output():
         def forward(self, x):
             return self.conv(x), x
 
-    net, x = Pair(), images()
-    spec = survey_network(net, x[:1]).spec
+    class Decided(Pair):
+        def forward(self, x):
+            return self.conv(x).argmax(1)
+
+    x = images()
+    spec = survey_network(Decided(), x[:1]).spec
     for choice in ("categorical", "gaussian"):
-        with pytest.raises(InputError, match="give a likelihood"):
-            measure_sensitivity(net, spec, x, generator=torch.Generator(), likelihood=choice)
+        with pytest.raises(InputError, match="must hold float tensors, a row per image"):
+            measure_sensitivity(Decided(), spec, x, generator=torch.Generator(), likelihood=choice)
+    net = Pair()
 
     def squares(outputs, generator):
         del generator

@@ -107,11 +107,39 @@ def test_strange_run_json_is_refused(run: Path, text: str) -> None:
         open_run(run)
 
 
-def test_wrong_types_in_run_json_are_refused(run: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("float_accuracy", "high"),
+        ("float_accuracy", float("nan")),
+        ("float_low", "z"),
+        ("weights", 7),
+        ("points", True),
+        ("seed", 1.5),
+        ("input_shape", "3x32x32"),
+        ("input_shape", [1, "2"]),
+        ("recipe", [1]),
+        ("versions", {"torch": 2}),
+        ("study", None),
+    ],
+)
+def test_wrong_types_in_run_json_are_refused_by_name(run: Path, name: str, value: object) -> None:
     data = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**data, "float_accuracy": "high"}))
-    with pytest.raises(InputError, match="numbers and texts where they belong"):
+    (run / "run.json").write_text(json.dumps({**data, name: value}))
+    with pytest.raises(InputError, match=rf"{name}\S* of .*run\.json must be"):
         open_run(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("esn_digital", '"x"'), ("accuracy", '"high"'), ("esn_analog", "NaN"), ("seconds", "[1]"), ("policy", "3")],
+)
+def test_wrong_types_in_a_trial_are_refused_by_name(run: Path, name: str, text: str) -> None:
+    with closing(sqlite3.connect(run / "study.db")) as connection:
+        connection.execute("UPDATE trial_user_attributes SET value_json = ? WHERE key = ?", (text, name))
+        connection.commit()
+    with pytest.raises(InputError, match=rf"{name}\S* of trial 0 of study .*study\.db must be"):
+        open_run(run).points()
 
 
 def test_a_trial_of_somebody_else_is_refused(run: Path) -> None:
@@ -129,6 +157,19 @@ def test_a_run_does_not_settle_in_somebody_elses_place(tmp_path: Path, make: Cal
     make(tmp_path / "place")
     with pytest.raises(InputError, match="run must be a"):
         case.trace(tmp_path / "place", **SMALL)
+
+
+def test_a_report_is_part_of_a_run_folder(tmp_path: Path) -> None:
+    from slimbit.frontier.workspace import Workspace
+
+    (tmp_path / "report.html").write_text("")
+    assert Workspace(tmp_path, storage=None).info() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write to")
+def test_a_folder_that_cannot_be_made() -> None:
+    with pytest.raises(InputError, match="run must be a folder that can be made, got /proc/nothing"):
+        case.trace("/proc/nothing", **SMALL)
 
 
 def test_no_run_at_all(tmp_path: Path) -> None:

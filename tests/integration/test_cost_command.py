@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from pathlib import Path
 
 import onnx
 import pytest
@@ -13,7 +14,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import slimbit
-from slimbit.cli import app
+from slimbit.cli import app, main
+from slimbit.records.errors import InputError
 
 
 def _json(*arguments):
@@ -114,3 +116,88 @@ def test_random_weights_are_the_same_each_time_and_say_so():
     first, second = (_json("resnet8", "--bits", 4) for _ in range(2))
     assert first == second
     assert any("random initialization" in note for note in first["notes"])
+
+
+@pytest.fixture
+def long_names(tmp_path):
+    tensors = {f"encoder.stage{i}.block.with.a.long.name.weight": torch.randn(9, 8, 3, 3) for i in range(2)}
+    save_file(tensors, tmp_path / "net.safetensors")
+    return tmp_path / "net.safetensors"
+
+
+@pytest.mark.parametrize("width", [36, 40, 60, 80, 120])
+def test_numbers_are_never_cut(long_names, width):
+    arguments = ["cost", str(long_names), "--bits", "4", "--hardware", "bit_fusion", "--activation-bits", "8"]
+    wide, narrow = (CliRunner().invoke(app, arguments, env={"COLUMNS": str(c)}).stdout for c in (200, width))
+    rows = [line.split() for line in narrow.splitlines() if line.startswith("encoder")]
+    full = [line.split() for line in wide.splitlines() if line.startswith("encoder")]
+    assert len(rows) == 2
+    for row, whole in zip(rows, full, strict=True):
+        assert all(cell in whole for cell in row[1:])
+        assert len(row) >= 4  # name, MACs, bits, ESN_d
+    assert max(map(len, narrow.splitlines())) <= width
+    totals = [line.split()[1] for line in narrow.splitlines() if line.startswith(("esn_", "macs", "bit_op"))]
+    assert len(totals) >= 6
+    assert not any("…" in number for number in totals)
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path):
+    save_file({"a\x1b[31m\nb.weight": torch.ones(2, 2), "c\x1b[0m": torch.ones(2)}, tmp_path / "n\x1b[1m.safetensors")
+    result = CliRunner().invoke(app, ["cost", str(tmp_path / "n\x1b[1m.safetensors"), "--bits", "2"])
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stdout
+    assert "a\\x1b[31m\\nb" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--policy", "sigma"], "--policy sigma must be given with --bits"),
+        (["--grid", "midtread"], "--grid midtread must be given with --bits"),
+        (["--formula", "literal"], "--formula literal must be given with --bits"),
+        (["--csv", "--versus", "resnet14"], "--csv must be given without --versus"),
+        (["--csv", "--hardware", "bit_fusion"], "--csv must be given without --hardware"),
+    ],
+)
+def test_no_option_is_ignored(options, said):
+    with pytest.raises(InputError, match=said):
+        CliRunner().invoke(app, ["cost", "resnet8", *options], catch_exceptions=False)
+
+
+def test_an_integer_file_takes_the_formula(tmp_path):
+    _onnx_with_integer_weights(tmp_path / "net.onnx")
+    assert CliRunner().invoke(app, ["cost", str(tmp_path / "net.onnx"), "--formula", "literal"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("raise SystemExit(7)", "must name an importable module, got '.*': SystemExit: 7"),
+        ("def net():\n    raise SystemExit(3)", "must return a network .*, got SystemExit: 3"),
+    ],
+)
+def test_user_code_cannot_end_the_command_silently(tmp_path, source, said):
+    (tmp_path / "leaving.py").write_text(source)
+    with pytest.raises(InputError, match=said):
+        CliRunner().invoke(app, ["cost", f"{tmp_path / 'leaving.py'}:net"], catch_exceptions=False)
+
+
+def test_a_terminal_without_the_bars_gets_the_numbers(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "argv", ["slimbit", "cost", "resnet8", "--bits", "2"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert b"12.76M MAC" in stream.buffer.getvalue()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_behind_the_output_is_one_sentence(monkeypatch, capsys):
+    with Path("/dev/full").open("w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "argv", ["slimbit", "cost", "resnet8", "--json"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: the output must be usable, got No space left on device\n"

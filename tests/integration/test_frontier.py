@@ -5,6 +5,7 @@ import math
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ import frontier_case as case
 from slimbit.frontier.levels import unpack_levels
 from slimbit.frontier.progress import Progress
 from slimbit.frontier.store import open_run
+from slimbit.measure.sensitivity import categorical
+from slimbit.plan.evidence import Layout
 from slimbit.records.errors import InputError
-from slimbit.records.plan import CompressionPlan
+from slimbit.records.plan import CompressionPlan, Recipe
 from slimbit.records.point import Frontier
 
 
@@ -81,7 +84,9 @@ def test_it_says_what_it_will_do_before_the_first_point(run: tuple[Path, Frontie
     start = told[stages.index("start")]
     assert start.total == case.POINTS + case.BASELINES
     assert start.message.startswith("15 evaluations of about")
+    info = open_run(run[0]).info
     assert start.seconds_left is not None
+    assert start.seconds_left > start.total * info.evaluate_seconds  # compression takes time, too
     finished = [p for p in told if p.point is not None]
     assert [p.done for p in finished] == list(range(1, 16))
     assert told[-1].stage == "done"
@@ -208,3 +213,67 @@ def test_impossible_numbers_of_points(tmp_path: Path, points: object) -> None:
 
 def test_one_point_is_enough(tmp_path: Path) -> None:
     assert [p.key for p in case.trace(tmp_path / "run", points=1, baselines=False).points] == ["sweep-00"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"layout": Layout(skip=("6",))}, "skip must name layers of the network, got '6'"),
+        ({"layout": Layout(skip=("0", "3", "7"))}, "skip must leave a layer of case to compress"),
+        ({"layout": Layout(grid="midrise_zero"), "metric": "esn_filterwise"}, "grid must be midrise or midtread"),
+        ({"recipe": Recipe(rounding="rate_aware"), "metric": "esn_filterwise"}, "rounding must be nearest"),
+        ({"recipe": {"refit": True}}, "recipe must be a Recipe"),
+        ({"layout": {"grid": "midrise"}}, "layout must be a Layout"),
+        ({"seed": "a"}, "seed must be a whole number of 0 or more, got 'a'"),
+        ({"likelihood": "poisson"}, "likelihood must be categorical, gaussian or a function, got 'poisson'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_scored_or_written(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    evaluate = case.Agreement()
+    with pytest.raises(InputError, match=said):
+        case.trace(tmp_path / "run", evaluate=evaluate, points=4, **settings)
+    assert evaluate.calls == 0
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"grid": "midrize"}, "grid must be one of"),
+        ({"granularity": "weight"}, "granularity must be one of layer, filter"),
+        ({"per": "image"}, "per must be one of mac, parameter"),
+        ({"skip": "conv1"}, "skip must be a tuple of layer names, got 'conv1'"),
+        ({"skip": (1,)}, "skip must be a tuple of layer names"),
+    ],
+)
+def test_a_layout_is_checked_when_it_is_made(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Layout(**settings)
+
+
+def confident(outputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return categorical(2 * outputs, generator)
+
+
+def test_a_likelihood_may_be_a_function_and_its_name_is_kept(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"points": 1, "baselines": False}
+    frontier = case.trace(tmp_path / "run", likelihood=confident, **small)
+    assert [p.state for p in frontier.points] == ["done"]
+    assert open_run(tmp_path / "run").info.likelihood == f"{__name__}:confident"
+    with pytest.raises(
+        InputError, match=r"likelihood of run .* must be .*:confident as when it began, got categorical"
+    ):
+        case.trace(tmp_path / "run", **small)
+
+
+def test_an_evaluate_that_ends_the_program_is_named(tmp_path: Path) -> None:
+    class Leaving(case.Agreement):
+        def __call__(self, model: object) -> float:
+            if self.calls:
+                raise SystemExit(3)
+            return super().__call__(model)
+
+    frontier = case.trace(tmp_path / "run", evaluate=Leaving(), points=1, baselines=False)
+    assert [(p.state, p.error) for p in frontier.points] == [("failed", "SystemExit: 3")]

@@ -134,8 +134,9 @@ def test_a_configuration_does_what_options_do(run: tuple[Path, str], place: Path
     ("arguments", "said"),
     [
         (["--out", "x"], "NETWORK must be given"),
+        (["net.onnx", "--data", "digits", "--out", "x"], "NETWORK must be a network that can be run and changed here"),
         (["digitnet:net", "--out", "x"], "--data must be given"),
-        (["digits_resnet", "--data", "digits", "--out", "x"], "--weights must be given for digits_resnet"),
+        (["resnet8", "--data", "digits", "--out", "x"], "--weights must be given for resnet8"),
         ([*OPTIONS, "--metric", "macs", "--out", "x"], "option metric must be"),
         ([*OPTIONS, "--evaluate-images", "501", "--out", "x"], "at most the 500 test images"),
         ([*OPTIONS, "--config", "none.toml", "--out", "x"], "none.toml must be readable"),

@@ -44,6 +44,12 @@ def test_zero_size_layer_is_named(tmp_path):
         survey_safetensors(tmp_path / "net.safetensors")
 
 
+def test_floats_of_8_bits_are_refused_by_name(tmp_path):
+    save_file({"fc.weight": torch.ones(2, 3).to(torch.float8_e4m3fn)}, tmp_path / "net.safetensors")
+    with pytest.raises(InputError, match=r"tensor 'fc.weight' of .*net.safetensors must be of type .*, got F8_E4M3"):
+        survey_safetensors(tmp_path / "net.safetensors")
+
+
 def test_nothing_to_count(tmp_path):
     save_file({"bias": torch.zeros(3)}, tmp_path / "net.safetensors")
     with pytest.raises(InputError, match="two or more dimensions, got none"):

@@ -1,5 +1,8 @@
 """ASK: the command line, one file per command. Nothing here imports torch before it is needed."""
 
+import contextlib
+import io
+import os
 import sys
 
 import typer
@@ -12,6 +15,7 @@ from slimbit.cli.pick import pick
 from slimbit.cli.points import points
 from slimbit.cli.report import report
 from slimbit.records.errors import SlimbitError
+from slimbit.report.fitting import shown
 
 app = typer.Typer(
     name="slimbit",
@@ -36,8 +40,14 @@ def _root(*, version: bool = typer.Option(False, "--version", help="Print the ve
 
 def main() -> None:
     """Entry point: one clear sentence and exit code 2 for bad input, 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")  # a bar that the terminal's encoding lacks ends no command
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here a full disk is told, later it would be ignored
     except SlimbitError as error:
         _complain(str(error))
         sys.exit(2)
@@ -45,15 +55,25 @@ def main() -> None:
         _complain("interrupted")
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()
+        _drop_output()
         sys.exit(141)
+    except OSError as error:
+        _drop_output()
+        _complain(f"{error.filename or 'the output'} must be usable, got {error.strerror or error}")
+        sys.exit(2)
+
+
+def _drop_output() -> None:
+    """Send what could not be written nowhere, so that Python does not try again when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
 
 
 def _complain(message: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(message)}")
+    with contextlib.suppress(OSError):
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(message)}")
 
 
 def _plain(message: str) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(message.split()))
+    return shown(" ".join(message.split()))

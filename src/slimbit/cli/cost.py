@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.console import Console
 
 from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
+from slimbit.records.plan import PlanGrid
 
 if TYPE_CHECKING:
     from slimbit.measure.counting import Counting
+
+UNASKED = {"policy": "max_abs", "grid": "midrise", "formula": "standard"}
 
 Network = Annotated[
     str,
@@ -55,6 +58,8 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
         raise InputError(f"NETWORK must be one, got also {' '.join(others)}: compare with --versus")
     if as_json and as_csv:
         raise InputError("only one of --json and --csv must be given, got both")
+    if as_csv and (versus or hardware):
+        raise InputError(f"--csv must be given without {'--versus' if versus else '--hardware'}: take --json for both")
     from slimbit.measure.counting import counting_from
 
     bare = Path(network).suffix == ".safetensors"
@@ -67,9 +72,19 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
         per=per or ("parameter" if bare else "mac"),
     )
     report = _measured(network, counting, hardware or [], weights=weights, input_text=input_)
+    _refuse_unused(report, policy=policy, grid=grid, formula=formula)
     compared = [*(versus or []), *(others or [])]  # `--versus A B`: click gives B to the arguments
     reports = [_measured(other, counting, hardware or [], input_text=input_) for other in compared]
     _print(report, reports, as_json=as_json, as_csv=as_csv, layers=layers)
+
+
+def _refuse_unused(report: CostReport, **given: str) -> None:
+    """Refuse options that say how weights are quantized where none are."""
+    if any(layer.grid in get_args(PlanGrid) for layer in report.layers):
+        return
+    for option, value in given.items():
+        if value != UNASKED[option]:
+            raise InputError(f"--{option} {value} must be given with --bits: the weights of {report.network} are float")
 
 
 def _measured(

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from slimbit.cli.frontier import trace
-from slimbit.cli.points import WIDE, points_table
+from slimbit.cli.points import points_table
 from slimbit.records.config import FrontierConfig
 
 NETWORK, DATA, POINTS = "digits_resnet", "digits", 12
@@ -27,7 +27,7 @@ def demo(
     console.print(CostTable(cost(model, example_of(shape), bits=4)), "")
     settings = FrontierConfig().with_options({"network": NETWORK, "data": DATA, "points": POINTS})
     result = trace(settings, out)
-    console.print(points_table(result, result.points, result.metric, wide=console.width >= WIDE))
+    console.print(points_table(result, result.points, result.metric))
     page = write_report(out)
     console.print(f"\nThe report is a file to open in a browser: [bold]{page}[/]")
     console.print(f"Take a model: [bold]slimbit pick {out} --budget esn_digital=80k --out digits-slim[/]")

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from slimbit.cli.live import Screen
-from slimbit.cli.points import WIDE, failures, points_table
+from slimbit.cli.points import failures, points_table
 from slimbit.records.config import FrontierConfig, load_config
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.point import Frontier
@@ -71,8 +71,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     }
     settings = (load_config(config) if config is not None else FrontierConfig()).with_options(options)
     result = trace(settings, out, retry_failed=retry_failed)
-    console = Console()
-    console.print(points_table(result, result.points, result.metric, wide=console.width >= WIDE))
+    Console().print(points_table(result, result.points, result.metric))
     for line in failures(result.points):
         Console(stderr=True, highlight=False, soft_wrap=True).print(line)
     if not any(point.state == "done" for point in result.points):
@@ -122,11 +121,12 @@ class _Materials:
 
 def _materials(settings: FrontierConfig) -> _Materials:
     """Open network, weights and data; what is not given may stand in the weights' card."""
-    from slimbit.cli.networks import default_weights, model_of
+    from slimbit.cli.networks import check_runnable, default_weights, model_of
     from slimbit.frontier.trace import Origin
     from slimbit.zoo.cards import read_card
     from slimbit.zoo.data import open_data
 
+    check_runnable(settings.network or "")
     weights = default_weights(settings.network or "") if settings.weights is None else Path(settings.weights)
     card = (read_card(weights) if weights is not None else None) or {}
     network, spec = settings.network or card.get("network"), settings.data or card.get("data")

@@ -1,22 +1,26 @@
 """A run under way in the terminal: a table that grows, a bar, and the time left; plain lines where there is none."""
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 
 from slimbit.cli.points import between
 from slimbit.records.point import FrontierPoint
+from slimbit.records.text import printable
+from slimbit.report.fitting import shown
+from slimbit.report.tables import quantity
 
 if TYPE_CHECKING:
     from slimbit.frontier.progress import Progress
 
 COLUMNS = ("accuracy", "95 %", "cost", "point", "seconds")
+ROOMY = 70
 SHOWN = 24
 """Rows that fit an ordinary terminal: a long run shows its latest points."""
 
@@ -66,8 +70,8 @@ class Screen:
             self._plain(progress, left)
             return
         if progress.stage == "start":
-            self.console.print(escape(f"{progress.message}, about {left}"))
-        text = escape(progress.message) or progress.stage
+            self._line(_outlook(progress.message, left))
+        text = shown(progress.message) or progress.stage
         self._bars.update(
             self._task, description=text, completed=progress.done, total=max(progress.total, 1), left=left
         )
@@ -82,7 +86,7 @@ class Screen:
             what = f"{point.policy}, {point.setting}"
             self._line(f"{progress.done}/{progress.total} {what}: {result}{cost}, {left}")
         elif progress.stage == "start":
-            self._line(f"{progress.message}, about {left}")
+            self._line(_outlook(progress.message, left))
         elif progress.stage in ("float accuracy", "sensitivity", "range", "refine", "waiting") and self._is_new(
             progress
         ):
@@ -94,23 +98,31 @@ class Screen:
         return progress.stage != said
 
     def _line(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:
-        table = Table(*COLUMNS)
+        table = Table(*(Column(name, no_wrap=name != "point") for name in self._columns))
         for point in self._points[-SHOWN:]:
             table.add_row(
-                *self._row(point), style="red" if point.state == "failed" else "dim" if point.baseline else ""
+                *(self._row(point)[COLUMNS.index(name)] for name in self._columns),
+                style="red" if point.state == "failed" else "dim" if point.baseline else "",
             )
         return table
 
-    def _row(self, point: FrontierPoint) -> tuple[str, ...]:
-        from slimbit.report.tables import quantity
+    @property
+    def _columns(self) -> Sequence[str]:
+        """The interval and the time are left out where there is little room."""
+        return COLUMNS if self.console.width >= ROOMY else ("accuracy", "cost", "point")
 
+    def _row(self, point: FrontierPoint) -> tuple[str, ...]:
         accuracy = "failed" if point.accuracy is None else f"{point.accuracy:.2f}"
         seconds = f"{sum(point.seconds.values()):.1f}"
         cost = quantity(point.costs.get(self.metric))
-        return accuracy, between(point), cost, escape(f"{point.policy}, {point.setting}"), seconds
+        return accuracy, between(point), cost, shown(f"{point.policy}, {point.setting}"), seconds
+
+
+def _outlook(message: str, left: str) -> str:
+    return f"{message}, with compression about {left}" if left else message
 
 
 def duration(seconds: float) -> str:

@@ -54,8 +54,7 @@ def model_of(
         input_text: ``3x32x32``; default: the network's own.
         classes: Number of outputs of a zoo or timm network; default: its own.
     """
-    if Path(reference).suffix.lower() in FILES and ":" not in reference:
-        raise InputError(f"NETWORK must be a network that can be run and changed here, got the file {reference}")
+    check_runnable(reference)
     model, shape = _built(reference, classes)
     weights = weights or default_weights(reference)
     if weights is not None:
@@ -67,6 +66,12 @@ def model_of(
     if shape is None:
         raise InputError(f"--input must be given for {reference}, e.g. --input 3x224x224")
     return model, shape
+
+
+def check_runnable(reference: str) -> None:
+    """Raise `InputError` for a file: it can be surveyed, not run and changed."""
+    if Path(reference).suffix.lower() in (*FILES, *WEIGHT_FILES) and ":" not in reference:
+        raise InputError(f"NETWORK must be a network that can be run and changed here, got the file {reference}")
 
 
 def default_weights(reference: str) -> Path | None:
@@ -124,8 +129,9 @@ def _own_model(reference: str) -> "nn.Module":
         return build
     try:
         model = build()
-    except Exception as error:
-        raise InputError(f"{reference} must return a network when called without arguments, got {error}") from error
+    except (Exception, SystemExit) as error:  # the callable is the user's: it may raise anything, or end the program
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{reference} must return a network when called without arguments, got {reason}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{reference} must return a torch.nn.Module, got {type(model).__name__}")
     return model

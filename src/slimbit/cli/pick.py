@@ -27,7 +27,9 @@ AMOUNT = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?([kKMGT]?)")
 def pick(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
     *,
-    out: Annotated[Path, typer.Option(help="Folder to write, new or empty.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write: new, empty, or with this very content.", show_default=False)
+    ],
     budget: Annotated[
         str | None, typer.Option(metavar="METRIC=VALUE", help="Most accurate point within it, e.g. esn_digital=20M.")
     ] = None,
@@ -179,21 +181,10 @@ def _tell(point: FrontierPoint, manifest: "Manifest", out: Path, *, metric: str,
         data = {"schema": 1, "out": str(out), "point": point.to_dict(), "bytes": sizes}
         typer.echo(json.dumps(data, indent=2, allow_nan=False))
         return
+    from slimbit.report.tables import quantity
+
     what = f"{point.policy}, {point.setting}" + (", a baseline" if point.baseline else "")
-    typer.echo(f"point {point.number} ({what}): accuracy {point.accuracy:g}, {metric} {_number(point.costs[metric])}")
+    typer.echo(f"point {point.number} ({what}): accuracy {point.accuracy:g}, {metric} {quantity(point.costs[metric])}")
     levels, state = manifest.files["levels.bin"].bytes, manifest.files["state.safetensors"].bytes
     typer.echo(f"wrote {out}: levels and steps {levels:,} bytes, other parameters and statistics {state:,} bytes")
     typer.echo(f"slimbit.load({str(out)!r}) gives the network back")
-
-
-def _number(value: float | None) -> str:
-    """A cost for people.
-
-    >>> _number(19_812_345), _number(2.5)
-    ('19.81M', '2.5')
-    """
-    amount = value or 0.0
-    for suffix in ("T", "G", "M", "k"):
-        if amount >= FACTORS[suffix]:
-            return f"{amount / FACTORS[suffix]:.4g}{suffix}"
-    return f"{amount:.4g}"

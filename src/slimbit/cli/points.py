@@ -3,18 +3,21 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError
 from slimbit.records.point import Frontier, FrontierPoint
+from slimbit.report.fitting import Fitted, shown
+from slimbit.report.tables import quantity
 
 SCHEMA = 1
 COLUMNS = ("number", "key", "state", "policy", "setting", "baseline", "pareto", "accuracy", "accuracy_low",
@@ -47,10 +50,9 @@ def points(
         typer.echo(_csv(rows), nl=False)
     else:
         numbers = {row["number"] for row in rows}
-        shown = [point for point in frontier.points if point.number in numbers]
-        console = Console()
-        console.print(points_table(frontier, shown, chosen, wide=console.width >= WIDE))
-        for line in failures(shown):
+        listed = [point for point in frontier.points if point.number in numbers]
+        Console().print(points_table(frontier, listed, chosen))
+        for line in failures(listed):
             Console(stderr=True, highlight=False, soft_wrap=True).print(line)
 
 
@@ -74,33 +76,51 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def points_table(frontier: Frontier, shown: Sequence[FrontierPoint], metric: str, *, wide: bool = True) -> Table:
+def points_table(frontier: Frontier, listed: Sequence[FrontierPoint], metric: str) -> Fitted:
     """Points for the terminal, cheapest first; those on the Pareto front are marked.
 
     Args:
         frontier: All points, which decide what is on the front.
-        shown: Those to list.
-        metric: Cost metric to order by.
-        wide: Whether there is room for other metrics.
+        listed: Those to list.
+        metric: Cost metric to order by; where there is room, others stand beside it.
     """
     front = _front(frontier, metric)
-    costs = [metric, *(name for name in BESIDE if wide and name != metric)]
+    rows = sorted((p for p in listed if p.state == "done"), key=lambda p: (_cost(p, metric), p.number))
     title = f"{frontier.network}: accuracy against {metric}, float {frontier.float_accuracy:.2f}"
-    table = Table(title=escape(title), caption="* no other point is both cheaper and more accurate")
-    for name in ("", "accuracy", "95 %", *costs):
-        table.add_column(escape(name), justify="right", no_wrap=True)
-    table.add_column("point", no_wrap=True)
-    for point in sorted((p for p in shown if p.state == "done"), key=lambda p: (_cost(p, metric), p.number)):
-        table.add_row(*_cells(point, costs, best=point.number in front), style="dim" if point.baseline else "")
-    return table
+
+    def table(costs: Sequence[str], *, narrow: bool = False) -> Table:
+        table = Table(
+            title=shown(title),
+            caption="* no other point is both cheaper and more accurate",
+            box=None if narrow else box.HEAVY_HEAD,
+            pad_edge=not narrow,
+        )
+        cells: dict[str, Callable[[FrontierPoint], str]] = {"": lambda p: "*" if p.number in front else ""}
+        cells |= {"accuracy": _accuracy} | ({} if narrow else {"95 %": between})
+        cells |= {name: partial(_shown_cost, name) for name in costs}
+        for name in cells:
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("point", overflow="fold")
+        for p in rows:
+            what = shown(f"{p.policy}, {p.setting}")
+            table.add_row(*(cell(p) for cell in cells.values()), what, style="dim" if p.baseline else "")
+        return table
+
+    def tables(width: int) -> Iterator[Table]:
+        if width >= WIDE:
+            yield table([metric, *(name for name in BESIDE if name != metric)])
+        yield table([metric])
+        yield table([metric], narrow=True)
+
+    return Fitted(tables, names=-1)
 
 
-def _cells(point: FrontierPoint, costs: Sequence[str], *, best: bool) -> list[str]:
-    from slimbit.report.tables import quantity
+def _accuracy(point: FrontierPoint) -> str:
+    return "" if point.accuracy is None else f"{point.accuracy:.2f}"
 
-    accuracy = "" if point.accuracy is None else f"{point.accuracy:.2f}"
-    what = escape(f"{point.policy}, {point.setting}")
-    return ["*" if best else "", accuracy, between(point), *(quantity(point.costs.get(name)) for name in costs), what]
+
+def _shown_cost(metric: str, point: FrontierPoint) -> str:
+    return quantity(point.costs.get(metric))
 
 
 def between(point: FrontierPoint) -> str:
@@ -109,10 +129,10 @@ def between(point: FrontierPoint) -> str:
     return f"{point.accuracy_low:.1f}-{point.accuracy_high:.1f}" if known else ""
 
 
-def failures(shown: Sequence[FrontierPoint]) -> list[str]:
+def failures(listed: Sequence[FrontierPoint]) -> list[str]:
     """One line per failed point, with the reason."""
-    failed = [point for point in shown if point.state == "failed"]
-    return [escape(f"point {p.number} ({p.policy}, {p.setting}) failed: {p.error}") for p in failed]
+    failed = [point for point in listed if point.state == "failed"]
+    return [shown(f"point {p.number} ({p.policy}, {p.setting}) failed: {p.error}") for p in failed]
 
 
 def _cost(point: FrontierPoint, metric: str) -> float:

@@ -1,6 +1,6 @@
 """Records read from a run that may be damaged: every field must be of its type, every number finite."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
@@ -13,7 +13,7 @@ Record = TypeVar("Record")
 LONGEST_SHOWN = 80
 
 
-def checked(kind: type[Record], values: Mapping[str, Any], where: str) -> Record:
+def checked(kind: Callable[..., Record], values: Mapping[str, Any], where: str) -> Record:
     """The record of these values.
 
     Args:
@@ -38,7 +38,7 @@ def checked(kind: type[Record], values: Mapping[str, Any], where: str) -> Record
 
 
 @cache
-def _model(kind: type[Any]) -> type[BaseModel]:
+def _model(kind: Any) -> type[BaseModel]:
     hints = get_type_hints(kind)
     rules: dict[str, Any] = {
         f.name: (hints[f.name], ... if f.default is MISSING and f.default_factory is MISSING else None)

@@ -113,7 +113,7 @@ def measure_point(planned: PlannedPoint, subject: Subject, scorer: Scorer, works
         return _measured(point, plan, subject, scorer, workspace, clock=clock)
     except StoreError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever the user's evaluate raises: recorded, the rest goes on
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's evaluate raises: recorded, the rest goes on
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
         return replace(point, state="failed", error=reason, seconds=clock.seconds)
 

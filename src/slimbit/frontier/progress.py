@@ -14,12 +14,12 @@ class Progress:
     """One message.
 
     Attributes:
-        stage: "float accuracy", "sensitivity" and "range" prepare; "start" comes once, when the number of evaluations
-            is known; then "point" before and after each point (``point`` is None before), "refine" when places for
-            more points were chosen, "waiting" while other processes hold what is left, and "done".
+        stage: "float accuracy", "sensitivity" and "range" prepare; "start" comes once, when what is left is known; then
+            "point" before and after each point (``point`` is None before), "refine" when places for more points were
+            chosen, "waiting" while other processes hold what is left, and "done".
         done: Points finished, by any process, in this or an earlier start.
         total: Points in all.
-        seconds_left: Estimate; None before anything was timed.
+        seconds_left: Estimate; None before a network was compressed.
         point: The finished point.
         message: For people.
     """

@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,9 +20,6 @@ from slimbit.measure.sensitivity import Likelihood, measure_sensitivity
 from slimbit.records.errors import InputError
 from slimbit.records.point import Frontier, FrontierPoint
 from slimbit.records.sensitivity import Sensitivity
-
-BESIDE_EVALUATION = 1.5
-"""Time of a point over that of its evaluation, as a first guess of how long a run takes."""
 
 
 @dataclass
@@ -47,6 +45,7 @@ class Worker:
     listener: Listener
     likelihood: Likelihood | str = "categorical"
     info: RunInfo | None = None
+    _ticks: list[float] = field(default_factory=list)
     _started: float = field(default_factory=time.perf_counter)
     _begun_with: int = 0
     _again: set[str] = field(default_factory=set)
@@ -61,7 +60,6 @@ class Worker:
                 check_same(info, self.settings, self.workspace.folder)
             self.workspace.begin(info.study if info else self.workspace.study_name, self.subject.metric)
             self.info = info or self._begin()
-            self._tell("start", self._outlook(self.info))
             self.subject.sensitivity = self._sensitivity()
             if self.workspace.planned("sweep") is None:
                 plan_sweep(
@@ -69,8 +67,9 @@ class Worker:
                     self.workspace,
                     swept(self._asked),
                     baselines=self.settings["baselines"],
-                    tell=lambda text: self._tell("range", f"looking for the ends of the range: {text}"),
+                    tell=self._tell_try,
                 )
+            self._tell("start", self._outlook(self.info))
 
     def _begin(self) -> RunInfo:
         self._tell("float accuracy", "scoring the float network")
@@ -79,7 +78,7 @@ class Worker:
             accuracy = self.scorer.score(copy.deepcopy(self.subject.model).eval())
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"evaluate must score the float network, got {type(error).__name__}: {error}") from error
         seconds = time.perf_counter() - start
         _refuse_chance(accuracy, self.scorer.classes)
@@ -178,6 +177,10 @@ class Worker:
 
     # --- telling ---
 
+    def _tell_try(self, text: str) -> None:
+        self._ticks.append(time.perf_counter())
+        self._tell("range", f"looking for the ends of the range: {text}")
+
     def _tell(self, stage: Stage, message: str = "", *, point: FrontierPoint | None = None) -> None:
         done, total = self._count()
         left = self._seconds_left(done, total)
@@ -198,11 +201,21 @@ class Worker:
         return len(self._finished()), len(sweep) + more + len(self.workspace.planned("baselines") or ())
 
     def _seconds_left(self, done: int, total: int) -> float | None:
-        """By the pace so far, of all processes; before the first point by the one evaluation that was timed."""
+        """By the pace so far, of all processes; before that by what one point took or is likely to take."""
         fresh = done - self._begun_with
         if fresh > 0:
             return (time.perf_counter() - self._started) / fresh * (total - done)
-        return None if self.info is None else (total - done) * self.info.evaluate_seconds * BESIDE_EVALUATION
+        each = None if self.info is None else self._seconds_each(self.info)
+        return None if each is None else (total - done) * each
+
+    def _seconds_each(self, info: RunInfo) -> float | None:
+        """The mean of earlier points, else the longest try of a price and an evaluation; None before any try."""
+        if len(self._ticks) > 1:  # a try is a compression on fewer images; the longest was no repetition
+            return max(later - earlier for earlier, later in pairwise(self._ticks)) + info.evaluate_seconds
+        if self.workspace.planned("sweep") is None:
+            return None
+        seconds = [sum(point.seconds.values()) for point in self.workspace.points() if point.state == "done"]
+        return sum(seconds) / len(seconds) if seconds else None
 
     def _outlook(self, info: RunInfo) -> str:
         done, total = self._count()

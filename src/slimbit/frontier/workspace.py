@@ -181,9 +181,12 @@ def _check_folder(folder: Path) -> None:
         raise InputError(f"run must be a folder, got {folder}, which is a file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        names = sorted(path.name for path in folder.iterdir())
-        strange = [name for name in names if name not in OURS and not name.startswith((".", studies.NAME))]
     except OSError as error:
-        raise not_written(folder, error) from error
+        raise InputError(f"run must be a folder that can be made, got {folder}: {error.strerror}") from error
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise InputError(f"run must be a folder that can be read, got {folder}: {error.strerror}") from error
+    strange = [name for name in names if name not in OURS and not name.startswith((".", studies.NAME))]
     if strange and not (folder / NAME).exists():
         raise InputError(f"run must be a new folder, an empty one or a run, got {folder} with {strange[0]!r} in it")

@@ -122,7 +122,7 @@ def _ask(model: HardwareModel, layer: LayerCost) -> float:
         answer = model.function(layer)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # The function may be the user's, and may raise anything at all.
         raise InputError(_blame(model, layer, "cost", f"{type(error).__name__}: {error}")) from error
     return _checked(answer, model, layer, "cost")
@@ -133,7 +133,7 @@ def _ask_energy(model: HardwareModel, layer: LayerCost) -> float | None:
         answer = model.energy(layer) if model.energy else None
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(_blame(model, layer, "energy", f"{type(error).__name__}: {error}")) from error
     return None if answer is None else _checked(answer, model, layer, "energy")
 

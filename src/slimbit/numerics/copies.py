@@ -51,19 +51,23 @@ def mask_of(module: nn.Module, name: str) -> Tensor | None:
     return mask.detach() != 0 if isinstance(mask, Tensor) else None
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
     """A deep copy, also of a network that holds results of an earlier pass, which `copy.deepcopy` alone refuses.
+
+    Args:
+        model: Not changed.
+        memo: What stands in the copy for an object, by its `id`; as of `copy.deepcopy`.
 
     >>> net = nn.Linear(2, 2)
     >>> net.last = net(torch.ones(2))
     >>> copied(net).last.requires_grad
     False
     """
-    memo: dict[int, Any] = {}
+    known = dict(memo or {})
     for module in model.modules():
         for tensor in _results(module.__dict__):
-            memo[id(tensor)] = tensor.detach().clone()
-    return copy.deepcopy(model, memo)
+            known.setdefault(id(tensor), tensor.detach().clone())
+    return copy.deepcopy(model, known)
 
 
 def _results(value: Any) -> Iterator[Tensor]:

@@ -253,6 +253,7 @@ class PatchSums:
         whole = torch.zeros_like(mean) if centred else mean + self._shift
         around_mean = inputs - _outer(mean, mean)
         silent = _mean_diagonal(around_mean) <= FLAT**2 * _mean_diagonal(_outer(self._shift, self._shift))
+        silent &= _mean_diagonal(around_mean).isfinite()  # what overflowed is not silent, but beyond all numbers
         inputs = around_mean.masked_fill(silent, 0.0) + _outer(whole, whole)
         if not rest:
             return PatchMoments(inputs)

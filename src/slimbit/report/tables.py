@@ -1,14 +1,15 @@
 """Cost in a terminal: one table per report, one bar per layer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from slimbit.records.cost import METRICS, CostReport, LayerCost, Metrics
+from slimbit.records.text import printable
+from slimbit.report.fitting import Fitted, shown
 
 BAR_WIDTH = 12
 WIDE = 110
@@ -59,7 +60,7 @@ class CostTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield _title(self.report)
         if self.layers:
-            yield _layer_table(self.report, wide=options.max_width >= WIDE)
+            yield Fitted(lambda width: _layer_tables(self.report, width))
             yield ""
         yield totals_table((self.report, *self.others), ratios=True)
         if self.report.hardware:
@@ -68,24 +69,32 @@ class CostTable:
         yield from _remarks(self.report)
 
 
-def totals_table(reports: Sequence[CostReport], *, ratios: bool = False) -> Table:
+def totals_table(reports: Sequence[CostReport], *, ratios: bool = False) -> Fitted:
     """Every metric of one or several reports, a column each.
 
     Args:
         reports: At least one.
         ratios: Whether to add how many times cheaper the first is than each of the others.
     """
+    return Fitted(lambda width: (_totals(reports, width, ratios=ratios, units=units) for units in (True, False)))
+
+
+def _totals(reports: Sequence[CostReport], width: int, *, ratios: bool, units: bool) -> Table:
     first, *others = reports
+    headings = [f"{shown(report.network)}\n{shown(report.setting)}" for report in reports]
+    columns = [[_with_unit(report.total[name], UNITS[name] if units else "") for name in METRICS] for report in reports]
+    if ratios:
+        headings += [f"{shown(other.network)} /\n{shown(first.network)}" for other in others]
+        compared = [first.versus(other).ratios() for other in others]
+        columns += [[f"{ratio[name]:.3g}x" if name in ratio else MISSING for name in METRICS] for ratio in compared]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("total", style="cyan", no_wrap=True)
-    for report in reports:
-        table.add_column(escape(f"{report.network}\n{report.setting}"), justify="right")
-    compared = [first.versus(other).ratios() for other in others] if ratios else []
-    for other in others if ratios else ():
-        table.add_column(escape(f"{other.network} /\n{first.network}"), justify="right", style="bold green")
-    for name in METRICS:
-        cells = [f"{quantity(report.total[name])} {UNITS[name]}".strip() for report in reports]
-        cells += [f"{ratio[name]:.3g}x" if name in ratio else MISSING for ratio in compared]
+    share = (width - max(map(len, METRICS))) // len(columns) - 2
+    for place, (heading, cells) in enumerate(zip(headings, columns, strict=True)):
+        room = max(share, *map(len, cells))  # a heading folds, a number does not
+        style = "bold green" if place >= len(reports) else ""
+        table.add_column(heading, justify="right", overflow="fold", max_width=room, style=style)
+    for name, *cells in zip(METRICS, *columns, strict=True):
         table.add_row(name, *cells)
     estimates = [report.total.esn_analog_estimate for report in reports]
     if any(value is not None for value in estimates):
@@ -93,34 +102,48 @@ def totals_table(reports: Sequence[CostReport], *, ratios: bool = False) -> Tabl
     return table
 
 
+def _with_unit(value: float | None, unit: str) -> str:
+    return f"{quantity(value)} {unit}".strip()
+
+
 def _title(report: CostReport) -> Text:
     what = "per image" if report.per == "mac" else "per weight, positions not counted"
-    return Text.assemble((report.network, "bold"), f"  {report.setting}  ", (f"cost {what}", "dim"))
+    name, setting = printable(report.network), printable(report.setting)
+    return Text.assemble((name, "bold"), f"  {setting}  ", (f"cost {what}", "dim"))
 
 
-def _layer_table(report: CostReport, *, wide: bool) -> Table:
+LAYER_COLUMNS: dict[str, Callable[[LayerCost], str]] = {
+    "shape": lambda layer: "x".join(map(str, layer.shape)),
+    "positions": lambda layer: quantity(layer.positions),
+    "MACs": lambda layer: quantity(layer.macs),
+    "bits": lambda layer: f"{layer.mean_bits:.3g}",
+    "ESN_d": lambda layer: quantity(layer.esn_digital),
+    "ESN_a": lambda layer: quantity(layer.esn_analog),
+    "S/N": lambda layer: quantity(layer.signal_to_noise),
+}
+
+
+def _layer_tables(report: CostReport, width: int) -> Iterator[Table]:
+    wide = width >= WIDE
+    columns = [name for name in LAYER_COLUMNS if wide or name not in ("shape", "positions")]
+    yield _layer_table(report, columns, bar=True, longest=32 if wide else 24)
+    for left_out in ("", "S/N", "ESN_a"):
+        columns = [name for name in columns if name != left_out]
+        yield _layer_table(report, columns, bar=False, longest=24)
+
+
+def _layer_table(report: CostReport, columns: Sequence[str], *, bar: bool, longest: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layer", style="cyan", no_wrap=True, overflow="ellipsis", max_width=32 if wide else 24)
-    headings = ("shape", "positions") if wide else ()
-    for heading in (*headings, "MACs", "bits", "ESN_d", "ESN_a", "S/N"):
+    table.add_column("layer", style="cyan", no_wrap=True, overflow="ellipsis", max_width=longest)
+    for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("share of ESN_d", no_wrap=True)
+    if bar:
+        table.add_column("share of ESN_d", no_wrap=True)
     largest = max((layer.esn_digital for layer in report.layers), default=0)
     for layer in report.layers:
-        table.add_row(*_layer_row(layer, wide=wide), _bar(layer.esn_digital, largest, report.total))
+        shares = [_bar(layer.esn_digital, largest, report.total)] if bar else []
+        table.add_row(shown(layer.name), *(LAYER_COLUMNS[name](layer) for name in columns), *shares)
     return table
-
-
-def _layer_row(layer: LayerCost, *, wide: bool) -> Iterable[str]:
-    yield escape(layer.name)
-    if wide:
-        yield "x".join(map(str, layer.shape))
-        yield quantity(layer.positions)
-    yield quantity(layer.macs)
-    yield f"{layer.mean_bits:.3g}"
-    yield quantity(layer.esn_digital)
-    yield quantity(layer.esn_analog)
-    yield quantity(layer.signal_to_noise)
 
 
 def _bar(value: float, largest: float, total: Metrics) -> Text:
@@ -134,12 +157,12 @@ def _bar(value: float, largest: float, total: Metrics) -> Text:
 def _hardware_table(report: CostReport) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("hardware", style="cyan")
-    table.add_column("cost", justify="right")
+    table.add_column("cost", justify="right", no_wrap=True)
     table.add_column("unit")
-    table.add_column("energy", justify="right")
+    table.add_column("energy", justify="right", no_wrap=True)
     for name, entry in report.hardware.items():
         energy = MISSING if entry.picojoules is None else f"{quantity(entry.picojoules / 1e6)} µJ"
-        table.add_row(escape(name), quantity(entry.total), escape(entry.unit), energy)
+        table.add_row(shown(name), quantity(entry.total), shown(entry.unit), energy)
     return table
 
 
@@ -148,16 +171,17 @@ def _remarks(report: CostReport) -> Iterable[Text]:
         elements = sum(other.elements for other in report.other_parameters)
         owners = ", ".join(dict.fromkeys(other.owner for other in report.other_parameters))
         yield Text(
-            f"Not costed: {quantity(elements)} parameters in {len(report.other_parameters)} tensors ({owners}).",
+            f"Not costed: {quantity(elements)} parameters in {len(report.other_parameters)} tensors "
+            f"({printable(owners)}).",
             style="dim",
         )
     for work in report.other_work:
         where = f"in {work.name}" if work.name else "in the network itself"
         with_ = f" with {', '.join(work.parameters)}" if work.parameters else ""
         yield Text(
-            f"Not counted: {quantity(work.macs)} MACs of {work.operation} {where}{with_}, "
+            f"Not counted: {quantity(work.macs)} MACs of {work.operation} {printable(where + with_)}, "
             f"which no counted layer explains.",
             style="yellow",
         )
     for note in report.notes:
-        yield Text(f"Note: {note}", style="yellow")
+        yield Text(f"Note: {printable(note)}", style="yellow")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from slimbit.numerics.copies import unwrapped
+from slimbit.numerics.copies import copied, unwrapped
 from slimbit.numerics.grid import filters_first
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec, OtherParameter, OtherWork
@@ -104,7 +104,7 @@ def _copy(model: nn.Module, *, skeleton: bool) -> nn.Module:
             for store in (module._parameters, module._buffers, module.__dict__):
                 memo.update({id(v): _to_meta(v) for v in store.values() if isinstance(v, Tensor)})
     try:
-        clone = copy.deepcopy(model, memo)
+        clone = copied(model, memo)
     except Exception as error:
         raise InputError(f"{type(model).__name__} must support copy.deepcopy to be surveyed, got {error}") from error
     for module in clone.modules():

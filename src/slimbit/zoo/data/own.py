@@ -54,6 +54,6 @@ def _called(function: Callable[[], Any], reference: str) -> Any:
     try:
         return function()
     # The callable is the user's: it may raise anything.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = f"{type(error).__name__}: {error}"
         raise InputError(f"{reference} must return {RETURNS} when called without arguments, got {text}") from error
