@@ -21,7 +21,7 @@ COLLAPSED = 0.5
 STRIDE = 16.0
 FEW_IMAGES = 16
 """Fewer than so many calibration images are no measure of what was fitted to them."""
-TRIES, FURTHER_TRIES = 5, 2
+TRIES, FURTHER_TRIES = 7, 2
 """Bisections of the whole range of prices for the cheap end, and between its tries for the dear one."""
 MOST_STRIDES = 40
 
@@ -119,7 +119,7 @@ def kappa_of(found: Tensor, wanted: Tensor) -> float | None:
 def find_span(subject: Subject, tell: Callable[[str], None]) -> Span:
     """The range of prices from nearly float to collapse.
 
-    Costs are predicted from plans alone. Only the two ends need compressed networks, on few images: seven.
+    Costs are predicted from plans alone. Only the two ends need compressed networks, on few images: nine.
 
     Args:
         subject: The network, its sensitivity known.
