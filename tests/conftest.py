@@ -1,9 +1,12 @@
-"""Shared fixtures: networks of every layer kind, and the optional real data."""
+"""Shared fixtures and settings."""
 
 import os
 from pathlib import Path
 
 import pytest
+
+# Before torch starts: tests use tiny tensors, where threads that wait for each other cost more than they save.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
