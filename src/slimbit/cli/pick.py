@@ -79,7 +79,7 @@ def _metric(run: "Run", budget: str | None) -> str:
 def _chosen(run: "Run", budget: str | None, min_accuracy: float | None) -> FrontierPoint:
     from slimbit.frontier.select import best_within_budget, cheapest_at_accuracy
 
-    # the float network and a failed point have no levels to write
+    # a failed point has no levels to write
     points = [point for point in run.points() if "levels" in point.objects]
     if budget is not None:
         metric, amount = parse_budget(budget)

@@ -71,7 +71,7 @@ def headline(
     baseline = _baseline(points, reports)
     if baseline is None:
         return Headline(text="This run has no baseline to compare with.", baseline=None)
-    ours = [point for point in points if not point.baseline and point.policy != "float"]
+    ours = [point for point in points if not point.baseline]
     notes = ("Interpolated on log cost along the Pareto front; both accuracies are estimates with an interval.",)
     space = f" {unit}" if unit else ""
     name = f"{_widest(reports[baseline.number])}-bit"
@@ -106,7 +106,7 @@ def cost_at_accuracy(costs: Sequence[tuple[float, float]], accuracy: float) -> t
 
 def _baseline(points: Sequence[FrontierPoint], reports: Mapping[int, CostData]) -> FrontierPoint | None:
     """The baseline whose widest level is nearest to 4 bits; of several, `max_abs`, then the more accurate."""
-    candidates = [point for point in points if point.baseline and point.policy != "float"]
+    candidates = [point for point in points if point.baseline]
 
     def rank(point: FrontierPoint) -> tuple[int, bool, float]:
         off = abs(_widest(reports[point.number]) - BASELINE_BITS)
