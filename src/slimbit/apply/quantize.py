@@ -64,6 +64,17 @@ def quantizer_of(plan: LayerPlan, metric: str | None, weights: Tensor) -> Quanti
     )
 
 
+def plain_levels(weights: Tensor, layer: LayerPlan) -> tuple[Tensor, Tensor]:
+    """Levels and step of one layer by nearest rounding alone: what a plan costs, nearly, before any data is seen.
+
+    Args:
+        weights: Float, filters first.
+        layer: Its entry; a rate takes no part.
+    """
+    quantizer = quantizer_of(replace(layer, rate=()), None, weights)
+    return _cut(round_levels(weights, quantizer), layer), quantizer.step
+
+
 def quantize_layer(
     weights: Tensor,
     layer: LayerPlan,

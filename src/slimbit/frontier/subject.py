@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from slimbit.apply.calibration import Calibration, calibrate
 from slimbit.apply.compress import Compressed
+from slimbit.apply.quantize import plain_levels
 from slimbit.apply.repair import remaining_shares
 from slimbit.frontier.levels import StoredPoint
 from slimbit.measure.cost import cost_of_survey
 from slimbit.measure.counting import Counting
 from slimbit.numerics.batches import as_called, checked_batches, count_of, elements_of, joined, pieces
 from slimbit.numerics.copies import plain_network, unwrapped
-from slimbit.numerics.grid import to_levels
 from slimbit.plan.evidence import Evidence, Layout
 from slimbit.plan.steps import step_by_price, step_by_range
 from slimbit.records.cost import CostReport, TotalCost
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec
-from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
+from slimbit.records.plan import CompressionPlan, Recipe
 from slimbit.records.sensitivity import Sensitivity
 from slimbit.survey.module import read_weight, survey_network
 from slimbit.survey.result import StoredLevels, Survey
@@ -134,8 +134,7 @@ class Subject:
             levels, steps = {}, {}
             for layer in plan.layers:
                 weights = self.evidence.weights[layer.name].float()
-                steps[layer.name] = _numbers(layer.steps, weights)
-                levels[layer.name] = _rounded(weights, layer, steps[layer.name])
+                levels[layer.name], steps[layer.name] = plain_levels(weights, layer)
             self._reports[price] = self.cost(plan, levels, steps)
         return self._reports[price]
 
@@ -189,21 +188,6 @@ class Subject:
         weight = self.survey.weight(layer)
         assert isinstance(weight, Tensor), "a module has float weights"
         return weight.detach()
-
-
-def _numbers(values: tuple[float, ...], like: Tensor) -> Tensor:
-    numbers = like.new_tensor(values)
-    return numbers[0] if len(values) == 1 else numbers
-
-
-def _rounded(weights: Tensor, layer: LayerPlan, step: Tensor) -> Tensor:
-    limit = _numbers(layer.limits, weights) if layer.limits else None
-    levels = to_levels(weights, step, grid=layer.grid, limit=limit if limit is None or limit.ndim else float(limit))
-    if layer.kept is None:
-        return levels
-    pruned = torch.ones(len(levels), dtype=torch.bool)
-    pruned[list(layer.kept)] = False
-    return levels.masked_fill_(pruned.reshape(-1, *[1] * (levels.ndim - 1)).to(levels.device), 0.0)
 
 
 def digest_of(values: Any) -> str:
