@@ -41,7 +41,7 @@ def write_whole(path: Path, content: bytes) -> None:
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)  # noqa: PTH108
+                os.unlink(temporary)  # noqa: PTH108 - beside os.replace above
 
 
 def not_written(path: Path | str, error: BaseException) -> StoreError:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from slimbit.apply.calibration import Calibration, calibrate
 from slimbit.apply.compress import Compressed
+from slimbit.apply.layers import weights_of
 from slimbit.apply.quantize import plain_levels
 from slimbit.apply.repair import remaining_shares
 from slimbit.frontier.levels import StoredPoint
@@ -82,7 +83,7 @@ class Subject:
     def evidence(self) -> Evidence:
         """What policies look at; the sensitivity must be known."""
         spec = self.survey.spec
-        weights = {layer.name: self._weight(layer) for layer in spec.layers}
+        weights = weights_of(self.model, spec)
         remaining = remaining_shares(self.model, spec, self.calibration) if self.recipe.compensation else {}
         return Evidence(spec=spec, weights=weights, sensitivity=self.sensitivity, remaining=remaining)
 
@@ -183,11 +184,6 @@ class Subject:
             if key not in before or not torch.equal(value.cpu(), before[key].cpu()):
                 # numpy has no bfloat16, but float32 holds all of it
                 yield key, (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
-
-    def _weight(self, layer: LayerSpec) -> Tensor:
-        weight = self.survey.weight(layer)
-        assert isinstance(weight, Tensor), "a module has float weights"
-        return weight.detach()
 
 
 def digest_of(values: Any) -> str:

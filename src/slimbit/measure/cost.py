@@ -109,7 +109,7 @@ def cost_of_survey(
 def with_hardware(report: CostReport, hardware: HardwareLike | Iterable[HardwareLike]) -> CostReport:
     """The report with hardware cost models added: one or several names, TOML files or functions."""
     several = isinstance(hardware, Iterable) and not isinstance(hardware, str | PathLike)
-    models: Iterable[HardwareLike] = hardware if several else [hardware]  # type: ignore[assignment,list-item]
+    models: Iterable[HardwareLike] = hardware if several else [hardware]  # type: ignore[assignment,list-item] # told apart above
     costs = [hardware_cost(load_hardware(model), report.layers) for model in models]
     return replace(report, hardware={**report.hardware, **{entry.model: entry for entry in costs}})
 
@@ -237,7 +237,7 @@ def _total(layers: Sequence[LayerCost], survey: Survey) -> TotalCost:
         if any(value is None for value in values):
             return None
         whole = all(isinstance(value, int) for value in values)
-        return sum(values) if whole else math.fsum(values)  # type: ignore[arg-type]
+        return sum(values) if whole else math.fsum(values)  # type: ignore[arg-type] # no None is left
 
     others = sum(other.elements for other in survey.spec.other_parameters)
     owned = [(c, s) for c, s in zip(layers, survey.spec.layers, strict=True) if not s.shared_with]

@@ -19,7 +19,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(model, parallel):
             model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
+            model = model._orig_mod  # type: ignore[assignment] # a module, as asked above
         else:
             return model
 

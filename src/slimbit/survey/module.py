@@ -182,7 +182,7 @@ def _identity(module: nn.Module, parameter: str) -> int:
     """What makes two layers share one memory: the stored parameter, or what a parametrization computes it from."""
     owner, attribute = _owner(module, parameter)
     if parametrize.is_parametrized(owner, attribute):
-        return id(owner.parametrizations[attribute])  # type: ignore[index]
+        return id(owner.parametrizations[attribute])  # type: ignore[index] # a ModuleDict, as asked above
     return id(getattr(owner, attribute))
 
 
