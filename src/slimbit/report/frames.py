@@ -170,15 +170,6 @@ def report_data(
     )
 
 
-def label_of(metric: str) -> str:
-    """Name of a metric for people.
-
-    >>> label_of("esn_digital"), label_of("my_chip")
-    ('ESN digital', 'my_chip')
-    """
-    return LABELS.get(metric, (metric, ""))[0]
-
-
 def _checked(point: FrontierPoint, report: CostData) -> CostData:
     if report.get("schema") != SCHEMA:
         raise InputError(f"cost report of point {point.number} must have schema {SCHEMA}, got {report.get('schema')!r}")
