@@ -15,9 +15,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
-from slimbit.frontier.objects import StoreError, object_path, read_object, write_object, write_whole
+from slimbit.frontier.objects import object_path, read_object, write_object
 from slimbit.frontier.store import open_run
 from slimbit.records.errors import InputError, SlimbitError
+from slimbit.records.files import StoreError, write_whole
 
 SMALL: dict[str, Any] = {"points": 4, "baselines": False}
 

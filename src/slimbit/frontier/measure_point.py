@@ -17,10 +17,10 @@ from torch import nn
 from slimbit.apply.compress import compress
 from slimbit.frontier.interval import wilson_interval
 from slimbit.frontier.levels import pack_levels
-from slimbit.frontier.objects import StoreError
 from slimbit.frontier.subject import Subject
 from slimbit.frontier.workspace import PlannedPoint, Workspace, canonical
 from slimbit.records.cost import METRICS
+from slimbit.records.files import StoreError
 from slimbit.records.plan import CompressionPlan
 from slimbit.records.point import FrontierPoint
 
@@ -105,6 +105,7 @@ def measure_point(planned: PlannedPoint, subject: Subject, scorer: Scorer, works
         metric=planned.metric,
         price=planned.price,
         plan=planned.plan,
+        clamped=plan.clamped,
         objects={"plan": planned.plan},
         provenance={**provenance(), "seed": subject.seed},
     )

@@ -24,8 +24,9 @@ from filelock import FileLock, Timeout
 
 from slimbit.frontier import study as studies
 from slimbit.frontier.info import NAME, RunInfo, read_info, write_info
-from slimbit.frontier.objects import Kind, not_written, read_object, write_object
+from slimbit.frontier.objects import Kind, read_object, write_object
 from slimbit.records.errors import InputError
+from slimbit.records.files import not_written
 from slimbit.records.point import FrontierPoint
 
 POLL_SECONDS = 0.2

@@ -1,25 +1,19 @@
 """Settings of ``slimbit frontier`` as a TOML file: data in, unknown keys refused, errors with the path of the key."""
 
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from slimbit.records.errors import InputError, closest
 from slimbit.records.network import Per
 from slimbit.records.plan import PlanGrid, Rounding, Statistics, Target
+from slimbit.records.toml import ConfigTable, read_toml, validated
 
 Metric = Literal["esn_analog", "esn_digital", "esn_filterwise"]
-LARGEST_FILE = 1 << 20
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class RecipeConfig(_Table):
+class RecipeConfig(ConfigTable):
     """Table ``[recipe]``: how plans are carried out; what is left out keeps its default.
 
     Attributes are those of `slimbit.records.plan.Recipe`.
@@ -32,7 +26,7 @@ class RecipeConfig(_Table):
     statistics: Statistics | None = None
 
 
-class LayoutConfig(_Table):
+class LayoutConfig(ConfigTable):
     """Table ``[layout]``: what is asked of every policy; what is left out keeps its default.
 
     Attributes:
@@ -48,7 +42,7 @@ class LayoutConfig(_Table):
     per: Per | None = None
 
 
-class FrontierConfig(_Table):
+class FrontierConfig(ConfigTable):
     """Settings of a run; every key is optional, and every option of the command wins over the file.
 
     Attributes:
@@ -59,6 +53,8 @@ class FrontierConfig(_Table):
         metric: Cost metric of the sweep.
         points: Number of points, baselines not counted.
         baselines: Whether to add the quantize-only baselines.
+        signal: Training run, or its ``signal.jsonl``, to take steps from; relative to the current folder.
+        signal_epochs: Its epochs to take; default: at most eight, spread evenly.
         calibration_images: Number of unlabelled images.
         evaluate_images: Number of images to score on; None = all.
         seed: Of sampled images, labels and positions.
@@ -75,6 +71,8 @@ class FrontierConfig(_Table):
     metric: Metric = "esn_digital"
     points: int = Field(default=16, ge=1, le=1000)
     baselines: bool = True
+    signal: str | None = None
+    signal_epochs: tuple[int, ...] | None = Field(default=None, strict=False)
     calibration_images: int = Field(default=500, ge=1)
     evaluate_images: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
@@ -90,7 +88,7 @@ class FrontierConfig(_Table):
         8
         """
         given = {name: value for name, value in options.items() if value is not None}
-        return _validated({**self.model_dump(exclude_unset=True), **given}, where="option ")
+        return validated(FrontierConfig, {**self.model_dump(exclude_unset=True), **given}, where="option ")
 
 
 def load_config(path: str | Path) -> FrontierConfig:
@@ -100,37 +98,4 @@ def load_config(path: str | Path) -> FrontierConfig:
         InputError: The file cannot be read or is no TOML, or a key is unknown or has a wrong value; the sentence
             names file and key.
     """
-    file = Path(path)
-    try:
-        if file.stat().st_size > LARGEST_FILE:
-            raise InputError(f"configuration {file} must be at most {LARGEST_FILE:,} bytes, got more")
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"configuration {file} must be readable, got {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"configuration {file} must be TOML, got {error}") from error
-    return _validated(data, where=f"{file}: ")
-
-
-def _validated(data: Mapping[str, Any], *, where: str) -> FrontierConfig:
-    try:
-        return FrontierConfig.model_validate(dict(data))
-    except ValidationError as error:
-        raise InputError(f"{where}{'; '.join(_faults(error))}") from error
-
-
-def _faults(error: ValidationError) -> Iterator[str]:
-    """Each fault as a clause, unknown keys with the known one that is most like them."""
-    for fault in error.errors(include_url=False):
-        path = ".".join(str(step) for step in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            known = _keys(str(fault["loc"][0]) if len(fault["loc"]) > 1 else "")
-            yield f"{path} must be a known key, got an unknown one{closest(str(fault['loc'][-1]), known)}"
-        else:
-            rule = fault["msg"].removeprefix("Input should be ")
-            yield f"{path} must be {rule}, got {repr(fault['input'])[:80]}"
-
-
-def _keys(table: str) -> tuple[str, ...]:
-    tables: dict[str, type[BaseModel]] = {"": FrontierConfig, "recipe": RecipeConfig, "layout": LayoutConfig}
-    return tuple(tables[table].model_fields)
+    return read_toml(path, FrontierConfig)

@@ -1,0 +1,79 @@
+"""Settings as TOML files: data in, unknown keys refused, errors with the path of the key."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from slimbit.records.errors import InputError, closest
+
+LARGEST_FILE = 1 << 20
+
+
+class ConfigTable(BaseModel):
+    """A table of settings: nothing unknown, nothing converted, never changed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Config = TypeVar("Config", bound=ConfigTable)
+
+
+def read_toml(path: str | Path, kind: type[Config]) -> Config:
+    """Read a TOML file.
+
+    Raises:
+        InputError: The file cannot be read or is no TOML, or a key is unknown or has a wrong value; the sentence
+            names file and key.
+    """
+    file = Path(path)
+    try:
+        if file.stat().st_size > LARGEST_FILE:
+            raise InputError(f"configuration {file} must be at most {LARGEST_FILE:,} bytes, got more")
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"configuration {file} must be readable, got {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"configuration {file} must be TOML, got {error}") from error
+    return validated(kind, data, where=f"{file}: ")
+
+
+def validated(kind: type[Config], data: Mapping[str, Any], *, where: str) -> Config:
+    """Settings from plain data.
+
+    Args:
+        kind: The table.
+        data: Its keys and values, inner tables as mappings.
+        where: What the error begins with, to say where the data stands.
+
+    Raises:
+        InputError: A key is unknown or has a wrong value.
+    """
+    try:
+        return kind.model_validate(dict(data))
+    except ValidationError as error:
+        raise InputError(f"{where}{'; '.join(_faults(error, kind))}") from error
+
+
+def _faults(error: ValidationError, kind: type[ConfigTable]) -> Iterator[str]:
+    """Each fault as a clause, unknown keys with the known one that is most like them."""
+    for fault in error.errors(include_url=False):
+        path = ".".join(str(step) for step in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = _keys(kind, fault["loc"][:-1])
+            yield f"{path} must be a known key, got an unknown one{closest(str(fault['loc'][-1]), known)}"
+        else:
+            rule = fault["msg"].removeprefix("Input should be ")
+            yield f"{path} must be {rule}, got {repr(fault['input'])[:80]}"
+
+
+def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Keys of the table at a path of inner tables."""
+    for step in path:
+        inner = kind.model_fields[str(step)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return ()
+        kind = inner
+    return tuple(kind.model_fields)
