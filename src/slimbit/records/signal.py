@@ -1,0 +1,179 @@
+"""Signal and noise of weights while a network trains: Eq. (5) of HkxAS6VFDB, and the cost that it stands for."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+DEAD_THRESHOLDS = (1e-1, 5e-2, 1e-2, 1e-3)
+"""A filter is dead below this share of its layer's 90th percentile of filter norms; 5e-2 is the one to quote."""
+PERCENTILE = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSignal:
+    """Signal and noise of one layer in one epoch.
+
+    Over the I iterations of an epoch that begins at weights ``W_start``: ``signal = mean_i ||W_i||^2`` and
+    ``noise = mean_i ||W_i - W_start||^2``, Eq. (5) of HkxAS6VFDB (reading [R] of the specification).
+
+    Attributes:
+        layer: Name of the layer, as `slimbit.records.network.LayerSpec` has it.
+        epoch: Counted from 1.
+        weights: Number of non-zero weights, ``||W||_0``.
+        positions: Output positions per image ``c_l``; None where nobody told.
+        filter_signal: Per filter; the layer's signal is their sum.
+        filter_noise: Per filter.
+    """
+
+    layer: str
+    epoch: int
+    weights: int
+    positions: int | None
+    filter_signal: tuple[float, ...]
+    filter_noise: tuple[float, ...]
+
+    @property
+    def signal(self) -> float:
+        """``mean_i ||W_i||^2``."""
+        return math.fsum(self.filter_signal)
+
+    @property
+    def noise(self) -> float:
+        """``mean_i ||W_i - W_start||^2``."""
+        return math.fsum(self.filter_noise)
+
+    @property
+    def signal_to_noise(self) -> float:
+        """Power ratio; infinite for weights that did not move."""
+        return ratio(self.signal, self.noise)
+
+    @property
+    def filter_signal_to_noise(self) -> tuple[float, ...]:
+        """Power ratio of each filter."""
+        return tuple(ratio(s, n) for s, n in zip(self.filter_signal, self.filter_noise, strict=True))
+
+    @property
+    def esn_analog(self) -> float | None:
+        """``c_l ||W||_0 S/N / 12``, Eq. (4); None where the positions are not known."""
+        return self._esn(self.signal_to_noise)
+
+    @property
+    def esn_analog_corrected(self) -> float | None:
+        """``c_l ||W||_0 (S/N + 1) / 12``, the next order (derived)."""
+        return self._esn(self.signal_to_noise + 1)
+
+    def _esn(self, signal_to_noise: float) -> float | None:
+        if self.positions is None:
+            return None
+        macs = self.positions * self.weights
+        return macs * signal_to_noise / 12 if macs else 0.0  # also where the ratio is infinite
+
+    @property
+    def dead_filters(self) -> dict[float, int]:
+        """Number of dead filters at each of `DEAD_THRESHOLDS`; a filter's norm is the root of its signal."""
+        norms = [math.sqrt(max(s, 0.0)) for s in self.filter_signal]
+        high = percentile(norms, PERCENTILE)
+        return {t: sum(norm < t * high for norm in norms) if high > 0 else len(norms) for t in DEAD_THRESHOLDS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochSignal:
+    """All layers in one epoch.
+
+    Attributes:
+        epoch: Counted from 1.
+        iterations: Optimizer steps in it.
+        layers: In order of the network.
+    """
+
+    epoch: int
+    iterations: int
+    layers: tuple[LayerSignal, ...]
+
+    @property
+    def signal_to_noise(self) -> float:
+        """Of all layers together; a weight that layers share counts for each."""
+        return ratio(math.fsum(x.signal for x in self.layers), math.fsum(x.noise for x in self.layers))
+
+    @property
+    def esn_analog(self) -> float | None:
+        """``(1/12) sum_l c_l ||W_l||_0 S/N_l``, Eq. (4); None where positions are not known."""
+        return _total([layer.esn_analog for layer in self.layers])
+
+    @property
+    def esn_analog_corrected(self) -> float | None:
+        """``(1/12) sum_l c_l ||W_l||_0 (S/N_l + 1)`` (derived)."""
+        return _total([layer.esn_analog_corrected for layer in self.layers])
+
+    @property
+    def filters(self) -> int:
+        """Number of tracked filters."""
+        return sum(len(layer.filter_signal) for layer in self.layers)
+
+    @property
+    def dead_filters(self) -> dict[float, int]:
+        """Number of dead filters in all layers at each of `DEAD_THRESHOLDS`."""
+        return {t: sum(layer.dead_filters[t] for layer in self.layers) for t in DEAD_THRESHOLDS}
+
+    def layer(self, name: str) -> LayerSignal:
+        """The layer of that name; ``KeyError`` if there is none."""
+        for layer in self.layers:
+            if layer.layer == name:
+                return layer
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; what follows from it is left out."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "EpochSignal":
+        """What `to_dict` wrote.
+
+        >>> layer = LayerSignal(layer="fc", epoch=1, weights=2, positions=1, filter_signal=(4.0,), filter_noise=(1.0,))
+        >>> epoch = EpochSignal(epoch=1, iterations=10, layers=(layer,))
+        >>> EpochSignal.from_dict(epoch.to_dict()) == epoch, epoch.signal_to_noise
+        (True, 4.0)
+        """
+        layers = tuple(
+            LayerSignal(
+                layer=str(row["layer"]),
+                epoch=int(row["epoch"]),
+                weights=int(row["weights"]),
+                positions=None if row["positions"] is None else int(row["positions"]),
+                filter_signal=tuple(float(v) for v in row["filter_signal"]),
+                filter_noise=tuple(float(v) for v in row["filter_noise"]),
+            )
+            for row in data["layers"]
+        )
+        return cls(epoch=int(data["epoch"]), iterations=int(data["iterations"]), layers=layers)
+
+
+def ratio(signal: float, noise: float) -> float:
+    """``signal / noise``; infinite without noise, 0 without signal, not a number where either is none.
+
+    >>> ratio(4.0, 2.0), ratio(1.0, 0.0), ratio(0.0, 0.0)
+    (2.0, inf, 0.0)
+    """
+    if noise > 0 or math.isnan(noise):
+        return signal / noise
+    return math.inf if signal > 0 else 0.0
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Linear interpolation between the sorted values, as `numpy.percentile` does by default.
+
+    >>> percentile([1.0, 2.0, 3.0], 0.9)
+    2.8
+    """
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) if known and len(known) == len(values) else None
