@@ -46,10 +46,10 @@ def survey_network(model: nn.Module, example_input: Inputs, *, name: str = "") -
     3456
     """
     model = unwrapped(model)
-    _refuse_what_cannot_be_counted(model)
+    refuse_what_cannot_be_counted(model)
     calls = _trace(model, example_input)
-    batch = _batch_size(model, example_input)
-    layers = _layers(model, calls, batch)
+    batch = batch_size(model, example_input)
+    layers = layers_of_calls(model, calls, batch)
     spec = NetworkSpec(
         name=name or type(model).__name__,
         layers=tuple(layers.values()),
@@ -127,7 +127,7 @@ def _to_meta(value: Any) -> Any:
     return nn.Parameter(meta, requires_grad=False) if isinstance(value, nn.Parameter) else meta
 
 
-def _layers(model: nn.Module, calls: Sequence[Call], batch: int) -> dict[LayerKey, LayerSpec]:
+def layers_of_calls(model: nn.Module, calls: Sequence[Call], batch: int) -> dict[LayerKey, LayerSpec]:
     """One layer per weight of a module, positions added up over its calls, in order of first use."""
     positions: Counter[LayerKey] = Counter()
     times: Counter[LayerKey] = Counter()
@@ -251,7 +251,7 @@ def _per_image(path: str, positions: int, batch: int) -> int:
     return positions // batch
 
 
-def _batch_size(model: nn.Module, example_input: Inputs) -> int:
+def batch_size(model: nn.Module, example_input: Inputs) -> int:
     """First dimension of the first tensor; the second where torch's own sequence modules say so."""
     values = example_input.values() if isinstance(example_input, Mapping) else example_input
     tensors = [example_input] if isinstance(example_input, Tensor) else [v for v in values if isinstance(v, Tensor)]
@@ -264,7 +264,8 @@ def _batch_size(model: nn.Module, example_input: Inputs) -> int:
     return 1 if unbatched else tensors[0].shape[1 if sequence_first else 0]
 
 
-def _refuse_what_cannot_be_counted(model: nn.Module) -> None:
+def refuse_what_cannot_be_counted(model: nn.Module) -> None:
+    """Raise `InputError` for what is no Python module, and for parameters without a shape or without elements."""
     if not isinstance(model, nn.Module):
         raise InputError(f"the network must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):

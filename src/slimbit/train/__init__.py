@@ -1,0 +1,1 @@
+"""LEARN: signal and noise while a network trains, and the training itself."""
