@@ -44,7 +44,13 @@ def survey_of(reference: str, *, weights: Path | None = None, input_text: str | 
 
 
 def model_of(
-    reference: str, *, weights: Path | None = None, input_text: str | None = None, classes: int | None = None
+    reference: str,
+    *,
+    weights: Path | None = None,
+    input_text: str | None = None,
+    classes: int | None = None,
+    seed: int = 0,
+    trained: bool = True,
 ) -> "tuple[nn.Module, tuple[int, ...]]":
     """The module that NETWORK names, with its weights, and the shape of one input without the batch dimension.
 
@@ -53,10 +59,12 @@ def model_of(
         weights: Weights to load into it; default: those that come with Slimbit, if any.
         input_text: ``3x32x32``; default: the network's own.
         classes: Number of outputs of a zoo or timm network; default: its own.
+        seed: Of random initial weights.
+        trained: Whether weights that come with Slimbit are loaded where none are given.
     """
     check_runnable(reference)
-    model, shape = _built(reference, classes)
-    weights = weights or default_weights(reference)
+    model, shape = _built(reference, classes, seed)
+    weights = weights or (default_weights(reference) if trained else None)
     if weights is not None:
         from slimbit.zoo import load_weights
 
@@ -81,12 +89,12 @@ def default_weights(reference: str) -> Path | None:
     return None if not reference or ":" in reference else shipped_weights(reference)
 
 
-def _built(reference: str, classes: int | None) -> "tuple[nn.Module, tuple[int, ...] | None]":
+def _built(reference: str, classes: int | None, seed: int) -> "tuple[nn.Module, tuple[int, ...] | None]":
     import torch
 
     # the same initial weights each time, and the caller's random numbers as they were
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         if reference.startswith("timm:"):
             return _timm_model(reference.removeprefix("timm:"), classes)
         if ":" in reference:

@@ -1,0 +1,144 @@
+"""Training images as batches: order, crops and flips of an epoch follow from its seed alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slimbit.records.errors import InputError
+from slimbit.records.training import AugmentConfig
+
+
+class Pixels(Protocol):
+    """Images in memory or decoded on demand, ``(images, channels, height, width)``, ``uint8`` or ``float32``."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, index: NDArray[np.intp], /) -> NDArray[Any]:
+        """The images at some indices."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainImages:
+    """What a network learns from.
+
+    Attributes:
+        pixels: Images, as stored.
+        labels: Class of each image, shape ``(images,)``; None: the targets come from elsewhere (a teacher).
+        mean: Per channel; inputs are ``(value / full_scale - mean) / std``.
+        std: Per channel.
+        full_scale: What ``uint8`` values are divided by; ``float32`` values are not.
+        chosen: Indices of the images to use; None = all.
+    """
+
+    pixels: Pixels = field(repr=False)
+    labels: NDArray[np.int64] | None = field(repr=False)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    full_scale: float = 255.0
+    chosen: NDArray[np.intp] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.pixels) if self.chosen is None else len(self.chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which images of every batch a process works on.
+
+    A batch is cut into ``accumulate * processes`` parts, part p being every so-manieth image from the p-th on; this
+    process takes the parts ``rank``, ``rank + processes``, ... one after the other. So it makes no difference to the
+    gradient whether a batch is cut for memory or for processes.
+    """
+
+    batch_size: int
+    accumulate: int = 1
+    rank: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size % (self.accumulate * self.processes):
+            raise InputError(
+                f"batch_size must be a multiple of accumulate times processes = {self.accumulate * self.processes}, "
+                f"got {self.batch_size}"
+            )
+
+
+class Batches:
+    """Batches of augmented, normalized images, on the device.
+
+    Every epoch has a generator of its own, and its random numbers are drawn for all images before the first batch,
+    so that a batch does not depend on who asked for which part of it.
+
+    Args:
+        images: What to learn from.
+        augment: Crops and flips.
+        device: Where to. Images in memory are kept there whole.
+        channels_last: Memory layout of the batches.
+    """
+
+    def __init__(
+        self, images: TrainImages, augment: AugmentConfig, *, device: torch.device, channels_last: bool = True
+    ) -> None:
+        self._images, self._augment, self._device = images, augment, device
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        whole = isinstance(images.pixels, np.ndarray)
+        self._pixels = torch.from_numpy(images.pixels).to(device) if whole else None
+        self._labels = None if images.labels is None else torch.from_numpy(images.labels).to(device)
+        self._mean, self._std = (torch.tensor(v, device=device)[:, None, None] for v in (images.mean, images.std))
+
+    def epoch(self, seed: int, share: Share) -> Iterator[list[tuple[Tensor, Tensor | None]]]:
+        """The batches of one epoch, each as its accumulated parts; images that fill no batch are left out.
+
+        Args:
+            seed: Another seed, another order and other crops.
+            share: Part of every batch that is wanted.
+
+        Yields:
+            ``accumulate`` pairs of images ``(part, channels, height, width)`` and labels ``(part,)``.
+        """
+        count = len(self._images)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(count, generator=generator)
+        shift = torch.randint(2 * self._augment.crop + 1, (2, count), generator=generator)
+        flip = torch.rand(count, generator=generator) < (0.5 if self._augment.flip else 0.0)
+        parts = share.accumulate * share.processes
+        for start in range(0, count - share.batch_size + 1, share.batch_size):
+            firsts = range(start + share.rank, start + parts, share.processes)
+            places = [torch.arange(first, start + share.batch_size, parts) for first in firsts]
+            yield [self._batch(order[p], shift[:, p], flip[p]) for p in places]
+
+    def _batch(self, places: Tensor, shift: Tensor, flip: Tensor) -> tuple[Tensor, Tensor | None]:
+        chosen = self._images.chosen
+        indices = places if chosen is None else torch.from_numpy(chosen[places.numpy()])
+        if self._pixels is not None:
+            stored = self._pixels[indices.to(self._device)]
+        else:
+            stored = torch.from_numpy(self._images.pixels[indices.numpy()]).to(self._device)
+        moved = _moved(stored, shift.to(self._device), flip.to(self._device), self._augment)
+        batch = moved.to(torch.float32)
+        if moved.dtype == torch.uint8:
+            batch = batch.div_(self._images.full_scale)
+        batch = batch.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
+        return batch, None if self._labels is None else self._labels[indices.to(self._device)]
+
+
+def _moved(stored: Tensor, shift: Tensor, flip: Tensor, augment: AugmentConfig) -> Tensor:
+    """Each image moved by its own whole number of pixels and mirrored or not, by one indexing operation."""
+    if not augment.crop and not augment.flip:
+        return stored
+    count, _, height, width = stored.shape
+    device, most = stored.device, augment.crop
+    padded = F.pad(stored, (most,) * 4) if most else stored
+    columns = torch.arange(width, device=device).expand(count, width)
+    columns = torch.where(flip[:, None], width - 1 - columns, columns) + shift[1][:, None]
+    rows = torch.arange(height, device=device) + shift[0][:, None]
+    # indices around the slice of channels: their dimensions come first, so the result is channels-last
+    image = torch.arange(count, device=device)[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
