@@ -27,8 +27,15 @@ if TYPE_CHECKING:
     from slimbit.records.plan import Recipe as Recipe
     from slimbit.records.point import Frontier as Frontier
     from slimbit.records.point import FrontierPoint as FrontierPoint
+    from slimbit.records.signal import EpochSignal as EpochSignal
+    from slimbit.records.training_run import read_training_run as read_training_run
+    from slimbit.records.training import TrainConfig as TrainConfig
     from slimbit.report.page import write_report as write_report
     from slimbit.survey.module import survey_network as survey_network
+    from slimbit.train.fit import TrainTask as TrainTask
+    from slimbit.train.images import TrainImages as TrainImages
+    from slimbit.train.run import train_network as train_network
+    from slimbit.train.tracker import SignalTracker as SignalTracker
     from slimbit.zoo import load_weights as load_weights
     from slimbit.zoo import network as network
     from slimbit.zoo import open_data as open_data
@@ -58,6 +65,13 @@ _HOMES = {
     "open_data": "slimbit.zoo",
     "open_run": "slimbit.frontier.store",
     "survey_network": "slimbit.survey.module",
+    "EpochSignal": "slimbit.records.signal",
+    "SignalTracker": "slimbit.train.tracker",
+    "TrainConfig": "slimbit.records.training",
+    "TrainImages": "slimbit.train.images",
+    "TrainTask": "slimbit.train.fit",
+    "read_training_run": "slimbit.records.training_run",
+    "train_network": "slimbit.train.run",
     "trace_frontier": "slimbit.frontier.trace",
     "write_report": "slimbit.report.page",
 }

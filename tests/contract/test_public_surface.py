@@ -6,10 +6,11 @@ import sys
 import slimbit
 
 PUBLIC = [
-    *("CompressionPlan", "CostReport", "Frontier", "FrontierPoint", "HardwareModel", "InputError", "Layout", "Recipe"),
-    *("SlimbitError", "best_within_budget", "cheapest_at_accuracy", "compress", "cost", "hardware_names", "load"),
-    *("load_hardware", "load_weights", "network", "open_data", "open_run", "pareto_front", "survey_network"),
-    *("trace_frontier", "write_report", "__version__"),
+    *("CompressionPlan", "CostReport", "EpochSignal", "Frontier", "FrontierPoint", "HardwareModel", "InputError"),
+    *("Layout", "Recipe", "SignalTracker", "SlimbitError", "TrainConfig", "TrainImages", "TrainTask"),
+    *("best_within_budget", "cheapest_at_accuracy", "compress", "cost", "hardware_names", "load", "load_hardware"),
+    *("load_weights", "network", "open_data", "open_run", "pareto_front", "read_training_run", "survey_network"),
+    *("trace_frontier", "train_network", "write_report", "__version__"),
 ]
 
 

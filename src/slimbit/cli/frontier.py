@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from slimbit.cli.live import Screen
-from slimbit.cli.points import failures, points_table
+from slimbit.cli.points import clampings, failures, points_table
 from slimbit.records.config import FrontierConfig, load_config
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.point import Frontier
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
     from slimbit.frontier.trace import Origin
     from slimbit.plan.evidence import Layout
+    from slimbit.records.signal import EpochSignal
     from slimbit.zoo.data import DataSet
+
+
+MOST_EPOCHS = 8
+"""Points of policy ``signal`` where no epochs were named."""
 
 
 def frontier(  # noqa: PLR0913 - one argument per option of the command
@@ -43,11 +48,17 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     metric: Annotated[
         str | None, typer.Option(help="esn_digital (default), esn_analog or esn_filterwise.", show_default=False)
     ] = None,
-    points: Annotated[int | None, typer.Option(help="Points, baselines not counted; default 16.")] = None,
+    points: Annotated[int | None, typer.Option(help="Points, those for comparison not counted; default 16.")] = None,
     calibration_images: Annotated[int | None, typer.Option(help="Unlabelled images; default 500.")] = None,
     evaluate_images: Annotated[int | None, typer.Option(help="Images to score on; default: all.")] = None,
     baselines: Annotated[
         bool | None, typer.Option("--baselines/--no-baselines", help="Add plain quantization at 8 to 2 bits.")
+    ] = None,
+    signal: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Training run, or its signal.jsonl: add points by its S/N.")
+    ] = None,
+    signal_epochs: Annotated[
+        str | None, typer.Option(metavar="10,20,30", help="Epochs for them; default: at most 8, spread evenly.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
     storage: Annotated[
@@ -66,12 +77,14 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "calibration_images": calibration_images,
         "evaluate_images": evaluate_images,
         "baselines": baselines,
+        "signal": None if signal is None else str(signal),
+        "signal_epochs": None if signal_epochs is None else parse_epochs(signal_epochs),
         "seed": seed,
         "storage": storage,
     }
     settings = (load_config(config) if config is not None else FrontierConfig()).with_options(options)
     result = trace(settings, out, retry_failed=retry_failed)
-    Console().print(points_table(result, result.points, result.metric))
+    Console().print(points_table(result, result.points, result.metric), *clampings(result.points))
     for line in failures(result.points):
         Console(stderr=True, highlight=False, soft_wrap=True).print(line)
     if not any(point.state == "done" for point in result.points):
@@ -80,6 +93,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
 
 def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) -> Frontier:
     """Trace what the settings name, shown as it goes."""
+    signal = _signal(settings)
     found = _materials(settings)
     import torch
 
@@ -97,6 +111,7 @@ def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) ->
             metric=settings.metric,
             points=settings.points,
             baselines=settings.baselines,
+            signal=signal,
             seed=settings.seed,
             storage=settings.storage,
             recipe=Recipe(**settings.recipe.model_dump(exclude_none=True)),
@@ -107,6 +122,37 @@ def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) ->
             network_name=found.origin.reference,
             origin=found.origin,
         )
+
+
+def parse_epochs(text: str) -> tuple[int, ...]:
+    """Epochs of ``10,20,30``.
+
+    >>> parse_epochs("10, 20")
+    (10, 20)
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise InputError(f"--signal-epochs must be whole numbers with commas between them, got {text!r}")
+    return tuple(map(int, parts))
+
+
+def _signal(settings: FrontierConfig) -> "tuple[EpochSignal, ...]":
+    """The training epochs to take steps from."""
+    from slimbit.records.training_run import read_training_run, spread_epochs
+
+    if settings.signal is None:
+        if settings.signal_epochs is not None:
+            raise InputError("--signal must be given with --signal-epochs, got none")
+        return ()
+    known = {epoch.epoch: epoch for epoch in read_training_run(settings.signal).signal}
+    if settings.signal_epochs is None:
+        return spread_epochs(tuple(known.values()), MOST_EPOCHS)
+    missing = [number for number in settings.signal_epochs if number not in known]
+    if missing:
+        raise InputError(
+            f"--signal-epochs must be epochs of {settings.signal}, from {min(known)} to {max(known)}, got {missing[0]}"
+        )
+    return tuple(known[number] for number in settings.signal_epochs)
 
 
 @dataclass(frozen=True)

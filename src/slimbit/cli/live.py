@@ -83,8 +83,7 @@ class Screen:
             point = progress.point
             result = f"failed: {point.error}" if point.state == "failed" else f"accuracy {point.accuracy:.2f}"
             cost = "" if point.state == "failed" else f", {self.metric} {self._row(point)[2]}"
-            what = f"{point.policy}, {point.setting}"
-            self._line(f"{progress.done}/{progress.total} {what}: {result}{cost}, {left}")
+            self._line(f"{progress.done}/{progress.total} {point.label}: {result}{cost}, {left}")
         elif progress.stage == "start":
             self._line(_outlook(progress.message, left))
         elif progress.stage in ("float accuracy", "sensitivity", "range", "refine", "waiting") and self._is_new(
@@ -118,7 +117,7 @@ class Screen:
         accuracy = "failed" if point.accuracy is None else f"{point.accuracy:.2f}"
         seconds = f"{sum(point.seconds.values()):.1f}"
         cost = quantity(point.costs.get(self.metric))
-        return accuracy, between(point), cost, shown(f"{point.policy}, {point.setting}"), seconds
+        return accuracy, between(point), cost, shown(point.label), seconds
 
 
 def _outlook(message: str, left: str) -> str:

@@ -183,7 +183,7 @@ def _tell(point: FrontierPoint, manifest: "Manifest", out: Path, *, metric: str,
         return
     from slimbit.report.tables import quantity
 
-    what = f"{point.policy}, {point.setting}" + (", a baseline" if point.baseline else "")
+    what = point.label + (", for comparison" if point.baseline else "")
     typer.echo(f"point {point.number} ({what}): accuracy {point.accuracy:g}, {metric} {quantity(point.costs[metric])}")
     levels, state = manifest.files["levels.bin"].bytes, manifest.files["state.safetensors"].bytes
     typer.echo(f"wrote {out}: levels and steps {levels:,} bytes, other parameters and statistics {state:,} bytes")

@@ -21,7 +21,7 @@ from slimbit.report.tables import quantity
 
 SCHEMA = 1
 COLUMNS = ("number", "key", "state", "policy", "setting", "baseline", "pareto", "accuracy", "accuracy_low",
-           "accuracy_high", *METRICS, "metric", "price", "plan", "error")  # fmt: skip
+           "accuracy_high", *METRICS, "metric", "price", "plan", "error", "clamped")  # fmt: skip
 WIDE = 100
 BESIDE = ("esn_analog", "esn_digital", "esn_filterwise")
 
@@ -51,7 +51,7 @@ def points(
     else:
         numbers = {row["number"] for row in rows}
         listed = [point for point in frontier.points if point.number in numbers]
-        Console().print(points_table(frontier, listed, chosen))
+        Console().print(points_table(frontier, listed, chosen), *clampings(listed))
         for line in failures(listed):
             Console(stderr=True, highlight=False, soft_wrap=True).print(line)
 
@@ -72,7 +72,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({**row, "clamped": " ".join(row["clamped"])} for row in rows)
     return text.getvalue()
 
 
@@ -102,8 +102,7 @@ def points_table(frontier: Frontier, listed: Sequence[FrontierPoint], metric: st
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("point", overflow="fold")
         for p in rows:
-            what = shown(f"{p.policy}, {p.setting}")
-            table.add_row(*(cell(p) for cell in cells.values()), what, style="dim" if p.baseline else "")
+            table.add_row(*(cell(p) for cell in cells.values()), shown(p.label), style="dim" if p.baseline else "")
         return table
 
     def tables(width: int) -> Iterator[Table]:
@@ -132,7 +131,16 @@ def between(point: FrontierPoint) -> str:
 def failures(listed: Sequence[FrontierPoint]) -> list[str]:
     """One line per failed point, with the reason."""
     failed = [point for point in listed if point.state == "failed"]
-    return [shown(f"point {p.number} ({p.policy}, {p.setting}) failed: {p.error}") for p in failed]
+    return [shown(f"point {p.number} ({p.label}) failed: {p.error}") for p in failed]
+
+
+def clampings(listed: Sequence[FrontierPoint]) -> list[str]:
+    """One line per point with layers that could not get the step which the policy asked for."""
+    return [
+        shown(f"{p.policy}, {p.setting}: no step reaches the target of {', '.join(p.clamped)}; the nearest was taken")
+        for p in listed
+        if p.clamped
+    ]
 
 
 def _cost(point: FrontierPoint, metric: str) -> float:

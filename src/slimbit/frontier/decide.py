@@ -12,8 +12,8 @@ from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
 from slimbit.records.point import FrontierPoint
 
-STAGES = ("sweep", "refine", "baselines")
-"""In the order of work: baselines wait until the places of the refinement are known."""
+STAGES = ("sweep", "refine", "baselines", "signal")
+"""In the order of work: points for comparison wait until the places of the refinement are known."""
 REFINED_SHARE = 4
 """One point in so many is placed where the curve bends."""
 LEAST_SHARE = 1e-6
@@ -31,13 +31,13 @@ def swept(points: int) -> int:
 def plan_sweep(
     subject: Subject, workspace: Workspace, count: int, *, baselines: bool, tell: Callable[[str], None]
 ) -> None:
-    """Find the range of prices and keep the plans of the sweep, evenly spread over log cost, and of the baselines.
+    """Find the range of prices and keep the plans: of the sweep, evenly spread over log cost, and of comparisons.
 
     Args:
         subject: The network, its sensitivity known.
         workspace: Where decisions are kept.
         count: Points of the sweep.
-        baselines: Whether to add the quantize-only baselines.
+        baselines: Whether to add the quantize-only baselines; the subject's training epochs are always added.
         tell: Called while the range is looked for.
     """
     span = find_span(subject, tell)
@@ -54,6 +54,11 @@ def plan_sweep(
     if baselines:
         found = zip(BASELINE_BITS, subject.baselines(), strict=True)
         workspace.plan_points("baselines", [_kept(workspace, f"max_abs-{bits}", plan) for bits, plan in found])
+    if subject.signal:
+        named = [
+            (f"signal-{epoch.epoch}", plan) for epoch, plan in zip(subject.signal, subject.signal_plans(), strict=True)
+        ]
+        workspace.plan_points("signal", [_kept(workspace, key, plan) for key, plan in named])
     workspace.plan_points("sweep", _different(workspace, "sweep", plans), span=asdict(span))
 
 
@@ -101,7 +106,7 @@ def _kept(workspace: Workspace, key: str, plan: CompressionPlan) -> PlannedPoint
         plan=digest,
         policy=plan.policy,
         setting=plan.setting or f"price {plan.price:.3g}",
-        baseline=key.startswith("max_abs"),
+        baseline=plan.price is None,
         metric=plan.metric,
         price=plan.price,
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from slimbit.frontier.checked import checked
-from slimbit.frontier.objects import write_whole
 from slimbit.records.errors import InputError
+from slimbit.records.files import write_whole
 
 SCHEMA = 1
 NAME = "run.json"
@@ -29,6 +29,8 @@ class RunInfo:
         metric: Cost metric of the sweep.
         points: Points asked for, baselines not counted.
         baselines: Whether the quantize-only baselines were asked for.
+        signal_epochs: Training epochs whose signal-to-noise ratio gave steps.
+        signal_digest: SHA-256 of their records, "" where there are none.
         calibration_images: Number of unlabelled images.
         calibration_digest: SHA-256 of them.
         evaluate_images: Number of images that accuracy is measured on; None where ``evaluate`` does not say.
@@ -56,6 +58,8 @@ class RunInfo:
     metric: str
     points: int
     baselines: bool
+    signal_epochs: tuple[int, ...] = ()
+    signal_digest: str = ""
     calibration_images: int
     calibration_digest: str
     evaluate_images: int | None = None
@@ -78,12 +82,17 @@ class RunInfo:
 
 
 FIXED = (
-    "network_digest", "network", "data", "metric", "points", "baselines", "calibration_images", "calibration_digest",
-    "evaluate_images", "seed", "likelihood", "recipe", "layout",
+    "network_digest", "network", "data", "metric", "points", "baselines", "signal_epochs", "signal_digest",
+    "calibration_images", "calibration_digest", "evaluate_images", "seed", "likelihood", "recipe", "layout",
 )  # fmt: skip
 """Settings that a continued run must repeat, in the order in which a difference is reported."""
 
-SPOKEN = {"network_digest": "network's weights", "calibration_digest": "calibration images' content"}
+SPOKEN = {
+    "network_digest": "network's weights",
+    "calibration_digest": "calibration images' content",
+    "signal_epochs": "training epochs (signal)",
+    "signal_digest": "training signal's content",
+}
 
 
 def write_info(folder: Path, info: RunInfo) -> None:
@@ -114,8 +123,9 @@ def _checked(data: Any, path: Path) -> RunInfo:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise InputError(f"{path} must have schema {SCHEMA}, got {found!r}")
     given = {key: value for key, value in data.items() if key != "schema"}
-    if isinstance(given.get("input_shape"), list):
-        given["input_shape"] = tuple(given["input_shape"])
+    for name in ("input_shape", "signal_epochs"):
+        if isinstance(given.get(name), list):
+            given[name] = tuple(given[name])
     return checked(RunInfo, given, str(path))
 
 
@@ -139,5 +149,7 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value)) or "none"
     text = json.dumps(value) if isinstance(value, Mapping) else str(value)
     return f"{text[:12]}..." if len(text) == 64 and " " not in text else text

@@ -85,7 +85,7 @@ def _some(points: Sequence[FrontierPoint], metric: str) -> Sequence[FrontierPoin
 
 
 def _named(point: FrontierPoint, metric: str) -> str:
-    what = f"point {point.number} ({point.policy}, {point.setting})"
+    what = f"point {point.number} ({point.label})"
     return f"{what} with {metric} {_known_cost(point, metric):g} at accuracy {_accuracy(point):g}"
 
 

@@ -21,9 +21,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from slimbit.frontier.checked import checked
-from slimbit.frontier.objects import not_written
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError
+from slimbit.records.files import not_written
 from slimbit.records.point import FrontierPoint
 
 NAME = "study.db"
@@ -34,7 +34,8 @@ PATIENCE_SECONDS = 120
 _FAULTS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
 _PRICES = FloatDistribution(1e-60, 1e60, log=True)
 _BITS = FloatDistribution(1, 16)
-_ATTRIBUTES = tuple(f.name for f in fields(FrontierPoint) if f.name not in ("number", "state", "costs"))
+_EPOCHS = FloatDistribution(1, 1e9)
+_ATTRIBUTES = tuple(f.name for f in fields(FrontierPoint) if f.name not in ("number", "state", "costs", "clamped"))
 
 
 def url_of(folder: Path, storage: str | None) -> str:
@@ -97,6 +98,8 @@ def add_point(study: optuna.Study, point: FrontierPoint, *, metric: str, url: st
         StoreError: The disk is full or the storage cannot be reached.
     """
     attributes = {**{name: getattr(point, name) for name in _ATTRIBUTES}, **point.costs}
+    if point.clamped:  # written only where there are any: studies from before it was known have none
+        attributes["clamped"] = list(point.clamped)
     parameters, distributions = _parameters(point)
     values = [float(value) for value in (point.accuracy, point.costs.get(metric)) if value is not None]
     done = point.state == "done"
@@ -131,6 +134,8 @@ def _parameters(point: FrontierPoint) -> tuple[dict[str, float], dict[str, BaseD
         return {"price": point.price}, {"price": _PRICES}
     if point.setting.endswith(" bits"):
         return {"bits": float(point.setting.removesuffix(" bits"))}, {"bits": _BITS}
+    if point.policy == "signal":
+        return {"epoch": float(point.setting.removeprefix("epoch "))}, {"epoch": _EPOCHS}
     return {}, {}
 
 
@@ -143,6 +148,8 @@ def _point(trial: FrozenTrial, url: str) -> FrontierPoint:
     known = {name: attributes[name] for name in _ATTRIBUTES}
     costs = {name: attributes[name] for name in METRICS if name in attributes}
     state = "done" if trial.state == TrialState.COMPLETE else "failed"
+    clamped = attributes.get("clamped", ())
+    known["clamped"] = tuple(clamped) if isinstance(clamped, list) else clamped
     values = {"number": trial.number, "state": state, "costs": costs, **known}
     return checked(FrontierPoint, values, f"trial {trial.number} of {_where(url)}")
 

@@ -24,12 +24,14 @@ from slimbit.measure.counting import Counting
 from slimbit.numerics.batches import as_called, checked_batches, count_of, elements_of, joined, pieces
 from slimbit.numerics.copies import plain_network, unwrapped
 from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.signal import PAPER_LAYOUT, PLAIN, step_by_signal
 from slimbit.plan.steps import step_by_price, step_by_range
 from slimbit.records.cost import CostReport, TotalCost
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec
 from slimbit.records.plan import CompressionPlan, Recipe
 from slimbit.records.sensitivity import Sensitivity
+from slimbit.records.signal import EpochSignal
 from slimbit.survey.module import read_weight, survey_network
 from slimbit.survey.result import StoredLevels, Survey
 
@@ -53,6 +55,7 @@ class Subject:
         recipe: How plans are carried out.
         layout: What is asked of every policy.
         seed: Seed of sampled positions.
+        signal: Training epochs to take steps from.
         digest: Of the network as it was given: its state dict.
         sensitivity: Once it was measured.
     """
@@ -64,6 +67,7 @@ class Subject:
     recipe: Recipe
     layout: Layout
     seed: int
+    signal: tuple[EpochSignal, ...] = ()
     digest: str = ""
     sensitivity: Sensitivity | None = None
     _reports: dict[float, CostReport] = field(default_factory=dict, repr=False)
@@ -113,10 +117,18 @@ class Subject:
 
     def baselines(self) -> Iterator[CompressionPlan]:
         """The paper's quantize-only: ``max_abs`` steps on the mid-rise grid, absolute statistics, nothing else."""
-        layout = replace(self.layout, grid="midrise", granularity="layer")
-        recipe = Recipe(compensation=False, target="weights", statistics="absolute")
         for bits in BASELINE_BITS:
-            yield step_by_range(self.evidence, bits, layout=layout, recipe=recipe)
+            yield step_by_range(self.evidence, bits, layout=self.paper_layout, recipe=PLAIN)
+
+    def signal_plans(self) -> Iterator[CompressionPlan]:
+        """Steps from training epochs, carried out as plainly as the baselines are."""
+        for epoch in self.signal:
+            yield step_by_signal(self.evidence, epoch, layout=self.paper_layout, recipe=PLAIN)
+
+    @property
+    def paper_layout(self) -> Layout:
+        """The layers asked for, on the paper's grid."""
+        return replace(self.layout, grid=PAPER_LAYOUT.grid, granularity=PAPER_LAYOUT.granularity)
 
     def predicted(self, price: float) -> TotalCost:
         """What the plan of a price costs when weights are simply rounded: no data, no pass, within a few percent."""

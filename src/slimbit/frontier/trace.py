@@ -1,6 +1,7 @@
 """Trace the frontier of a trained network: accuracy against cost, from nearly float to collapse."""
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ from slimbit.frontier.measure_point import Evaluate, Scorer
 from slimbit.frontier.progress import Listener, silent
 from slimbit.frontier.subject import Subject, digest_of
 from slimbit.frontier.worker import Worker
-from slimbit.frontier.workspace import Workspace
+from slimbit.frontier.workspace import Workspace, canonical
 from slimbit.measure.sensitivity import DIVERGENCES, Likelihood
 from slimbit.numerics.batches import inputs_of
 from slimbit.plan.evidence import Layout
+from slimbit.plan.signal import check_signal
 from slimbit.plan.steps import METRICS
 from slimbit.records.errors import InputError, closest
 from slimbit.records.plan import Recipe
 from slimbit.records.point import Frontier
+from slimbit.records.signal import EpochSignal
 
 MOST_POINTS, MOST_SEED = 1000, 1 << 63
 
@@ -50,6 +53,7 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
     metric: str = "esn_digital",
     points: int = 16,
     baselines: bool = True,
+    signal: Sequence[EpochSignal] = (),
     seed: int = 0,
     storage: str | None = None,
     recipe: Recipe | None = None,
@@ -75,8 +79,10 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
             that the number is a percentage of so many images.
         out: Folder of the run (docs/reference/run-folder.md).
         metric: Cost to save: "esn_analog", "esn_digital" or "esn_filterwise".
-        points: Number of points, baselines not counted.
+        points: Number of points, those for comparison not counted.
         baselines: Whether to add the paper's quantize-only at 8 to 2 bits.
+        signal: Training epochs of this very network; for each, a point is added whose steps cost what the epoch's
+            signal-to-noise ratio was worth, see `slimbit.plan.signal.step_by_signal`.
         seed: Of sampled labels and positions.
         storage: Database that holds the study, e.g. ``postgresql://...``; default: a file in the folder.
         recipe: How plans are carried out.
@@ -108,8 +114,10 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
         recipe=recipe,
         layout=layout,
         seed=seed,
+        signal=tuple(signal),
     )
     _check_layers(subject)
+    _check_signal(subject)
     scorer, origin = Scorer(evaluate), origin or Origin()
     asked = {"points": points, "baselines": baselines, "likelihood": _name_of(likelihood), "data": origin.data}
     worker = Worker(
@@ -161,6 +169,15 @@ def _check_layers(subject: Subject) -> None:
         raise InputError(f"skip must leave a layer of {subject.survey.spec.name} to compress, got all of them")
 
 
+def _check_signal(subject: Subject) -> None:
+    for epoch in subject.signal:
+        check_signal(subject.survey.spec, subject.paper_layout, epoch)
+    numbers = [epoch.epoch for epoch in subject.signal]
+    twice = sorted({number for number in numbers if numbers.count(number) > 1 or number < 1})
+    if twice:
+        raise InputError(f"signal must hold epochs from 1, each once, got {numbers}")
+
+
 def _name_of(likelihood: Likelihood | str) -> str:
     """Name of a likelihood for ``run.json``: code cannot be stored."""
     if isinstance(likelihood, str):
@@ -174,12 +191,18 @@ def _settings(subject: Subject) -> dict[str, Any]:
         "network": subject.survey.spec.name,
         "network_digest": subject.digest,
         "metric": subject.metric,
+        "signal_epochs": tuple(epoch.epoch for epoch in subject.signal),
+        "signal_digest": _digest(subject.signal),
         "calibration_images": subject.images(),
         "calibration_digest": digest_of([inputs_of(batch) for batch in subject.batches]),
         "seed": subject.seed,
         "recipe": asdict(subject.recipe),
         "layout": asdict(subject.layout),
     }
+
+
+def _digest(signal: Sequence[EpochSignal]) -> str:
+    return hashlib.sha256(canonical([epoch.to_dict() for epoch in signal])).hexdigest() if signal else ""
 
 
 def _about(origin: Origin, scorer: Scorer, example_input: Any) -> dict[str, Any]:

@@ -195,10 +195,12 @@ class Worker:
         """Points that are finished, and points in all: as many as were asked for until they are decided."""
         sweep = self.workspace.planned("sweep") if self.info is not None else None
         if sweep is None:
-            return 0, self._asked + (len(BASELINE_BITS) if self.settings["baselines"] else 0)
+            beside = len(self.subject.signal) + (len(BASELINE_BITS) if self.settings["baselines"] else 0)
+            return 0, self._asked + beside
         refined = self.workspace.planned("refine")
         more = self._asked - swept(self._asked) if refined is None else len(refined)
-        return len(self._finished()), len(sweep) + more + len(self.workspace.planned("baselines") or ())
+        beside = sum(len(self.workspace.planned(stage) or ()) for stage in ("baselines", "signal"))
+        return len(self._finished()), len(sweep) + more + beside
 
     def _seconds_left(self, done: int, total: int) -> float | None:
         """By the pace so far, of all processes; before that by what one point took or is likely to take."""

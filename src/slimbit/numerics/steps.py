@@ -1,4 +1,4 @@
-"""Steps from a bit width alone: the paper's ``max_abs`` and a multiple of the standard deviation."""
+"""Steps of one layer: from a bit width (``max_abs``, ``sigma``), or from what its levels may cost (``signal``)."""
 
 import math
 from functools import cache
@@ -6,6 +6,9 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from slimbit.numerics.grid import Grid, to_levels
+from slimbit.records.errors import InputError
 
 Policy = Literal["max_abs", "sigma"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -43,6 +46,53 @@ def sigma_step(weights: Tensor, bits: int) -> Tensor:
     """
     wide = torch.float32 if weights.device.type == "mps" else torch.float64
     return (weights.square().mean(dtype=wide).sqrt() * gaussian_step(bits)).to(weights.dtype)
+
+
+FINEST = 2.0**13
+"""Largest level of the finest step: levels must fit into the 16 bits of the store."""
+
+
+def signal_step(weights: Tensor, target: float, *, grid: Grid = "midrise") -> tuple[float, bool]:
+    """The step at which ``sum q^2 = target``, by bisection (Appendix B of HkxAS6VFDB, reconstructed).
+
+    No level grows when the step grows, in floating point neither, so the sum falls, in jumps. Found is the smallest
+    step, among those that the weights' type can hold, whose sum is at most the target: with the next finer one it
+    would be more. Where no step has so small a sum (on the grid ``midrise`` it is at least a quarter per weight), it is
+    the smallest step with the least sum; where every sum is smaller, it is the finest step, ``max|W| / 2^13``.
+
+    Args:
+        weights: One layer, any shape.
+        target: Zero or more; may be infinite.
+        grid: Grid.
+
+    Returns:
+        The step (1 where all weights are zero: any does then), and whether the target lies within reach.
+
+    Raises:
+        InputError: A target that is negative or not a number.
+
+    >>> step, reached = signal_step(torch.tensor([-0.3, 0.5, 0.9]), 3.0)  # levels -0.5, 0.5, 1.5: 0.25 + 0.25 + 2.25
+    >>> round(step, 6), reached, signal_step(torch.tensor([-0.3, 0.5, 0.9]), 0.5)[1]  # three weights: 0.75 at least
+    (0.5, True, False)
+    """
+    if not target >= 0:
+        raise InputError(f"target of a step must be zero or more, got {target}")
+    wide = torch.float32 if weights.device.type == "mps" else torch.float64
+
+    def spent(step: float) -> float:
+        levels = to_levels(weights, weights.new_tensor(step), grid=grid)
+        return float(levels.to(wide).square_().sum())
+
+    largest = float(weights.abs().max()) if weights.numel() else 0.0
+    if largest == 0:
+        return 1.0, target == 0
+    low, high = (float(weights.new_tensor(step)) for step in (largest / FINEST, 5 * largest))  # 4 would do but for ties
+    most, least = spent(low), spent(high)
+    if most <= target:
+        return low, most == target
+    while low < (middle := float(weights.new_tensor(math.sqrt(low * high)))) < high:
+        low, high = (middle, high) if spent(middle) > max(target, least) else (low, middle)
+    return high, target >= least
 
 
 @cache

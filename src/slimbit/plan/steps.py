@@ -41,9 +41,9 @@ def step_by_range(
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         limit = largest_level(bits, layout.grid)
         chosen = [float(max_abs_step(part, bits)) for part in _parts(weights, layout)]
-        return _layer(layer, weights, chosen, layout, limits=(limit,))
+        return layer_plan(layer, weights, chosen, layout, limits=(limit,))
 
-    return _plan("max_abs", evidence, steps, layout=layout, recipe=recipe, setting=f"{bits:g} bits")
+    return make_plan("max_abs", evidence, steps, layout=layout, recipe=recipe, setting=f"{bits:g} bits")
 
 
 def step_by_deviation(
@@ -58,9 +58,9 @@ def step_by_deviation(
         raise InputError(f"k must be positive, got {k!r}")
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
-        return _layer(layer, weights, [k * _deviation(part) for part in _parts(weights, layout)], layout)
+        return layer_plan(layer, weights, [k * _deviation(part) for part in _parts(weights, layout)], layout)
 
-    return _plan("sigma", evidence, steps, layout=layout, recipe=recipe, setting=f"k = {k:g}")
+    return make_plan("sigma", evidence, steps, layout=layout, recipe=recipe, setting=f"k = {k:g}")
 
 
 def _deviation(weights: Tensor) -> float:
@@ -94,10 +94,10 @@ def step_by_price(
         c = evidence.positions(layer, layout.per)
         parts = _parts(weights, layout)
         chosen = [_priced_step(metric, price, c, part, left * value) for part, value in zip(parts, s, strict=True)]
-        plan = _layer(layer, weights, chosen, layout, rate=_rates(recipe, price * c, s))
+        plan = layer_plan(layer, weights, chosen, layout, rate=_rates(recipe, price * c, s))
         return _prune_what_pays(plan, weights, metric=metric, charge=price * c, sensitivity=s)
 
-    return _plan("optimal", evidence, steps, layout=layout, recipe=recipe, metric=metric, price=price)
+    return make_plan("optimal", evidence, steps, layout=layout, recipe=recipe, metric=metric, price=price)
 
 
 def _left(evidence: Evidence, layer: LayerSpec, recipe: Recipe) -> float:
@@ -150,7 +150,7 @@ def _filterwise(evidence: Evidence, price: float, *, layout: Layout, recipe: Rec
         widths = best_widths(table, price, sensitivity=s, macs_per_filter=macs)
         return _by_width(layer, table, widths.tolist(), layout, stretch=STRETCH if recipe.compensation else 1.0)
 
-    return _plan("optimal", evidence, steps, layout=layout, recipe=recipe, metric="esn_filterwise", price=price)
+    return make_plan("optimal", evidence, steps, layout=layout, recipe=recipe, metric="esn_filterwise", price=price)
 
 
 STRETCH = 1.25
@@ -179,7 +179,7 @@ def _parts(weights: Tensor, layout: Layout) -> list[Tensor]:
     return list(weights.unbind()) if layout.granularity == "filter" else [weights]
 
 
-def _layer(
+def layer_plan(
     layer: LayerSpec,
     weights: Tensor,
     steps: list[float],
@@ -198,7 +198,7 @@ def _layer(
     return LayerPlan(name=layer.name, steps=safe, grid=layout.grid, limits=limits, rate=rate, kept=kept)
 
 
-def _plan(
+def make_plan(
     policy: str,
     evidence: Evidence,
     steps: Callable[[LayerSpec, Tensor], LayerPlan],
@@ -207,6 +207,7 @@ def _plan(
     recipe: Recipe,
     **said: object,
 ) -> CompressionPlan:
+    """The plan of a policy: ``steps`` gives the entry of each layer to quantize, ``said`` the plan's other fields."""
     layers = tuple(steps(layer, evidence.weight(layer)) for layer in evidence.layers(layout))
     about: Mapping[str, object] = {"network": evidence.spec.name, "policy": policy, **said}
     return CompressionPlan(layers=layers, **about, **asdict(recipe))  # type: ignore[arg-type]  # checked by the record

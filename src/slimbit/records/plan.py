@@ -86,11 +86,12 @@ class CompressionPlan(Recipe):
 
     Attributes:
         network: Name of the network, for people.
-        policy: What chose the steps: "max_abs", "sigma", "optimal", or a name of the user's.
+        policy: What chose the steps: "max_abs", "sigma", "signal", "optimal", or a name of the user's.
         layers: One entry per layer that is quantized; a layer without an entry stays float.
         metric: Cost metric that the price is for, None where no price was used.
         price: Accuracy loss (nats) one is willing to pay per unit of the metric.
-        setting: What turned the knob, for people: ``4 bits``, ``k = 1``.
+        setting: What turned the knob, for people: ``4 bits``, ``k = 1``, ``epoch 10``.
+        clamped: Layers that could not get the step which the policy asked for, and got the nearest possible one.
     """
 
     network: str
@@ -99,6 +100,7 @@ class CompressionPlan(Recipe):
     metric: str | None = None
     price: float | None = None
     setting: str = ""
+    clamped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +108,9 @@ class CompressionPlan(Recipe):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"layers of a plan must be named once, got {', '.join(twice)} twice")
+        unknown = [name for name in self.clamped if name not in names]
+        if unknown:
+            raise InputError(f"clamped must name layers of the plan, got {', '.join(map(repr, unknown))}")
         if self.price is not None and not (math.isfinite(self.price) and self.price > 0):
             raise InputError(f"price must be a positive number, got {self.price}")
 
@@ -118,7 +123,10 @@ class CompressionPlan(Recipe):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"schema": SCHEMA, **asdict(self), "layers": [asdict(layer) for layer in self.layers]}
+        data = {"schema": SCHEMA, **asdict(self), "layers": [asdict(layer) for layer in self.layers]}
+        if not self.clamped:
+            del data["clamped"]  # plans from before it was known keep their digest
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "CompressionPlan":
@@ -136,6 +144,8 @@ class CompressionPlan(Recipe):
             raise InputError(f"plan must have schema {SCHEMA}, got {got!r}")
         rest = {key: value for key, value in data.items() if key not in ("schema", "layers")}
         _check_keys("plan", rest, {f.name for f in fields(cls)} - {"layers"})
+        if "clamped" in rest:
+            rest["clamped"] = _names("clamped", rest["clamped"])
         rows = data.get("layers")
         if not isinstance(rows, list | tuple):
             raise InputError(f"layers of a plan must be a list, got {type(rows).__name__}")
@@ -148,6 +158,12 @@ class CompressionPlan(Recipe):
         """SHA-256 of the plan's canonical JSON, hexadecimal: equal plans, equal digests."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _names(what: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"{what} of a plan must be a list of names, got {value!r}")
+    return tuple(value)
 
 
 def _layer_from(row: Any) -> LayerPlan:

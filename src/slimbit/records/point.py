@@ -17,8 +17,8 @@ class FrontierPoint:
         number: Trial number in the study.
         key: Name of the point within its run (``sweep-03``, ``refine-00``, ``max_abs-4``): the same in every attempt.
         state: "done", or "failed" with the reason in ``error``.
-        policy: What chose the steps: "optimal" at a price, or "max_abs" of the baselines.
-        setting: What turned the knob, for people: ``price 2.1e-09``, ``4 bits``.
+        policy: What chose the steps: "optimal" at a price, "max_abs" of the baselines, or "signal" of a training epoch.
+        setting: What turned the knob, for people: ``price 2.1e-09``, ``4 bits``, ``epoch 10``.
         baseline: Whether it is there for comparison (the paper's quantize-only), not a proposal.
         metric: Cost metric that the price is for.
         price: Accuracy loss one is willing to pay per unit of ``metric``.
@@ -31,6 +31,7 @@ class FrontierPoint:
         seconds: Wall time by stage.
         provenance: Versions, seed, hardware.
         error: Why a point failed.
+        clamped: Layers that could not get the step which the policy asked for, see `CompressionPlan`.
     """
 
     number: int
@@ -50,11 +51,19 @@ class FrontierPoint:
     seconds: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
+    clamped: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Policy, setting, and how many layers were clamped, for people."""
+        count = len(self.clamped)
+        note = f" ({count} layer{'' if count == 1 else 's'} clamped)" if count else ""
+        return f"{self.policy}, {self.setting}{note}" if self.setting else f"{self.policy}{note}"
 
     def to_dict(self) -> dict[str, Any]:
         """Flat data for ``slimbit points --json``: every cost metric under its own name."""
         data = asdict(self)
-        return {**data.pop("costs"), **data}
+        return {**data.pop("costs"), **data, "clamped": list(self.clamped)}
 
 
 @dataclass(frozen=True)

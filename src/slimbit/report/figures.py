@@ -14,33 +14,34 @@ FigureData = dict[str, Any]
 USEFUL = 0.75
 """Share of the float accuracy below which a point is outside the first view of an accuracy figure."""
 
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 # Okabe and Ito's colours, distinct under the common colour-vision deficiencies; shapes differ as well
-_COLOURS = {
+COLOURS = {
     "light": {"ink": "#1c2024", "quiet": "#60666d", "grid": "#e6e8ea", "front": "#0067a5", "base": "#c04f00",
-              "card": "#ffffff"},
+              "signal": "#007a5a", "card": "#ffffff"},
     "dark": {"ink": "#e9ebee", "quiet": "#a3aab2", "grid": "#2c3238", "front": "#62b8f0", "base": "#f0a04b",
-             "card": "#171a1e"},
+             "signal": "#4fc79f", "card": "#171a1e"},
 }  # fmt: skip
 
 
 def accuracy_figure(data: ReportData, metric: str) -> FigureData:
     """Accuracy against one cost metric: Pareto front, other points, baselines, float accuracy.
 
-    Traces, in the order of the templates: other points, front, baselines, the selected point. ``customdata`` holds
-    the numbers of the points; the selected one is filled in by the page. The layout opens on the useful part of the
-    accuracy; ``layout.meta.ranges`` has that and the whole ("useful", "all").
+    Traces, in the order of the templates: other points, front, baselines, steps from training, the selected point.
+    ``customdata`` holds the numbers of the points; the selected one is filled in by the page. The layout opens on the
+    useful part of the accuracy; ``layout.meta.ranges`` has that and the whole ("useful", "all").
 
     Args:
         data: From `report_data`.
         metric: Name of a metric in ``data.metrics``.
     """
     frame = data.metric(metric)
-    shown = [point for point in data.points if point.kind in {"ours", "baseline"} and point.costs.get(metric)]
+    shown = [point for point in data.points if point.kind != "failed" and point.costs.get(metric)]
     by_cost = sorted(shown, key=lambda point: (point.costs[metric] or 0.0, point.number))
     front = [data.point(number) for number in frame.front]
     others = [point for point in by_cost if point.kind == "ours" and point.number not in frame.front]
     baselines = [point for point in by_cost if point.kind == "baseline"]
+    signals = [point for point in by_cost if point.kind == "signal"]
     ranges = {name: _ranges(data, shown, metric, whole=name == "all") for name in ("useful", "all")}
     unit = f" ({data.about.unit})" if data.about.unit else ""
     return {
@@ -48,6 +49,7 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
             _trace("other points", others, data, frame, lines=False),
             _trace("Pareto front", front, data, frame, lines=True),
             _trace(_baseline_name(baselines), baselines, data, frame, lines=len({p.policy for p in baselines}) == 1),
+            _trace("training signal, by epoch", signals, data, frame, lines=False),
             {"type": "scatter", "name": "selected", "x": [], "y": [], "mode": "markers", "hoverinfo": "skip",
              "showlegend": False},
         ],
@@ -79,17 +81,17 @@ def histogram_figure(data: ReportData) -> FigureData:
 
 def template(theme: str) -> dict[str, Any]:
     """Plotly template of a theme ("light" or "dark"): the same figure in other colours."""
-    colours = _COLOURS[theme]
+    colours = COLOURS[theme]
     axis = {"gridcolor": colours["grid"], "linecolor": colours["quiet"], "zeroline": False, "ticks": "",
             "automargin": True, "title": {"standoff": 12, "font": {"size": 13}}}  # fmt: skip
     return {"data": _trace_styles(colours), "layout": {
-        "font": {"family": _FONT, "size": 13, "color": colours["quiet"]},
+        "font": {"family": FONT, "size": 13, "color": colours["quiet"]},
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
         "xaxis": {**axis, "showline": True}, "yaxis": axis,
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
         "hoverlabel": {"align": "left", "bgcolor": colours["card"], "bordercolor": colours["quiet"],
-                       "font": {"family": _FONT, "color": colours["ink"]}},
+                       "font": {"family": FONT, "color": colours["ink"]}},
         "hovermode": "closest", "dragmode": "zoom", "bargap": 0.3,
         "shapedefaults": {"line": {"color": colours["quiet"], "width": 1, "dash": "dash"}, "layer": "below"},
         "annotationdefaults": {"showarrow": False, "xanchor": "left", "yanchor": "bottom", "xshift": 6,
@@ -128,6 +130,8 @@ def _trace(name: str, points: Sequence[PointFrame], data: ReportData, frame: Met
 def _hover(point: PointFrame, data: ReportData) -> str:
     interval = "" if point.low is None or point.high is None else f"  ({point.low:.2f} to {point.high:.2f})"
     rows = [f"<b>{plain(point.label)}</b>", f"accuracy {plain(point.accuracy_text)}{interval}"]
+    if point.clamped:
+        rows.append(f"clamped: {len(point.clamped)} of the layers")
     rows += [
         f"{plain(metric.label)}  {plain(point.texts.get(metric.name, '-'))} {metric.unit}" for metric in data.metrics
     ]
@@ -175,6 +179,7 @@ def _trace_styles(colours: dict[str, str]) -> dict[str, Any]:
              "error_y": bars},
             {"marker": {"color": colours["base"], "symbol": "diamond", "size": 9},
              "line": {"color": colours["base"], "width": 1.5, "dash": "dot"}, "error_y": bars},
+            {"marker": {"color": colours["signal"], "symbol": "triangle-up", "size": 10}, "error_y": bars},
             {"marker": ring},
         ],
         "bar": [{"marker": {"color": colours["front"]}, "textposition": "outside", "cliponaxis": False}],

@@ -62,7 +62,7 @@ class PointFrame:
 
     number: int
     kind: str
-    """"ours", "baseline" or "failed"."""
+    """"ours", "baseline", "signal" (steps from a training epoch) or "failed"."""
     policy: str
     setting: str
     grid: str
@@ -75,6 +75,8 @@ class PointFrame:
     plan: str
     seconds: str
     error: str
+    clamped: tuple[str, ...] = ()
+    """Layers that could not get the step which the policy asked for."""
 
     @property
     def label(self) -> str:
@@ -224,7 +226,7 @@ def _start(metric: MetricFrame, points: Sequence[FrontierPoint], about: About) -
 
 
 def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> PointFrame:
-    kind = "failed" if report is None else "baseline" if point.baseline else "ours"
+    kind = "failed" if report is None else _kind(point)
     grids = () if report is None else dict.fromkeys(layer["grid"] for layer in report["layers"])
     return PointFrame(
         number=point.number,
@@ -241,7 +243,12 @@ def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> Po
         plan=point.plan,
         seconds=f"{sum(point.seconds.values()):.1f} s" if point.seconds else MISSING,
         error=point.error,
+        clamped=point.clamped,
     )
+
+
+def _kind(point: FrontierPoint) -> str:
+    return "ours" if not point.baseline else "signal" if point.policy == "signal" else "baseline"
 
 
 def _layers_frame(report: CostData, metrics: Iterable[str]) -> LayersFrame:

@@ -105,8 +105,11 @@ def cost_at_accuracy(costs: Sequence[tuple[float, float]], accuracy: float) -> t
 
 
 def _baseline(points: Sequence[FrontierPoint], reports: Mapping[int, CostData]) -> FrontierPoint | None:
-    """The baseline whose widest level is nearest to 4 bits; of several, `max_abs`, then the more accurate."""
-    candidates = [point for point in points if point.baseline]
+    """The baseline whose widest level is nearest to 4 bits; of several, `max_abs`, then the more accurate.
+
+    Policy ``signal`` is no baseline: its steps are the paper's proposal, beside the sweep for comparison.
+    """
+    candidates = [point for point in points if point.baseline and point.policy != "signal"]
 
     def rank(point: FrontierPoint) -> tuple[int, bool, float]:
         off = abs(_widest(reports[point.number]) - BASELINE_BITS)

@@ -1,14 +1,9 @@
 """The report as one HTML file that needs no network: data, scripts and styles are all inside."""
 
-import base64
-import hashlib
-import html
 import json
-import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,7 @@ from slimbit.records.plan import Recipe
 from slimbit.records.point import FrontierPoint
 from slimbit.report.figures import accuracy_figure, histogram_figure, template
 from slimbit.report.frames import About, ReportData, report_data
-
-# What could end a <script>, start a comment in it, or be read as an entity; the same text once JSON is parsed.
-_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+from slimbit.report.html import composed, written
 
 
 def write_report(run: str | Path, out: str | Path | None = None, *, storage: str | None = None) -> Path:
@@ -50,12 +43,7 @@ def write_report(run: str | Path, out: str | Path | None = None, *, storage: str
     baselines = [read(point, "plan") for point in points if point.baseline]
     facts = about(opened.info, run, points, baselines=baselines)
     text = page(report_data(facts, points, lambda point: read(point, "cost")))
-    file = Path(out) if out is not None else opened.path / "report.html"
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"report {file} must be a file that can be written, got {error.strerror}") from error
-    return file
+    return written(Path(out) if out is not None else opened.path / "report.html", text)
 
 
 def about(
@@ -112,21 +100,9 @@ def about(
 def page(data: ReportData) -> str:
     """The HTML text of a report; equal data give equal text.
 
-    Names of networks and layers are the user's and may be hostile. They travel as JSON without ``<``, ``>`` and
-    ``&`` and become text nodes; the page's content security policy allows our two scripts by their hashes, no other,
-    and no network.
+    See `slimbit.report.html.composed` for how it is kept safe from hostile names.
     """
-    from plotly.offline import get_plotlyjs
-
-    parts = {"style": _asset("page.css"), "plotly": get_plotlyjs(), "script": _asset("page.js")}
-    hashes = " ".join(_source_hash(parts[name]) for name in ("plotly", "script"))
-    parts |= {
-        "script_hashes": hashes,
-        "title": html.escape(f"{data.about.network}: accuracy against cost"),
-        "data": embedded(contents(data)),
-    }
-    # one pass, so that nothing inside a part is taken for a slot
-    return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], _asset("page.html"))
+    return composed("page", title=f"{data.about.network}: accuracy against cost", data=contents(data))
 
 
 def contents(data: ReportData) -> dict[str, Any]:
@@ -140,16 +116,6 @@ def contents(data: ReportData) -> dict[str, Any]:
     }
 
 
-def embedded(value: Mapping[str, Any]) -> str:
-    r"""JSON that is safe inside a ``<script>`` element.
-
-    >>> embedded({"name": "</script>"})
-    '{"name":"\\u003c/script\\u003e"}'
-    """
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    return re.sub("[<>&\u2028\u2029]", lambda found: _ESCAPES[found[0]], text)
-
-
 def _listed(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {_said(value)}" for name, value in settings.items() if value not in ("", None, [], {}))
 
@@ -160,11 +126,3 @@ def _said(value: object) -> str:
 
 def _distinct(settings: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     return filter(None, dict.fromkeys(_listed(one) for one in settings))
-
-
-def _asset(name: str) -> str:
-    return files("slimbit.report").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _source_hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

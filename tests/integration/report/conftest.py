@@ -1,6 +1,10 @@
 """A run as records, without a store and without training: ResNet-20 with invented levels, sixteen points."""
 
 import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,3 +133,22 @@ def invented_run() -> InventedRun:
 def run_of() -> type[InventedRun]:
     """The class, for runs with other names."""
     return InventedRun
+
+
+def chromium() -> str | None:
+    """A Chromium: the one named in SLIMBIT_CHROMIUM, or one on the path."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return os.environ.get("SLIMBIT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, headless: one that is found, or the one that playwright installed."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    with playwright.sync_playwright() as started:
+        path = chromium() or started.chromium.executable_path
+        if not Path(path).exists():
+            pytest.skip("needs Chromium: put it on the path, or name it in SLIMBIT_CHROMIUM")
+        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()

@@ -1,34 +1,13 @@
 """The report in headless Chromium: no error, no network, points clickable, readable, nothing injected."""
 
 import json
-import os
-import shutil
-from pathlib import Path
 
 import pytest
 
 from slimbit.report.frames import report_data
 from slimbit.report.page import page
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 HOSTILE = "</script><img src=x onerror=\"window.injected=1\"><a href='javascript:window.injected=1'>%{x}</a>"
-
-
-def chromium():
-    """A Chromium: the one named in SLIMBIT_CHROMIUM, one on the path, or the one that playwright installed."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return os.environ.get("SLIMBIT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        path = chromium() or started.chromium.executable_path
-        if not Path(path).exists():
-            pytest.skip("needs Chromium: put it on the path, or name it in SLIMBIT_CHROMIUM")
-        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

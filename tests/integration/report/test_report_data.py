@@ -12,7 +12,8 @@ from slimbit.records.errors import InputError
 from slimbit.report.figures import accuracy_figure, histogram_figure, template
 from slimbit.report.frames import report_data
 from slimbit.report.headline import cost_at_accuracy
-from slimbit.report.page import contents, embedded, page
+from slimbit.report.html import embedded
+from slimbit.report.page import contents, page
 
 
 def data_of(run):
@@ -78,6 +79,20 @@ def test_metrics_start_with_the_sweep_and_leave_out_what_never_changes(invented_
     names = [metric.name for metric in report_data(about, invented_run.points, invented_run.read_cost).metrics]
     assert names[:2] == ["esn_analog", "esn_digital"]
     assert "parameters" not in names
+
+
+def test_steps_from_training_are_a_series_of_their_own(invented_run):
+    chosen = {"policy": "signal", "setting": "epoch 12", "baseline": True, "clamped": ("conv1",)}
+    points = [dataclasses.replace(p, **chosen) if p.number == 3 else p for p in invented_run.points]
+    data = report_data(invented_run.about, points, invented_run.read_cost)
+    *_, baselines, signals, _ = accuracy_figure(data, "esn_digital")["data"]
+    assert signals["customdata"] == [3]
+    assert 3 not in baselines["customdata"]
+    assert "signal, epoch 12" in signals["hovertext"][0]
+    assert "clamped: 1 of the layers" in signals["hovertext"][0]
+    assert (data.point(3).kind, data.point(3).clamped) == ("signal", ("conv1",))
+    assert data.headline.baseline != 3  # the four-bit baseline is another one now
+    assert 3 not in data.metric("esn_digital").front  # 86.35 % for far more bits than others need
 
 
 def test_front_leaves_out_dominated_points(invented_run):
@@ -154,7 +169,7 @@ def test_figures_are_figures_of_plotly(invented_run, theme):
 
 
 def test_accuracy_figure_shows_every_finished_point_with_its_interval(invented_run):
-    others, front, baselines, _ = accuracy_figure(data_of(invented_run), "esn_digital")["data"]
+    others, front, baselines, *_ = accuracy_figure(data_of(invented_run), "esn_digital")["data"]
     numbers = {*others["customdata"], *front["customdata"], *baselines["customdata"]}
     assert numbers == set(range(18))
     i = baselines["customdata"].index(3)

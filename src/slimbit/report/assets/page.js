@@ -30,13 +30,14 @@
 
   // ---- what stays -------------------------------------------------------------------------------------------
   function drawHead() {
-    const counts = ["ours", "baseline", "failed"].map((kind) => report.points.filter((p) => p.kind === kind).length);
-    const [ours, baselines, failed] = counts;
+    const [ours, baselines, signals, failed] = ["ours", "baseline", "signal", "failed"]
+      .map((kind) => report.points.filter((p) => p.kind === kind).length);
     const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
     at("network").textContent = about.network;
     at("summary").textContent = [
       `Float accuracy ${about.float_accuracy.toFixed(2)}${about.unit && ` ${about.unit}`}`,
-      plural(ours, "point"), plural(baselines, "baseline"), ...(failed ? [`${failed} failed`] : []),
+      plural(ours, "point"), plural(baselines, "baseline"),
+      ...(signals ? [`${signals} from training`] : []), ...(failed ? [`${failed} failed`] : []),
     ].join(" · ");
     const { headline } = report;
     const any = headline.factors.some((one) => one.factor !== null);
@@ -125,7 +126,9 @@
     const grid = point.grid && `grid ${point.grid}`;
     const place = metric().front.includes(point.number) ? "on the Pareto front" : "";
     at("point-title").textContent = `${point.accuracy_text}${interval}`;
-    at("point-facts").textContent = [`Point ${point.number}: ${label(point)}`, grid, place].filter(Boolean).join(" · ");
+    const clamped = point.clamped.length ? `out of reach, so clamped: ${point.clamped.join(", ")}` : "";
+    const facts = [`Point ${point.number}: ${label(point)}`, grid, place, clamped];
+    at("point-facts").textContent = facts.filter(Boolean).join(" · ");
     at("costs").replaceChildren(...report.metrics.map((one) => {
       const made = row(node("th", one.label, { scope: "row" }), node("td", `${point.texts[one.name] ?? "-"} ${one.unit}`, { class: "number" }));
       made.classList.toggle("chosen", one.name === state.metric);

@@ -1,0 +1,98 @@
+"""Policy ``signal``: the steps that training itself paid for (Appendix B of HkxAS6VFDB, reconstructed)."""
+
+import math
+from dataclasses import replace
+
+from torch import Tensor
+
+from slimbit.numerics.steps import signal_step
+from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.steps import layer_plan, make_plan
+from slimbit.records.errors import InputError, closest
+from slimbit.records.network import LayerSpec, NetworkSpec
+from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
+from slimbit.records.signal import EpochSignal, LayerSignal
+
+PAPER_LAYOUT = Layout(grid="midrise")
+PLAIN = Recipe(compensation=False, target="weights", statistics="absolute")
+"""How the paper carries plans out: plain rounding, BatchNorm statistics averaged anew."""
+
+
+def step_by_signal(
+    evidence: Evidence, epoch: EpochSignal, *, layout: Layout = PAPER_LAYOUT, recipe: Recipe = PLAIN
+) -> CompressionPlan:
+    """Steps whose levels cost, layer by layer, what the weights' walk in an epoch was worth: policy ``signal``.
+
+    ``sum q^2 = ||W||_0 S/N / 12`` per layer: its ESN_a by Eq. (4) of HkxAS6VFDB over its positions, with the
+    signal-to-noise ratio of Eq. (5). See `slimbit.numerics.steps.signal_step` for how exact that is. With
+    compensation the levels, and with them the sum, become a little different from those that the step is chosen by.
+
+    A layer whose target no step reaches is clamped and named in ``plan.clamped``. On the grid ``midrise`` a weight
+    costs at least a quarter, so that an S/N below 3 is out of reach; weights that did not move ask for infinitely
+    fine steps.
+
+    Args:
+        evidence: Layers and weights.
+        epoch: Signal and noise of one training epoch.
+        layout: Grid, layers to skip; one step per layer. The paper's grid is ``midrise``.
+        recipe: How the plan will be carried out; the paper's by default.
+
+    Raises:
+        InputError: Records of another network, a layer without one, or one step per filter asked for.
+    """
+    check_signal(evidence.spec, layout, epoch)
+    clamped = []
+
+    def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
+        alive = weights[weights.flatten(1).any(1)]  # a filter that is all zero stays so, and costs nothing
+        step, reached = signal_step(alive, target_of(epoch.layer(layer.name)), grid=layout.grid)
+        clamped.extend([] if reached else [layer.name])
+        return layer_plan(layer, weights, [step], layout)
+
+    plan = make_plan("signal", evidence, steps, layout=layout, recipe=recipe, setting=f"epoch {epoch.epoch}")
+    return replace(plan, clamped=tuple(clamped))
+
+
+def target_of(layer: LayerSignal) -> float:
+    """``||W||_0 S/N / 12``: ESN_a by Eq. (4) of HkxAS6VFDB for one position.
+
+    >>> target_of(LayerSignal(layer="a", epoch=1, weights=6, positions=9, filter_signal=(8.0,), filter_noise=(1.0,)))
+    4.0
+    """
+    return layer.weights * layer.signal_to_noise / 12 if layer.weights else 0.0
+
+
+def check_signal(spec: NetworkSpec, layout: Layout, epoch: EpochSignal) -> None:
+    """Raise `InputError` unless an epoch's records are of this network and cover what the layout quantizes."""
+    if not isinstance(epoch, EpochSignal):
+        raise InputError(f"signal must hold EpochSignal records, got {type(epoch).__name__}")
+    if layout.granularity != "layer":
+        raise InputError(f"granularity must be layer for policy signal, got {layout.granularity}")
+    layers = {layer.name: layer for layer in spec.layers}
+    recorded = {record.layer for record in epoch.layers}
+    where = f"signal of epoch {epoch.epoch}"
+    if len(recorded) < len(epoch.layers):
+        raise InputError(
+            f"{where} must name each layer once, got {len(epoch.layers)} records of {len(recorded)} layers"
+        )
+    for record in epoch.layers:
+        if record.layer not in layers:
+            hint = closest(record.layer, tuple(layers))
+            raise InputError(f"{where} must be of layers of {spec.name}, got {record.layer!r}{hint}")
+        _check_record(layers[record.layer], record, where)
+    needed = [x.name for x in spec.layers if not x.shared_with and x.name not in layout.skip]
+    missing = [name for name in needed if name not in recorded]
+    if missing:
+        raise InputError(f"{where} must cover every layer to quantize, got none for {', '.join(missing)}")
+
+
+def _check_record(layer: LayerSpec, record: LayerSignal, where: str) -> None:
+    what = f"{where}, layer {layer.name!r},"
+    for values in (record.filter_signal, record.filter_noise):
+        if len(values) != layer.filters:
+            raise InputError(f"{what} must have {layer.filters} filters, got {len(values)}")
+        wrong = [value for value in values if not (math.isfinite(value) and value >= 0)]
+        if wrong:
+            raise InputError(f"{what} must have finite powers from 0, got {wrong[0]}")
+    if not 0 <= record.weights <= layer.weights:
+        raise InputError(f"{what} must have at most {layer.weights} non-zero weights, got {record.weights}")

@@ -1,0 +1,67 @@
+"""Pages as one HTML file that needs no network: data, scripts and styles are all inside."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from slimbit.records.errors import InputError
+
+# What could end a <script>, start a comment in it, or be read as an entity; the same text once JSON is parsed.
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def composed(name: str, *, title: str, data: Mapping[str, Any]) -> str:
+    """The HTML text of a page; equal data give equal text.
+
+    Names of networks and layers are the user's and may be hostile. They travel as JSON without ``<``, ``>`` and
+    ``&`` and become text nodes; the page's content security policy allows our two scripts by their hashes, no other,
+    and no network.
+
+    Args:
+        name: Of the page's ``.html`` and ``.js`` among the assets.
+        title: Of the window.
+        data: What the script draws.
+    """
+    from plotly.offline import get_plotlyjs
+
+    parts = {"style": _asset("page.css"), "plotly": get_plotlyjs(), "script": _asset(f"{name}.js")}
+    parts |= {
+        "script_hashes": " ".join(_source_hash(parts[script]) for script in ("plotly", "script")),
+        "title": html.escape(title),
+        "data": embedded(data),
+    }
+    # one pass, so that nothing inside a part is taken for a slot
+    return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], _asset(f"{name}.html"))
+
+
+def embedded(value: Mapping[str, Any]) -> str:
+    r"""JSON that is safe inside a ``<script>`` element.
+
+    >>> embedded({"name": "</script>"})
+    '{"name":"\\u003c/script\\u003e"}'
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    return re.sub("[<>&\u2028\u2029]", lambda found: _ESCAPES[found[0]], text)
+
+
+def written(file: Path, text: str) -> Path:
+    """Write a page; raises `InputError` where that is impossible."""
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"report {file} must be a file that can be written, got {error.strerror}") from error
+    return file
+
+
+def _asset(name: str) -> str:
+    return files("slimbit.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _source_hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,0 +1,158 @@
+"""Figures of a training run as Plotly figure data, without colours: those come from a light or a dark template."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from slimbit.report.figures import COLOURS, FigureData, plain, template
+from slimbit.report.signal_frames import QUOTED, TrainingData
+
+FIGURES = ("cost", "layers", "dead", "map")
+_SHADES = {"light": (0.0, 0.85), "dark": (0.2, 1.0)}
+"""Part of the colour scale that is legible on the page."""
+
+
+def signal_figures(data: TrainingData) -> dict[str, FigureData]:
+    """The four figures by name: cost and accuracy, S/N per layer, dead filters, map of layers and epochs."""
+    return {
+        "cost": cost_figure(data),
+        "layers": layers_figure(data),
+        "dead": dead_figure(data),
+        "map": map_figure(data),
+    }
+
+
+def cost_figure(data: TrainingData) -> FigureData:
+    """What training shows per epoch beside the held-out accuracy (Figure 2 of HkxAS6VFDB), the closed form over it.
+
+    ESN_a by Eq. (4), or S/N where positions are not known. Traces: measured, closed form, accuracy (mean of three).
+    """
+    known = any(epoch.esn_analog is not None for epoch in data.epochs)
+    measured = [epoch.esn_analog if known else epoch.signal_to_noise for epoch in data.epochs]
+    wanted = [epoch.predicted_esn_analog if known else epoch.predicted_signal_to_noise for epoch in data.epochs]
+    accuracy = [epoch.accuracy_mean for epoch in data.epochs]
+    name, title = ("ESN_a, Eq. (4)", "ESN_a (step²)") if known else ("S/N", "S/N (power ratio)")
+    return {
+        "data": [
+            _line(data, name, measured),
+            _line(data, "closed form", wanted),
+            {**_line(data, "held-out accuracy, mean of 3 epochs", accuracy), "yaxis": "y2"},
+        ],
+        "layout": {
+            "xaxis": _epochs(data),
+            "yaxis": {"type": "log", "title": {"text": title}, "exponentformat": "SI",
+                      "dtick": _ticks(measured + wanted)},
+            "yaxis2": {"title": {"text": "accuracy (%)"}, "overlaying": "y", "side": "right", "tickmode": "auto",
+                       "showgrid": False, "visible": any(value is not None for value in accuracy)},
+            "hovermode": "x unified",
+        },
+    }  # fmt: skip
+
+
+def layers_figure(data: TrainingData) -> FigureData:
+    """S/N of every layer by epoch, from the first layer to the last, and the closed form as the last trace."""
+    lines = [_line(data, layer.name, layer.signal_to_noise) for layer in data.layers]
+    predicted = [epoch.predicted_signal_to_noise for epoch in data.epochs]
+    values = [value for layer in data.layers for value in layer.signal_to_noise] + predicted
+    return {
+        "data": [*({**line, "showlegend": False} for line in lines), _line(data, "closed form", predicted)],
+        "layout": {
+            "xaxis": _epochs(data),
+            "yaxis": {"type": "log", "title": {"text": "S/N (power ratio)"}, "dtick": _ticks(values)},
+        },
+    }  # fmt: skip
+
+
+def dead_figure(data: TrainingData) -> FigureData:
+    """Number of dead filters by epoch, a line per threshold."""
+    lines = [
+        _line(data, f"below {threshold:g}", [epoch.dead[place] for epoch in data.epochs])
+        for place, threshold in enumerate(data.thresholds)
+    ]
+    most = max((epoch.dead[0] for epoch in data.epochs), default=0)
+    return {
+        "data": [{**line, "line": {"shape": "hv"}} for line in lines],
+        "layout": {
+            "xaxis": _epochs(data),
+            "yaxis": {"title": {"text": f"dead filters of {data.epochs[-1].filters}"}, "tickformat": "d",
+                      "range": [-0.02 * max(most, 4), 1.08 * max(most, 4)]},
+            "hovermode": "x unified",
+        },
+    }  # fmt: skip
+
+
+def map_figure(data: TrainingData) -> FigureData:
+    """S/N in dB as a map: layers down, epochs across; gaps where there is no record or nothing moved."""
+    decibels = [[None if not v else round(10 * math.log10(v), 2) for v in x.signal_to_noise] for x in data.layers]
+    return {
+        "data": [
+            {
+                "type": "heatmap",
+                "x": [epoch.epoch for epoch in data.epochs],
+                "y": [plain(layer.name) for layer in data.layers],
+                "z": decibels,
+                "colorbar": {"title": {"text": "S/N (dB)", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+                "hovertemplate": "%{y}, epoch %{x}: %{z:.1f} dB<extra></extra>",
+                "hoverongaps": False,
+            }
+        ],
+        "layout": {
+            "xaxis": {**_epochs(data), "showgrid": False},
+            "yaxis": {"autorange": "reversed", "type": "category", "showgrid": False, "dtick": 1},
+        },
+    }
+
+
+def signal_templates(data: TrainingData, theme: str) -> dict[str, dict[str, Any]]:
+    """Plotly templates of a theme, one per figure of `signal_figures`."""
+    from plotly.colors import sample_colorscale
+
+    colours, layout = COLOURS[theme], template(theme)["layout"]
+    low, high = _SHADES[theme]
+
+    def shades(count: int) -> list[str]:
+        places = [min(high, low + (high - low) * i / max(1, count - 1)) for i in range(count)]
+        return [str(colour) for colour in sample_colorscale("Viridis", places)]
+
+    form = _style(colours["ink"], width=1.5, dash="dash")
+    styles = {
+        "cost": [_style(colours["front"]), form, _style(colours["base"], dash="dot")],
+        "layers": [*(_style(shade, width=1.5) for shade in shades(len(data.layers))), form],
+        "dead": [_style(shade, width=3 if t == QUOTED else 1.5) for shade, t in
+                 zip(shades(len(data.thresholds)), data.thresholds, strict=True)],
+    }  # fmt: skip
+    scale = [[i / 10, colour] for i, colour in enumerate(sample_colorscale("Viridis", [i / 10 for i in range(11)]))]
+    templates = {name: {"data": {"scatter": style}, "layout": {**layout, "yaxis2": layout["yaxis"]}}
+                 for name, style in styles.items()}  # fmt: skip
+    return {**templates, "map": {"data": {"heatmap": [{"colorscale": scale}]}, "layout": layout}}
+
+
+def _line(data: TrainingData, name: str, values: Sequence[float | None]) -> FigureData:
+    """A line over the epochs; few epochs get markers, as a line of one point would not be seen."""
+    known = any(value is not None for value in values)
+    return {
+        "type": "scatter",
+        "name": plain(name),
+        "mode": "lines+markers" if len(data.epochs) <= 40 else "lines",
+        "x": [epoch.epoch for epoch in data.epochs],
+        "y": list(values),
+        "showlegend": known,
+        "hovertemplate": f"{plain(name)}: %{{y:.4s}}<extra>epoch %{{x}}</extra>",
+    }
+
+
+def _style(colour: str, *, width: float = 2, dash: str = "solid") -> dict[str, Any]:
+    return {"line": {"color": colour, "width": width, "dash": dash}, "marker": {"color": colour, "size": 4}}
+
+
+def _epochs(data: TrainingData) -> dict[str, Any]:
+    first, last = data.epochs[0].epoch, data.epochs[-1].epoch
+    room = max(0.5, 0.02 * (last - first))
+    return {"title": {"text": "epoch"}, "range": [first - room, last + room], "tickformat": "d",
+            **({"dtick": 1} if last - first < 12 else {})}  # fmt: skip
+
+
+def _ticks(values: Sequence[float | None]) -> str | int:
+    """Ticks of a log axis: 1, 2, 5 within two decades, else powers of ten."""
+    known = [value for value in values if value]
+    return 1 if known and max(known) / min(known) > 100 else "D2"
