@@ -1,0 +1,33 @@
+"""What the training experiments share: run `slimbit train`, smooth a curve, write a table."""
+
+import csv
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def train(out: Path, *options: str) -> Path:
+    """Run ``slimbit train ... --out OUT``; a finished run is left as it is."""
+    if not (out / "model.safetensors").exists():
+        command = [sys.executable, "-m", "slimbit", "train", *options, "--out", str(out)]
+        print("$ slimbit", *command[3:], flush=True)
+        subprocess.run(command, check=True)
+    return out
+
+
+def moving_average(values: Sequence[float], width: int = 3) -> list[float]:
+    """Mean of each value and its neighbours, fewer at the ends."""
+    half = width // 2
+    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV file with the keys of the first row as columns."""
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+    print(f"wrote {path}")
