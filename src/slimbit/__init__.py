@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from slimbit.records.point import Frontier as Frontier
     from slimbit.records.point import FrontierPoint as FrontierPoint
     from slimbit.records.signal import EpochSignal as EpochSignal
-    from slimbit.records.training_run import read_training_run as read_training_run
     from slimbit.records.training import TrainConfig as TrainConfig
+    from slimbit.records.training_run import read_training_run as read_training_run
     from slimbit.report.page import write_report as write_report
     from slimbit.survey.module import survey_network as survey_network
-    from slimbit.train.fit import TrainTask as TrainTask
     from slimbit.train.images import TrainImages as TrainImages
     from slimbit.train.run import train_network as train_network
+    from slimbit.train.task import TrainTask as TrainTask
     from slimbit.train.tracker import SignalTracker as SignalTracker
     from slimbit.zoo import load_weights as load_weights
     from slimbit.zoo import network as network
@@ -69,7 +69,7 @@ _HOMES = {
     "SignalTracker": "slimbit.train.tracker",
     "TrainConfig": "slimbit.records.training",
     "TrainImages": "slimbit.train.images",
-    "TrainTask": "slimbit.train.fit",
+    "TrainTask": "slimbit.train.task",
     "read_training_run": "slimbit.records.training_run",
     "train_network": "slimbit.train.run",
     "trace_frontier": "slimbit.frontier.trace",

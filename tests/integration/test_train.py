@@ -18,10 +18,11 @@ from slimbit.records.files import StoreError
 from slimbit.records.signal_file import read_signal
 from slimbit.records.training import TrainConfig
 from slimbit.train.checkpoint import read_checkpoint
-from slimbit.train.fit import TrainingError, TrainTask
+from slimbit.train.fit import TrainingError
 from slimbit.train.images import TrainImages
 from slimbit.train.objectives import distillation
 from slimbit.train.run import About, train_network
+from slimbit.train.task import TrainTask
 from slimbit.zoo.cards import read_card
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*lightning.*", "ignore:.*pkg_resources.*")

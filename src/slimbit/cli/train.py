@@ -14,8 +14,8 @@ from slimbit.records.toml import read_toml
 from slimbit.records.training import TrainConfig
 
 if TYPE_CHECKING:
-    from slimbit.train.fit import Progress, TrainTask
     from slimbit.train.run import About, TrainResult
+    from slimbit.train.task import Progress, TrainTask
     from slimbit.zoo.data import DataSet
 
 
@@ -120,9 +120,9 @@ def _materials(settings: TrainConfig, data: "DataSet", example: Any) -> "tuple[T
     """Training images, held-out images, test images, and what the folder tells about them."""
     from dataclasses import replace
 
-    from slimbit.train.fit import TrainTask
     from slimbit.train.images import TrainImages
     from slimbit.train.run import About
+    from slimbit.train.task import TrainTask
     from slimbit.zoo.data import Part
     from slimbit.zoo.data.splits import balanced_order
 

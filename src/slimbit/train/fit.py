@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slimbit.records.errors import InputError, SlimbitError
-from slimbit.records.signal import EpochSignal
 from slimbit.records.training import TrainConfig, TrainEpoch
 from slimbit.train.checkpoint import Checkpoint, check_fits, plain, read_checkpoint, write_checkpoint
 from slimbit.train.devices import open_fabric
-from slimbit.train.images import Batches, Share, TrainImages
+from slimbit.train.images import Batches, Share
 from slimbit.train.schedule import learning_rate
+from slimbit.train.task import Progress, Regularizer, TrainTask
 from slimbit.train.tracker import SignalTracker
 
 if TYPE_CHECKING:
@@ -28,59 +27,9 @@ CHECKPOINT = "checkpoint.safetensors"
 LOOK_EVERY = 25
 """Steps between two looks at the loss: a look waits for the device."""
 
-Objective = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
-"""From network, images and labels to the loss of one batch."""
-Score = Callable[[nn.Module], float]
-
 
 class TrainingError(SlimbitError):
     """Training cannot go on; the last checkpoint is whole."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """News from a run.
-
-    Attributes:
-        epoch: Epoch under way, from 1.
-        epochs: Of the whole run.
-        step: Steps done in this epoch.
-        steps: Steps of an epoch.
-        loss: Mean loss of this epoch so far.
-        finished: The epoch's result, where it has just ended.
-        signal: Its signal and noise.
-    """
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    finished: TrainEpoch | None = None
-    signal: EpochSignal | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TrainTask:
-    """What is to be learned, and what happens around it.
-
-    Attributes:
-        images: What to learn from.
-        validate: From the network to percent on held-out images; None = there are none.
-        objective: The loss; default: cross entropy with the label smoothing of the settings.
-        example_input: One example with its batch dimension, for the positions that ESN_a needs.
-        after_step: Called with the network after every optimizer step, e.g. to hold pruned weights at zero.
-        listener: Called with every `Progress`; only in the first process.
-        epoch_done: Called with result, signal and network after each epoch, before the checkpoint; first process only.
-    """
-
-    images: TrainImages
-    validate: Score | None = None
-    objective: Objective | None = None
-    example_input: Any = None
-    after_step: Sequence[Callable[[nn.Module], None]] = ()
-    listener: Callable[[Progress], None] | None = None
-    epoch_done: Callable[[TrainEpoch, EpochSignal, nn.Module], None] | None = None
 
 
 @dataclass(eq=False)
@@ -156,6 +105,8 @@ class _Run:
         start, first = time.perf_counter(), (epoch - 1) * self.steps
         loss = self._learn(epoch)
         signal = self.tracker.end_epoch()
+        if self.task.regularizer is not None:
+            self.task.regularizer.end_epoch(self.network, epoch)
         accuracy = self._validated()
         done = TrainEpoch(
             epoch=epoch,
@@ -201,11 +152,24 @@ class _Run:
                 loss = self._objective(images, labels) / len(parts)
                 self.fabric.backward(loss)
             total += loss.detach()
+        if self.task.regularizer is not None:
+            total += self._add_penalty(self.task.regularizer)
         self.optimizer.step()
         for change in self.task.after_step:
             change(self.network)
         self.tracker.update()
         return total
+
+    def _add_penalty(self, regularizer: Regularizer) -> Tensor:
+        """Add its gradient; not by ``backward``, which would wake the reducers of DistributedDataParallel again."""
+        penalty = regularizer.penalty(self.network)
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        for parameter, slope in zip(
+            parameters, torch.autograd.grad(penalty, parameters, allow_unused=True), strict=True
+        ):
+            if slope is not None:
+                parameter.grad = slope if parameter.grad is None else parameter.grad.add_(slope)
+        return penalty.detach()
 
     def _objective(self, images: Tensor, labels: Tensor | None) -> Tensor:
         if self.task.objective is not None:
@@ -254,6 +218,7 @@ class _Run:
             "best": state.best,
             "momentum": momentum,
             "tracker": self.tracker.state_dict(),
+            "regularizer": {} if self.task.regularizer is None else self.task.regularizer.state_dict(),
         }
         about = {"best_epoch": state.best_epoch, "best_accuracy": state.best_accuracy}
         digest = self.config.digest()
@@ -271,6 +236,8 @@ class _Run:
                 buffer = torch.empty_like(parameter).copy_(momentum[name])
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.tracker.load_state_dict(dict(checkpoint.tensors.get("tracker", {})))
+        if self.task.regularizer is not None:
+            self.task.regularizer.load_state_dict(checkpoint.tensors.get("regularizer", {}))
         self.state = _State(
             epoch=checkpoint.epoch,
             best_epoch=checkpoint.best_epoch,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from slimbit.numerics.copies import copied
 from slimbit.records.errors import InputError
-from slimbit.train.fit import Objective
+from slimbit.train.task import Objective
 
 
 def distillation(teacher: nn.Module, *, temperature: float = 2.0) -> Objective:

@@ -21,7 +21,8 @@ from slimbit.records.training import TrainConfig, TrainEpoch
 from slimbit.records.training_run import EPOCHS, SETTINGS, SIGNAL, read_epochs
 from slimbit.train.checkpoint import plain
 from slimbit.train.devices import is_first_process
-from slimbit.train.fit import Score, TrainTask, fit
+from slimbit.train.fit import fit
+from slimbit.train.task import Score, TrainTask
 from slimbit.train.writers import JsonLinesWriter
 
 MODEL, WEIGHTS, LOCK = "model.safetensors", "weights", ".lock"
