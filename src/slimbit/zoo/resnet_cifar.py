@@ -3,7 +3,6 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slimbit.records.errors import InputError
@@ -21,12 +20,14 @@ class PaddedShortcut(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.before = (outputs - inputs) // 2
-        self.behind = outputs - inputs - self.before
+        before = (outputs - inputs) // 2
+        # a module, not a function: pruning takes zero channels away with those that they are added to
+        self.pad = nn.ZeroPad3d((0, 0, 0, 0, before, outputs - inputs - before))
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(batch, inputs, H, W)`` to ``(batch, outputs, ceil(H / stride), ceil(W / stride))``."""
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.behind))
+        padded: Tensor = self.pad(x[:, :, :: self.stride, :: self.stride])
+        return padded
 
 
 def _conv3x3(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:

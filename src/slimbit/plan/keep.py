@@ -1,0 +1,267 @@
+"""Decide which filters stay: by norm, by sensitivity, or because training has killed the others."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from slimbit.records.errors import InputError, check_choice, closest
+from slimbit.records.groups import FilterGroup, Ties
+from slimbit.records.keep import Constants, KeepPlan, plan_of_units
+from slimbit.records.signal import PERCENTILE, EpochSignal, percentile
+
+Scope = Literal["layer", "global"]
+Scores = Mapping[str, Sequence[float]]
+"""One number per unit, by group name: what removing the unit is thought to cost."""
+DEAD = 0.05
+"""A filter is dead below this share of its layer's 90th percentile of filter norms (`slimbit.records.signal`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """How much stays, and what must stay.
+
+    Attributes:
+        ratio: Share of each group's units that stays, in (0, 1]; or shares by layer name or pattern (``layer3.*``),
+            then groups that no pattern names stay whole.
+        scope: "layer" ranks each group by itself; "global" ranks all units of the network together, so that the
+            one ratio is of all units. At least one unit of every group stays either way.
+        protect: Layers that lose no filter, by name or pattern.
+        constants: As in `KeepPlan`.
+    """
+
+    ratio: float | Mapping[str, float] = 0.5
+    scope: Scope = "layer"
+    protect: tuple[str, ...] = ()
+    constants: Constants = "fold"
+
+    def __post_init__(self) -> None:
+        check_choice("scope", self.scope, get_args(Scope))
+        check_choice("constants", self.constants, get_args(Constants))
+        ratios = self.ratio if isinstance(self.ratio, Mapping) else {"": self.ratio}
+        for name, ratio in ratios.items():
+            number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+            if not number or not 0 < ratio <= 1:
+                where = f" of {name!r}" if name else ""
+                raise InputError(f"keep ratio{where} must be above 0 and at most 1, got {ratio!r}")
+        if self.scope == "global" and isinstance(self.ratio, Mapping):
+            raise InputError("keep ratio must be one number for the global scope, got one per layer")
+        if not isinstance(self.protect, tuple) or not all(isinstance(name, str) for name in self.protect):
+            raise InputError(f"protect must be a tuple of layer names or patterns, got {self.protect!r}")
+
+
+def keep_by_norm(
+    ties: Ties, weights: Mapping[str, Tensor], keeping: Keeping | None = None, *, signal: EpochSignal | None = None
+) -> KeepPlan:
+    """Remove the units with the smallest norm first: policy ``norm``, or ``signal`` of HkxAS6VFDB section 5.
+
+    A unit's score is the sum of ``||W_m||^2`` over its filters, or of the signal ``S_m = mean_i ||W_m,i||^2`` of a
+    training epoch, Eq. (5): the mean over the epoch is what the paper ranks by.
+
+    Args:
+        ties: Groups of the network.
+        weights: Weight of each layer by name, filters first.
+        keeping: How much stays; default: half of each group.
+        signal: An epoch of training to rank by.
+
+    Raises:
+        InputError: Weights or signal of another network, a pattern that names nothing, or a layer that cannot lose
+            filters given a ratio.
+    """
+    if signal is None:
+        norms = {name: weight.double().flatten(1).square().sum(1).tolist() for name, weight in weights.items()}
+    else:
+        norms = {layer.layer: list(layer.filter_signal) for layer in signal.layers}
+    scores = {group.name: _summed(group, norms) for group in ties.groups}
+    return keep_by_score(ties, scores, keeping, policy="norm" if signal is None else "signal")
+
+
+def keep_by_fisher(ties: Ties, scores: Scores, keeping: Keeping | None = None) -> KeepPlan:
+    """Remove the units first that the outputs depend on least: policy ``fisher``.
+
+    Args:
+        ties: Groups of the network.
+        scores: From `slimbit.measure.group_sensitivity`.
+        keeping: How much stays; default: half of each group.
+    """
+    return keep_by_score(ties, scores, keeping, policy="fisher")
+
+
+def keep_by_score(ties: Ties, scores: Scores, keeping: Keeping | None = None, *, policy: str) -> KeepPlan:
+    """Remove the units with the smallest score first; of equal ones the later.
+
+    Args:
+        ties: Groups of the network.
+        scores: One finite number per unit of every group.
+        keeping: How much stays; default: half of each group.
+        policy: Name for the plan.
+
+    Raises:
+        InputError: Scores of another network, a pattern that names nothing, or nothing that can be removed.
+    """
+    keeping = keeping or Keeping()
+    _check_scores(ties, scores)
+    free = _unprotected(ties, keeping.protect)
+    if keeping.scope == "global":
+        kept = _global(free, scores, float(keeping.ratio))  # type: ignore[arg-type] # one number, checked above
+        setting = f"keep {keeping.ratio:g} of all"
+    else:
+        kept = {g.name: _best(scores[g.name], _count(ratio, g.units)) for g, ratio in _ratios(ties, free, keeping)}
+        setting = "keep by layer" if isinstance(keeping.ratio, Mapping) else f"keep {keeping.ratio:g}"
+    return plan_of_units(ties, kept, policy=policy, setting=setting, constants=keeping.constants)
+
+
+def keep_alive(
+    ties: Ties, weights: Mapping[str, Tensor], *, threshold: float = DEAD, protect: tuple[str, ...] = ()
+) -> KeepPlan:
+    """Remove what training has killed: policy ``dead``.
+
+    A filter is dead if its norm is below ``threshold`` times the 90th percentile of its layer's; a unit, if all of
+    its filters are. Of a group that is dead altogether, the unit with the largest norm stays.
+
+    Args:
+        ties: Groups of the network.
+        weights: Weight of each layer by name, filters first.
+        threshold: Between 0 and 1.
+        protect: Layers that lose no filter, by name or pattern.
+
+    Raises:
+        InputError: A threshold out of range, weights of another network, or a pattern that names nothing.
+    """
+    if not 0 < threshold < 1:
+        raise InputError(f"threshold must be above 0 and below 1, got {threshold!r}")
+    norms = {name: weight.double().flatten(1).norm(dim=1).tolist() for name, weight in weights.items()}
+    limits = {name: threshold * percentile(values, PERCENTILE) for name, values in norms.items()}
+    kept = {}
+    for group in _unprotected(ties, protect):
+        energy = _summed(group, {name: [v * v for v in values] for name, values in norms.items()})
+        alive = [unit for unit in range(group.units) if _is_alive(group, unit, norms, limits)]
+        kept[group.name] = alive or _best(energy, 1)
+    return plan_of_units(ties, kept, policy="dead", setting=f"threshold {threshold:g}")
+
+
+def keep_within(
+    make: Callable[[float], KeepPlan], cost: Callable[[KeepPlan], float], limit: float, *, steps: int = 24
+) -> KeepPlan:
+    """The plan of the largest keep ratio whose cost is within a limit, by bisection.
+
+    Args:
+        make: From a ratio in (0, 1] to a plan, e.g. ``lambda r: keep_by_norm(ties, weights, Keeping(ratio=r))``.
+        cost: From a plan to its cost, which does not grow when the ratio falls.
+        limit: Largest cost.
+        steps: Halvings; the ratio is found to ``2**-steps``.
+
+    Raises:
+        InputError: Even one unit per group costs more, and how much.
+
+    >>> from slimbit.records.groups import Member
+    >>> units = tuple((k,) for k in range(8))
+    >>> member = Member(name="conv", role="filters", size=8, channels=units)
+    >>> ties = Ties(network="n", groups=(FilterGroup(name="conv", units=8, members=(member,)),), fixed={})
+    >>> make = lambda ratio: keep_by_score(ties, {"conv": range(8)}, Keeping(ratio=ratio), policy="rank")
+    >>> keep_within(make, lambda plan: 10.0 * plan.kept("conv", "filters", 8), 45.0).axes[0].kept
+    (4, 5, 6, 7)
+    """
+    if not (isinstance(limit, int | float) and math.isfinite(limit) and limit > 0):
+        raise InputError(f"budget must be a positive number, got {limit!r}")
+    whole = make(1.0)
+    if cost(whole) <= limit:
+        return whole
+    low, high = 2.0**-steps, 1.0
+    best = make(low)
+    least = cost(best)
+    if least > limit:
+        raise InputError(f"budget must be at least {least:g}, the cost of one filter in every group, got {limit:g}")
+    for _ in range(steps):
+        middle = (low + high) / 2
+        plan = make(middle)
+        if cost(plan) <= limit:
+            low, best = middle, plan
+        else:
+            high = middle
+    return best
+
+
+def _summed(group: FilterGroup, values: Mapping[str, Sequence[float]]) -> list[float]:
+    """Sum over the filters of each unit."""
+    totals = [0.0] * group.units
+    for member in group.of("filters"):
+        found = values.get(member.name)
+        if found is None or len(found) != member.size:
+            got = "none" if found is None else str(len(found))
+            raise InputError(f"filters of layer {member.name!r} must have {member.size} norms, got {got}")
+        for unit, channels in enumerate(member.channels):
+            totals[unit] += math.fsum(found[c] for c in channels)
+    return totals
+
+
+def _is_alive(group: FilterGroup, unit: int, norms: Mapping[str, Sequence[float]], limits: Mapping[str, float]) -> bool:
+    return any(norms[m.name][c] >= limits[m.name] > 0 for m in group.of("filters") for c in m.channels[unit])
+
+
+def _check_scores(ties: Ties, scores: Scores) -> None:
+    if not ties.groups:
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(ties.fixed.items())[:3])
+        raise InputError(f"{ties.network} must have filters that can be removed, got none ({why or 'no layers'})")
+    for group in ties.groups:
+        found = scores.get(group.name)
+        if found is None or len(found) != group.units or not all(map(math.isfinite, found)):
+            got = "none" if found is None else f"{len(found)}, or some that are not finite"
+            raise InputError(f"scores of {group.name!r} must be {group.units} finite numbers, got {got}")
+
+
+def _matching(pattern: str, ties: Ties) -> list[str]:
+    found = [name for name in ties.layers if name == pattern or fnmatchcase(name, pattern)]
+    if not found:
+        hint = closest(pattern, ties.layers)
+        raise InputError(f"layer names and patterns must match layers of {ties.network}, got {pattern!r}{hint}")
+    return found
+
+
+def _unprotected(ties: Ties, protect: Iterable[str]) -> list[FilterGroup]:
+    kept = {name for pattern in protect for name in _matching(pattern, ties)}
+    return [group for group in ties.groups if kept.isdisjoint(group.layers)]
+
+
+def _ratios(ties: Ties, free: Sequence[FilterGroup], keeping: Keeping) -> list[tuple[FilterGroup, float]]:
+    """Each group that may lose units with its ratio."""
+    if not isinstance(keeping.ratio, Mapping):
+        return [(group, keeping.ratio) for group in free]
+    named: dict[str, float] = {}
+    for pattern, ratio in keeping.ratio.items():
+        for name in _matching(pattern, ties):
+            if name in ties.fixed and name == pattern and ratio < 1:
+                raise InputError(f"keep ratio of {name!r} must be 1, got {ratio:g}: {ties.fixed[name]}")
+            named[name] = ratio
+    found = []
+    for group in free:
+        ratios = {named[name] for name in group.layers if name in named}
+        if len(ratios) > 1:
+            tied = ", ".join(group.layers)
+            raise InputError(f"keep ratios must agree for the tied layers {tied}, got {sorted(ratios)}")
+        if ratios:
+            found.append((group, ratios.pop()))
+    return found
+
+
+def _count(ratio: float, units: int) -> int:
+    return max(1, math.floor(ratio * units + 0.5))
+
+
+def _best(scores: Sequence[float], count: int) -> list[int]:
+    return sorted(sorted(range(len(scores)), key=lambda unit: (-scores[unit], unit))[:count])
+
+
+def _global(groups: Sequence[FilterGroup], scores: Scores, ratio: float) -> dict[str, list[int]]:
+    """The best unit of every group, and the best of all others until the ratio of all units is reached."""
+    kept = {group.name: _best(scores[group.name], 1) for group in groups}
+    total = sum(group.units for group in groups)
+    rest = [
+        (-scores[g.name][unit], g.name, unit) for g in groups for unit in range(g.units) if unit not in kept[g.name]
+    ]
+    for _, name, unit in sorted(rest)[: max(0, _count(ratio, total) - len(kept))]:
+        kept[name].append(unit)
+    return {name: sorted(units) for name, units in kept.items()}

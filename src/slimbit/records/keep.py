@@ -1,0 +1,192 @@
+"""What pruning decided: which filters stay, and with them which inputs, norm channels and scales."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar, get_args
+
+from slimbit.records.errors import InputError, check_choice
+from slimbit.records.groups import Role, Ties
+from slimbit.records.network import LayerSpec, NetworkSpec
+
+Made = TypeVar("Made")
+Constants = Literal["fold", "zero"]
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxisKeep:
+    """What stays of one axis of one module or parameter.
+
+    Attributes:
+        name: Module path, or the key of a free parameter; as in `slimbit.records.groups.Member`.
+        role: Which axis.
+        size: Its length before.
+        kept: Places that stay, rising.
+    """
+
+    name: str
+    role: Role
+    size: int
+    kept: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        where = f"{self.role} of {self.name!r}"
+        check_choice(f"role of {self.name!r}", self.role, get_args(Role))
+        numbers = all(isinstance(k, int) and not isinstance(k, bool) for k in (self.size, *self.kept))
+        if not numbers or list(self.kept) != sorted({k for k in self.kept if 0 <= k < self.size}):
+            raise InputError(f"kept {where} must be rising numbers below {self.size}, got {_short(self.kept)}")
+        if not self.kept and self.role != "padding":
+            raise InputError(f"kept {where} must hold at least one, got none")
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """Places that go."""
+        stays = set(self.kept)
+        return tuple(k for k in range(self.size) if k not in stays)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepPlan:
+    """The whole decision for a network; carried out by `slimbit.apply.mask.mask` or `slimbit.apply.surgery.prune`.
+
+    Attributes:
+        network: Name of the network, for people.
+        policy: What chose: "norm", "signal", "fisher", "dead", or a name of the user's.
+        axes: Every axis that loses something, in order of first use.
+        setting: What turned the knob, for people: ``keep 0.5``.
+        constants: What happens to the constant that a removed filter would still send on, e.g. the shift of its
+            BatchNorm behind a ReLU: "fold" adds it to the bias or BatchNorm of what reads it, "zero" drops it.
+    """
+
+    network: str
+    policy: str
+    axes: tuple[AxisKeep, ...]
+    setting: str = ""
+    constants: Constants = "fold"
+
+    def __post_init__(self) -> None:
+        check_choice("constants", self.constants, get_args(Constants))
+        places = [(axis.name, axis.role) for axis in self.axes]
+        twice = sorted({name for name, role in places if places.count((name, role)) > 1})
+        if twice:
+            raise InputError(f"axes of a plan must be named once, got {', '.join(twice)} twice")
+
+    def axis(self, name: str, role: Role) -> AxisKeep | None:
+        """What stays of that axis; None if all of it."""
+        return next((axis for axis in self.axes if (axis.name, axis.role) == (name, role)), None)
+
+    def kept(self, name: str, role: Role, size: int) -> int:
+        """How many entries of that axis of ``size`` stay."""
+        axis = self.axis(name, role)
+        return size if axis is None else len(axis.kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"schema": SCHEMA, **asdict(self), "axes": [asdict(axis) for axis in self.axes]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "KeepPlan":
+        """The plan that `to_dict` wrote, checked.
+
+        Raises:
+            InputError: An unknown key, a missing one, or a value out of range.
+
+        >>> axis = AxisKeep(name="conv", role="filters", size=4, kept=(0, 2))
+        >>> plan = KeepPlan(network="n", policy="norm", axes=(axis,))
+        >>> KeepPlan.from_dict(plan.to_dict()) == plan
+        True
+        """
+        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
+            got = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+            raise InputError(f"keep plan must have schema {SCHEMA}, got {got!r}")
+        rows = data.get("axes")
+        if not isinstance(rows, list | tuple):
+            raise InputError(f"axes of a keep plan must be a list, got {type(rows).__name__}")
+        rest = {key: value for key, value in data.items() if key not in ("schema", "axes")}
+        if not all(isinstance(value, str) for value in rest.values()):
+            raise InputError(f"keep plan must hold text and a list of axes, got {_short(rest)}")
+        return _made(cls, {**rest, "axes": tuple(_axis_from(row) for row in rows)}, "keep plan")
+
+    def digest(self) -> str:
+        """SHA-256 of the plan's canonical JSON, hexadecimal: equal plans, equal digests."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plan_of_units(
+    ties: Ties, kept: Mapping[str, Iterable[int]], *, policy: str, setting: str = "", constants: Constants = "fold"
+) -> KeepPlan:
+    """The plan that keeps these units of these groups, and all of every other group.
+
+    Args:
+        ties: Groups of the network.
+        kept: Numbers of the units that stay, by group name.
+        policy: As in `KeepPlan`.
+        setting: As in `KeepPlan`.
+        constants: As in `KeepPlan`.
+
+    Raises:
+        InputError: A unit or a group that there is not, or a group that would lose its last unit.
+    """
+    gone: dict[tuple[str, Role], set[int]] = {}
+    sizes: dict[tuple[str, Role], int] = {}
+    unknown = [name for name in kept if name not in {group.name for group in ties.groups}]
+    if unknown:
+        raise InputError(f"kept groups must be groups of {ties.network}, got {', '.join(map(repr, unknown))}")
+    for group in ties.groups:
+        stays = set(kept.get(group.name, range(group.units)))
+        if not stays or not stays <= set(range(group.units)):
+            raise InputError(f"kept units of {group.name!r} must be some of {group.units}, got {_short(sorted(stays))}")
+        for member in group.members:
+            place = (member.name, member.role)
+            lost = {c for unit in range(group.units) if unit not in stays for c in member.channels[unit]}
+            if lost:
+                sizes[place] = member.size
+                gone.setdefault(place, set()).update(lost)
+    axes = tuple(
+        AxisKeep(name=name, role=role, size=sizes[name, role], kept=tuple(sorted({*range(sizes[name, role])} - lost)))
+        for (name, role), lost in gone.items()
+    )
+    return KeepPlan(network=ties.network, policy=policy, axes=axes, setting=setting, constants=constants)
+
+
+def kept_macs(spec: NetworkSpec, plan: KeepPlan) -> dict[str, int]:
+    """Multiply-accumulates per image that each layer has after surgery, by layer name.
+
+    ``positions * kept filters * kept inputs per group * kernel``; a grouped convolution loses whole groups, so its
+    filters read as many inputs as before.
+    """
+    return {layer.name: _macs(layer, plan) for layer in spec.layers}
+
+
+def _macs(layer: LayerSpec, plan: KeepPlan) -> int:
+    path = layer.weight_key.removesuffix(".weight")
+    inputs = layer.shape[1] if len(layer.shape) > 1 else 1
+    if layer.groups == 1:
+        inputs = plan.kept(path, "inputs", inputs)
+    return layer.positions * plan.kept(path, "filters", layer.filters) * inputs * math.prod(layer.shape[2:])
+
+
+def _axis_from(row: Any) -> AxisKeep:
+    if not isinstance(row, Mapping) or not isinstance(row.get("kept"), list | tuple):
+        raise InputError(f"an axis of a keep plan must be a table with a list of what is kept, got {_short(row)}")
+    return _made(AxisKeep, {**row, "kept": tuple(row["kept"])}, "an axis of a keep plan")
+
+
+def _made(kind: type[Made], values: Mapping[str, Any], what: str) -> Made:
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type] # one of the two dataclasses above
+    unknown = sorted(set(map(str, values)) - known)
+    if unknown:
+        raise InputError(f"{what} must have only known keys, got {', '.join(unknown)}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError(f"{what} must have {', '.join(sorted(known))}, got {sorted(values)}") from error
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
