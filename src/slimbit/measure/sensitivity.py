@@ -58,7 +58,7 @@ def measure_sensitivity(
         InputError: Batches the network cannot run on, an output the likelihood cannot take, gradients that are not
             finite, or outputs that depend on no layer.
     """
-    sample = _likelihood(likelihood)
+    sample = likelihood_of(likelihood)
     network = copied(model).eval()
     layers = [layer for layer in spec.layers if not layer.shared_with]
     weights = _weights(network, layers)
@@ -67,7 +67,7 @@ def measure_sensitivity(
     with torch.enable_grad():
         for piece in pieces(found, images_per_pass):
             images += count_of(piece)
-            loss = sample(_outputs(network, piece, forward), generator)
+            loss = sample(outputs_of(network, piece, forward), generator)
             if not loss.requires_grad:
                 continue
             grads = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -165,7 +165,8 @@ class _Change:
         return max(0.0, 2 * total / power) / count_of(piece) if power > 0 and math.isfinite(total) else 0.0
 
 
-def _outputs(network: nn.Module, batch: Any, forward: Forward) -> Any:
+def outputs_of(network: nn.Module, batch: Any, forward: Forward) -> Any:
+    """What the network makes of a batch; `InputError` where it cannot run on it."""
     try:
         return forward(network, batch)
     except InputError:
@@ -182,7 +183,8 @@ def _heads(outputs: Any) -> list[Tensor]:
     return heads
 
 
-def _likelihood(choice: Likelihood | str) -> Likelihood:
+def likelihood_of(choice: Likelihood | str) -> Likelihood:
+    """The likelihood of that name; `InputError` where there is none."""
     known: dict[str, Likelihood] = {"categorical": categorical, "gaussian": gaussian}
     if callable(choice):
         return choice

@@ -1,0 +1,84 @@
+"""A keep plan as masks: the network keeps its size, and what is removed is zero."""
+
+import torch
+from torch import Tensor, nn
+
+from slimbit.apply.axes import bind_axes
+from slimbit.apply.constants import fold_constants
+from slimbit.numerics.copies import plain_network
+from slimbit.records.errors import InputError
+from slimbit.records.keep import KeepPlan
+from slimbit.survey.trace import Inputs
+
+
+def mask(model: nn.Module, plan: KeepPlan, example_input: Inputs | None = None) -> nn.Module:
+    """A copy of the network in which everything that the plan removes is zero.
+
+    Weights, bias and scales of removed filters, and the weights with which later layers read them. Outputs are those
+    of `slimbit.apply.surgery.prune` with the same plan.
+
+    Args:
+        model: Not changed. Parametrizations are replaced by the weights that they compute.
+        plan: What stays.
+        example_input: One example with its batch dimension; needed where the plan folds constants.
+
+    Returns:
+        A new network in evaluation mode; `held_masks` tells which of its weights a trainer must hold at zero.
+
+    Raises:
+        InputError: A plan for another network, or no example for a plan that folds constants.
+
+    >>> from slimbit.records.keep import AxisKeep
+    >>> filters = AxisKeep(name="0", role="filters", size=2, kept=(1,))
+    >>> inputs = AxisKeep(name="1", role="inputs", size=2, kept=(1,))
+    >>> plan = KeepPlan(network="n", policy="mine", axes=(filters, inputs), constants="zero")
+    >>> net = mask(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), plan)
+    >>> (net[0].weight != 0).sum(1).tolist(), (net[1].weight != 0).tolist()
+    ([0, 3], [[False, True]])
+    """
+    return zeroed(prepared(model, plan, example_input), plan)
+
+
+def zeroed(network: nn.Module, plan: KeepPlan) -> nn.Module:
+    """Zero in place what the plan removes; returns the network."""
+    with torch.no_grad():
+        for axis in bind_axes(network, plan):
+            for name, dim, value in axis.tensors():
+                if not name.startswith("running_"):
+                    value.index_fill_(dim, axis.index(removed=True).to(value.device), 0)
+    return network
+
+
+def held_masks(plan: KeepPlan, model: nn.Module) -> dict[str, Tensor]:
+    """Which entries of which parameters stay: True stays, False must be held at zero.
+
+    Args:
+        plan: What stays.
+        model: The network, or a masked copy of it; its weights are plain parameters.
+
+    Returns:
+        A bool tensor of the parameter's shape by name, for every parameter that loses something.
+
+    Raises:
+        InputError: A plan for another network.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    masks: dict[str, Tensor] = {}
+    for axis in bind_axes(model, plan):
+        for name, dim, value in axis.tensors():
+            if isinstance(value, nn.Parameter):
+                key = f"{paths[id(axis.module)]}.{name}".removeprefix(".")
+                held = masks.setdefault(key, torch.ones(value.shape, dtype=torch.bool, device=value.device))
+                held.index_fill_(dim, axis.index(removed=True).to(value.device), value=False)
+    return masks
+
+
+def prepared(model: nn.Module, plan: KeepPlan, example_input: Inputs | None) -> nn.Module:
+    """A plain copy of the network that fits the plan, with constants folded if the plan says so."""
+    network = plain_network(model)
+    bind_axes(network, plan)
+    if plan.constants == "fold" and plan.axes:
+        if example_input is None:
+            raise InputError("example input must be given for a plan that folds constants, got none")
+        fold_constants(network, plan, example_input)
+    return network

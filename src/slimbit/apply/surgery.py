@@ -1,0 +1,185 @@
+"""A keep plan as surgery: a really smaller network."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.padding import _ConstantPadNd
+
+from slimbit.apply.axes import BoundAxis, bind_axes, pad_place
+from slimbit.apply.constants import call, noise
+from slimbit.apply.mask import prepared, zeroed
+from slimbit.numerics.batches import output_heads
+from slimbit.numerics.copies import copied, plain_network
+from slimbit.records.errors import InputError
+from slimbit.records.keep import KeepPlan
+from slimbit.survey.trace import Inputs
+
+
+def prune(model: nn.Module, plan: KeepPlan, example_input: Inputs) -> nn.Module:
+    """A copy of the network without everything that the plan removes.
+
+    The smaller network runs once, and its outputs are compared with those of `slimbit.apply.mask.mask`, so that
+    numbers in the network's code that no longer fit (``x.view(-1, 64)``, ``x[:, :32]``) are found here and not later.
+
+    Args:
+        model: Not changed. Parametrizations are replaced by the weights that they compute.
+        plan: What stays.
+        example_input: One example with its batch dimension; a tuple or dict for several arguments.
+
+    Returns:
+        A new, smaller network in evaluation mode. `rebuild` makes it again from a fresh network and its state dict.
+
+    Raises:
+        InputError: A plan for another network, or a network whose code does not follow the smaller sizes; the module
+            is named.
+
+    >>> from slimbit.records.keep import AxisKeep
+    >>> filters = AxisKeep(name="0", role="filters", size=2, kept=(1,))
+    >>> inputs = AxisKeep(name="1", role="inputs", size=2, kept=(1,))
+    >>> plan = KeepPlan(network="n", policy="mine", axes=(filters, inputs))
+    >>> prune(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), plan, torch.zeros(1, 3))
+    Sequential(
+      (0): Linear(in_features=3, out_features=1, bias=True)
+      (1): Linear(in_features=1, out_features=1, bias=True)
+    )
+    """
+    network = prepared(model, plan, example_input)
+    masked = zeroed(copied(network), plan)
+    _compare(_cut(network, plan), masked, noise(example_input, seed=0))
+    return network
+
+
+def rebuild(model: nn.Module, plan: KeepPlan, state: Mapping[str, Tensor]) -> nn.Module:
+    """The smaller network again: surgery on a fresh network, then the state dict of the pruned one.
+
+    Args:
+        model: A network of the original's form, e.g. ``slimbit.network("resnet20")``; not changed.
+        plan: What stays.
+        state: State dict of the pruned network; biases that folding added are among it.
+
+    Raises:
+        InputError: A plan or a state dict of another network.
+    """
+    network = _cut(plain_network(model), plan)
+    for path, module in network.named_modules():
+        key = f"{path}.bias".removeprefix(".")
+        if isinstance(module, _ConvNd | nn.Linear) and module.bias is None and key in state:
+            module.register_parameter("bias", nn.Parameter(torch.zeros_like(state[key])))
+    try:
+        network.load_state_dict(dict(state))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"state dict must be that of the pruned network, got {reason}") from error
+    return network
+
+
+def _cut(network: nn.Module, plan: KeepPlan) -> nn.Module:
+    """Remove in place; returns the network."""
+    axes = bind_axes(network, plan)
+    for axis in axes:
+        for name, dim, value in axis.tensors():
+            kept = value.detach().index_select(dim, axis.index().to(value.device))
+            if isinstance(value, nn.Parameter):
+                kept = nn.Parameter(kept, requires_grad=value.requires_grad)
+            setattr(axis.module, name, kept)
+    for axis in axes:
+        _resize(axis)
+    return network
+
+
+def _resize(axis: BoundAxis) -> None:
+    """The sizes that the module itself remembers."""
+    module, role, size = axis.module, axis.keep.role, len(axis.keep.kept)
+    if isinstance(module, _ConvNd) and role == "filters":
+        module.groups = module.groups * size // axis.keep.size if module.groups > 1 else 1
+        module.out_channels = size
+    elif isinstance(module, _ConvNd):
+        module.in_channels = size
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _BatchNorm):
+        module.num_features = size
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = size
+    elif isinstance(module, _ConstantPadNd):
+        _repad(module, axis)
+
+
+def _repad(module: _ConstantPadNd, axis: BoundAxis) -> None:
+    place = pad_place(module, axis.keep.size)
+    assert place is not None  # `bind_axes` asked
+    low = module.padding[place]
+    sides = sum(k < low for k in axis.keep.kept), sum(k >= low for k in axis.keep.kept)
+    module.padding = (*module.padding[:place], *sides, *module.padding[place + 2 :])
+
+
+TOLERANCE = {torch.float16: 0.05, torch.bfloat16: 0.2}
+"""Largest difference of outputs over their largest value; 1e-3 for wider types: sums run in another order."""
+
+
+def _compare(pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> None:
+    """Raise `InputError` unless both networks run and have equal outputs."""
+    path: list[str] = []
+    handles = [m.register_forward_pre_hook(_enter(path, name)) for name, m in pruned.named_modules()]
+    handles += [m.register_forward_hook(_leave(path)) for m in pruned.modules()]
+    try:
+        with torch.no_grad():
+            found = output_heads(call(pruned, inputs))
+    except Exception as error:
+        where = next((name for name in reversed(path) if name), type(pruned).__name__)
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"code of module {where!r} must follow the smaller sizes, got {reason}: protect it") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    with torch.no_grad():
+        wanted = output_heads(call(masked, inputs))
+    if not all(map(_alike, found, wanted)):
+        where = _first_difference(pruned, masked, inputs)
+        raise InputError(f"outputs must stay those of the masked network, got others from {where} on: protect it")
+
+
+def _alike(found: Tensor, wanted: Tensor) -> bool:
+    if found.shape != wanted.shape:
+        return False
+    scale = float(wanted.abs().max()) if wanted.numel() else 0.0
+    difference = float((found - wanted).abs().max()) if wanted.numel() else 0.0
+    return not difference > TOLERANCE.get(wanted.dtype, 1e-3) * scale
+
+
+def _first_difference(pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> str:
+    """The first module that does not make, of what is left, what it makes in the masked network."""
+    outputs: list[list[tuple[str, Any]]] = [[], []]
+    for network, met in zip((pruned, masked), outputs, strict=True):
+        handles = [m.register_forward_hook(_note(met, name)) for name, m in network.named_modules()]
+        with torch.no_grad():
+            call(network, inputs)
+        for handle in handles:
+            handle.remove()
+    for (name, found), (_, wanted) in zip(*outputs, strict=False):
+        same = isinstance(found, Tensor) and isinstance(wanted, Tensor) and found.shape == wanted.shape
+        if same and not _alike(found, wanted):
+            return f"module {name!r}" if name else type(pruned).__name__
+    return type(pruned).__name__
+
+
+def _enter(path: list[str], name: str) -> Any:
+    return lambda *_: path.append(name)
+
+
+def _leave(path: list[str]) -> Any:
+    def hook(*_: Any) -> None:
+        path.pop()
+
+    return hook
+
+
+def _note(met: list[tuple[str, Any]], name: str) -> Any:
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        met.append((name, output))
+
+    return hook

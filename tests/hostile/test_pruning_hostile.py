@@ -1,0 +1,294 @@
+"""Networks and plans that pruning cannot or must not handle: each works or says clearly what is wrong."""
+
+import copy
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, weight_norm
+from torch.nn.utils import prune as torch_prune
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import pruning_case as case
+from slimbit.apply.mask import held_masks, mask
+from slimbit.apply.reestimate import reestimate
+from slimbit.apply.surgery import prune, rebuild
+from slimbit.records.errors import InputError
+from slimbit.records.keep import AxisKeep, KeepPlan, plan_of_units
+from slimbit.survey.ties import tied_filters
+from slimbit.zoo import network
+
+
+def plain(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return case.lively(nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(),
+            nn.Linear(64, 5),
+        ))  # fmt: skip
+
+
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x)
+
+
+def both(model: nn.Module, plan: KeepPlan, x: Tensor, tolerance: float = 1e-5) -> nn.Module:
+    """Both forms agree, and the caller's network is untouched."""
+    before = [(key, value.clone()) for key, value in model.state_dict().items()]
+    modes = [m.training for m in model.modules()]
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    small = prune(model, plan, x[:1])
+    found, wanted = outputs(small, x), outputs(mask(model, plan, x[:1]), x)
+    assert torch.allclose(found.float(), wanted.float(), atol=tolerance * max(1.0, float(wanted.abs().max())))
+    assert all(torch.equal(a, b) and k == j for (k, a), (j, b) in zip(before, model.state_dict().items(), strict=True))
+    assert [m.training for m in model.modules()] == modes
+    assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == hooks
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    return small
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: case.foreign("unet"),
+        lambda: network("resnet8"),
+        lambda: nn.Sequential(nn.Linear(3, 6)),
+        lambda: nn.Sequential(nn.Conv2d(3, 7, 3)),
+    ],
+)
+def test_plans_for_another_network(other) -> None:
+    model, x = plain(), case.images()
+    _, plan = case.halved(model, x[:1], constants="zero")
+    for use in (lambda m: prune(m, plan, x[:1]), lambda m: mask(m, plan), lambda m: held_masks(plan, m)):
+        with pytest.raises(InputError, match="plan must be for this network"):
+            use(other())
+    with pytest.raises(InputError, match="plan must be for this network"):
+        rebuild(other(), plan, {})
+
+
+def test_plans_that_fit_nobody() -> None:
+    """Filters without what reads them, and parts of groups: found before anybody uses the result."""
+    model, x = plain(), case.images()
+    torn = KeepPlan(network="n", policy="mine", axes=(AxisKeep(name="0", role="filters", size=6, kept=(0,)),))
+    with pytest.raises(InputError, match="code of module '1' must follow the smaller sizes"):
+        prune(model, torn, x[:1])
+    twisted = (
+        AxisKeep(name="3", role="filters", size=4, kept=(0,)),
+        AxisKeep(name="6", role="inputs", size=64, kept=tuple(range(16, 32))),
+    )
+    with pytest.raises(
+        InputError, match=r"outputs must stay those of the masked network, got others from (module '6'|Sequential) on"
+    ):
+        prune(model, KeepPlan(network="n", policy="mine", axes=twisted, constants="zero"), x[:1])
+    grouped = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 1, groups=4))
+    for kept in ((0, 1), (0, 2)):
+        axes = (
+            AxisKeep(name="1", role="filters", size=8, kept=(0, 2)),
+            AxisKeep(name="1", role="inputs", size=8, kept=kept),
+        )
+        with pytest.raises(InputError, match="whole groups of the grouped convolution '1'"):
+            prune(grouped, KeepPlan(network="n", policy="mine", axes=axes), torch.zeros(1, 4, 2, 2))
+
+
+def test_state_dicts_of_another_network() -> None:
+    model, x = plain(), case.images()
+    _, plan = case.halved(model, x[:1])
+    with pytest.raises(InputError, match="state dict must be that of the pruned network"):
+        rebuild(model, plan, model.state_dict())
+
+
+def test_folding_needs_an_example() -> None:
+    model, x = plain(), case.images()
+    _, plan = case.halved(model, x[:1])
+    with pytest.raises(InputError, match="example input must be given for a plan that folds constants, got none"):
+        mask(model, plan)
+    mask(model, replace(plan, axes=()))
+
+
+class Steered(nn.Module):
+    """Which way data goes depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.left, self.right = plain()[:3], nn.Conv2d(6, 4, 3), nn.Conv2d(6, 4, 3)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        x = self.left(x) if float(x.mean()) > 0 else self.right(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_control_flow_that_reads_values() -> None:
+    """The path that the example takes is found; what it does not reach stays, and a cut through it is refused."""
+    model, x = Steered().eval(), case.images()
+    ties = tied_filters(model, x[:1])
+    assert ties.fixed["right"] == "it is never called"
+    assert ties.fixed["body.0"] == "mean does not keep channels apart"
+    _, plan = case.halved(model, x[:1])
+    both(model, plan, x)
+    assert {axis.name for axis in plan.axes} == {"left", "head"}
+
+
+def test_a_pass_that_fails() -> None:
+    with pytest.raises(InputError, match=r"Sequential must run on the example input, got RuntimeError"):
+        tied_filters(plain(), torch.zeros(1, 4, 8, 8))
+
+
+class Numbers(nn.Module):
+    """Sizes stand in the code."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv, self.norm, self.head = kind, nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu_(self.norm(self.conv(x)))
+        x = x.view(len(x), 6, -1) if self.kind == "view" else x.flatten(2)
+        return self.head(x.mean(2))
+
+
+def test_sizes_in_the_code_are_found() -> None:
+    x = case.images()
+    for kind, refused in (("view", True), ("flatten", False)):
+        model = case.lively(Numbers(kind))
+        _, plan = case.halved(model, x[:1])
+        if refused:
+            with pytest.raises(InputError, match="code of module 'head' must follow the smaller sizes"):
+                prune(model, plan, x[:1])
+            assert case.halved(model, x[:1], protect=("conv",))[1].axes == ()
+        else:
+            both(model, plan, x)
+
+
+def test_modules_called_twice() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.block = (
+                nn.Conv2d(3, 6, 3, padding=1),
+                nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()),
+            )
+            self.again, self.norm, self.head = self.block, nn.BatchNorm2d(6), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.again(self.norm(self.block(self.stem(x))))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = case.lively(Net()), case.images()
+    ties, plan = case.halved(model, x[:1])
+    assert [g.layers for g in ties.groups] == [("stem", "block.0")]
+    small = both(model, plan, x)
+    assert small.again is small.block
+
+
+@pytest.mark.parametrize("kind", ["weight norm", "old weight norm", "spectral", "torch mask"])
+def test_computed_weights(kind: str) -> None:
+    """They count as the weights that they compute, and the result has plain ones."""
+    model, x = plain(), case.images()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        make = {
+            "weight norm": parametrizations.weight_norm,
+            "old weight norm": weight_norm,
+            "spectral": parametrizations.spectral_norm,
+            "torch mask": lambda m: torch_prune.l1_unstructured(m, "weight", 0.3),
+        }[kind]
+        for place in (0, 3, 6):
+            make(model[place])
+    model.eval()
+    outputs(model, x)
+    ties = tied_filters(model, x[:1])
+    assert [g.layers for g in ties.groups] == [("0",), ("3",)]
+    plan = plan_of_units(ties, {"0": (1, 2, 5), "3": (0, 3)}, policy="mine")
+    small = both(model, plan, x)
+    assert {"0.weight", "0.bias"} <= set(dict(small.named_parameters()))
+    if kind == "torch mask":
+        assert small[3].weight_mask.shape == small[3].weight.shape == (2, 3, 3, 3)
+
+
+def test_frozen_batchnorm_and_frozen_weights() -> None:
+    model, x = plain(), case.images()
+    model[1].requires_grad_(requires_grad=False)
+    model.train()
+    model[1].eval()
+    _, plan = case.halved(model, x[:1])
+    small = both(model, plan, x)
+    assert not small[1].weight.requires_grad
+    assert small[0].weight.requires_grad
+    assert not small.training
+    no_statistics = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, track_running_stats=False), nn.Conv2d(6, 2, 1)
+    ).eval()
+    _, plan = case.halved(no_statistics, x[:1], constants="zero")
+    both(no_statistics, plan, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    model, x = plain().to(dtype), case.images().to(dtype)
+    _, plan = case.halved(model, x[:1])
+    small = both(model, plan, x, tolerance=1e-10 if dtype is torch.float64 else 0.02)
+    assert {p.dtype for p in small.parameters()} == {dtype}
+
+
+def test_wrappers() -> None:
+    model, x = plain(), case.images()
+    _, plan = case.halved(model, x[:1])
+    assert torch.equal(outputs(prune(nn.DataParallel(model), plan, x[:1]), x), outputs(prune(model, plan, x[:1]), x))
+    assert [g.name for g in tied_filters(nn.DataParallel(model), x[:1]).groups] == ["0", "3"]
+
+
+def test_hooks_of_the_users_own_and_results_that_lie_about() -> None:
+    model, x = plain(), case.images()
+    met: list[int] = []
+    model[0].register_forward_hook(lambda *_: met.append(1))
+    model.last = model(x)
+    _, plan = case.halved(model, x[:1])
+    met.clear()
+    prune(copy.deepcopy(plain()), plan, x[:1])
+    both(model, plan, x)
+
+
+def test_nothing_can_be_removed() -> None:
+    with pytest.raises(InputError, match=r"must have filters that can be removed, got none \(0: it is an output"):
+        case.halved(nn.Sequential(nn.Linear(3, 2)), torch.zeros(1, 3))
+
+
+def test_several_inputs_and_outputs_of_any_kind() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image, self.words, self.head = nn.Conv2d(3, 4, 3), nn.Embedding(9, 6), nn.Linear(10, 5)
+
+        def forward(self, image: Tensor, *, words: Tensor) -> dict[str, Tensor]:
+            features = torch.cat((self.image(image).relu().amax((2, 3)), self.words(words).mean(1)), 1)
+            return {"logits": self.head(features), "features": features.detach()}
+
+    model = Net().eval()
+    example = {"image": case.images(1), "words": torch.tensor([[1, 2]])}
+    ties = tied_filters(model, example)
+    assert ties.groups == ()
+    assert ties.fixed["image"] == "it is an output of the network"
+
+
+@pytest.mark.parametrize(
+    ("batches", "words"), [((), "at least one batch"), (torch.full((2, 3, 8, 8), torch.nan), "finite")]
+)
+def test_reestimation_needs_images(batches: object, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        reestimate(plain(), batches)
+
+
+def test_reestimation_of_another_original() -> None:
+    model, x = plain(), case.images(8)
+    _, plan = case.halved(model, x[:1])
+    small = prune(model, plan, x[:1])
+    with pytest.raises(InputError, match="channels of '1' must be 3 of the original's by the plan, got 6"):
+        reestimate(small, x, original=model)
