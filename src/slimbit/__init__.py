@@ -9,7 +9,10 @@ from slimbit._imports import lazy_names
 
 if TYPE_CHECKING:
     from slimbit.apply.compress import compress as compress
+    from slimbit.apply.mask import mask as mask
+    from slimbit.apply.surgery import prune as prune
     from slimbit.export.load import load as load
+    from slimbit.export.pruned import load_pruned as load_pruned
     from slimbit.frontier.select import best_within_budget as best_within_budget
     from slimbit.frontier.select import cheapest_at_accuracy as cheapest_at_accuracy
     from slimbit.frontier.select import pareto_front as pareto_front
@@ -20,9 +23,13 @@ if TYPE_CHECKING:
     from slimbit.measure.hardware import hardware_names as hardware_names
     from slimbit.measure.hardware import load_hardware as load_hardware
     from slimbit.plan.evidence import Layout as Layout
+    from slimbit.plan.keep import Keeping as Keeping
+    from slimbit.plan.keep import keep_by_fisher as keep_by_fisher
+    from slimbit.plan.keep import keep_by_norm as keep_by_norm
     from slimbit.records.cost import CostReport as CostReport
     from slimbit.records.errors import InputError as InputError
     from slimbit.records.errors import SlimbitError as SlimbitError
+    from slimbit.records.keep import KeepPlan as KeepPlan
     from slimbit.records.plan import CompressionPlan as CompressionPlan
     from slimbit.records.plan import Recipe as Recipe
     from slimbit.records.point import Frontier as Frontier
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from slimbit.records.training_run import read_training_run as read_training_run
     from slimbit.report.page import write_report as write_report
     from slimbit.survey.module import survey_network as survey_network
+    from slimbit.survey.ties import tied_filters as tied_filters
     from slimbit.train.images import TrainImages as TrainImages
     from slimbit.train.run import train_network as train_network
     from slimbit.train.task import TrainTask as TrainTask
@@ -64,6 +72,14 @@ _HOMES = {
     "network": "slimbit.zoo",
     "open_data": "slimbit.zoo",
     "open_run": "slimbit.frontier.store",
+    "tied_filters": "slimbit.survey.ties",
+    "KeepPlan": "slimbit.records.keep",
+    "Keeping": "slimbit.plan.keep",
+    "keep_by_norm": "slimbit.plan.keep",
+    "keep_by_fisher": "slimbit.plan.keep",
+    "prune": "slimbit.apply.surgery",
+    "mask": "slimbit.apply.mask",
+    "load_pruned": "slimbit.export.pruned",
     "survey_network": "slimbit.survey.module",
     "EpochSignal": "slimbit.records.signal",
     "SignalTracker": "slimbit.train.tracker",

@@ -69,9 +69,7 @@ def test_recipes_are_valid_and_say_their_scale(name):
 
 
 def test_an_unknown_recipe_names_its_like():
-    with pytest.raises(
-        InputError, match=r"must be one that comes with Slimbit, got 'fig4-quik'; did you mean fig4"
-    ):
+    with pytest.raises(InputError, match=r"must be one that comes with Slimbit, got 'fig4-quik'; did you mean fig4"):
         recipe("fig4-quik")
 
 
@@ -157,6 +155,16 @@ def test_without_augmentation_each_image_comes_once_and_as_it_is():
     assert whole[:1].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_images_are_moved_by_an_eighth_of_their_side_unless_told():
+    pixels = np.full((64, 1, 16, 24), 255, np.uint8)
+    source = TrainImages(pixels=pixels, labels=None, mean=(0.0,), std=(1.0,))
+    ((batch, labels),) = drawn(source, AugmentConfig(), batch_size=64)
+    assert labels is None
+    rows = (batch[:, 0] == 0).all(2).sum(1)
+    columns = (batch[:, 0] == 0).all(1).sum(1)
+    assert (int(rows.max()), int(columns.max())) == (2, 2)
+
+
 def test_only_chosen_images_are_used():
     found = drawn(images(chosen=np.array([1, 4, 6, 7])), AugmentConfig(), batch_size=2)
     assert sorted(torch.cat([labels for _, labels in found]).tolist()) == [1, 4, 6, 7]
@@ -194,7 +202,7 @@ class Lazy:
     """Images that are decoded on demand."""
 
     def __init__(self, pixels):
-        self.pixels, self.asked = pixels, 0
+        self.pixels, self.shape, self.asked = pixels, pixels.shape, 0
 
     def __len__(self):
         return len(self.pixels)
@@ -251,9 +259,7 @@ def test_a_checkpoint_of_another_network_or_run_is_told(tmp_path):
     path = tmp_path / "c.safetensors"
     written(path, nn.Linear(3, 2))
     checkpoint = read_checkpoint(path)
-    with pytest.raises(
-        InputError, match=r"of this network, got 'weight' with shape \(2, 3\) instead of \(2, 4\)"
-    ):
+    with pytest.raises(InputError, match=r"of this network, got 'weight' with shape \(2, 3\) instead of \(2, 4\)"):
         check_fits(checkpoint, nn.Linear(4, 2), "abc", path)
     with pytest.raises(InputError, match="must come from the same settings"):
         check_fits(checkpoint, nn.Linear(3, 2), "abd", path)

@@ -13,6 +13,7 @@ from slimbit.cli.demo import demo
 from slimbit.cli.frontier import frontier
 from slimbit.cli.pick import pick
 from slimbit.cli.points import points
+from slimbit.cli.prune import prune
 from slimbit.cli.report import report
 from slimbit.cli.signal import signal
 from slimbit.cli.train import train
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (cost, train, signal, frontier, points, pick, report, demo):
+for _command in (cost, train, signal, prune, frontier, points, pick, report, demo):
     app.command()(_command)
 
 

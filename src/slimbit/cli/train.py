@@ -41,6 +41,8 @@ def train(  # noqa: PLR0913 - one argument per option of the command
         int | None, typer.Option(help="Training images held out to choose the epoch; default: a tenth.")
     ] = None,
     train_images: Annotated[int | None, typer.Option(help="Training images to use; default: all others.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Pixels that images are moved by; default: an eighth.")] = None,
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 (autocast).")] = None,
     compile_: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     channels_last: Annotated[
@@ -72,6 +74,7 @@ def train(  # noqa: PLR0913 - one argument per option of the command
         "seed": seed,
         "optimizer": {"learning_rate": lr, "momentum": momentum, "weight_decay": weight_decay},
         "schedule": {"name": schedule},
+        "augment": {"crop": crop, "flip": flip},
     }
     settings = _base(recipe, config).with_options(options)
     console = Console()
@@ -110,13 +113,13 @@ def train_from(settings: TrainConfig, out: Path, *, screen: "TrainScreen | None"
     model, shape = model_of(
         settings.network, weights=weights, input_text=text, classes=data.classes, seed=settings.seed, trained=False
     )
-    task, about = _materials(settings, data, torch.zeros(1, *shape))
+    task, about = materials_of(settings, data, torch.zeros(1, *shape))
     if screen is not None:
         task = _shown(task, screen)
     return train_network(model, task, settings, out, about=about)
 
 
-def _materials(settings: TrainConfig, data: "DataSet", example: Any) -> "tuple[TrainTask, About]":
+def materials_of(settings: TrainConfig, data: "DataSet", example: Any) -> "tuple[TrainTask, About]":
     """Training images, held-out images, test images, and what the folder tells about them."""
     from dataclasses import replace
 

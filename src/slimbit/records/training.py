@@ -51,11 +51,12 @@ class AugmentConfig(ConfigTable):
     """Table ``[augment]``: what happens to training images.
 
     Attributes:
-        crop: Pixels by which an image is moved at most, each way; black comes in at the edge. 0 = not moved.
+        crop: Pixels by which an image is moved at most, each way; black comes in at the edge. 0 = not moved; default:
+            an eighth of its shorter side, so 4 for 32x32.
         flip: Whether half of the images are mirrored.
     """
 
-    crop: int = Field(default=4, ge=0, le=64)
+    crop: int | None = Field(default=None, ge=0, le=64)
     flip: bool = True
 
 

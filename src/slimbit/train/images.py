@@ -17,6 +17,10 @@ from slimbit.records.training import AugmentConfig
 class Pixels(Protocol):
     """Images in memory or decoded on demand, ``(images, channels, height, width)``, ``uint8`` or ``float32``."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Images, channels, height, width."""
+
     def __len__(self) -> int:
         """Number of images."""
 
@@ -87,6 +91,7 @@ class Batches:
         self, images: TrainImages, augment: AugmentConfig, *, device: torch.device, channels_last: bool = True
     ) -> None:
         self._images, self._augment, self._device = images, augment, device
+        self._most = min(images.pixels.shape[2:]) // 8 if augment.crop is None else augment.crop
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         whole = isinstance(images.pixels, np.ndarray)
         self._pixels = torch.from_numpy(images.pixels).to(device) if whole else None
@@ -106,7 +111,7 @@ class Batches:
         count = len(self._images)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(count, generator=generator)
-        shift = torch.randint(2 * self._augment.crop + 1, (2, count), generator=generator)
+        shift = torch.randint(2 * self._most + 1, (2, count), generator=generator)
         flip = torch.rand(count, generator=generator) < (0.5 if self._augment.flip else 0.0)
         parts = share.accumulate * share.processes
         for start in range(0, count - share.batch_size + 1, share.batch_size):
@@ -121,7 +126,9 @@ class Batches:
             stored = self._pixels[indices.to(self._device)]
         else:
             stored = torch.from_numpy(self._images.pixels[indices.numpy()]).to(self._device)
-        moved = _moved(stored, shift.to(self._device), flip.to(self._device), self._augment)
+        moved = stored
+        if self._most or self._augment.flip:
+            moved = _moved(stored, shift.to(self._device), flip.to(self._device), most=self._most)
         batch = moved.to(torch.float32)
         if moved.dtype == torch.uint8:
             batch = batch.div_(self._images.full_scale)
@@ -129,12 +136,10 @@ class Batches:
         return batch, None if self._labels is None else self._labels[indices.to(self._device)]
 
 
-def _moved(stored: Tensor, shift: Tensor, flip: Tensor, augment: AugmentConfig) -> Tensor:
+def _moved(stored: Tensor, shift: Tensor, flip: Tensor, *, most: int) -> Tensor:
     """Each image moved by its own whole number of pixels and mirrored or not, by one indexing operation."""
-    if not augment.crop and not augment.flip:
-        return stored
     count, _, height, width = stored.shape
-    device, most = stored.device, augment.crop
+    device = stored.device
     padded = F.pad(stored, (most,) * 4) if most else stored
     columns = torch.arange(width, device=device).expand(count, width)
     columns = torch.where(flip[:, None], width - 1 - columns, columns) + shift[1][:, None]

@@ -1,0 +1,134 @@
+"""`slimbit prune`: a folder with a smaller network that anybody can load."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import slimbit
+from slimbit.cli.prune import prune
+from slimbit.export.pruned import load_pruned
+from slimbit.records.errors import InputError
+from slimbit.records.keep import KeepPlan
+from slimbit.zoo.cards import read_card
+
+pytest.importorskip("sklearn")  # brings the digits
+QUICK = ("--calibration-images", 64, "--evaluate-images", 100)
+
+
+def run(out: Path, *arguments: object) -> dict:
+    app = typer.Typer()
+    app.command()(prune)
+    call = ["digits_resnet", "--data", "digits", "--out", str(out), *map(str, (*QUICK, *arguments)), "--json"]
+    result = CliRunner().invoke(app, call)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_what_is_written_is_what_was_measured(tmp_path: Path) -> None:
+    told = run(tmp_path, "--keep", 0.75)
+    small = load_pruned(tmp_path)
+    data = slimbit.open_data("digits")
+    assert told["after"]["accuracy"] == data.evaluator(100)(small) > 60
+    assert slimbit.cost(small, torch.zeros(1, 1, 8, 8)).total.macs == told["after"]["macs"] < told["before"]["macs"]
+    assert told["after"]["parameters"] == sum(p.numel() for p in small.parameters())
+    written = json.loads((tmp_path / "prune.json").read_text())
+    assert KeepPlan.from_dict(written["plan"]).policy == "norm"
+    assert read_card(tmp_path / "model.safetensors")["network"] == "digits_resnet"
+    assert run(tmp_path / "again", "--keep", 0.75)["after"] == told["after"]
+    assert all(map(torch.equal, load_pruned(tmp_path / "again").parameters(), small.parameters()))
+
+
+@pytest.mark.parametrize("by", ["norm", "fisher"])
+def test_budgets(tmp_path: Path, by: str) -> None:
+    half = run(tmp_path / "a", "--by", by, "--budget", "macs=0.5", "--protect", "layer3*")
+    assert 0.3 < half["after"]["macs"] / half["before"]["macs"] <= 0.5
+    assert load_pruned(tmp_path / "a").layer3[0].conv2.out_channels == 32
+    bits = run(tmp_path / "b", "--by", by, "--budget", "esn_digital=500k", "--scope", "global")
+    report = slimbit.cost(load_pruned(tmp_path / "b"), torch.zeros(1, 1, 8, 8), bits=8)
+    assert report.total.macs == bits["after"]["macs"]
+    assert 300_000 < report.total.esn_digital < 600_000  # near: the steps follow the largest weight that is left
+
+
+def test_only_the_dead(tmp_path: Path) -> None:
+    told = run(tmp_path, "--by", "dead", "--statistics", "stored")
+    assert told["after"]["accuracy"] == pytest.approx(told["before"]["accuracy"], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--keep", 0), "keep ratio must be above 0 and at most 1, got 0"),
+        (("--keep", 1.5), "keep ratio must be above 0 and at most 1, got 1.5"),
+        (("--keep", 0.5, "--budget", "macs=1M"), "one of --keep and --budget may be given, got both"),
+        (("--by", "dead", "--keep", 0.5), "must not be given with --by dead"),
+        (("--by", "magic"), "--by must be one of norm, fisher, dead"),
+        (("--scope", "all"), "--scope must be one of layer, global"),
+        (("--statistics", "new"), "--statistics must be one of"),
+        (("--constants", "new"), "constants must be one of"),
+        (("--budget", "macs=2"), "budget must be at least"),
+        (("--budget", "latency=1M"), "metric must be one of"),
+        (("--protect", "layer9*"), "must match layers of digits_resnet"),
+    ],
+)
+def test_refused(tmp_path: Path, arguments: tuple[object, ...], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        run(tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"must have a readable prune.json"):
+        load_pruned(tmp_path)
+    (tmp_path / "prune.json").write_text('{"schema": 7}')
+    with pytest.raises(InputError, match="must have schema 1, got 7"):
+        load_pruned(tmp_path)
+    run(tmp_path, "--keep", 0.9)
+    data = json.loads((tmp_path / "prune.json").read_text())
+    for change, words in (({"network": {"source": 3}}, "network of"), ({"plan": {}}, "keep plan must have schema")):
+        (tmp_path / "prune.json").write_text(json.dumps(data | change))
+        with pytest.raises(InputError, match=words):
+            load_pruned(tmp_path)
+    (tmp_path / "prune.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match="plan must be for this network"):
+        load_pruned(tmp_path, model=slimbit.network("resnet8"))
+
+
+def test_tuning_recovers_and_a_second_call_finds_it_done(tmp_path: Path) -> None:
+    alone = run(tmp_path / "alone", "--keep", 0.5)
+    tuning = ("--keep", 0.5, "--tune-epochs", 2, "--tune-lr", 0.05, "--no-flip")
+    tuned = run(tmp_path / "tuned", *tuning)
+    assert tuned["after"]["macs"] == alone["after"]["macs"]
+    assert tuned["after"]["accuracy"] > alone["after"]["accuracy"] + 10
+    assert slimbit.read_training_run(tmp_path / "tuned" / "tune").signal[-1].epoch == 2
+    before = (tmp_path / "tuned" / "model.safetensors").read_bytes()
+    assert run(tmp_path / "tuned", *tuning)["after"] == tuned["after"]
+    assert (tmp_path / "tuned" / "model.safetensors").read_bytes() == before
+    with pytest.raises(InputError, match="must be continued with its data 'digits, plan"):
+        run(tmp_path / "tuned", *tuning, "--by", "fisher")
+
+
+def test_the_original_can_be_the_teacher(tmp_path: Path) -> None:
+    alone = run(tmp_path / "alone", "--keep", 0.5)
+    taught = run(tmp_path / "taught", "--keep", 0.5, "--tune-epochs", 2, "--tune-lr", 0.05, "--no-flip", "--distill")
+    assert taught["after"]["accuracy"] > alone["after"]["accuracy"] + 10
+
+
+def test_the_signal_of_a_training_run_ranks(tmp_path: Path) -> None:
+    run(tmp_path / "first", "--keep", 1, "--tune-epochs", 1, "--tune-lr", 0.01)
+    told = run(tmp_path / "second", "--by", "signal", "--signal", tmp_path / "first" / "tune")
+    assert told["after"]["filters"] < told["before"]["filters"]
+    assert json.loads((tmp_path / "second" / "prune.json").read_text())["plan"]["policy"] == "signal"
+    with pytest.raises(InputError, match="--signal RUN must be given with --by signal"):
+        run(tmp_path / "third", "--by", "signal")
+
+
+def test_settings_of_tuning_are_checked_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="tune_epochs must be a whole number of 1 or more, got -1"):
+        run(tmp_path / "out", "--tune-epochs", -1)
+    assert not (tmp_path / "out").exists()
