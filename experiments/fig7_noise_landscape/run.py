@@ -172,7 +172,7 @@ def _draw(rows: list[dict], seed: int) -> None:
             label = f"{name.removesuffix('_loss')}, learning rate {rate:g}"
             axis.plot(x, [row[name] for row in mine], style, color=f"C{number}", label=label)
     axis.axhline(rows[0]["float_loss"], color="grey", linewidth=0.8, label="trained network")
-    axis.set(xscale="log", yscale="log", xlabel="S/N of all weights", ylabel="training loss")
+    axis.set(xscale="log", xlabel="S/N of all weights", ylabel="training loss")
     axis.invert_xaxis()
     axis.legend()
     figure.tight_layout()
