@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -95,10 +97,10 @@ def test_a_network_learns_and_the_folder_tells_how(tmp_path, digits):
         "accuracy": result.accuracy,
         "test_accuracy": result.test_accuracy,
     }
-    signal = read_signal(tmp_path / "signal.jsonl")
-    assert [record.epoch for record in signal] == [1, 2, 3, 4, 5, 6]
-    assert [r.signal_to_noise for r in signal] == [epoch.signal_to_noise for epoch in result.epochs]
-    assert all(record.esn_analog > 0 and record.iterations == 32 for record in signal)
+    records = read_signal(tmp_path / "signal.jsonl")
+    assert [record.epoch for record in records] == [1, 2, 3, 4, 5, 6]
+    assert [r.signal_to_noise for r in records] == [epoch.signal_to_noise for epoch in result.epochs]
+    assert all(record.esn_analog > 0 and record.iterations == 32 for record in records)
     assert [p.finished for p in told if p.finished] == list(result.epochs)
     assert sum(p.finished is None for p in told) == 6 * 2  # a look at the loss after 25 and after 32 steps
 
@@ -108,7 +110,7 @@ class StopAfterError(Exception):
 
 
 def stop_after(epoch):
-    def done(finished, signal, model):
+    def done(finished, _signal, _model):
         if finished.epoch == epoch:
             raise StopAfterError
 
@@ -292,6 +294,25 @@ def test_the_command_trains_and_goes_on(tmp_path):
     assert "must be continued with its own settings, got another seed (5 instead of 0)" in " ".join(
         other.stderr.split()
     )
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
+    run = ["-m", "slimbit", "train", "digits_resnet", "--data", "digits", "--epochs", "60", "--no-flip", "--out"]
+    whole = command(*run, str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    lines = tmp_path / "killed" / "epochs.jsonl"
+    for done in (3, 20):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen([sys.executable, *run, str(tmp_path / "killed")], env=environment) as process:
+            while process.poll() is None and not (lines.exists() and len(lines.read_text().splitlines()) >= done):
+                time.sleep(0.01)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL, "it was done before it was killed"
+    rest = command(*run, str(tmp_path / "killed"))
+    assert rest.returncode == 0, rest.stderr
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    assert read_signal(tmp_path / "whole" / "signal.jsonl") == read_signal(tmp_path / "killed" / "signal.jsonl")
 
 
 def test_two_processes_train_what_one_trains_in_two_parts(tmp_path):

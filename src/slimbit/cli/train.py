@@ -152,10 +152,14 @@ def materials_of(settings: TrainConfig, data: "DataSet", example: Any) -> "tuple
         "normalize": {"mean": list(norm.mean), "std": list(norm.std)} if norm.name == "custom" else norm.name,
         "classes": data.classes,
         "description": f"slimbit train {settings.network}, {settings.epochs} epochs of {used} images of {data.name}, "
-        f"{held} others held out to choose the epoch, seed {settings.seed}",
+        f"{held} others held out to choose the epoch, seed {settings.seed}{_begun(settings)}",
     }
     about = About(card=card, data=data.name, test=data.evaluator(batch_size=250))
     return TrainTask(images=images, validate=validate, example_input=example), about
+
+
+def _begun(settings: TrainConfig) -> str:
+    return f", from {Path(settings.weights).name}" if settings.weights else ""
 
 
 def _counts(settings: TrainConfig, there: int, name: str) -> tuple[int, int]:
