@@ -129,9 +129,10 @@ class _Run:
     def _learn(self, epoch: int) -> float:
         """One pass over the images; returns the mean loss."""
         self.forward.train()
-        losses = torch.zeros(self.steps, device=self.fabric.device)
+        device = self.fabric.device
+        losses = torch.zeros(self.steps, device=device)
         # what the network itself draws (dropout) depends on the epoch alone, so that a run can go on at any epoch
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(_seed(self.config.seed, epoch, self.fabric.global_rank + 1))
             for step, parts in enumerate(self.batches.epoch(_seed(self.config.seed, epoch, 0), self.share)):
                 losses[step] = self._step(
