@@ -67,7 +67,7 @@ def test_only_the_dead(tmp_path: Path) -> None:
         (("--keep", 1.5), "keep ratio must be above 0 and at most 1, got 1.5"),
         (("--keep", 0.5, "--budget", "macs=1M"), "one of --keep and --budget may be given, got both"),
         (("--by", "dead", "--keep", 0.5), "must not be given with --by dead"),
-        (("--by", "magic"), "--by must be one of norm, fisher, dead"),
+        (("--by", "magic"), "--by must be one of norm, signal, fisher, admm, dead"),
         (("--scope", "all"), "--scope must be one of layer, global"),
         (("--statistics", "new"), "--statistics must be one of"),
         (("--constants", "new"), "constants must be one of"),
@@ -129,6 +129,6 @@ def test_the_signal_of_a_training_run_ranks(tmp_path: Path) -> None:
 
 
 def test_settings_of_tuning_are_checked_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="tune_epochs must be a whole number of 1 or more, got -1"):
+    with pytest.raises(InputError, match="option tune_epochs must be greater than or equal to 0, got -1"):
         run(tmp_path / "out", "--tune-epochs", -1)
     assert not (tmp_path / "out").exists()

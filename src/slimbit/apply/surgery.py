@@ -64,16 +64,32 @@ def rebuild(model: nn.Module, plan: KeepPlan, state: Mapping[str, Tensor]) -> nn
     Raises:
         InputError: A plan or a state dict of another network.
     """
-    network = _cut(plain_network(model), plan)
-    for path, module in network.named_modules():
-        key = f"{path}.bias".removeprefix(".")
-        if isinstance(module, _ConvNd | nn.Linear) and module.bias is None and key in state:
-            module.register_parameter("bias", nn.Parameter(torch.zeros_like(state[key])))
+    network = cut_as(model, plan, state)
     try:
         network.load_state_dict(dict(state))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"state dict must be that of the pruned network, got {reason}") from error
+    return network
+
+
+def cut_as(model: nn.Module, plan: KeepPlan, state: Mapping[str, Tensor]) -> nn.Module:
+    """The form of the smaller network: a copy cut to its sizes, with the biases that folding added.
+
+    Args:
+        model: A network of the original's form; not changed.
+        plan: What stays.
+        state: State dict of the pruned network, for the names and shapes of its biases; what else it holds is not used.
+
+    Raises:
+        InputError: A plan of another network.
+    """
+    network = _cut(plain_network(model), plan)
+    for path, module in network.named_modules():
+        key = f"{path}.bias".removeprefix(".")
+        if isinstance(module, _ConvNd | nn.Linear) and module.bias is None and key in state:
+            bias = torch.zeros_like(state[key], device=module.weight.device)
+            module.register_parameter("bias", nn.Parameter(bias))
     return network
 
 

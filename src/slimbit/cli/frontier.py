@@ -9,13 +9,15 @@ from rich.console import Console
 
 from slimbit.cli.live import Screen
 from slimbit.cli.points import clampings, failures, points_table
-from slimbit.records.config import FrontierConfig, load_config
+from slimbit.cli.slimming import slimming_of, tune_options
+from slimbit.records.config import FrontierConfig, SlimmingConfig, load_config
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.point import Frontier
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from slimbit.frontier.slim import Slimming
     from slimbit.frontier.trace import Origin
     from slimbit.plan.evidence import Layout
     from slimbit.records.signal import EpochSignal
@@ -48,7 +50,28 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     metric: Annotated[
         str | None, typer.Option(help="esn_digital (default), esn_analog or esn_filterwise.", show_default=False)
     ] = None,
-    points: Annotated[int | None, typer.Option(help="Points, those for comparison not counted; default 16.")] = None,
+    points: Annotated[
+        int | None, typer.Option(help="Points of each width, those for comparison not counted; default 16.")
+    ] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option(metavar="1,0.75,0.5", help="Prune to these shares of the filters first, and sweep each network."),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="What stays of narrower networks: as for `slimbit prune`; default norm.")
+    ] = None,
+    scope: Annotated[str | None, typer.Option(help="Rank filters per layer (default), or global.")] = None,
+    tune_epochs: Annotated[int | None, typer.Option(help="Epochs of training after pruning; default: none.")] = None,
+    tune_lr: Annotated[float | None, typer.Option(help="Learning rate at their beginning; default 0.1.")] = None,
+    tune_config: Annotated[
+        Path | None, typer.Option(help="TOML file as for slimbit train, over the paper's settings of that training.")
+    ] = None,
+    distill: Annotated[
+        bool | None, typer.Option("--distill", help="Learn the outputs of the original network instead of labels.")
+    ] = None,
+    stages: Annotated[
+        Path | None, typer.Option(help="Folder of pruned and tuned networks, for several runs; default: in the run.")
+    ] = None,
     calibration_images: Annotated[int | None, typer.Option(help="Unlabelled images; default 500.")] = None,
     evaluate_images: Annotated[int | None, typer.Option(help="Images to score on; default: all.")] = None,
     baselines: Annotated[
@@ -74,6 +97,16 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "input": input_,
         "metric": metric,
         "points": points,
+        "widths": None if widths is None else parse_widths(widths),
+        "stages": None if stages is None else str(stages),
+        "slimming": {
+            "by": by,
+            "scope": scope,
+            "tune_epochs": tune_epochs,
+            "tune_lr": tune_lr,
+            "distill": distill,
+            "tune": tune_options(tune_config),
+        },
         "calibration_images": calibration_images,
         "evaluate_images": evaluate_images,
         "baselines": baselines,
@@ -112,6 +145,9 @@ def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) ->
             points=settings.points,
             baselines=settings.baselines,
             signal=signal,
+            widths=settings.widths,
+            slimming=found.slimming,
+            stages=settings.stages,
             seed=settings.seed,
             storage=settings.storage,
             recipe=Recipe(**settings.recipe.model_dump(exclude_none=True)),
@@ -122,6 +158,18 @@ def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) ->
             network_name=found.origin.reference,
             origin=found.origin,
         )
+
+
+def parse_widths(text: str) -> tuple[float, ...]:
+    """Widths of ``1,0.75,0.5``.
+
+    >>> parse_widths("1, 0.75")
+    (1.0, 0.75)
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--widths must be numbers with commas between them, got {text!r}") from None
 
 
 def parse_epochs(text: str) -> tuple[int, ...]:
@@ -163,6 +211,7 @@ class _Materials:
     shape: tuple[int, ...]
     data: "DataSet"
     origin: "Origin"
+    slimming: "Slimming | None"
 
 
 def _materials(settings: FrontierConfig) -> _Materials:
@@ -192,7 +241,21 @@ def _materials(settings: FrontierConfig) -> _Materials:
         data=spec,
         normalization={"mean": list(norm.mean), "std": list(norm.std)},
     )
-    return _Materials(model.eval(), shape, data, origin)
+    return _Materials(model.eval(), shape, data, origin, _slimming(settings, network, data, shape))
+
+
+def _slimming(settings: FrontierConfig, network: str, data: "DataSet", shape: tuple[int, ...]) -> "Slimming | None":
+    """How the narrower networks are made, where there are any."""
+    import torch
+
+    if max(settings.widths) == min(settings.widths) == 1:
+        if settings.slimming != SlimmingConfig():
+            raise InputError("--widths must be given with settings of pruning, e.g. --widths 1,0.5, got none")
+        return None
+    if settings.slimming.by == "dead":
+        raise InputError("--by must be one that reaches a width, got dead, which decides by itself: see slimbit prune")
+    example = torch.zeros(1, *shape)
+    return slimming_of(settings.slimming, network=network, data=data, example=example, seed=settings.seed)
 
 
 def _layout(settings: FrontierConfig) -> "Layout":

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from slimbit.frontier.progress import Progress
 
 COLUMNS = ("accuracy", "95 %", "cost", "point", "seconds")
+SPOKEN = ("float accuracy", "sensitivity", "range", "refine", "waiting")
+"""Stages of which the first message is told where there is no terminal."""
 ROOMY = 70
 SHOWN = 24
 """Rows that fit an ordinary terminal: a long run shows its latest points."""
@@ -86,9 +88,7 @@ class Screen:
             self._line(f"{progress.done}/{progress.total} {point.label}: {result}{cost}, {left}")
         elif progress.stage == "start":
             self._line(_outlook(progress.message, left))
-        elif progress.stage in ("float accuracy", "sensitivity", "range", "refine", "waiting") and self._is_new(
-            progress
-        ):
+        elif progress.stage == "slim" or (progress.stage in SPOKEN and self._is_new(progress)):
             self._line(progress.message)
 
     def _is_new(self, progress: "Progress") -> bool:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from slimbit.frontier.info import RunInfo
     from slimbit.frontier.store import Run
     from slimbit.records.plan import PlanGrid
-    from slimbit.survey.result import Survey
 
 FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 AMOUNT = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?([kKMGT]?)")
@@ -53,8 +52,8 @@ def pick(
         raise InputError("one of --budget and --min-accuracy must be given, got " + ("none" if not budget else "both"))
     opened = open_run(run, storage=storage)
     point = _chosen(opened, budget, min_accuracy)
-    model, survey, reference = _float_network(opened.info, network, weights)
-    manifest = _write(opened, point, out, network=(model, survey, reference))
+    model, reference = _float_network(opened.info, network, weights)
+    manifest = _write(opened, point, out, model=model, reference=reference)
     _tell(point, manifest, out, metric=_metric(opened, budget), as_json=as_json)
 
 
@@ -88,14 +87,11 @@ def _chosen(run: "Run", budget: str | None, min_accuracy: float | None) -> Front
     return cheapest_at_accuracy(points, run.info.metric, min_accuracy)
 
 
-def _float_network(
-    info: "RunInfo", network: str | None, weights: Path | None
-) -> "tuple[nn.Module, Survey, NetworkReference]":
+def _float_network(info: "RunInfo", network: str | None, weights: Path | None) -> "tuple[nn.Module, NetworkReference]":
     """The network that the run compressed, checked against the run's digest of it."""
-    from slimbit.cli.networks import example_of, model_of
+    from slimbit.cli.networks import model_of
     from slimbit.export.manifest import NetworkReference
     from slimbit.frontier.subject import digest_of
-    from slimbit.survey.module import survey_network
 
     source = network or info.reference
     if not source:
@@ -109,20 +105,24 @@ def _float_network(
             f"network must have the weights that the run began with, got others from {source}"
             f"{'' if file is None else f' with {file}'}: give --network or --weights"
         )
-    survey = survey_network(model.eval(), example_of(shape), name=info.network)
-    return model, survey, NetworkReference(source=source, input_shape=shape, classes=info.classes, weights_digest=found)
+    reference = NetworkReference(source=source, input_shape=shape, classes=info.classes, weights_digest=found)
+    return model.eval(), reference
 
 
 def _write(
-    run: "Run", point: FrontierPoint, out: Path, *, network: "tuple[nn.Module, Survey, NetworkReference]"
+    run: "Run", point: FrontierPoint, out: Path, *, model: "nn.Module", reference: "NetworkReference"
 ) -> "Manifest":
     import torch
 
+    from slimbit.cli.networks import example_of
     from slimbit.export.artifact import Origin, write_artifact
     from slimbit.export.weights import LayerLevels, with_levels
     from slimbit.frontier.levels import unpack_levels
+    from slimbit.frontier.narrow import narrow_network
+    from slimbit.survey.module import survey_network
 
-    model, survey, reference = network
+    network = narrow_network(model, point.objects, run.read_object)
+    spec = survey_network(network, example_of(reference.input_shape), name=run.info.network).spec
     stored = unpack_levels(run.read_object(point.objects["levels"], "safetensors"))
     levels = {
         name: LayerLevels(torch.tensor(array), torch.tensor(stored.steps[name]), cast("PlanGrid", stored.grids[name]))
@@ -133,12 +133,13 @@ def _write(
         network=reference,
         plan=run.read_object(point.objects["plan"], "json"),
         cost=run.read_object(point.objects["cost"], "json"),
+        keep=run.read_object(point.objects["keep"], "json") if "keep" in point.objects else None,
         accuracy=_accuracy(run.info, point),
         normalization=_normalization(run.info),
         provenance={"point": point.number, "seed": run.info.seed, **point.provenance},
     )
-    compressed = with_levels(model, survey.spec, levels, state=state)
-    return write_artifact(out, compressed, levels, spec=survey.spec, origin=origin)
+    compressed = with_levels(network, spec, levels, state=state)
+    return write_artifact(out, compressed, levels, spec=spec, origin=origin)
 
 
 def _accuracy(info: "RunInfo", point: FrontierPoint) -> "Accuracy":

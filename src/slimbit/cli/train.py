@@ -119,9 +119,20 @@ def train_from(settings: TrainConfig, out: Path, *, screen: "TrainScreen | None"
     return train_network(model, task, settings, out, about=about)
 
 
-def materials_of(settings: TrainConfig, data: "DataSet", example: Any) -> "tuple[TrainTask, About]":
-    """Training images, held-out images, test images, and what the folder tells about them."""
+def materials_of(
+    settings: TrainConfig, data: "DataSet", example: Any, *, labelled: bool = True
+) -> "tuple[TrainTask, About]":
+    """Training images, held-out images, test images, and what the folder tells about them.
+
+    Args:
+        settings: Of the training.
+        data: Where images come from.
+        example: One input.
+        labelled: Whether labels are needed; without them nothing is held out.
+    """
     from dataclasses import replace
+
+    import numpy as np
 
     from slimbit.train.images import TrainImages
     from slimbit.train.run import About
@@ -130,10 +141,12 @@ def materials_of(settings: TrainConfig, data: "DataSet", example: Any) -> "tuple
     from slimbit.zoo.data.splits import balanced_order
 
     labels = data.train.labels
-    if labels is None:
+    if labels is None and labelled:
         raise InputError(f"training images of {data.name} must have labels, got none")
-    held, used = _counts(settings, len(labels), data.name)
-    order = balanced_order(labels)
+    if labels is None:
+        settings = settings.with_options({"validation_images": 0})
+    held, used = _counts(settings, len(data.train.images), data.name)
+    order = np.arange(held + used) if labels is None else balanced_order(labels)
     norm = data.normalization
     images = TrainImages(
         pixels=data.train.images,
@@ -144,7 +157,7 @@ def materials_of(settings: TrainConfig, data: "DataSet", example: Any) -> "tuple
         chosen=order[held : held + used],
     )
     validate = None
-    if held:
+    if held and labels is not None:
         part = Part(data.train.images[order[:held]], labels[order[:held]])
         validate = replace(data, name=f"{data.name} held out", test=part).evaluator(batch_size=250)
     card = {

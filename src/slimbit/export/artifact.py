@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from slimbit.export.manifest import (
+    KEEP,
     MANIFEST,
     Accuracy,
     FileEntry,
@@ -48,6 +49,7 @@ class Origin:
         network: How the network is built again.
         plan: JSON of the `CompressionPlan` that was carried out.
         cost: JSON of the `CostReport`.
+        keep: JSON of the `KeepPlan` that leads from ``network`` to the one quantized; None where nothing was pruned.
         accuracy: What was measured.
         normalization: What inputs need.
         provenance: Versions, seed, hardware: anything JSON.
@@ -56,6 +58,7 @@ class Origin:
     network: NetworkReference
     plan: bytes
     cost: bytes
+    keep: bytes | None = None
     accuracy: Accuracy | None = None
     normalization: Normalization | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +97,8 @@ def write_artifact(
         "plan.json": origin.plan,
         "cost.json": origin.cost,
     }
+    if origin.keep is not None:
+        files[KEEP] = origin.keep
     manifest = _manifest(origin, tuple(entries), files)
     _write_folder(Path(folder), {MANIFEST: manifest.to_bytes(), **{str(k): v for k, v in files.items()}})
     return manifest

@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from slimbit.apply.surgery import cut_as
 from slimbit.export.manifest import (
+    KEEP,
     FileEntry,
     LayerEntry,
     Manifest,
@@ -23,6 +25,7 @@ from slimbit.export.rebuild import rebuild
 from slimbit.export.weights import LayerLevels, place, taken, tensors_of
 from slimbit.numerics.copies import plain_network
 from slimbit.records.errors import InputError, closest
+from slimbit.records.keep import KeepPlan
 from slimbit.records.plan import CompressionPlan
 
 
@@ -34,8 +37,8 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_code: bool
 
     Args:
         folder: Written by ``slimbit pick`` or `slimbit.export.artifact.write_artifact`.
-        model: The network to fill, whose weights do not matter; a copy is filled. Needed where the network is
-            neither in the zoo nor in timm.
+        model: The network to fill, whose weights do not matter; a copy is filled. Of a pruned network it is the
+            original's form, before filters were removed. Needed where the network is neither in the zoo nor in timm.
         allow_code: Whether a network named ``package.module:callable`` is imported and called instead. That runs
             code which the artifact names, so only for artifacts that are trusted.
 
@@ -53,10 +56,15 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_code: bool
     files = {name: _verified(folder / name, entry) for name, entry in manifest.files.items()}
     _check_plan(files["plan.json"], manifest, folder)
     state = _read_state(files["state.safetensors"], folder / "state.safetensors")
+    keep = _read_keep(files[KEEP], folder / KEEP) if KEEP in files else None
+
+    def formed(whole: nn.Module) -> nn.Module:
+        return plain_network(whole) if keep is None else cut_as(whole, keep, state)
+
     if model is None and ":" not in manifest.network.source:
         # shapes first: a manifest must not make a network larger than its own files explain
-        _check_fit(tensors_of(rebuild(manifest.network, without_memory=True)), state, manifest)
-    network = plain_network(rebuild(manifest.network, allow_code=allow_code) if model is None else model)
+        _check_fit(tensors_of(formed(rebuild(manifest.network, without_memory=True))), state, manifest)
+    network = formed(rebuild(manifest.network, allow_code=allow_code) if model is None else model)
     tensors = tensors_of(network)
     _check_fit(tensors, state, manifest)
     _place_layers(tensors, state, manifest, files["levels.bin"])
@@ -77,6 +85,13 @@ def _check_plan(content: bytes, manifest: Manifest, folder: Path) -> None:
     plan = CompressionPlan.from_dict(parse_json(content, where=str(folder / "plan.json")))
     if plan.digest() != manifest.plan.digest:
         raise InputError(f"{folder / 'plan.json'} must be the plan of the manifest, got {plan.digest()[:12]}")
+
+
+def _read_keep(content: bytes, path: Path) -> KeepPlan:
+    try:
+        return KeepPlan.from_dict(parse_json(content, where=str(path)))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _read_state(content: bytes, path: Path) -> dict[str, Tensor]:

@@ -26,8 +26,10 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Size = Annotated[int, Field(ge=1, le=MOST_WEIGHTS)]
 Shape = Annotated[tuple[Size, ...], Field(min_length=1, max_length=8)]
-FileName = Literal["levels.bin", "state.safetensors", "plan.json", "cost.json"]
-FILES: tuple[FileName, ...] = get_args(FileName)
+FileName = Literal["levels.bin", "state.safetensors", "plan.json", "cost.json", "keep.json"]
+KEEP: FileName = "keep.json"
+FILES: tuple[FileName, ...] = tuple(name for name in get_args(FileName) if name != KEEP)
+"""Files of every artifact; that of a pruned network has `KEEP` besides."""
 
 
 class _Record(BaseModel):

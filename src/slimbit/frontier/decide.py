@@ -4,16 +4,15 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
+from slimbit.frontier.branch import Branch
 from slimbit.frontier.span import find_span
 from slimbit.frontier.spread import bend_places, coarse_first, even_targets, price_for
-from slimbit.frontier.subject import BASELINE_BITS, Subject
-from slimbit.frontier.workspace import PlannedPoint, Workspace, canonical
+from slimbit.frontier.subject import BASELINE_BITS
+from slimbit.frontier.workspace import PlannedPoint, canonical
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
 from slimbit.records.point import FrontierPoint
 
-STAGES = ("sweep", "refine", "baselines", "signal")
-"""In the order of work: points for comparison wait until the places of the refinement are known."""
 REFINED_SHARE = 4
 """One point in so many is placed where the curve bends."""
 LEAST_SHARE = 1e-6
@@ -28,18 +27,17 @@ def swept(points: int) -> int:
     return points - points // REFINED_SHARE
 
 
-def plan_sweep(
-    subject: Subject, workspace: Workspace, count: int, *, baselines: bool, tell: Callable[[str], None]
-) -> None:
+def plan_sweep(branch: Branch, count: int, *, baselines: bool, pruned_only: bool, tell: Callable[[str], None]) -> None:
     """Find the range of prices and keep the plans: of the sweep, evenly spread over log cost, and of comparisons.
 
     Args:
-        subject: The network, its sensitivity known.
-        workspace: Where decisions are kept.
+        branch: The network, opened; its decisions are kept there.
         count: Points of the sweep.
         baselines: Whether to add the quantize-only baselines; the subject's training epochs are always added.
+        pruned_only: Whether to add the network at 8 bits, to show what its width alone is worth.
         tell: Called while the range is looked for.
     """
+    subject = branch.subject
     span = find_span(subject, tell)
 
     def cost_of(price: float) -> float:
@@ -53,31 +51,30 @@ def plan_sweep(
     plans = [subject.plan_at(prices[i]) for i in coarse_first(len(prices))]
     if baselines:
         found = zip(BASELINE_BITS, subject.baselines(), strict=True)
-        workspace.plan_points("baselines", [_kept(workspace, f"max_abs-{bits}", plan) for bits, plan in found])
+        branch.plan_points("baselines", [_kept(branch, f"max_abs-{bits}", plan) for bits, plan in found])
+    if pruned_only:
+        branch.plan_points("prune_only", [_kept(branch, "prune_only", subject.pruned_only())])
     if subject.signal:
         named = [
             (f"signal-{epoch.epoch}", plan) for epoch, plan in zip(subject.signal, subject.signal_plans(), strict=True)
         ]
-        workspace.plan_points("signal", [_kept(workspace, key, plan) for key, plan in named])
-    workspace.plan_points("sweep", _different(workspace, "sweep", plans), span=asdict(span))
+        branch.plan_points("signal", [_kept(branch, key, plan) for key, plan in named])
+    branch.plan_points("sweep", _different(branch, "sweep", plans), span=asdict(span))
 
 
-def plan_refinement(
-    subject: Subject, workspace: Workspace, count: int, *, measured: Sequence[FrontierPoint]
-) -> tuple[PlannedPoint, ...]:
+def plan_refinement(branch: Branch, count: int, *, measured: Sequence[FrontierPoint]) -> tuple[PlannedPoint, ...]:
     """Keep the plans of further points where the measured curve bends.
 
     Args:
-        subject: The network, its sensitivity known.
-        workspace: Where decisions are kept.
+        branch: The network, opened; its decisions are kept there.
         count: How many.
         measured: The finished points of the sweep; the order does not matter.
     """
     places = [(cost_of(p), p.accuracy, p.price) for p in measured if p.accuracy is not None and p.price is not None]
-    known = {_plan(workspace, point).layers for point in measured}
-    plans = [subject.plan_at(price) for price in bend_places(places, count)]
-    chosen = _different(workspace, "refine", [plan for plan in plans if plan.layers not in known])
-    workspace.plan_points("refine", chosen)
+    known = {_plan(branch, point).layers for point in measured}
+    plans = [branch.subject.plan_at(price) for price in bend_places(places, count)]
+    chosen = _different(branch, "refine", [plan for plan in plans if plan.layers not in known])
+    branch.plan_points("refine", chosen)
     return chosen
 
 
@@ -86,27 +83,28 @@ def cost_of(point: FrontierPoint) -> float:
     return float(point.costs.get(point.metric or "") or 0.0)
 
 
-def _plan(workspace: Workspace, point: FrontierPoint) -> CompressionPlan:
-    return CompressionPlan.from_dict(json.loads(workspace.read(point.plan, "json")))
+def _plan(branch: Branch, point: FrontierPoint) -> CompressionPlan:
+    return CompressionPlan.from_dict(json.loads(branch.workspace.read(point.plan, "json")))
 
 
-def _different(workspace: Workspace, stage: str, plans: Iterable[CompressionPlan]) -> tuple[PlannedPoint, ...]:
+def _different(branch: Branch, stage: str, plans: Iterable[CompressionPlan]) -> tuple[PlannedPoint, ...]:
     """Plans as points; prices that differ too little to lead to another plan make one point."""
     decided: dict[tuple[object, ...], CompressionPlan] = {}
     for plan in plans:
         decided.setdefault(plan.layers, plan)
-    return tuple(_kept(workspace, f"{stage}-{i:02d}", plan) for i, plan in enumerate(decided.values()))
+    return tuple(_kept(branch, f"{stage}-{i:02d}", plan) for i, plan in enumerate(decided.values()))
 
 
-def _kept(workspace: Workspace, key: str, plan: CompressionPlan) -> PlannedPoint:
-    digest = workspace.write(canonical(plan.to_dict()), "json")
+def _kept(branch: Branch, name: str, plan: CompressionPlan) -> PlannedPoint:
+    digest = branch.workspace.write(canonical(plan.to_dict()), "json")
     assert digest == plan.digest(), "a plan's object is its canonical JSON"
     return PlannedPoint(
-        key=key,
+        key=branch.key(name),
         plan=digest,
         policy=plan.policy,
         setting=plan.setting or f"price {plan.price:.3g}",
         baseline=plan.price is None,
         metric=plan.metric,
         price=plan.price,
+        width=branch.width,
     )

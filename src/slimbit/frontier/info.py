@@ -40,6 +40,8 @@ class RunInfo:
         likelihood: What the sensitivity samples labels from.
         recipe: How plans are carried out, see `slimbit.records.plan.Recipe`.
         layout: Grid, granularity, skipped layers, weighting.
+        widths: Shares of the filters that were kept, each a network of its own; 1 = the network as it was given.
+        slimming: How the narrower ones were made, see `slimbit.frontier.slim.Slimming`; empty where there are none.
         float_accuracy: Accuracy before compression.
         float_low: Lower end of its 95 % confidence interval, where the number of images is known.
         float_high: Upper end.
@@ -69,6 +71,8 @@ class RunInfo:
     likelihood: str = "categorical"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     layout: Mapping[str, Any] = field(default_factory=dict)
+    widths: tuple[float, ...] = (1.0,)
+    slimming: Mapping[str, Any] = field(default_factory=dict)
     float_accuracy: float
     float_low: float | None = None
     float_high: float | None = None
@@ -83,7 +87,8 @@ class RunInfo:
 
 FIXED = (
     "network_digest", "network", "data", "metric", "points", "baselines", "signal_epochs", "signal_digest",
-    "calibration_images", "calibration_digest", "evaluate_images", "seed", "likelihood", "recipe", "layout",
+    "calibration_images", "calibration_digest", "evaluate_images", "seed", "likelihood", "recipe", "layout", "widths",
+    "slimming",
 )  # fmt: skip
 """Settings that a continued run must repeat, in the order in which a difference is reported."""
 
@@ -92,6 +97,7 @@ SPOKEN = {
     "calibration_digest": "calibration images' content",
     "signal_epochs": "training epochs (signal)",
     "signal_digest": "training signal's content",
+    "slimming": "way of making narrower networks",
 }
 
 
@@ -123,7 +129,7 @@ def _checked(data: Any, path: Path) -> RunInfo:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise InputError(f"{path} must have schema {SCHEMA}, got {found!r}")
     given = {key: value for key, value in data.items() if key != "schema"}
-    for name in ("input_shape", "signal_epochs"):
+    for name in ("input_shape", "signal_epochs", "widths"):
         if isinstance(given.get(name), list):
             given[name] = tuple(given[name])
     return checked(RunInfo, given, str(path))

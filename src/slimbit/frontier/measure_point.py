@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from slimbit.apply.compress import compress
+from slimbit.frontier.branch import Branch
 from slimbit.frontier.interval import wilson_interval
 from slimbit.frontier.levels import pack_levels
-from slimbit.frontier.subject import Subject
-from slimbit.frontier.workspace import PlannedPoint, Workspace, canonical
+from slimbit.frontier.workspace import PlannedPoint, canonical
 from slimbit.records.cost import METRICS
 from slimbit.records.files import StoreError
 from slimbit.records.plan import CompressionPlan
@@ -78,14 +78,13 @@ def _count(evaluate: Evaluate, name: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def measure_point(planned: PlannedPoint, subject: Subject, scorer: Scorer, workspace: Workspace) -> FrontierPoint:
+def measure_point(planned: PlannedPoint, branch: Branch, scorer: Scorer) -> FrontierPoint:
     """Compress, keep, evaluate; a fault of the plan or of ``evaluate`` makes the point a failed one.
 
     Args:
         planned: What to do; its plan is read from the run and verified.
-        subject: The network.
+        branch: The width that it belongs to, opened.
         scorer: How it is scored.
-        workspace: Where objects go.
 
     Returns:
         The point, not yet in the study.
@@ -94,7 +93,7 @@ def measure_point(planned: PlannedPoint, subject: Subject, scorer: Scorer, works
         InputError: The plan's object is missing or damaged.
         StoreError: An object could not be written.
     """
-    plan = CompressionPlan.from_dict(_json(workspace.read(planned.plan, "json")))
+    plan = CompressionPlan.from_dict(_json(branch.workspace.read(planned.plan, "json")))
     point = FrontierPoint(
         number=-1,
         key=planned.key,
@@ -106,12 +105,13 @@ def measure_point(planned: PlannedPoint, subject: Subject, scorer: Scorer, works
         price=planned.price,
         plan=planned.plan,
         clamped=plan.clamped,
-        objects={"plan": planned.plan},
-        provenance={**provenance(), "seed": subject.seed},
+        objects={"plan": planned.plan, **branch.objects},
+        provenance={**provenance(), "seed": branch.subject.seed},
+        width=planned.width,
     )
     clock = _Clock()
     try:
-        return _measured(point, plan, subject, scorer, workspace, clock=clock)
+        return _measured(point, plan, branch, scorer, clock=clock)
     except StoreError:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's evaluate raises: recorded, the rest goes on
@@ -120,20 +120,15 @@ def measure_point(planned: PlannedPoint, subject: Subject, scorer: Scorer, works
 
 
 def _measured(
-    point: FrontierPoint,
-    plan: CompressionPlan,
-    subject: Subject,
-    scorer: Scorer,
-    workspace: Workspace,
-    *,
-    clock: "_Clock",
+    point: FrontierPoint, plan: CompressionPlan, branch: Branch, scorer: Scorer, *, clock: "_Clock"
 ) -> FrontierPoint:
+    subject, workspace = branch.subject, branch.workspace
     with clock.stage("compress"):
         result = compress(subject.model, plan, subject.survey.spec, subject.calibration)
     with clock.stage("store"):
         report = subject.cost_of(result)
         objects = {
-            "plan": point.plan,
+            **point.objects,
             "cost": workspace.write(canonical(report.to_dict()), "json"),
             "levels": workspace.write(pack_levels(subject.stored(result)), "safetensors"),
         }

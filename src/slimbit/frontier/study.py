@@ -35,7 +35,10 @@ _FAULTS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyErro
 _PRICES = FloatDistribution(1e-60, 1e60, log=True)
 _BITS = FloatDistribution(1, 16)
 _EPOCHS = FloatDistribution(1, 1e9)
-_ATTRIBUTES = tuple(f.name for f in fields(FrontierPoint) if f.name not in ("number", "state", "costs", "clamped"))
+_WIDTHS = FloatDistribution(0, 1)
+_LATER = {"clamped": (), "width": 1.0}
+"""Attributes with what they are where they are left out: studies from before they were known have none."""
+_ATTRIBUTES = tuple(f.name for f in fields(FrontierPoint) if f.name not in ("number", "state", "costs", *_LATER))
 
 
 def url_of(folder: Path, storage: str | None) -> str:
@@ -98,8 +101,7 @@ def add_point(study: optuna.Study, point: FrontierPoint, *, metric: str, url: st
         StoreError: The disk is full or the storage cannot be reached.
     """
     attributes = {**{name: getattr(point, name) for name in _ATTRIBUTES}, **point.costs}
-    if point.clamped:  # written only where there are any: studies from before it was known have none
-        attributes["clamped"] = list(point.clamped)
+    attributes |= {name: getattr(point, name) for name, usual in _LATER.items() if getattr(point, name) != usual}
     parameters, distributions = _parameters(point)
     values = [float(value) for value in (point.accuracy, point.costs.get(metric)) if value is not None]
     done = point.state == "done"
@@ -130,6 +132,11 @@ def set_note(study: optuna.Study, name: str, value: Any, url: str) -> None:
 
 
 def _parameters(point: FrontierPoint) -> tuple[dict[str, float], dict[str, BaseDistribution]]:
+    values, kinds = _knob(point)
+    return ({"width": point.width, **values}, {"width": _WIDTHS, **kinds}) if point.width != 1 else (values, kinds)
+
+
+def _knob(point: FrontierPoint) -> tuple[dict[str, float], dict[str, BaseDistribution]]:
     if point.price is not None:
         return {"price": point.price}, {"price": _PRICES}
     if point.setting.endswith(" bits"):
@@ -148,8 +155,8 @@ def _point(trial: FrozenTrial, url: str) -> FrontierPoint:
     known = {name: attributes[name] for name in _ATTRIBUTES}
     costs = {name: attributes[name] for name in METRICS if name in attributes}
     state = "done" if trial.state == TrialState.COMPLETE else "failed"
-    clamped = attributes.get("clamped", ())
-    known["clamped"] = tuple(clamped) if isinstance(clamped, list) else clamped
+    later = {name: attributes.get(name, usual) for name, usual in _LATER.items()}
+    known |= {name: tuple(value) if isinstance(value, list) else value for name, value in later.items()}
     values = {"number": trial.number, "state": state, "costs": costs, **known}
     return checked(FrontierPoint, values, f"trial {trial.number} of {_where(url)}")
 

@@ -41,6 +41,7 @@ JOINED_ELEMENTS = 500 * 3 * 96 * 96
 PROBE_IMAGES, PROBE_SAMPLES = 192, 4096
 JUDGED_IMAGES = 128
 BASELINE_BITS = (8, 7, 6, 5, 4, 3, 2)
+PRUNED_ONLY_BITS = 8
 
 
 @dataclass
@@ -120,10 +121,22 @@ class Subject:
         for bits in BASELINE_BITS:
             yield step_by_range(self.evidence, bits, layout=self.paper_layout, recipe=PLAIN)
 
+    def pruned_only(self) -> CompressionPlan:
+        """8 bits and nothing else: what pruning alone reaches."""
+        recipe = replace(PLAIN, statistics="stored")
+        plan = step_by_range(self.evidence, PRUNED_ONLY_BITS, layout=self.paper_layout, recipe=recipe)
+        return replace(plan, policy="prune_only")
+
     def signal_plans(self) -> Iterator[CompressionPlan]:
         """Steps from training epochs, carried out as plainly as the baselines are."""
         for epoch in self.signal:
             yield step_by_signal(self.evidence, epoch, layout=self.paper_layout, recipe=PLAIN)
+
+    def forget(self) -> None:
+        """Let go of what was measured for the plans; it is measured again where it is asked for again."""
+        for name in ("calibration", "probe", "evidence"):
+            self.__dict__.pop(name, None)
+        self._reports.clear()
 
     @property
     def paper_layout(self) -> Layout:

@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from slimbit.frontier.branch import Branch
 from slimbit.frontier.measure_point import Evaluate, Scorer
 from slimbit.frontier.progress import Listener, silent
+from slimbit.frontier.slim import Slimmer, Slimming
 from slimbit.frontier.subject import Subject, digest_of
 from slimbit.frontier.worker import Worker
-from slimbit.frontier.workspace import Workspace, canonical
+from slimbit.frontier.workspace import STAGES, Workspace, canonical
 from slimbit.measure.sensitivity import DIVERGENCES, Likelihood
 from slimbit.numerics.batches import inputs_of
 from slimbit.plan.evidence import Layout
@@ -54,6 +56,9 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
     points: int = 16,
     baselines: bool = True,
     signal: Sequence[EpochSignal] = (),
+    widths: Sequence[float] = (1.0,),
+    slimming: Slimming | None = None,
+    stages: str | Path | None = None,
     seed: int = 0,
     storage: str | None = None,
     recipe: Recipe | None = None,
@@ -65,6 +70,9 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
     origin: Origin | None = None,
 ) -> Frontier:
     """Accuracy against cost of a trained network: compress it at many prices and score every result.
+
+    With several ``widths``, filters are removed first, and the narrower networks are swept as well: the frontier is
+    that of all of them together (prune, tune, then quantize, HkxAS6VFDB section 5).
 
     The price (accuracy loss one is willing to pay per unit of cost) sweeps from nearly float to where the network
     collapses, so that points spread evenly over log cost; a quarter of them goes where the curve bends. Needs no
@@ -79,10 +87,14 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
             that the number is a percentage of so many images.
         out: Folder of the run (docs/reference/run-folder.md).
         metric: Cost to save: "esn_analog", "esn_digital" or "esn_filterwise".
-        points: Number of points, those for comparison not counted.
-        baselines: Whether to add the paper's quantize-only at 8 to 2 bits.
+        points: Number of points of each width, those for comparison not counted.
+        baselines: Whether to add the paper's quantize-only at 8 to 2 bits, of every width.
         signal: Training epochs of this very network; for each, a point is added whose steps cost what the epoch's
             signal-to-noise ratio was worth, see `slimbit.plan.signal.step_by_signal`.
+        widths: Shares of the filters to keep, each a network of its own; 1 is the network as it was given. Where there
+            are several, each also gets a point at 8 bits, to show what pruning alone reaches.
+        slimming: How the narrower networks are made, and what they learn with afterwards; default: by norm, untrained.
+        stages: Folder where they are kept by content, so that other runs find them; default: in ``out``.
         seed: Of sampled labels and positions.
         storage: Database that holds the study, e.g. ``postgresql://...``; default: a file in the folder.
         recipe: How plans are carried out.
@@ -103,6 +115,7 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
         StoreError: The run's folder cannot be written; the same call continues when it can.
     """
     _check(metric=metric, points=points, seed=seed, likelihood=likelihood)
+    _check_widths(widths)
     recipe, layout = recipe or Recipe(), layout or default_layout(metric)
     _check_plans(metric, recipe, layout)
     subject = Subject.of(
@@ -118,16 +131,22 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
     )
     _check_layers(subject)
     _check_signal(subject)
-    scorer, origin = Scorer(evaluate), origin or Origin()
+    scorer, origin, slimming = Scorer(evaluate), origin or Origin(), slimming or Slimming()
+    workspace = Workspace(Path(out), storage=storage)
+    folder = workspace.folder / STAGES if stages is None else Path(stages)
+    slimmer = Slimmer(subject.model, example_input, subject.batches, slimming, network_name, seed, likelihood)
+    branches = tuple(
+        Branch(subject, workspace, width, None if width == 1 else slimmer, folder, likelihood) for width in widths
+    )
     asked = {"points": points, "baselines": baselines, "likelihood": _name_of(likelihood), "data": origin.data}
+    narrowed = {"widths": tuple(widths), "slimming": {} if tuple(widths) == (1,) else slimming.settings()}
     worker = Worker(
-        subject=subject,
+        branches=branches,
         scorer=scorer,
-        workspace=Workspace(Path(out), storage=storage),
-        settings={**asked, **_settings(subject), "evaluate_images": scorer.images},
+        workspace=workspace,
+        settings={**asked, **narrowed, **_settings(subject), "evaluate_images": scorer.images},
         about=_about(origin, scorer, example_input),
         listener=progress or silent,
-        likelihood=likelihood,
     )
     worker.prepare()
     worker.work(retry_failed=retry_failed)
@@ -148,6 +167,12 @@ def _check(*, metric: str, points: int, seed: int, likelihood: Likelihood | str)
         raise InputError(f"seed must be a whole number of 0 or more, got {seed!r}")
     if not callable(likelihood) and likelihood not in DIVERGENCES:
         raise InputError(f"likelihood must be {', '.join(DIVERGENCES)} or a function, got {likelihood!r}")
+
+
+def _check_widths(widths: Sequence[float]) -> None:
+    numbers = all(isinstance(width, int | float) and not isinstance(width, bool) for width in widths)
+    if not widths or not numbers or not all(0 < width <= 1 for width in widths) or len(set(widths)) < len(widths):
+        raise InputError(f"widths must be different numbers above 0 and at most 1, got {list(widths)}")
 
 
 def _check_plans(metric: str, recipe: Recipe, layout: Layout) -> None:

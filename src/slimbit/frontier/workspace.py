@@ -30,7 +30,9 @@ from slimbit.records.files import not_written
 from slimbit.records.point import FrontierPoint
 
 POLL_SECONDS = 0.2
-OURS = {NAME, studies.NAME, "objects", "locks", "report.html"}
+STAGES = "stages"
+"""Folder of pruned and tuned networks."""
+OURS = {NAME, studies.NAME, "objects", "locks", "report.html", STAGES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,7 @@ class PlannedPoint:
         baseline: As in `FrontierPoint`.
         metric: As in the plan.
         price: As in the plan.
+        width: As in `FrontierPoint`.
     """
 
     key: str
@@ -54,6 +57,7 @@ class PlannedPoint:
     baseline: bool = False
     metric: str | None = None
     price: float | None = None
+    width: float = 1.0
 
 
 class Workspace:

@@ -4,16 +4,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor
 
+from slimbit.records.config import Scope
 from slimbit.records.errors import InputError, check_choice, closest
 from slimbit.records.groups import FilterGroup, Ties
 from slimbit.records.keep import Constants, KeepPlan, plan_of_units
 from slimbit.records.signal import PERCENTILE, EpochSignal, percentile
 
-Scope = Literal["layer", "global"]
 Scores = Mapping[str, Sequence[float]]
 """One number per unit, by group name: what removing the unit is thought to cost."""
 DEAD = 0.05
@@ -141,6 +141,33 @@ def keep_alive(
         alive = [unit for unit in range(group.units) if _is_alive(group, unit, norms, limits)]
         kept[group.name] = alive or _best(energy, 1)
     return plan_of_units(ties, kept, policy="dead", setting=f"threshold {threshold:g}")
+
+
+def keep_as_many(ties: Ties, weights: Mapping[str, Tensor], plan: KeepPlan, *, policy: str) -> KeepPlan:
+    """Of every group as many units as a plan keeps, those with the largest norm: a projection onto such networks.
+
+    Args:
+        ties: Groups of the network.
+        weights: Weight of each layer by name, filters first; layers of groups that lose nothing may be missing.
+        plan: Says how many; its other settings stay.
+        policy: Name for the plan.
+
+    Raises:
+        InputError: Weights of another network.
+    """
+    norms = {name: weight.double().flatten(1).square().sum(1).tolist() for name, weight in weights.items()}
+    losing = [group for group in ties.groups if len(_kept_units(group, plan)) < group.units]
+    kept = {group.name: _best(_summed(group, norms), len(_kept_units(group, plan))) for group in losing}
+    return plan_of_units(ties, kept, policy=policy, setting=plan.setting, constants=plan.constants)
+
+
+def _kept_units(group: FilterGroup, plan: KeepPlan) -> list[int]:
+    gone: set[int] = set()
+    for member in group.of("filters"):
+        axis = plan.axis(member.name, "filters")
+        lost = set() if axis is None else set(axis.removed)
+        gone |= {unit for unit, channels in enumerate(member.channels) if not lost.isdisjoint(channels)}
+    return [unit for unit in range(group.units) if unit not in gone]
 
 
 def keep_within(

@@ -15,9 +15,11 @@ class FrontierPoint:
 
     Attributes:
         number: Trial number in the study.
-        key: Name of the point within its run (``sweep-03``, ``refine-00``, ``max_abs-4``): the same in every attempt.
+        key: Name of the point within its run (``sweep-03``, ``refine-00``, ``max_abs-4``, of a narrower network
+            ``width-0.5-sweep-03``): the same in every attempt.
         state: "done", or "failed" with the reason in ``error``.
-        policy: What chose the steps: "optimal" at a price, "max_abs" of the baselines, or "signal" of a training epoch.
+        policy: What chose the steps: "optimal" at a price, "max_abs" of the baselines, "signal" of a training epoch,
+            or "prune_only" where a narrower network got 8 bits and no more.
         setting: What turned the knob, for people: ``price 2.1e-09``, ``4 bits``, ``epoch 10``.
         baseline: Whether it is there for comparison (the paper's quantize-only), not a proposal.
         metric: Cost metric that the price is for.
@@ -27,11 +29,13 @@ class FrontierPoint:
         accuracy_high: Upper end.
         costs: Every cost metric under its name.
         plan: Digest of the `CompressionPlan`.
-        objects: Content hash by role: "plan" (JSON), "cost" (JSON of the `CostReport`), "levels" (safetensors).
+        objects: Content hash by role: "plan" (JSON), "cost" (JSON of the `CostReport`), "levels" (safetensors); of a
+            narrower network also "keep" (JSON of its `KeepPlan`) and "network" (safetensors of its float weights).
         seconds: Wall time by stage.
         provenance: Versions, seed, hardware.
         error: Why a point failed.
         clamped: Layers that could not get the step which the policy asked for, see `CompressionPlan`.
+        width: Share of the filters that was kept before quantization; 1 = the network as it was given.
     """
 
     number: int
@@ -52,18 +56,28 @@ class FrontierPoint:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     clamped: tuple[str, ...] = ()
+    width: float = 1.0
 
     @property
     def label(self) -> str:
-        """Policy, setting, and how many layers were clamped, for people."""
+        """Width, policy, setting, and how many layers were clamped, for people."""
         count = len(self.clamped)
         note = f" ({count} layer{'' if count == 1 else 's'} clamped)" if count else ""
-        return f"{self.policy}, {self.setting}{note}" if self.setting else f"{self.policy}{note}"
+        return ", ".join(filter(None, (width_label(self.width), self.policy, self.setting))) + note
 
     def to_dict(self) -> dict[str, Any]:
         """Flat data for ``slimbit points --json``: every cost metric under its own name."""
         data = asdict(self)
         return {**data.pop("costs"), **data, "clamped": list(self.clamped)}
+
+
+def width_label(width: float) -> str:
+    """How a narrower network is named, "" for the full width.
+
+    >>> width_label(0.75), width_label(1.0)
+    ('width 0.75', '')
+    """
+    return "" if width == 1 else f"width {width:g}"
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,26 @@ def validated(kind: type[Config], data: Mapping[str, Any], *, where: str) -> Con
         raise InputError(f"{where}{'; '.join(_faults(error, kind))}") from error
 
 
+def with_options(config: Config, options: Mapping[str, Any]) -> Config:
+    """Settings with options of a command put over them; None means not given, an inner mapping is put over its table.
+
+    Raises:
+        InputError: An option has a wrong value.
+    """
+    return validated(type(config), _over(config.model_dump(exclude_unset=True), options), where="option ")
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        if isinstance(value, Mapping):
+            inner = _over(merged.get(name, {}), value)
+            merged |= {name: inner} if inner else {}
+        elif value is not None:
+            merged[name] = value
+    return merged
+
+
 def _faults(error: ValidationError, kind: type[ConfigTable]) -> Iterator[str]:
     """Each fault as a clause, unknown keys with the known one that is most like them."""
     for fault in error.errors(include_url=False):

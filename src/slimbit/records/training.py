@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from slimbit.records.toml import ConfigTable, validated
+from slimbit.records.toml import ConfigTable, with_options
 
 Schedule = Literal["cosine", "step", "constant", "one_cycle"]
 Precision = Literal["float32", "bfloat16"]
@@ -123,15 +123,7 @@ class TrainConfig(ConfigTable):
         >>> TrainConfig(epochs=8).with_options({"epochs": None, "optimizer": {"learning_rate": 0.2}}).epochs
         8
         """
-        merged = self.model_dump(exclude_unset=True)
-        for name, value in options.items():
-            if isinstance(value, Mapping):
-                given = {key: part for key, part in value.items() if part is not None}
-                if given:
-                    merged[name] = {**merged.get(name, {}), **given}
-            elif value is not None:
-                merged[name] = value
-        return validated(TrainConfig, merged, where="option ")
+        return with_options(self, options)
 
     def digest(self) -> str:
         """SHA-256 of everything that the trained weights depend on."""

@@ -1,12 +1,18 @@
-"""Training that follows pruning: the paper's recipes for any number of epochs, and weights held at zero."""
+"""Training that goes with pruning: the paper's recipes for any number of epochs, and weights held at zero."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from slimbit.records.errors import InputError
 from slimbit.records.training import TrainConfig
+from slimbit.train.admm import Admm, AdmmSettings, Choose
+from slimbit.train.objectives import distillation
+from slimbit.train.run import About, train_network
+from slimbit.train.task import Progress, TrainTask
 
 SHORT = 40
 """Up to so many epochs the learning rate falls in two steps, as in the paper's 4 epochs; beyond along a cosine."""
@@ -33,6 +39,91 @@ def tune_config(epochs: int, *, learning_rate: float = 0.1, **more: object) -> T
     long = {"batch_size": 100, "schedule": {"name": "cosine"}}
     chosen = short if epochs <= SHORT else long
     return TrainConfig(epochs=epochs, optimizer={"learning_rate": learning_rate}, **{**chosen, **more})  # type: ignore[arg-type] # pydantic checks them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What a pruned network learns with: a `slimbit.frontier.slim.Tuner`.
+
+    Attributes:
+        task: Images, labels, held-out images, example.
+        config: Settings of the training after the cut, e.g. `tune_config`.
+        data: Name of the data; a run is continued with the same one only.
+        distill: Whether it learns the outputs of the original network, without labels.
+        admm: Stages of pressing filters to zero before the cut, where that is asked for.
+        admm_rate: Constant learning rate of these stages.
+    """
+
+    task: TrainTask
+    config: TrainConfig
+    data: str = ""
+    distill: bool = False
+    admm: AdmmSettings = field(default_factory=AdmmSettings)
+    admm_rate: float = 0.01
+
+    @property
+    def name(self) -> str:
+        """Everything that the result depends on, for people."""
+        text = f"{self.data}, {self.config.epochs} epochs of settings {self.config.digest()[:12]}"
+        return f"{text}{', distilled' * self.distill}, ADMM {self.admm} at {self.admm_rate:g}"
+
+    def tune(
+        self, network: nn.Module, *, original: nn.Module, what: str, folder: Path, tell: Callable[[str], None]
+    ) -> None:
+        """Train ``network`` itself, in a folder; a call that was stopped goes on there."""
+        told = f"{what}{', distilled' * self.distill}"
+        task = replace(self.task, objective=distillation(original)) if self.distill else self.task
+        self._run(network, task, self.config, folder, what=told, tell=lambda p: tell(f"tuning: {_line(p)}"))
+
+    def press(
+        self, network: nn.Module, choose: Choose, *, what: str, folder: Path, tell: Callable[[str], None]
+    ) -> tuple[float, ...]:
+        """Train ``network`` itself with `Admm` until what ``choose`` does not keep is nearly zero.
+
+        Returns:
+            Residual after each epoch, see `Admm`.
+        """
+        admm = Admm(network, choose, self.admm)
+        config = self.config.with_options(
+            {
+                "epochs": self.admm.epochs,
+                "select": "last",
+                "optimizer": {"learning_rate": self.admm_rate},
+                "schedule": {"name": "constant", "milestones": ()},
+            }
+        )
+
+        def line(progress: Progress) -> None:
+            tell(f"ADMM, rho {self.admm.rho(progress.epoch):g}: {_line(progress)}, residual {admm.residuals[-1]:.4f}")
+
+        task = replace(self.task, regularizer=admm)
+        self._run(network, task, config, folder, what=f"{what}, {self.admm}", tell=line)
+        return tuple(admm.residuals)
+
+    def _run(
+        self,
+        network: nn.Module,
+        task: TrainTask,
+        config: TrainConfig,
+        folder: Path,
+        *,
+        what: str,
+        tell: Callable[[Progress], None],
+    ) -> None:
+        def listen(progress: Progress) -> None:
+            if progress.finished is not None:
+                tell(progress)
+
+        about = About(data=f"{self.data}, {what}")
+        train_network(network, replace(task, listener=listen), config, folder, about=about)
+        network.eval()
+
+
+def _line(progress: Progress) -> str:
+    done = progress.finished
+    assert done is not None, "the caller asked"
+    held = "" if done.accuracy is None else f", held out {done.accuracy:.2f} %"
+    return f"epoch {progress.epoch}/{progress.epochs}, loss {done.loss:.4f}{held}, {done.seconds:.0f} s"
 
 
 def held_at_zero(masks: Mapping[str, Tensor]) -> Callable[[nn.Module], None]:

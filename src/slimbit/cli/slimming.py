@@ -1,0 +1,79 @@
+"""What ``slimbit prune`` and ``slimbit frontier --widths`` have in common: pruning and the training after it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from slimbit.records.config import SlimmingConfig
+from slimbit.records.errors import InputError
+from slimbit.records.toml import read_toml
+from slimbit.records.training import TrainConfig
+
+if TYPE_CHECKING:
+    from slimbit.frontier.slim import Slimming
+    from slimbit.train.tune import Tuning
+    from slimbit.zoo.data import DataSet
+
+ADMM_STAGES = 4
+
+
+def tune_options(path: Path | None) -> Mapping[str, Any] | None:
+    """Settings of ``--tune-config FILE``, to be put over those of the paper."""
+    return None if path is None else read_toml(path, TrainConfig).model_dump(exclude_unset=True)
+
+
+@contextmanager
+def stopped_training(console: Console, folder: str) -> Iterator[None]:
+    """Say how to go on where training is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        text = f"stopped; what is trained is kept in {folder}, the same command continues"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        raise
+
+
+def slimming_of(settings: SlimmingConfig, *, network: str, data: "DataSet", example: Any, seed: int) -> "Slimming":
+    """How narrower networks are made, with everything opened that it needs.
+
+    Raises:
+        InputError: Settings that contradict each other, or data without labels where they are needed.
+    """
+    from slimbit.frontier.slim import Slimming
+    from slimbit.plan.keep import Keeping
+    from slimbit.records.training_run import read_training_run
+
+    if (settings.by == "signal") != (settings.signal is not None):
+        raise InputError("--signal RUN must be given with --by signal, and only there, got one without the other")
+    if settings.by == "admm" and not settings.tune_epochs:
+        raise InputError("--tune-epochs must be given for --by admm, which trains before and after the cut, got none")
+    return Slimming(
+        by=settings.by,
+        keeping=Keeping(scope=settings.scope, protect=settings.protect, constants=settings.constants),
+        statistics=settings.statistics,
+        signal=None if settings.signal is None else read_training_run(settings.signal).signal[-1],
+        tuner=_tuning(settings, network=network, data=data, example=example, seed=seed),
+    )
+
+
+def _tuning(settings: SlimmingConfig, *, network: str, data: "DataSet", example: Any, seed: int) -> "Tuning | None":
+    if not settings.tune_epochs:
+        return None
+    from slimbit.cli.train import materials_of
+    from slimbit.train.admm import AdmmSettings
+    from slimbit.train.tune import Tuning, tune_config
+
+    chosen = tune_config(settings.tune_epochs, learning_rate=settings.tune_lr, seed=seed)
+    config = chosen.with_options({**settings.tune.model_dump(exclude_unset=True), "network": network})
+    task, about = materials_of(config, data, example, labelled=not settings.distill)
+    return Tuning(
+        task=task,
+        config=config,
+        data=about.data,
+        distill=settings.distill,
+        admm=AdmmSettings(stages=ADMM_STAGES, epochs_per_stage=settings.admm_epochs),
+        admm_rate=settings.admm_lr,
+    )
