@@ -4,12 +4,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Any
 
 from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.cost import SCHEMA
 from slimbit.records.errors import InputError
-from slimbit.records.point import FrontierPoint
+from slimbit.records.point import FrontierPoint, width_label
+from slimbit.report.answer import Answer, answer
 from slimbit.report.assumptions import assumptions
 from slimbit.report.headline import Headline, headline
 from slimbit.report.tables import MISSING, UNITS, quantity
@@ -62,7 +64,7 @@ class PointFrame:
 
     number: int
     kind: str
-    """"ours", "baseline", "signal" (steps from a training epoch) or "failed"."""
+    """"ours", "baseline", "signal" (steps from a training epoch), "pruned" (pruned to 8 bits only) or "failed"."""
     policy: str
     setting: str
     grid: str
@@ -77,11 +79,13 @@ class PointFrame:
     error: str
     clamped: tuple[str, ...] = ()
     """Layers that could not get the step which the policy asked for."""
+    width: float = 1.0
+    """Share of the filters that was kept."""
 
     @property
     def label(self) -> str:
-        """Policy and setting."""
-        return f"{self.policy}, {self.setting}" if self.setting else self.policy
+        """Width, policy and setting."""
+        return ", ".join(filter(None, (width_label(self.width), self.policy, self.setting)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +112,7 @@ class LayersFrame:
         widest: Bits of the widest level.
         decibels: S/N in dB, None where nothing was rounded.
         shares: Share of the network's cost by metric, 0 to 1.
-        filters: Number of filters by bit width, from 0 (pruned).
+        filters: Number of filters by bit width, from 0 (pruned, those of a narrower network included).
     """
 
     mean_bits: tuple[float, ...]
@@ -120,10 +124,14 @@ class LayersFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything a report shows; ``start`` is the number of the point it opens with."""
+    """Everything a report shows; ``start`` is the number of the point it opens with.
+
+    ``answers`` tell which width is best at which cost, one per metric, where a run has several widths.
+    """
 
     about: About
     headline: Headline
+    answers: tuple[Answer, ...]
     start: int
     metrics: tuple[MetricFrame, ...]
     points: tuple[PointFrame, ...]
@@ -160,14 +168,20 @@ def report_data(
     names = _layer_names(reports)
     names_of_metrics = _metric_names(about.metric, done)
     metrics = tuple(_metric_frame(name, done) for name in names_of_metrics)
+    whole = max(map(_filters, reports.values()))
     return ReportData(
         about=about,
         headline=headline(done, reports, names_of_metrics, about.unit),
+        answers=tuple(
+            found
+            for name in names_of_metrics
+            if (found := answer(done, name, float_accuracy=about.float_accuracy, unit=about.unit))
+        ),
         start=_start(metrics[0], done, about),
         metrics=metrics,
         points=tuple(_point_frame(point, reports.get(point.number), about.unit) for point in points),
         layer_names=names,
-        layers={number: _layers_frame(report, names_of_metrics) for number, report in reports.items()},
+        layers={number: _layers_frame(report, names_of_metrics, whole) for number, report in reports.items()},
         assumptions=assumptions(list(reports.values())),
     )
 
@@ -244,14 +258,21 @@ def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> Po
         seconds=f"{sum(point.seconds.values()):.1f} s" if point.seconds else MISSING,
         error=point.error,
         clamped=point.clamped,
+        width=point.width,
     )
 
 
 def _kind(point: FrontierPoint) -> str:
-    return "ours" if not point.baseline else "signal" if point.policy == "signal" else "baseline"
+    kinds = {"signal": "signal", "prune_only": "pruned"}
+    return kinds.get(point.policy, "baseline") if point.baseline else "ours"
 
 
-def _layers_frame(report: CostData, metrics: Iterable[str]) -> LayersFrame:
+def _filters(report: CostData) -> int:
+    return sum(len(layer["filter_bits"]) for layer in report["layers"])
+
+
+def _layers_frame(report: CostData, metrics: Iterable[str], whole: int) -> LayersFrame:
+    """``whole`` is the number of filters before anything was pruned."""
     layers = report["layers"]
     ratios = [layer["signal_to_noise"] for layer in layers]
     return LayersFrame(
@@ -259,7 +280,9 @@ def _layers_frame(report: CostData, metrics: Iterable[str]) -> LayersFrame:
         widest=tuple(layer["weight_bits"] for layer in layers),
         decibels=tuple(_short(10 * math.log10(ratio)) if ratio else None for ratio in ratios),
         shares={metric: shares for metric in metrics if (shares := _shares(layers, metric))},
-        filters=_histogram(bits for layer in layers for bits in layer["filter_bits"]),
+        filters=_histogram(
+            chain((bits for x in layers for bits in x["filter_bits"]), repeat(0, whole - _filters(report)))
+        ),
     )
 
 

@@ -107,9 +107,10 @@ def cost_at_accuracy(costs: Sequence[tuple[float, float]], accuracy: float) -> t
 def _baseline(points: Sequence[FrontierPoint], reports: Mapping[int, CostData]) -> FrontierPoint | None:
     """The baseline whose widest level is nearest to 4 bits; of several, `max_abs`, then the more accurate.
 
-    Policy ``signal`` is no baseline: its steps are the paper's proposal, beside the sweep for comparison.
+    Policy ``signal`` is no baseline: its steps are the paper's proposal, beside the sweep for comparison. Neither
+    is what was pruned.
     """
-    candidates = [point for point in points if point.baseline and point.policy != "signal"]
+    candidates = [p for p in points if p.baseline and p.policy not in ("signal", "prune_only") and p.width == 1]
 
     def rank(point: FrontierPoint) -> tuple[int, bool, float]:
         off = abs(_widest(reports[point.number]) - BASELINE_BITS)
@@ -136,7 +137,7 @@ def _factor(metric: str, baseline: FrontierPoint, ours: Sequence[FrontierPoint])
             metric=metric, reached="not_reached", factor=None, text="not reached", detail=f"best point: {best:.2f}"
         )
     factor = theirs / cost
-    text = f"{'≥ ' if reached == 'at_least' else ''}{_times(factor)}\N{MULTIPLICATION SIGN}"
+    text = f"{'≥ ' if reached == 'at_least' else ''}{times(factor)}\N{MULTIPLICATION SIGN}"
     return Factor(metric=metric, reached=reached, factor=factor, text=text, detail=f"{_brief(theirs)} → {_brief(cost)}")
 
 
@@ -144,5 +145,10 @@ def _brief(value: float) -> str:
     return quantity(float(f"{value:.3g}"))
 
 
-def _times(factor: float) -> str:
+def times(factor: float) -> str:
+    """A factor for people.
+
+    >>> times(1.234), times(12.34), times(123.4)
+    ('1.23', '12.3', '123')
+    """
     return f"{factor:.2f}" if factor < 2 else f"{factor:.1f}" if factor < 100 else f"{factor:.0f}"

@@ -12,7 +12,7 @@ from slimbit.frontier.store import open_run
 from slimbit.records.errors import InputError
 from slimbit.records.plan import Recipe
 from slimbit.records.point import FrontierPoint
-from slimbit.report.figures import accuracy_figure, histogram_figure, template
+from slimbit.report.figures import accuracy_figure, histogram_figure, template, widths_of
 from slimbit.report.frames import About, ReportData, report_data
 from slimbit.report.html import composed, written
 
@@ -83,6 +83,8 @@ def about(
         "recipe": _listed(info.recipe),
         "of baselines": "; ".join(_distinct({name: plan.get(name) for name in recipe} for plan in baselines)),
         "layout": _listed(info.layout),
+        "widths": ", ".join(f"{width:g}" for width in info.widths) if len(info.widths) > 1 else "",
+        "narrower networks": _listed(info.slimming),
         "versions": "; ".join(_distinct([info.versions, *(one.get("versions", {}) for one in made)])),
         "hardware": "; ".join(_distinct(one.get("hardware", {}) for one in made)),
     }
@@ -111,7 +113,7 @@ def contents(data: ReportData) -> dict[str, Any]:
         "report": asdict(data),
         "figures": {metric.name: accuracy_figure(data, metric.name) for metric in data.metrics},
         "histogram": histogram_figure(data),
-        "templates": {theme: template(theme) for theme in ("light", "dark")},
+        "templates": {theme: template(theme, widths=len(widths_of(data))) for theme in ("light", "dark")},
         "pick": f"slimbit pick {shlex.quote(data.about.run)}",
     }
 

@@ -14,7 +14,8 @@
   const at = (id) => document.getElementById(id);
   const metric = () => report.metrics.find((one) => one.name === state.metric);
   const chosen = () => points.get(state.point);
-  const label = (point) => (point.setting ? `${point.policy}, ${point.setting}` : point.policy);
+  const label = (point) =>
+    [point.width === 1 ? "" : `width ${point.width}`, point.policy, point.setting].filter(Boolean).join(", ");
   const theme = () => document.documentElement.dataset.theme || (dark.matches ? "dark" : "light");
   const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 
@@ -31,7 +32,7 @@
   // ---- what stays -------------------------------------------------------------------------------------------
   function drawHead() {
     const [ours, baselines, signals, failed] = ["ours", "baseline", "signal", "failed"]
-      .map((kind) => report.points.filter((p) => p.kind === kind).length);
+      .map((kind) => report.points.filter((p) => p.kind === kind || (kind === "baseline" && p.kind === "pruned")).length);
     const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
     at("network").textContent = about.network;
     at("summary").textContent = [
@@ -140,6 +141,13 @@
     const least = floor > point.accuracy ? (floor - 1e-4).toFixed(4) : floor;
     at("pick-accuracy").textContent = `${pick} --min-accuracy ${least} --out model`;
     at("pick-budget").parentElement.hidden = !point.costs[state.metric];
+  }
+
+  function drawAnswer() {
+    const found = report.answers.find((one) => one.metric === state.metric);
+    at("answer").hidden = !found;
+    at("answer-title").textContent = `Prune or quantize? By ${metric().label}`;
+    at("answer-text").textContent = found?.text ?? "";
   }
 
   const span = (point) => `${point.low.toFixed(2)} to ${point.high.toFixed(2)}`;
@@ -259,6 +267,7 @@
       tab.tabIndex = on ? 0 : -1;
     }
     drawTable();
+    drawAnswer();
     drawAccuracy();
     drawChoice();
   }

@@ -1,0 +1,204 @@
+"""Prune or quantize? The answer for one network in a sentence, from the points of a run with several widths."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+
+from slimbit.numerics.pareto import pareto_mask
+from slimbit.records.point import FrontierPoint
+from slimbit.report.headline import cost_at_accuracy, times
+from slimbit.report.tables import UNITS, quantity
+
+PLACES = 400
+"""Costs at which the widths are compared, evenly over log cost."""
+BEYOND = 1.1
+"""How far, so that the dearest point counts: beyond its cost it is still to be had."""
+USEFUL = 0.75
+"""Share of the float accuracy below which nobody looks for a model."""
+PLURALS = {"bit": "bits"}
+Curve = Sequence[tuple[float, float]]
+"""Cost and accuracy along a front, both rising."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """A range of costs in which one width is best.
+
+    Attributes:
+        width: Share of the filters that is kept; 1 = quantize only.
+        low: Its cheapest cost.
+        high: Its dearest.
+    """
+
+    width: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What to do with this network, for one cost metric.
+
+    Attributes:
+        metric: Cost metric.
+        text: For people.
+        stretches: From cheap to dear, without gaps.
+    """
+
+    metric: str
+    text: str
+    stretches: tuple[Stretch, ...]
+
+
+def answer(points: Sequence[FrontierPoint], metric: str, *, float_accuracy: float, unit: str = "") -> Answer | None:
+    """Which width is best at which cost, and what pruning alone is worth.
+
+    A narrower network counts as better where its front, interpolated on log cost, lies above that of the network as it
+    was given by more than one standard error of an accuracy; where a width cannot reach a cost, any other is better.
+    Costs at which no width keeps three quarters of the float accuracy are left out.
+
+    Args:
+        points: Finished points.
+        metric: Cost metric.
+        float_accuracy: Of the network before compression.
+        unit: Unit of accuracy.
+
+    Returns:
+        None for a run of one width, or without points of this metric.
+    """
+    fronts = {width: front_of(ours, metric) for width, ours in _by_width(points).items()}
+    fronts = {width: front for width, front in fronts.items() if front}
+    if len(fronts) < 2:
+        return None
+    useful = [cost for front in fronts.values() for cost, accuracy in front if accuracy >= USEFUL * float_accuracy]
+    if not useful:
+        return None
+    low, high = min(useful), max(cost for front in fronts.values() for cost, _ in front)
+    costs = [low * (high / low) ** (BEYOND * i / (PLACES - 1)) for i in range(PLACES)]
+    error = _standard_error(points)
+    best = [_best(fronts, cost, error) for cost in costs]
+    stretches = tuple(_stretches(costs, best))
+    space = f" {unit}" if unit else ""
+    cost_unit = UNITS.get(metric, "")
+
+    def brief(cost: float) -> str:
+        return f"{quantity(float(f'{cost:.2g}'))} {PLURALS.get(cost_unit, cost_unit)}".strip()
+
+    gain = _gain(fronts, zip(costs, best, strict=True), brief, space=space)
+    sentences = [_advice(stretches, brief), *gain, *_alone(points, fronts, metric)]
+    return Answer(metric=metric, text=" ".join(sentences), stretches=stretches)
+
+
+def front_of(points: Sequence[FrontierPoint], metric: str) -> Curve:
+    """Cost and accuracy of the points that no other dominates, cheapest first."""
+    pairs = [(cost, p.accuracy) for p in points if p.accuracy is not None and (cost := p.costs.get(metric))]
+    mask = pareto_mask([accuracy for _, accuracy in pairs], [cost for cost, _ in pairs])
+    return sorted({pair for pair, stays in zip(pairs, mask, strict=True) if stays})
+
+
+def accuracy_at(front: Curve, cost: float) -> float | None:
+    """Accuracy of a front at a cost, linear in log cost; beyond its dearest point that one's; None below its cheapest.
+
+    >>> accuracy_at([(1e6, 80.0), (1e8, 90.0)], 1e7), accuracy_at([(1e6, 80.0)], 2e6), accuracy_at([(1e6, 80.0)], 1e5)
+    (85.0, 80.0, None)
+    """
+    if cost < front[0][0]:
+        return None
+    for (cheap, low), (dear, high) in pairwise(front):
+        if cost <= dear:
+            return low + (high - low) * math.log(cost / cheap) / math.log(dear / cheap)
+    return front[-1][1]
+
+
+def _by_width(points: Sequence[FrontierPoint]) -> Mapping[float, Sequence[FrontierPoint]]:
+    ours = sorted((p for p in points if not p.baseline), key=lambda p: -p.width)
+    return {width: tuple(group) for width, group in groupby(ours, key=lambda p: p.width)}
+
+
+def _standard_error(points: Sequence[FrontierPoint]) -> float:
+    """The median of what the 95 % intervals say; 0 where there are none."""
+    errors = sorted(
+        (p.accuracy_high - p.accuracy_low) / (2 * 1.96)
+        for p in points
+        if p.accuracy_low is not None and p.accuracy_high is not None
+    )
+    return errors[len(errors) // 2] if errors else 0.0
+
+
+def _best(fronts: Mapping[float, Curve], cost: float, error: float) -> float:
+    """The width that is best at a cost; a narrower one must be clearly better than the widest that reaches it."""
+    reached = {width: found for width, front in fronts.items() if (found := accuracy_at(front, cost)) is not None}
+    widest = max(reached)
+    best = max(reached, key=lambda width: (reached[width], width))
+    return best if reached[best] > reached[widest] + error else widest
+
+
+def _stretches(costs: Sequence[float], best: Sequence[float]) -> list[Stretch]:
+    """Runs of one width; one shorter than a twentieth of the whole is noise and goes to the run before it."""
+    runs: list[Stretch] = []
+    for width, group in groupby(zip(best, costs, strict=True), key=lambda pair: pair[0]):
+        found = [cost for _, cost in group]
+        if runs and (len(found) < PLACES / 20 or runs[-1].width == width):
+            runs[-1] = replace(runs[-1], high=found[-1])
+        else:
+            runs = [*runs[:-1], *(replace(run, high=found[0]) for run in runs[-1:])]
+            runs.append(Stretch(width=width, low=found[0], high=found[-1]))
+    if len(runs) > 1 and math.log(runs[0].high / runs[0].low) < math.log(costs[-1] / costs[0]) / 20:
+        first, second, *rest = runs
+        runs = [replace(second, low=first.low), *rest]
+    return runs
+
+
+def _advice(stretches: Sequence[Stretch], brief: Callable[[float], str]) -> str:
+    if len(stretches) == 1:
+        return f"{_do(stretches[0].width).capitalize()}, at every cost that was measured."
+    parts = []
+    for i, stretch in enumerate(stretches):
+        last = i == len(stretches) - 1
+        where = f"above {brief(stretch.low)}" if last else f"below {brief(stretch.high)}"
+        if not last and i:
+            where = f"from {brief(stretch.low)} to {brief(stretch.high)}"
+        parts.append(f"{where}: {_do(stretch.width)}")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _do(width: float) -> str:
+    return "quantize only" if width == 1 else f"slim to {width:g} first, then quantize"
+
+
+def _gain(
+    fronts: Mapping[float, Curve], best: Iterable[tuple[float, float]], brief: Callable[[float], str], *, space: str
+) -> list[str]:
+    """Where slimming pays most, with numbers."""
+    whole = fronts.get(1.0)
+    gains = []
+    for cost, width in best:
+        before = accuracy_at(whole, cost) if whole else None
+        if width != 1 and before is not None:
+            after = accuracy_at(fronts[width], cost)
+            assert after is not None, "the width reaches this cost"
+            gains.append((after - before, cost, after, before))
+    if not gains:
+        return []
+    _, cost, after, before = max(gains)
+    return [f"At {brief(cost)} that gives {after:.2f}{space} instead of {before:.2f}{space}."]
+
+
+def _alone(points: Sequence[FrontierPoint], fronts: Mapping[float, Curve], metric: str) -> list[str]:
+    """What pruning alone costs, against the front of everything else at the same accuracy."""
+    everything = [pair for front in fronts.values() for pair in front]
+    factors = []
+    for point in points:
+        if point.policy != "prune_only" or point.width == 1 or point.accuracy is None:
+            continue
+        reached, cost = cost_at_accuracy(everything, point.accuracy)
+        theirs = point.costs.get(metric)
+        if cost and theirs and reached == "exact":
+            factors.append((theirs / cost, point.width))
+    if not factors:
+        return []
+    (least, _), (most, _) = min(factors), max(factors)
+    said = dict.fromkeys(map(times, (least, most)))
+    return [f"Pruning alone, at 8 bits, costs {' to '.join(said)} times as much at equal accuracy."]
