@@ -27,7 +27,7 @@ def largest_rows(values, keep=2):
 
 def test_penalty_projection_and_multipliers_are_those_of_the_formulas():
     model = nn.Linear(3, 4, bias=False)
-    settings = AdmmSettings(rho_first=0.5, factor=4.0, stages=2, epochs_per_stage=1)
+    settings = AdmmSettings(rho_first=0.5, factor=4.0, stages=2, epochs_per_stage=2)
     admm = Admm(model, largest_rows, settings)
     u = np.zeros((4, 3))
 
@@ -36,7 +36,7 @@ def test_penalty_projection_and_multipliers_are_those_of_the_formulas():
         return np.where(np.isin(np.arange(4), rows)[:, None], w, 0)
 
     z, rho = project(model.weight.detach().numpy().astype(float)), 0.5
-    for epoch in (1, 2, 3):
+    for epoch in range(1, 7):
         with torch.no_grad():
             model.weight.add_(torch.randn(4, 3))
         w = model.weight.detach().numpy().astype(float)
@@ -45,9 +45,11 @@ def test_penalty_projection_and_multipliers_are_those_of_the_formulas():
         (slope,) = torch.autograd.grad(penalty, [model.weight])
         np.testing.assert_allclose(slope.numpy(), rho * (w - z + u), rtol=1e-4, atol=1e-6)
         admm.end_epoch(model, epoch)
+        assert admm.residuals[-1] == pytest.approx(np.sqrt(((w - project(w)) ** 2).sum() / (w**2).sum()), rel=1e-5)
+        if epoch % 2:  # two epochs a stage: within it, neither projection nor multipliers move
+            continue
         z = project(w + u)
         u = u + w - z
-        assert admm.residuals[-1] == pytest.approx(np.sqrt(((w - z) ** 2).sum() / (w**2).sum()), rel=1e-5)
         following = 2.0
         u, rho = u * rho / following, following
 
@@ -78,8 +80,8 @@ def trained():
 def test_the_residual_falls_and_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
     settings = AdmmSettings(rho_first=1e-2, factor=4.0, epochs_per_stage=2, stages=4)
     config = TrainConfig(
-        epochs=settings.epochs, batch_size=64, optimizer={"learning_rate": 0.05}, schedule={"name": "constant"},
-        augment={"crop": 1, "flip": False}, select="last",
+        epochs=settings.epochs, batch_size=32, optimizer={"learning_rate": 0.1, "momentum": 0.5},
+        schedule={"name": "constant"}, augment={"crop": 1, "flip": False}, select="last",
     )  # fmt: skip
 
     def run(folder, stop_at=None):
@@ -94,8 +96,8 @@ def test_the_residual_falls_and_a_stopped_run_goes_on_to_the_same_bits(tmp_path)
 
     whole, model = run(tmp_path / "whole")
     ends = whole.residuals[1::2]  # of the stages
-    assert ends[1] > ends[2] > ends[3], ends
-    assert ends[-1] < 0.4 * ends[0], ends
+    assert ends[0] > ends[1] > ends[2] > ends[3], ends
+    assert ends[-1] < 0.3 * ends[0], ends
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", stop_at=4)
     again, other = run(tmp_path / "stopped")

@@ -21,7 +21,7 @@ class AdmmSettings:
         rho_first: Penalty of the first stage.
         factor: How much larger each next one is.
         stages: How many.
-        epochs_per_stage: Epochs of a stage; each ends with a projection.
+        epochs_per_stage: Epochs of a stage; at its end the weights are projected and the multipliers follow.
     """
 
     rho_first: float = 1e-4
@@ -57,10 +57,13 @@ class AdmmSettings:
 class Admm:
     """The alternating direction method of multipliers for "only so many filters are not zero".
 
-    Minimizes ``loss + sum_l rho/2 ||W_l - Z_l + U_l||^2``; at the end of every epoch ``Z`` becomes the projection of
+    Minimizes ``loss + sum_l rho/2 ||W_l - Z_l + U_l||^2``; at the end of every stage ``Z`` becomes the projection of
     ``W + U`` onto the constraint, and ``U`` grows by ``W - Z`` (Wang et al. 2019, arXiv 1907.02124, as HkxAS6VFDB
     uses it). Where rho grows, U shrinks by the same factor: it is the multiplier divided by rho. A regularizer for
     `slimbit.TrainTask`.
+
+    Projecting more often than rho grows does harm: where a penalty is too small to move the weights, ``U`` becomes as
+    large as they are, and ``W + U`` prefers the very filters that were to go.
 
     Args:
         model: The network whose training is to be constrained; not changed.
@@ -69,7 +72,8 @@ class Admm:
         settings: Stages.
 
     Attributes:
-        residuals: ``sqrt(sum ||W - Z||^2 / sum ||W||^2)`` after each epoch; falls as the constraint is met.
+        residuals: ``||W - P(W)|| / ||W||`` after each epoch, with P(W) the nearest weights that meet the constraint:
+            the share that a cut would take away. Falls as the constraint is met.
 
     >>> model = nn.Linear(1, 2, bias=False)
     >>> largest = lambda values: {"weight": values["weight"].abs() >= values["weight"].abs().max()}
@@ -98,16 +102,17 @@ class Admm:
         return 0.5 * self.settings.rho(self._epoch) * torch.stack(distances).sum()
 
     def end_epoch(self, model: nn.Module, epoch: int) -> None:
-        """Project, and move the multipliers."""
+        """Note how far the weights are from the constraint; at the end of a stage project, and move the multipliers."""
         weights = {name: value.detach() for name, value in model.named_parameters()}
         self._follow(weights[self._names[0]].device)
-        self._z = self._projected(weights)
-        far = math.fsum(float((weights[name] - self._z[name]).double().square().sum()) for name in self._names)
+        far = math.fsum(float(gap.double().square().sum()) for gap in self._outside(weights))
         whole = math.fsum(float(weights[name].double().square().sum()) for name in self._names)
         self.residuals.append(math.sqrt(far / whole) if whole > 0 else 0.0)
-        shrink = self.settings.rho(epoch) / self.settings.rho(epoch + 1)
-        for name in self._names:
-            self._u[name] = (self._u[name] + weights[name] - self._z[name]) * shrink
+        if epoch % self.settings.epochs_per_stage == 0:
+            self._z = self._projected(weights)
+            shrink = self.settings.rho(epoch) / self.settings.rho(epoch + 1)
+            for name in self._names:
+                self._u[name] = (self._u[name] + weights[name] - self._z[name]) * shrink
         self._epoch = epoch + 1
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -135,6 +140,11 @@ class Admm:
         for name in self._names:
             self._z[name] = state[f"z.{name}"].clone()
             self._u[name] = state[f"u.{name}"].clone()
+
+    def _outside(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
+        """What the constraint leaves no room for."""
+        masks = self._choose(weights)
+        return [weights[name] * ~masks[name].to(weights[name].device) for name in self._names]
 
     def _projected(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The nearest weights with only so many filters: those of ``W + U`` that stay, and zeros."""

@@ -1,0 +1,294 @@
+"""Several widths in one run: every network is made once, swept, and can be taken from the run."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import frontier_case as case
+import slimbit
+from slimbit.cli import app
+from slimbit.frontier.levels import unpack_levels
+from slimbit.frontier.narrow import narrow_network
+from slimbit.frontier.progress import Progress
+from slimbit.frontier.slim import Slimming
+from slimbit.frontier.store import open_run
+from slimbit.plan.keep import Keeping
+from slimbit.records.errors import InputError
+from slimbit.records.plan import CompressionPlan
+from slimbit.records.point import Frontier
+
+WIDTHS = (1.0, 0.75, 0.5)
+EACH = case.POINTS + case.BASELINES + 1
+runner = CliRunner()
+
+
+class Counting:
+    """A tuner that changes a bias a little, and says how often it was called."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def tune(self, network: nn.Module, *, original: nn.Module, what: str, folder: Path, tell: Any) -> None:
+        self.calls.append(what)
+        assert sum(p.numel() for p in network.parameters()) < sum(p.numel() for p in original.parameters())
+        with torch.no_grad():
+            network[7].bias.add_(0.01)
+        tell("tuned")
+
+    def press(self, *_: Any, **__: Any) -> tuple[float, ...]:
+        raise AssertionError("only ADMM presses")
+
+
+@pytest.fixture(scope="module")
+def tuner() -> Counting:
+    return Counting()
+
+
+@pytest.fixture(scope="module")
+def told() -> list[Progress]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tuner: Counting, told: list[Progress]) -> tuple[Path, Frontier]:
+    out = tmp_path_factory.mktemp("joint") / "run"
+    return out, case.trace(out, widths=WIDTHS, slimming=Slimming(tuner=tuner), progress=told.append)
+
+
+def test_every_width_is_swept_once(run: tuple[Path, Frontier], tuner: Counting, told: list[Progress]) -> None:
+    points = run[1].points
+    assert len(points) == len({p.key for p in points}) == len(WIDTHS) * EACH
+    for width in WIDTHS:
+        of_width = [p for p in points if p.width == width]
+        assert len(of_width) == EACH
+        prefix = "" if width == 1 else f"width-{width:g}-"
+        assert {p.key for p in of_width} >= {f"{prefix}sweep-00", f"{prefix}refine-00", f"{prefix}prune_only"}
+        assert all(p.label.startswith("width") == (width != 1) for p in of_width)
+    assert len(tuner.calls) == 2
+    assert next(m.message for m in told if m.stage == "slim") == "width 0.75: tuned"
+    assert (told[-1].stage, told[-1].done, told[-1].total) == ("done", len(points), len(points))
+
+
+def test_the_given_network_has_the_points_of_a_run_of_its_own(run: tuple[Path, Frontier], tmp_path: Path) -> None:
+    alone = case.outcome(case.trace(tmp_path / "alone"))
+    joint = case.outcome(run[1])
+    assert {key: joint[key] for key in alone} == alone
+
+
+def test_pruned_only_is_the_network_at_eight_bits_as_it_is(run: tuple[Path, Frontier]) -> None:
+    opened = open_run(run[0])
+    for point in (p for p in run[1].points if p.policy == "prune_only"):
+        plan = CompressionPlan.from_dict(json.loads(opened.read_object(point.plan, "json")))
+        assert (plan.compensation, plan.statistics, point.setting) == (False, "stored", "8 bits")
+        network = narrow_network(case.network(), point.objects, opened.read_object)
+        assert case.Agreement()(network) == pytest.approx(point.accuracy, abs=2)
+
+
+def test_objects_give_network_accuracy_and_cost_back(run: tuple[Path, Frontier]) -> None:
+    opened, evaluate = open_run(run[0]), case.Agreement()
+    for point in (p for p in run[1].points if p.key.endswith("sweep-02")):
+        network = narrow_network(case.network(), point.objects, opened.read_object)
+        filters = int(point.width * 6 + 0.5), int(point.width * 8 + 0.5)
+        assert (network[0].out_channels, network[3].out_channels) == filters
+        state = network.state_dict()
+        stored = unpack_levels(opened.read_object(point.objects["levels"], "safetensors"))
+        for name, levels in stored.levels.items():
+            state[f"{name}.weight"] = torch.tensor(levels) * torch.tensor(stored.steps[name])
+        network.load_state_dict(state | {key: torch.tensor(value) for key, value in stored.state.items()})
+        assert evaluate(network) == point.accuracy
+        macs = slimbit.cost(network, torch.zeros(1, 1, 6, 6)).total.macs
+        assert point.costs["macs"] <= macs  # filters at zero bits are gone as well
+        report = json.loads(opened.read_object(point.objects["cost"], "json"))
+        assert sum(len(layer["filter_bits"]) for layer in report["layers"]) == sum(filters) + case.CLASSES
+
+
+def test_the_same_call_does_nothing_twice(run: tuple[Path, Frontier], tuner: Counting) -> None:
+    evaluate, calls = case.Agreement(), len(tuner.calls)
+    again = case.trace(run[0], widths=WIDTHS, slimming=Slimming(tuner=tuner), evaluate=evaluate)
+    assert (evaluate.calls, len(tuner.calls)) == (0, calls)
+    assert case.outcome(again) == case.outcome(run[1])
+
+
+@pytest.mark.parametrize("stage", ["slim", "range", "point", "refine"])
+def test_a_run_stopped_anywhere_ends_the_same(run: tuple[Path, Frontier], tmp_path: Path, stage: str) -> None:
+    seen = []
+
+    def stop(progress: Progress) -> None:
+        seen.append(progress.stage)
+        late = progress.done > EACH or stage == "slim"
+        if progress.stage == stage and late and seen.count(stage) > 1:
+            raise KeyboardInterrupt
+
+    settings = {"widths": WIDTHS, "slimming": Slimming(tuner=Counting())}
+    with pytest.raises(KeyboardInterrupt):
+        case.trace(tmp_path, progress=stop, **settings)
+    assert case.outcome(case.trace(tmp_path, **settings)) == case.outcome(run[1])
+
+
+def test_stages_serve_other_runs(tmp_path: Path) -> None:
+    first, second, third = Counting(), Counting(), Counting()
+    settings = {"widths": (0.5,), "baselines": False, "points": 1, "stages": tmp_path / "stages"}
+    a = case.trace(tmp_path / "a", slimming=Slimming(tuner=first), **settings)
+    b = case.trace(tmp_path / "b", slimming=Slimming(tuner=second), **{**settings, "metric": "esn_analog"})
+    assert (len(first.calls), len(second.calls)) == (1, 0)
+    assert a.points[0].objects["network"] == b.points[0].objects["network"]
+    case.trace(tmp_path / "c", slimming=Slimming(tuner=third, statistics="stored"), **settings)
+    assert len(third.calls) == 1
+
+
+def test_damaged_stages_are_named(tmp_path: Path) -> None:
+    settings = {"widths": (0.5,), "baselines": False, "points": 1, "stages": tmp_path / "stages"}
+    case.trace(tmp_path / "a", **settings)
+    (file,) = (tmp_path / "stages").glob("*/network.safetensors")
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(InputError, match="must hold a whole pruned network"):
+        case.trace(tmp_path / "b", **settings)
+    content = bytearray(file.read_bytes() + bytes(8))
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"slim.json must be of schema 1 and name the network beside it|whole pruned"):
+        case.trace(tmp_path / "c", **settings)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"widths": (1.0, 0.5)}, "widths of run .* must be 1.0, 0.75, 0.5 as when it began, got 1.0, 0.5"),
+        ({"slimming": Slimming(by="fisher", tuner=Counting())}, "way of making narrower networks of run"),
+    ],
+)
+def test_other_settings_are_refused(run: tuple[Path, Frontier], changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        case.trace(run[0], **{"widths": WIDTHS, "slimming": Slimming(tuner=Counting()), **changed})
+
+
+@pytest.mark.parametrize("widths", [(), (0,), (1.5,), (1, 1), ("1",), (True,)])
+def test_widths_that_are_none(tmp_path: Path, widths: Any) -> None:
+    with pytest.raises(InputError, match="widths must be different numbers above 0 and at most 1"):
+        case.trace(tmp_path / "run", widths=widths)
+    assert not (tmp_path / "run").exists()
+
+
+def test_ways_to_slim_that_are_none() -> None:
+    with pytest.raises(InputError, match=r"a tuner \(training data\) must be given for pruning by admm"):
+        Slimming(by="admm")
+    with pytest.raises(InputError, match="signal must be given for pruning by signal"):
+        Slimming(by="signal")
+    with pytest.raises(InputError, match="by must be one of"):
+        Slimming(by="magic")
+
+
+def test_the_callers_network_is_untouched(tmp_path: Path) -> None:
+    model = case.network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = {"widths": (0.5,), "baselines": False, "points": 1}
+    case.trace(tmp_path, model=model, slimming=Slimming(keeping=Keeping(constants="zero")), **settings)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model[0].out_channels == 6
+
+
+# --- the command ---
+
+
+DIGITS = (
+    "digits_resnet",
+    "--data",
+    "digits",
+    "--calibration-images",
+    "64",
+    "--evaluate-images",
+    "200",
+    "--points",
+    "2",
+)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("sklearn")
+    place = tmp_path_factory.mktemp("digits")
+    (place / "tune.toml").write_text("[augment]\nflip = false\n")
+    call = ["frontier", *DIGITS, "--widths", "1,0.5", "--tune-epochs", "2", "--tune-lr", "0.05", "--no-baselines",
+            "--tune-config", str(place / "tune.toml"), "--out", str(place / "run")]  # fmt: skip
+    result = runner.invoke(app, call, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "width 0.5: tuning: epoch 2/2, loss" in result.output
+    return place
+
+
+def test_a_narrower_point_is_picked_packed_and_loaded(digits: Path) -> None:
+    listed = runner.invoke(app, ["points", str(digits / "run"), "--json"]).stdout
+    point = min((p for p in json.loads(listed)["points"] if p["width"] == 0.5), key=lambda p: p["esn_digital"])
+    budget = f"esn_digital={point['esn_digital']}"
+    result = runner.invoke(app, ["pick", str(digits / "run"), "--budget", budget, "--out", str(digits / "slim")])
+    assert result.exit_code == 0, result.output
+    assert "width 0.5" in result.output
+    model = slimbit.load(digits / "slim")
+    assert model.layer3[0].conv2.out_channels == 16
+    assert slimbit.open_data("digits").evaluator(200)(model) == point["accuracy"]
+    other = slimbit.load(digits / "slim", model=slimbit.network("digits_resnet"))
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(model(x), other(x))
+    keep = json.loads((digits / "slim" / "keep.json").read_text())
+    (digits / "slim" / "keep.json").write_text(json.dumps({**keep, "policy": "mine"}))
+    with pytest.raises(InputError, match=r"keep.json must have"):
+        slimbit.load(digits / "slim")
+
+
+def test_the_report_answers_the_question(digits: Path) -> None:
+    result = runner.invoke(app, ["report", str(digits / "run")])
+    assert result.exit_code == 0, result.output
+    text = (digits / "run" / "report.html").read_text()
+    assert "quantize only" in text
+    assert "slim to 0.5" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--widths", "1,half"], "--widths must be numbers with commas between them, got '1,half'"),
+        (["--widths", "1,2"], "widths must be different numbers above 0 and at most 1"),
+        (["--by", "fisher"], "--widths must be given with settings of pruning"),
+        (["--widths", "1,0.5", "--by", "dead"], "--by must be one that reaches a width, got dead"),
+        (["--widths", "1,0.5", "--by", "admm"], "--tune-epochs must be given for --by admm"),
+        (["--widths", "1,0.5", "--by", "magic"], "by must be"),
+        (["--widths", "1,0.5", "--by", "signal"], "--signal RUN must be given with --by signal"),
+    ],
+)
+def test_options_that_cannot_be(tmp_path: Path, options: list[str], words: str) -> None:
+    pytest.importorskip("sklearn")
+    result = runner.invoke(app, ["frontier", *DIGITS, *options, "--out", str(tmp_path / "run")])
+    assert isinstance(result.exception, InputError), result.output
+    assert words in str(result.exception)
+    assert not (tmp_path / "run").exists()
+
+
+def test_admm_presses_before_it_cuts(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    (tmp_path / "tune.toml").write_text("batch_size = 32\n[augment]\nflip = false\n")
+    call = ["prune", *DIGITS[:-2], "--by", "admm", "--admm-epochs", "2", "--admm-lr", "0.1", "--tune-epochs", "1",
+            "--tune-config", str(tmp_path / "tune.toml"), "--keep", "0.75", "--json", "--out"]  # fmt: skip
+    result = runner.invoke(app, [*call, str(tmp_path / "a")], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    residuals = told["admm_residuals"]
+    assert len(residuals) == 8
+    assert residuals[-1] < 0.5 * residuals[0]
+    assert json.loads((tmp_path / "a" / "prune.json").read_text())["plan"]["policy"] == "admm"
+    again = runner.invoke(app, [*call, str(tmp_path / "b")], catch_exceptions=False)
+    assert json.loads(again.stdout) == {**told, "out": str(tmp_path / "b")}
+    assert told["after"]["filters"] == sum(three_quarters())
+
+
+def three_quarters() -> list[int]:
+    """Three quarters of the filters of every layer of the digits network, and its ten classes."""
+    spec = slimbit.survey_network(slimbit.network("digits_resnet"), torch.zeros(1, 1, 8, 8)).spec
+    return [layer.filters if layer.name == "linear" else round(0.75 * layer.filters) for layer in spec.layers]
