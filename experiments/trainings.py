@@ -1,4 +1,4 @@
-"""What the training experiments share: run `slimbit train`, smooth a curve, write a table."""
+"""What the experiments share: run a command of `slimbit`, smooth a curve, write and read tables."""
 
 import csv
 import subprocess
@@ -11,9 +11,15 @@ from typing import Any
 def train(out: Path, *options: str) -> Path:
     """Run ``slimbit train ... --out OUT``; a finished run is left as it is."""
     if not (out / "model.safetensors").exists():
-        command = [sys.executable, "-m", "slimbit", "train", *options, "--out", str(out)]
-        print("$ slimbit", *command[3:], flush=True)
-        subprocess.run(command, check=True)
+        slimbit_command("train", *options, out=out)
+    return out
+
+
+def slimbit_command(name: str, *options: str, out: Path) -> Path:
+    """Run ``slimbit NAME ... --out OUT``, which goes on where it was stopped."""
+    command = [sys.executable, "-m", "slimbit", name, *options, "--out", str(out)]
+    print("$ slimbit", *command[3:], flush=True)
+    subprocess.run(command, check=True)
     return out
 
 

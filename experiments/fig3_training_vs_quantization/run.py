@@ -18,7 +18,7 @@ import torch
 
 import slimbit
 from slimbit.records.training import AugmentConfig
-from slimbit.train.images import Batches, Share
+from slimbit.train.images import augmented_images
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from trainings import train, write_rows
@@ -113,11 +113,8 @@ def _calibration(data) -> list[torch.Tensor]:
     stored statistics were collected under augmentation.
     """
     norm = data.normalization
-    images = slimbit.TrainImages(
-        pixels=data.train.images, labels=None, mean=norm.mean, std=norm.std, chosen=np.arange(1000)
-    )
-    batches = Batches(images, AugmentConfig(), device=torch.device("cpu"), channels_last=False)
-    return [batch for ((batch, _),) in batches.epoch(0, Share(batch_size=250))]
+    images = slimbit.TrainImages(pixels=data.train.images, mean=norm.mean, std=norm.std, chosen=np.arange(1000))
+    return list(augmented_images(images, AugmentConfig()).split(250))
 
 
 def _curve(rows: list[dict], series: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,13 +8,16 @@ One choice of 500 calibration images (seed 0).
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
-from curves import read_off
 
 import slimbit
 from slimbit import Layout, Recipe
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from curves import read_off
 
 HERE = Path(__file__).parent
 BUDGETS = (31e6, 24.5e6, 20e6, 14.2e6)

@@ -10,12 +10,15 @@ Nothing here is chosen by looking at test images: the recipe is the library's de
 import argparse
 import csv
 import statistics
+import sys
 from pathlib import Path
 
 import torch
-from curves import read_off
 
 import slimbit
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from curves import read_off
 
 HERE = Path(__file__).parent
 NETWORK, NORMALIZE = "resnet20-A", "imagenet"

@@ -9,10 +9,11 @@ from rich.console import Console
 
 from slimbit.cli.live import Screen
 from slimbit.cli.points import clampings, failures, points_table
-from slimbit.cli.slimming import slimming_of, tune_options
+from slimbit.cli.slimming import calibration_of, slimming_of, tune_options
 from slimbit.records.config import FrontierConfig, SlimmingConfig, load_config
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.point import Frontier
+from slimbit.records.training import TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,6 +74,10 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         Path | None, typer.Option(help="Folder of pruned and tuned networks, for several runs; default: in the run.")
     ] = None,
     calibration_images: Annotated[int | None, typer.Option(help="Unlabelled images; default 500.")] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option("--augment", help="Crop and flip these images as in training: for absolute BatchNorm statistics."),
+    ] = None,
     evaluate_images: Annotated[int | None, typer.Option(help="Images to score on; default: all.")] = None,
     baselines: Annotated[
         bool | None, typer.Option("--baselines/--no-baselines", help="Add plain quantization at 8 to 2 bits.")
@@ -108,6 +113,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
             "tune": tune_options(tune_config),
         },
         "calibration_images": calibration_images,
+        "calibration_augment": augment,
         "evaluate_images": evaluate_images,
         "baselines": baselines,
         "signal": None if signal is None else str(signal),
@@ -138,7 +144,12 @@ def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) ->
         return trace_frontier(
             found.model,
             example_input=torch.zeros(1).expand(1, *found.shape),
-            calibration=seen.calibration(settings.calibration_images, seed=settings.seed),
+            calibration=calibration_of(
+                seen,
+                settings.calibration_images,
+                seed=settings.seed,
+                augment=settings.slimming.tune.augment if settings.calibration_augment else None,
+            ),
             evaluate=seen.evaluator(settings.evaluate_images),
             out=out,
             metric=settings.metric,
@@ -249,7 +260,8 @@ def _slimming(settings: FrontierConfig, network: str, data: "DataSet", shape: tu
     import torch
 
     if max(settings.widths) == min(settings.widths) == 1:
-        if settings.slimming != SlimmingConfig():
+        untuned = settings.slimming.model_copy(update={"tune": TrainConfig()})  # whose crops calibration may follow
+        if untuned != SlimmingConfig():
             raise InputError("--widths must be given with settings of pruning, e.g. --widths 1,0.5, got none")
         return None
     if settings.slimming.by == "dead":

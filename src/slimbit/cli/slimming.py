@@ -1,6 +1,6 @@
 """What ``slimbit prune`` and ``slimbit frontier --widths`` have in common: pruning and the training after it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +10,17 @@ from rich.console import Console
 from slimbit.records.config import SlimmingConfig
 from slimbit.records.errors import InputError
 from slimbit.records.toml import read_toml
-from slimbit.records.training import TrainConfig
+from slimbit.records.training import AugmentConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slimbit.frontier.slim import Slimming
     from slimbit.train.tune import Tuning
     from slimbit.zoo.data import DataSet
 
 ADMM_STAGES = 4
+CALIBRATION_BATCH = 250
 
 
 def tune_options(path: Path | None) -> Mapping[str, Any] | None:
@@ -34,6 +37,35 @@ def stopped_training(console: Console, folder: str) -> Iterator[None]:
         text = f"stopped; what is trained is kept in {folder}, the same command continues"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         raise
+
+
+def calibration_of(
+    data: "DataSet", images: int, *, seed: int, augment: AugmentConfig | None = None
+) -> "Iterable[Tensor]":
+    """Unlabelled training images, as they are or as training sees them.
+
+    Args:
+        data: Where they come from.
+        images: How many.
+        seed: Another seed, another choice.
+        augment: Crops and flips; None = as they are.
+    """
+    batches = data.calibration(images, seed=seed)
+    if augment is None:
+        return batches
+    import torch
+
+    from slimbit.train.images import TrainImages, augmented_images
+
+    norm = data.normalization
+    chosen = TrainImages(
+        pixels=data.train.images,
+        mean=norm.mean,
+        std=norm.std,
+        full_scale=data.full_scale,
+        chosen=batches.indices,
+    )
+    return torch.split(augmented_images(chosen, augment, seed=seed), CALIBRATION_BATCH)
 
 
 def slimming_of(settings: SlimmingConfig, *, network: str, data: "DataSet", example: Any, seed: int) -> "Slimming":

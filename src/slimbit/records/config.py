@@ -97,6 +97,7 @@ class FrontierConfig(ConfigTable):
         signal: Training run, or its ``signal.jsonl``, to take steps from; relative to the current folder.
         signal_epochs: Its epochs to take; default: at most eight, spread evenly.
         calibration_images: Number of unlabelled images.
+        calibration_augment: Whether they are cropped and flipped as in training.
         evaluate_images: Number of images to score on; None = all.
         seed: Of sampled images, labels and positions.
         storage: Database for the study.
@@ -118,6 +119,7 @@ class FrontierConfig(ConfigTable):
     signal: str | None = None
     signal_epochs: tuple[int, ...] | None = Field(default=None, strict=False)
     calibration_images: int = Field(default=500, ge=1)
+    calibration_augment: bool = False
     evaluate_images: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     storage: str | None = None

@@ -28,6 +28,7 @@ def write_whole(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp lets nobody else read
         os.replace(temporary, path)  # noqa: PTH105 - the tests make this very call fail
         temporary = None
         _sync_folder(path.parent)
@@ -43,6 +44,13 @@ def not_written(path: Path | str, error: BaseException) -> StoreError:
     """The one sentence about a file that could not be written."""
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
     return StoreError(f"{path} could not be written: {reason}; everything before it is kept, run the command again")
+
+
+def _umask() -> int:
+    """What the user takes away from new files; the system tells only when it is set."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -42,7 +42,7 @@ class TrainImages:
     """
 
     pixels: Pixels = field(repr=False)
-    labels: NDArray[np.int64] | None = field(repr=False)
+    labels: NDArray[np.int64] | None = field(default=None, repr=False)
     mean: tuple[float, ...]
     std: tuple[float, ...]
     full_scale: float = 255.0
@@ -134,6 +134,22 @@ class Batches:
             batch = batch.div_(self._images.full_scale)
         batch = batch.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
         return batch, None if self._labels is None else self._labels[indices.to(self._device)]
+
+
+def augmented_images(images: TrainImages, augment: AugmentConfig, *, seed: int = 0) -> Tensor:
+    """Every chosen image once, cropped and flipped as training sees it: what BatchNorm statistics were collected on.
+
+    Args:
+        images: Which images; labels are not used.
+        augment: Crops and flips.
+        seed: Another seed, another order and other crops.
+
+    Returns:
+        Shape ``(images, channels, height, width)``, normalized, on the CPU.
+    """
+    batches = Batches(images, augment, device=torch.device("cpu"), channels_last=False)
+    (((batch, _),),) = batches.epoch(seed, Share(batch_size=len(images)))
+    return batch
 
 
 def _moved(stored: Tensor, shift: Tensor, flip: Tensor, *, most: int) -> Tensor:

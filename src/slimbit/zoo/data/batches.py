@@ -20,6 +20,7 @@ class CalibrationBatches:
 
     Attributes:
         images: Number of images in all batches together.
+        indices: Which of the training images they are.
 
     >>> from slimbit.zoo.data import open_data
     >>> batches = open_data("digits").calibration(300, batch_size=200)
@@ -28,7 +29,7 @@ class CalibrationBatches:
     """
 
     def __init__(self, data: "DataSet", indices: NDArray[np.intp], batch_size: int) -> None:
-        self._data, self._indices, self._batch_size = data, indices, batch_size
+        self._data, self.indices, self._batch_size = data, indices, batch_size
         self.images = len(indices)
 
     def __len__(self) -> int:
@@ -38,7 +39,7 @@ class CalibrationBatches:
         if not -len(self) <= number < len(self):
             raise IndexError(number)
         start = number % len(self) * self._batch_size
-        return normalized(self._data, self._data.train.images, self._indices[start : start + self._batch_size])
+        return normalized(self._data, self._data.train.images, self.indices[start : start + self._batch_size])
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[number] for number in range(len(self)))
