@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slimbit.frontier.select import best_within_budget as best_within_budget
     from slimbit.frontier.select import cheapest_at_accuracy as cheapest_at_accuracy
     from slimbit.frontier.select import pareto_front as pareto_front
+    from slimbit.frontier.slim import Slimming as Slimming
     from slimbit.frontier.store import open_run as open_run
     from slimbit.frontier.trace import trace_frontier as trace_frontier
     from slimbit.measure.cost import cost as cost
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from slimbit.train.run import train_network as train_network
     from slimbit.train.task import TrainTask as TrainTask
     from slimbit.train.tracker import SignalTracker as SignalTracker
+    from slimbit.train.tune import Tuning as Tuning
     from slimbit.zoo import load_weights as load_weights
     from slimbit.zoo import network as network
     from slimbit.zoo import open_data as open_data
@@ -83,6 +85,8 @@ _HOMES = {
     "survey_network": "slimbit.survey.module",
     "EpochSignal": "slimbit.records.signal",
     "SignalTracker": "slimbit.train.tracker",
+    "Slimming": "slimbit.frontier.slim",
+    "Tuning": "slimbit.train.tune",
     "TrainConfig": "slimbit.records.training",
     "TrainImages": "slimbit.train.images",
     "TrainTask": "slimbit.train.task",

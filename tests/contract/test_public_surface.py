@@ -7,8 +7,17 @@ import slimbit
 
 PUBLIC = [
     *("CompressionPlan", "CostReport", "EpochSignal", "Frontier", "FrontierPoint", "HardwareModel", "InputError"),
-    *("KeepPlan", "Keeping", "Layout", "Recipe", "SignalTracker", "SlimbitError", "TrainConfig", "TrainImages"),
-    *("TrainTask", "best_within_budget", "cheapest_at_accuracy", "compress", "cost", "hardware_names"),
+    *("KeepPlan", "Keeping", "Layout", "Recipe", "SignalTracker", "SlimbitError", "Slimming", "TrainConfig"),
+    *(
+        "TrainImages",
+        "TrainTask",
+        "Tuning",
+        "best_within_budget",
+        "cheapest_at_accuracy",
+        "compress",
+        "cost",
+        "hardware_names",
+    ),
     *("keep_by_fisher", "keep_by_norm", "load", "load_hardware", "load_pruned", "load_weights", "mask", "network"),
     *("open_data", "open_run", "pareto_front", "prune", "read_training_run", "survey_network", "tied_filters"),
     *("trace_frontier", "train_network", "write_report", "__version__"),

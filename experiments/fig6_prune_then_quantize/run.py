@@ -1,0 +1,247 @@
+"""Figure 6 of HkxAS6VFDB: prune only, quantize only, or prune and then quantize, on one ResNet-20.
+
+    python experiments/fig6_prune_then_quantize/run.py CIFAR10_DIR OUT [--scale quick]
+    python experiments/fig6_prune_then_quantize/run.py --tables OUT
+
+Three commands of slimbit: the joint frontier by ESN_d with the paper's baselines, the one by ESN_a on the same pruned
+networks, and ADMM beside pruning by norm with as many epochs in all. Writes results.csv, fig6.png and histogram.png
+beside this file and prints the tables of README.md. Interrupt at will: the same command continues.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import matplotlib as mpl
+import torch
+
+import slimbit
+from slimbit.frontier.narrow import narrow_network
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from curves import cost_at, hull, read_off
+from trainings import slimbit_command, write_rows
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+WEIGHTS = HERE.parent / "networks" / "resnet20.safetensors"
+METRICS = {"esn_analog": "ESN_a per image", "esn_digital": "ESN_d, bits per image"}
+BELOW = (1.0, 3.0, 5.0)
+BUDGETS = (6e6, 8e6, 10e6, 12e6, 14.2e6, 20e6, 31e6)
+AT_BITS = 39e6
+"""ESN_d at which the paper shows its histogram."""
+SCALES = {
+    "smoke": {"widths": "1,0.5", "epochs": 1, "points": 2, "admm": 1, "retrain": 1, "images": 500},
+    "quick": {"widths": "1,0.75,0.5,0.25", "epochs": 12, "points": 8, "admm": 2, "retrain": 8, "images": None},
+    "paper": {"widths": "1,0.875,0.75,0.625,0.5,0.375,0.25", "epochs": 160, "points": 12, "admm": 3, "retrain": 160,
+              "images": None},
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--scale", default="quick", choices=tuple(SCALES))
+    parser.add_argument("--tables", type=Path, metavar="OUT", help="tables and figures from finished runs")
+    arguments = parser.parse_args()
+    out = arguments.tables or arguments.out
+    if not arguments.tables:
+        _frontiers(arguments)
+        _admm(arguments)
+    rows = [row for metric in ("esn_digital", "esn_analog") for row in _rows(out / metric, metric)]
+    write_rows(HERE / "results.csv", rows)
+    top = slimbit.open_run(out / "esn_digital").info.float_accuracy
+    print(f"float {top:.2f} %")
+    _tell_paper(rows, top)
+    _tell_ours(rows)
+    _tell_admm(out)
+    _draw(rows, top)
+    _histogram(out)
+
+
+def _common(arguments: argparse.Namespace) -> list[str]:
+    return ["--weights", str(WEIGHTS), "--data", f"cifar10:{arguments.data},normalize=cifar10"]
+
+
+def _tuned(epochs: int, scale: str) -> list[str]:
+    return ["--tune-epochs", str(epochs), "--tune-config", str(HERE / f"tune-{scale}.toml")]
+
+
+def _frontiers(arguments: argparse.Namespace) -> None:
+    """Every width pruned by norm and tuned once, then swept for both metrics; the paper's baselines with the first."""
+    scale = SCALES[arguments.scale]
+    images = [] if scale["images"] is None else ["--evaluate-images", str(scale["images"])]
+    for metric, options in (("esn_digital", ["--baselines"]), ("esn_analog", ["--no-baselines"])):
+        slimbit_command(
+            "frontier",
+            *_common(arguments),
+            *(
+                "--metric",
+                metric,
+                "--widths",
+                scale["widths"],
+                "--by",
+                "norm",
+                *_tuned(scale["epochs"], arguments.scale),
+            ),
+            *("--augment", "--calibration-images", "1000", "--points", str(scale["points"]), *options, *images),
+            *("--stages", str(arguments.out / "stages")),
+            out=arguments.out / metric,
+        )
+
+
+def _admm(arguments: argparse.Namespace) -> None:
+    """Half of the filters by ADMM and by norm, with as many epochs of training in all."""
+    scale = SCALES[arguments.scale]
+    stages = 4 * scale["admm"]
+    images = [] if scale["images"] is None else ["--evaluate-images", str(scale["images"])]
+    for by, epochs in (("admm", scale["retrain"]), ("norm", stages + scale["retrain"])):
+        options = ["--admm-epochs", str(scale["admm"]), "--admm-lr", "0.02"] if by == "admm" else []
+        if not (arguments.out / by / "prune.json").exists():
+            slimbit_command(
+                "prune",
+                *("resnet20", *_common(arguments), "--keep", "0.5", "--by", by, *options),
+                *(*_tuned(epochs, arguments.scale), *images),
+                out=arguments.out / by,
+            )
+
+
+def _rows(run: Path, metric: str) -> list[dict]:
+    """Every finished point of a run."""
+    return [
+        {
+            "sweep": metric,
+            "width": point.width,
+            "way": point.policy,
+            "setting": point.setting,
+            "accuracy": point.accuracy,
+            **{name: point.costs[name] for name in (*METRICS, "esn_filterwise", "macs", "mean_bits", "weight_bytes")},
+        }
+        for point in slimbit.open_run(run).points()
+        if point.state == "done"
+    ]
+
+
+def _curve(rows: list[dict], metric: str, way: str, widths) -> list[tuple[float, float]]:
+    """Costs and accuracies; of the sweeps those of both metrics, since every point has every cost."""
+    return [(row[metric], row["accuracy"]) for row in rows if row["way"] == way and widths(row["width"])]
+
+
+def _tell_paper(rows: list[dict], top: float) -> None:
+    print("\nThe paper's way: max_abs, absolute statistics; cost in millions at so many points below float")
+    for metric in METRICS:
+        for below in BELOW:
+            only = cost_at(_curve(rows, metric, "max_abs", lambda w: w == 1), top - below)
+            both = cost_at(_curve(rows, metric, "max_abs", lambda w: w < 1), top - below)
+            print(f"| {metric} | {below:g} | {only / 1e6:.1f} | {both / 1e6:.1f} | {only / both:.2f}x |")
+
+
+def _tell_ours(rows: list[dict]) -> None:
+    widths = sorted({row["width"] for row in rows}, reverse=True)
+    print("\nEverything Slimbit has, sweep by ESN_d: accuracy at ESN_d, by width")
+    mine = [row for row in rows if row["sweep"] == "esn_digital"]
+    print("| ESN_d | " + " | ".join(f"{width:g}" for width in widths) + " |")
+    for budget in BUDGETS:
+        cells = []
+        for width in widths:
+            curve = hull(_curve(mine, "esn_digital", "optimal", lambda w, width=width: w == width))
+            read = read_off(curve, budget) or (curve[-1][1] if budget > curve[-1][0] else None)
+            cells.append("-" if read is None else f"{read:.2f}")
+        print(f"| {budget / 1e6:g}M | " + " | ".join(cells) + " |")
+    alone = [row for row in rows if row["way"] == "prune_only" and row["sweep"] == "esn_digital"]
+    for row in sorted(alone, key=lambda row: -row["width"]):
+        print(f"prune only, width {row['width']:g}: {row['accuracy']:.2f} %, {row['macs'] / 1e6:.2f}M MACs, "
+              f"ESN_d {row['esn_digital'] / 1e6:.1f}M, ESN_a {row['esn_analog'] / 1e6:.0f}M")  # fmt: skip
+
+
+def _tell_admm(out: Path) -> None:
+    for by in ("admm", "norm"):
+        told = json.loads((out / by / "prune.json").read_text())
+        held = [json.loads(line)["accuracy"] for line in (out / by / "tune" / "epochs.jsonl").read_text().splitlines()]
+        residuals = [round(value, 4) for value in told.get("admm_residuals", [])]
+        print(f"{by}: test {told['after']['accuracy']:.2f} %, held out by epoch {held}, residuals {residuals}")
+
+
+def _draw(rows: list[dict], top: float) -> None:
+    widths = sorted({row["width"] for row in rows}, reverse=True)
+    figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), sharey=True)
+    for line, way, text in zip(
+        axes, ("max_abs", "optimal"), ("the paper's way", "everything Slimbit has"), strict=True
+    ):
+        for axis, (metric, label) in zip(line, METRICS.items(), strict=True):
+            for width, marker in zip(widths, "osv^Dx+"[: len(widths)], strict=True):
+                mine = sorted(_curve([r for r in rows if way == "max_abs" or r["sweep"] == metric], metric, way,
+                                     lambda w, width=width: w == width))  # fmt: skip
+                name = "quantize only" if width == 1 else f"slim to {width:g}, then quantize"
+                axis.plot(*zip(*mine, strict=True), marker=marker, markersize=5, linewidth=1.2, label=name)
+            alone = sorted(_curve(rows, metric, "prune_only", lambda _: True))
+            axis.plot(*zip(*alone, strict=True), "k--x", linewidth=1, label="prune only, 8 bits")
+            axis.axhline(top, color="grey", linewidth=0.8, linestyle=":")
+            axis.set(xscale="log", xlabel=label, ylabel="accuracy (%)", title=text, ylim=(60, top + 1.5))
+            axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(HERE / "fig6.png", dpi=100)
+
+
+def _histogram(out: Path) -> None:
+    """Filters by the width of their widest level where ``max_abs`` costs 39M bits, removed filters at 0."""
+    run = slimbit.open_run(out / "esn_digital")
+    model = slimbit.load_weights(slimbit.network("resnet20"), WEIGHTS)
+    example = torch.zeros(1, 3, 32, 32)
+    whole = slimbit.cost(model, example).total.convolution_filters
+    found = {}
+    for point in (p for p in run.points() if p.policy == "prune_only"):
+        network = narrow_network(model, point.objects, run.read_object)
+        bits = _bits_for(network, example, AT_BITS)
+        if bits is None:
+            print(f"width {point.width:g}: max_abs cannot reach {AT_BITS / 1e6:g}M bits")
+            continue
+        report = slimbit.cost(network, example, bits=bits)
+        counts = Counter(b for layer in report.layers if layer.kind != "linear" for b in layer.filter_bits)
+        counts[0] += whole - sum(counts.values())
+        assert sum(counts.values()) == whole
+        found[point.width] = counts
+        curve = [
+            (p.costs["esn_digital"], p.accuracy)
+            for p in run.points()
+            if (p.policy, p.width) == ("max_abs", point.width)
+        ]
+        read = read_off(hull(curve), AT_BITS)
+        about = "-" if read is None else f"{read:.1f} %"
+        cost = f"{bits:.2f} bits, {report.total.esn_digital / 1e6:.2f}M, accuracy about {about}"
+        print(f"width {point.width:g}: {cost}, filters by bits {dict(sorted(counts.items()))}")
+    figure, axis = plt.subplots(figsize=(7, 4))
+    for i, (width, counts) in enumerate(found.items()):
+        places = [bits + (i - (len(found) - 1) / 2) * 0.25 for bits in range(9)]
+        axis.bar(places, [counts[bits] for bits in range(9)], width=0.25, label=f"width {width:g}")
+    axis.set(
+        xlabel="bits of the widest level (0 = removed)", ylabel=f"filters, {whole} in all", title="max_abs at 39M bits"
+    )
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(HERE / "histogram.png", dpi=100)
+
+
+def _bits_for(network, example, target: float) -> float | None:
+    """The real-valued bit width at which ``max_abs`` costs a number of bits, by bisection; None out of reach."""
+
+    def cost(bits: float) -> float:
+        return slimbit.cost(network, example, bits=bits).total.esn_digital
+
+    low, high = 1.0, 8.0
+    if not cost(low) < target < cost(high):
+        return None
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(middle) < target else (low, middle)
+    return low
+
+
+if __name__ == "__main__":
+    main()
