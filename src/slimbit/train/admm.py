@@ -21,7 +21,8 @@ class AdmmSettings:
         rho_first: Penalty of the first stage.
         factor: How much larger each next one is.
         stages: How many.
-        epochs_per_stage: Epochs of a stage; at its end the weights are projected and the multipliers follow.
+        epochs_per_stage: Epochs of a stage; at its end the weights are projected and the multipliers follow, in the
+            last stage after every epoch.
     """
 
     rho_first: float = 1e-4
@@ -44,6 +45,15 @@ class AdmmSettings:
         """Of all stages together."""
         return self.stages * self.epochs_per_stage
 
+    def projects(self, epoch: int) -> bool:
+        """Whether an epoch counted from 1 ends with a projection: the last of a stage, and all of the last stage.
+
+        >>> settings = AdmmSettings(stages=2, epochs_per_stage=3)
+        >>> [epoch for epoch in range(1, 8) if settings.projects(epoch)]
+        [3, 4, 5, 6, 7]
+        """
+        return epoch % self.epochs_per_stage == 0 or epoch > (self.stages - 1) * self.epochs_per_stage
+
     def rho(self, epoch: int) -> float:
         """Penalty in an epoch counted from 1; the last stage's for all that come after.
 
@@ -63,7 +73,8 @@ class Admm:
     `slimbit.TrainTask`.
 
     Projecting more often than rho grows does harm: where a penalty is too small to move the weights, ``U`` becomes as
-    large as they are, and ``W + U`` prefers the very filters that were to go.
+    large as they are, and ``W + U`` prefers the very filters that were to go. Only in the last stage, whose penalty
+    moves them within an epoch, every epoch ends with a projection, which takes what is left of ``U`` away.
 
     Args:
         model: The network whose training is to be constrained; not changed.
@@ -108,7 +119,7 @@ class Admm:
         far = math.fsum(float(gap.double().square().sum()) for gap in self._outside(weights))
         whole = math.fsum(float(weights[name].double().square().sum()) for name in self._names)
         self.residuals.append(math.sqrt(far / whole) if whole > 0 else 0.0)
-        if epoch % self.settings.epochs_per_stage == 0:
+        if self.settings.projects(epoch):
             self._z = self._projected(weights)
             shrink = self.settings.rho(epoch) / self.settings.rho(epoch + 1)
             for name in self._names:

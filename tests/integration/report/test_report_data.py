@@ -200,3 +200,61 @@ def test_embedded_json_cannot_end_its_element():
 def test_report_is_readable_without_torch():
     code = "import sys, slimbit.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture
+def joint(invented_run):
+    """Every other point of the sweep at half the width, with half of every layer's filters gone; one pruned only."""
+    narrow = {p.number for p in invented_run.points if p.policy == "optimal" and p.number % 2} | {0}
+    points = [dataclasses.replace(p, width=0.5) if p.number in narrow else p for p in invented_run.points]
+    points[0] = dataclasses.replace(points[0], policy="prune_only")
+
+    def read(point):
+        report = invented_run.read_cost(point)
+        if point.width != 1:
+            for layer in report["layers"]:
+                layer["filter_bits"] = layer["filter_bits"][::2]
+        return report
+
+    return report_data(invented_run.about, points, read)
+
+
+def test_every_width_has_a_curve_of_its_own(joint):
+    whole, half, alone, narrow, others, front, baselines, signals, selected = accuracy_figure(joint, "esn_digital")[
+        "data"
+    ]
+    names = [trace["name"] for trace in (whole, half, alone, narrow)]
+    assert names == ["quantize only", "slim to 0.5, then quantize", "prune only, 8 bits", "slim, then max_abs"]
+    assert all(joint.point(n).width == 1 for n in whole["customdata"])
+    assert all(joint.point(n).width == 0.5 for n in half["customdata"])
+    assert set(whole["customdata"]) | set(half["customdata"]) >= set(front["customdata"]) - {0}
+    assert (alone["customdata"], narrow["customdata"], others["customdata"]) == ([0], [], [])
+    assert 0 not in baselines["customdata"]
+    assert (signals["x"], selected["x"]) == ([], [])
+    assert narrow["visible"] == "legendonly"
+    for theme in ("light", "dark"):
+        styles = template(theme, widths=2)["data"]["scatter"]
+        assert len(styles) == 9  # one for each trace, in their order
+        assert styles[-1]["marker"]["symbol"] == "circle-open"
+        go.Figure(accuracy_figure(joint, "esn_digital")).update_layout(template=template(theme, widths=2))
+
+
+def test_removed_filters_are_counted_as_pruned(joint):
+    whole = 16 * 7 + 32 * 6 + 64 * 6 + 10
+    assert {sum(layers.filters) for layers in joint.layers.values()} == {whole}
+    assert joint.layers[0].filters[0] == whole // 2
+    assert joint.layers[3].filters[0] == 0
+
+
+def test_a_pruned_network_is_no_baseline_of_the_headline(joint):
+    assert (joint.point(0).kind, joint.point(0).label) == ("pruned", "width 0.5, prune_only, 8 bits")
+    assert joint.headline.baseline == 3
+    assert joint.answers[0].metric == "esn_digital"
+    assert {stretch.width for answer in joint.answers for stretch in answer.stretches} <= {1.0, 0.5}
+    assert "answer" in page(joint)
+
+
+def test_one_width_asks_nothing(invented_run):
+    data = data_of(invented_run)
+    assert data.answers == ()
+    assert len(accuracy_figure(data, "esn_digital")["data"]) == len(template("light")["data"]["scatter"]) == 5
