@@ -74,7 +74,7 @@ def outcome(frontier: Frontier) -> dict[str, tuple[Any, ...]]:
     return {p.key: (p.state, p.plan, p.accuracy, dict(p.objects), dict(p.costs)) for p in frontier.points}
 
 
-def work(out: str, log: str, pause: float) -> None:
+def work(out: str, log: str, pause: float, widths: tuple[float, ...] = (1.0,)) -> None:
     """Target of a worker process: each point it measured goes to the log."""
 
     def tell(progress: Any) -> None:
@@ -82,4 +82,4 @@ def work(out: str, log: str, pause: float) -> None:
             with Path(log).open("a") as stream:
                 stream.write(f"{os.getpid()} {progress.point.key}\n")
 
-    trace(out, pause=pause, progress=tell, baselines=False)
+    trace(out, pause=pause, progress=tell, baselines=False, widths=widths)

@@ -36,8 +36,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any
     return case.outcome(frontier), time.perf_counter() - start
 
 
-def start(context: ForkServerContext, out: Path, log: Path, *, pause: float = 0.0) -> Any:
-    process = context.Process(target=case.work, args=(str(out), str(log), pause))
+def start(
+    context: ForkServerContext, out: Path, log: Path, *, pause: float = 0.0, widths: tuple[float, ...] = (1.0,)
+) -> Any:
+    process = context.Process(target=case.work, args=(str(out), str(log), pause, widths))
     process.start()
     return process
 
@@ -90,6 +92,24 @@ def test_four_workers_share_the_points(
     assert max(Counter(key for _, key in lines).values()) == 1  # nobody measured what another did
     assert len({pid for pid, _ in lines}) > 1
     assert case.outcome(open_run(out).frontier()) == undisturbed[0]
+
+
+def test_workers_share_the_widths(context: ForkServerContext, tmp_path: Path) -> None:
+    widths = (1.0, 0.75, 0.5)
+    alone = case.trace(tmp_path / "alone", baselines=False, widths=widths)
+    out, log = tmp_path / "run", tmp_path / "log"
+    killed = start(context, out, log, widths=widths)
+    killed.join(1.5)
+    if killed.is_alive():
+        os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    workers = [start(context, out, log, pause=0.05, widths=widths) for _ in range(3)]
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0] * 3
+    lines = [line.split() for line in log.read_text().splitlines()]
+    assert max(Counter(key for _, key in lines).values()) == 1
+    assert case.outcome(open_run(out).frontier()) == case.outcome(alone)
 
 
 def test_a_killed_workers_point_is_taken_over_at_once(

@@ -132,3 +132,23 @@ def test_settings_of_tuning_are_checked_before_anything_is_written(tmp_path: Pat
     with pytest.raises(InputError, match="option tune_epochs must be greater than or equal to 0, got -1"):
         run(tmp_path / "out", "--tune-epochs", -1)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_teacher_needs_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bare.py").write_text(
+        "import dataclasses\nimport slimbit\n\n\ndef data():\n    known = slimbit.open_data('digits')\n"
+        "    return dataclasses.replace(known, train=type(known.train)(known.train.images, None))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    app = typer.Typer()
+    app.command()(prune)
+    call = ["digits_resnet", "--data", "bare:data", "--keep", "0.75", "--tune-epochs", "1", "--tune-lr", "0.05",
+            "--no-flip", *map(str, QUICK), "--json"]  # fmt: skip
+    result = CliRunner().invoke(app, [*call, "--distill", "--out", str(tmp_path / "a")], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    alone = CliRunner().invoke(app, [*call[:5], *call[10:], "--out", str(tmp_path / "b")], catch_exceptions=False)
+    assert json.loads(result.stdout)["after"]["accuracy"] > json.loads(alone.stdout)["after"]["accuracy"]
+    assert slimbit.read_training_run(tmp_path / "a" / "tune").epochs[1].accuracy is None
+    refused = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "c")])
+    assert "must have labels, got none" in str(refused.exception)
+    assert not (tmp_path / "c").exists()
