@@ -174,7 +174,8 @@ class _Run:
 
     def _objective(self, images: Tensor, labels: Tensor | None) -> Tensor:
         if self.task.objective is not None:
-            return self.task.objective(self.forward, images, labels)
+            with self.fabric.autocast():  # a teacher is as fast as the network then
+                return self.task.objective(self.forward, images, labels)
         if labels is None:
             raise InputError("training images must have labels, got none")
         return F.cross_entropy(self.forward(images).float(), labels, label_smoothing=self.config.label_smoothing)
