@@ -3,9 +3,10 @@
     python experiments/fig6_prune_then_quantize/run.py CIFAR10_DIR OUT [--scale quick]
     python experiments/fig6_prune_then_quantize/run.py --tables OUT
 
-Three commands of slimbit: the joint frontier by ESN_d with the paper's baselines, the one by ESN_a on the same pruned
-networks, and ADMM beside pruning by norm with as many epochs in all. Writes results.csv, fig6.png and histogram.png
-beside this file and prints the tables of README.md. Interrupt at will: the same command continues.
+Commands of slimbit: the paper's way (pruned by norm, tuned on labels, ``max_abs``, statistics averaged anew), the joint
+frontiers by ESN_d and by ESN_a with everything Slimbit has (tuned on the original's outputs), and ADMM beside pruning
+by norm with as many epochs in all. Writes results.csv, fig6.png and histogram.png beside this file and prints the
+tables of README.md. Interrupt at will: the same command continues, and a second one beside it shares the work.
 """
 
 import argparse
@@ -35,11 +36,18 @@ BUDGETS = (6e6, 8e6, 10e6, 12e6, 14.2e6, 20e6, 31e6)
 AT_BITS = 39e6
 """ESN_d at which the paper shows its histogram."""
 SCALES = {
-    "smoke": {"widths": "1,0.5", "epochs": 1, "points": 2, "admm": 1, "retrain": 1, "images": 500},
-    "quick": {"widths": "1,0.75,0.5,0.25", "epochs": 12, "points": 8, "admm": 2, "retrain": 8, "images": None},
-    "paper": {"widths": "1,0.875,0.75,0.625,0.5,0.375,0.25", "epochs": 160, "points": 12, "admm": 3, "retrain": 160,
+    "smoke": {"paper": "1,0.5", "ours": "1,0.5", "epochs": 1, "points": 2, "admm": 1, "retrain": 1, "images": 500},
+    "quick": {"paper": "1,0.75,0.5,0.25", "ours": "1,0.75,0.5", "epochs": 6, "points": 8, "admm": 2, "retrain": 5,
               "images": None},
+    "paper": {"paper": "1,0.875,0.75,0.625,0.5,0.375,0.25", "ours": "1,0.875,0.75,0.625,0.5,0.375,0.25", "epochs": 160,
+              "points": 12, "admm": 3, "retrain": 160, "images": None},
 }  # fmt: skip
+RUNS = {
+    "paper": ("esn_digital", ["--baselines"]),
+    "esn_digital": ("esn_digital", ["--no-baselines", "--distill"]),
+    "esn_analog": ("esn_analog", ["--no-baselines", "--distill"]),
+}
+"""Metric and options of each joint frontier, by the name of its folder."""
 
 
 def main() -> None:
@@ -47,15 +55,20 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--scale", default="quick", choices=tuple(SCALES))
+    parser.add_argument("--parts", nargs="+", default=["frontiers", "admm"], help="what to run, to share the work")
     parser.add_argument("--tables", type=Path, metavar="OUT", help="tables and figures from finished runs")
     arguments = parser.parse_args()
     out = arguments.tables or arguments.out
     if not arguments.tables:
-        _frontiers(arguments)
-        _admm(arguments)
-    rows = [row for metric in ("esn_digital", "esn_analog") for row in _rows(out / metric, metric)]
+        if "frontiers" in arguments.parts:
+            _frontiers(arguments)
+        if "admm" in arguments.parts:
+            _admm(arguments)
+        if len(arguments.parts) < 2:
+            return
+    rows = [row for name in RUNS for row in _rows(out / name, name)]
     write_rows(HERE / "results.csv", rows)
-    top = slimbit.open_run(out / "esn_digital").info.float_accuracy
+    top = slimbit.open_run(out / "paper").info.float_accuracy
     print(f"float {top:.2f} %")
     _tell_paper(rows, top)
     _tell_ours(rows)
@@ -73,25 +86,19 @@ def _tuned(epochs: int, scale: str) -> list[str]:
 
 
 def _frontiers(arguments: argparse.Namespace) -> None:
-    """Every width pruned by norm and tuned once, then swept for both metrics; the paper's baselines with the first."""
+    """Every width pruned by norm and tuned once, then swept."""
     scale = SCALES[arguments.scale]
     images = [] if scale["images"] is None else ["--evaluate-images", str(scale["images"])]
-    for metric, options in (("esn_digital", ["--baselines"]), ("esn_analog", ["--no-baselines"])):
+    for name, (metric, options) in RUNS.items():
+        paper = name == "paper"
         slimbit_command(
             "frontier",
             *_common(arguments),
-            *(
-                "--metric",
-                metric,
-                "--widths",
-                scale["widths"],
-                "--by",
-                "norm",
-                *_tuned(scale["epochs"], arguments.scale),
-            ),
-            *("--augment", "--calibration-images", "1000", "--points", str(scale["points"]), *options, *images),
+            *("--metric", metric, "--widths", scale["paper" if paper else "ours"], "--by", "norm"),
+            *(*_tuned(scale["epochs"], arguments.scale), *options, *images),
+            *("--augment", "--calibration-images", "1000", "--points", str(1 if paper else scale["points"])),
             *("--stages", str(arguments.out / "stages")),
-            out=arguments.out / metric,
+            out=arguments.out / name,
         )
 
 
@@ -101,7 +108,7 @@ def _admm(arguments: argparse.Namespace) -> None:
     stages = 4 * scale["admm"]
     images = [] if scale["images"] is None else ["--evaluate-images", str(scale["images"])]
     for by, epochs in (("admm", scale["retrain"]), ("norm", stages + scale["retrain"])):
-        options = ["--admm-epochs", str(scale["admm"]), "--admm-lr", "0.02"] if by == "admm" else []
+        options = ["--admm-epochs", str(scale["admm"])] if by == "admm" else []
         if not (arguments.out / by / "prune.json").exists():
             slimbit_command(
                 "prune",
@@ -111,11 +118,11 @@ def _admm(arguments: argparse.Namespace) -> None:
             )
 
 
-def _rows(run: Path, metric: str) -> list[dict]:
+def _rows(run: Path, name: str) -> list[dict]:
     """Every finished point of a run."""
     return [
         {
-            "sweep": metric,
+            "run": name,
             "width": point.width,
             "way": point.policy,
             "setting": point.setting,
@@ -144,7 +151,7 @@ def _tell_paper(rows: list[dict], top: float) -> None:
 def _tell_ours(rows: list[dict]) -> None:
     widths = sorted({row["width"] for row in rows}, reverse=True)
     print("\nEverything Slimbit has, sweep by ESN_d: accuracy at ESN_d, by width")
-    mine = [row for row in rows if row["sweep"] == "esn_digital"]
+    mine = [row for row in rows if row["run"] == "esn_digital"]
     print("| ESN_d | " + " | ".join(f"{width:g}" for width in widths) + " |")
     for budget in BUDGETS:
         cells = []
@@ -153,10 +160,10 @@ def _tell_ours(rows: list[dict]) -> None:
             read = read_off(curve, budget) or (curve[-1][1] if budget > curve[-1][0] else None)
             cells.append("-" if read is None else f"{read:.2f}")
         print(f"| {budget / 1e6:g}M | " + " | ".join(cells) + " |")
-    alone = [row for row in rows if row["way"] == "prune_only" and row["sweep"] == "esn_digital"]
-    for row in sorted(alone, key=lambda row: -row["width"]):
-        print(f"prune only, width {row['width']:g}: {row['accuracy']:.2f} %, {row['macs'] / 1e6:.2f}M MACs, "
-              f"ESN_d {row['esn_digital'] / 1e6:.1f}M, ESN_a {row['esn_analog'] / 1e6:.0f}M")  # fmt: skip
+    for row in (row for row in rows if row["way"] == "prune_only" and row["run"] != "esn_analog"):
+        told = "labels" if row["run"] == "paper" else "the original's outputs"
+        costs = ", ".join(f"{name} {row[name] / 1e6:.2f}M" for name in ("macs", "esn_digital", "esn_analog"))
+        print(f"prune only, width {row['width']:g}, tuned on {told}: {row['accuracy']:.2f} %, {costs}")
 
 
 def _tell_admm(out: Path) -> None:
@@ -170,17 +177,16 @@ def _tell_admm(out: Path) -> None:
 def _draw(rows: list[dict], top: float) -> None:
     widths = sorted({row["width"] for row in rows}, reverse=True)
     figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), sharey=True)
-    for line, way, text in zip(
-        axes, ("max_abs", "optimal"), ("the paper's way", "everything Slimbit has"), strict=True
-    ):
+    for line, way, text in zip(axes, ("max_abs", "optimal"), ("the paper's way", "with everything"), strict=True):
         for axis, (metric, label) in zip(line, METRICS.items(), strict=True):
+            run = "paper" if way == "max_abs" else metric
+            mine = [row for row in rows if row["run"] == run]
             for width, marker in zip(widths, "osv^Dx+"[: len(widths)], strict=True):
-                mine = sorted(_curve([r for r in rows if way == "max_abs" or r["sweep"] == metric], metric, way,
-                                     lambda w, width=width: w == width))  # fmt: skip
+                curve = sorted(_curve(mine, metric, way, lambda w, width=width: w == width))
                 name = "quantize only" if width == 1 else f"slim to {width:g}, then quantize"
-                axis.plot(*zip(*mine, strict=True), marker=marker, markersize=5, linewidth=1.2, label=name)
-            alone = sorted(_curve(rows, metric, "prune_only", lambda _: True))
-            axis.plot(*zip(*alone, strict=True), "k--x", linewidth=1, label="prune only, 8 bits")
+                axis.plot(*_places(curve), marker=marker, markersize=5, linewidth=1.2, label=name)
+            alone = sorted(_curve(mine, metric, "prune_only", lambda _: True))
+            axis.plot(*_places(alone), "k--x", linewidth=1, label="prune only, 8 bits")
             axis.axhline(top, color="grey", linewidth=0.8, linestyle=":")
             axis.set(xscale="log", xlabel=label, ylabel="accuracy (%)", title=text, ylim=(60, top + 1.5))
             axis.grid(alpha=0.3)
@@ -189,9 +195,13 @@ def _draw(rows: list[dict], top: float) -> None:
     figure.savefig(HERE / "fig6.png", dpi=100)
 
 
+def _places(curve: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [cost for cost, _ in curve], [accuracy for _, accuracy in curve]
+
+
 def _histogram(out: Path) -> None:
     """Filters by the width of their widest level where ``max_abs`` costs 39M bits, removed filters at 0."""
-    run = slimbit.open_run(out / "esn_digital")
+    run = slimbit.open_run(out / "paper")
     model = slimbit.load_weights(slimbit.network("resnet20"), WEIGHTS)
     example = torch.zeros(1, 3, 32, 32)
     whole = slimbit.cost(model, example).total.convolution_filters
