@@ -23,6 +23,11 @@ def slimbit_command(name: str, *options: str, out: Path) -> Path:
     return out
 
 
+def results_folder(here: Path, out: Path, scale: str) -> Path:
+    """Where results go: beside the experiment at the scale that its README tells of, else to the runs."""
+    return here if scale == "quick" else out
+
+
 def moving_average(values: Sequence[float], width: int = 3) -> list[float]:
     """Mean of each value and its neighbours, fewer at the ends."""
     half = width // 2

@@ -16,7 +16,7 @@ import slimbit
 from slimbit.numerics.walk import predicted_signal_to_noise
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from trainings import moving_average, train, write_rows
+from trainings import moving_average, results_folder, train, write_rows
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -37,10 +37,11 @@ def main() -> None:
         for decay in DECAYS
     }
     rows = [row for (decay, seed), run in runs.items() for row in _rows(run, decay, seed)]
-    write_rows(HERE / "results.csv", rows)
+    results = results_folder(HERE, arguments.out, arguments.scale)
+    write_rows(results / "results.csv", rows)
     for key, run in runs.items():
         _tell(key, run, [row for row in rows if (row["weight_decay"], row["seed"]) == key])
-    _draw(rows, arguments.seeds[0])
+    _draw(rows, arguments.seeds[0], results)
 
 
 def _arguments() -> argparse.Namespace:
@@ -108,7 +109,7 @@ def _predicted_ratios(rows: list[dict], drops: list[int]) -> tuple[float, float]
     return predicted[drops[0]] / before, predicted[drops[1] - 1 if drops[1:] else -1] / before
 
 
-def _draw(rows: list[dict], seed: int) -> None:
+def _draw(rows: list[dict], seed: int, results: Path) -> None:
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 7), sharex=True)
     for number, decay in enumerate(DECAYS):
         mine = [row for row in rows if (row["weight_decay"], row["seed"]) == (decay, seed)]
@@ -121,8 +122,8 @@ def _draw(rows: list[dict], seed: int) -> None:
     top.legend()
     bottom.set(xlabel="epoch", ylabel="held-out accuracy, 3-epoch mean (%)")
     figure.tight_layout()
-    figure.savefig(HERE / "fig2.png", dpi=110)
-    print(f"wrote {HERE / 'fig2.png'}")
+    figure.savefig(results / "fig2.png", dpi=110)
+    print(f"wrote {results / 'fig2.png'}")
 
 
 if __name__ == "__main__":

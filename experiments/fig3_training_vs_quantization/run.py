@@ -21,7 +21,7 @@ from slimbit.records.training import AugmentConfig
 from slimbit.train.images import augmented_images
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from trainings import train, write_rows
+from trainings import results_folder, train, write_rows
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -46,10 +46,11 @@ def main() -> None:
             {"seed": seed, **row}
             for row in [*_training(run, data, arguments.images), *_quantized(run, data, arguments)]
         ]
-    write_rows(HERE / "results.csv", rows)
+    results = results_folder(HERE, arguments.out, arguments.scale)
+    write_rows(results / "results.csv", rows)
     for seed in arguments.seeds:
         _tell(seed, [row for row in rows if row["seed"] == seed])
-    _draw([row for row in rows if row["seed"] == arguments.seeds[0]])
+    _draw([row for row in rows if row["seed"] == arguments.seeds[0]], results)
 
 
 def _arguments() -> argparse.Namespace:
@@ -144,7 +145,7 @@ def _tell(seed: int, rows: list[dict]) -> None:
         print(f"  -{below:g}: " + ", ".join(parts))
 
 
-def _draw(rows: list[dict]) -> None:
+def _draw(rows: list[dict], results: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 5))
     for series, style in SERIES.items():
         mine = sorted((row["esn_analog"], row["accuracy"]) for row in rows if row["series"] == series)
@@ -152,8 +153,8 @@ def _draw(rows: list[dict]) -> None:
     axis.set(xscale="log", xlabel="ESN_a per image", ylabel="accuracy (%)", title="Training against quantization")
     axis.legend()
     figure.tight_layout()
-    figure.savefig(HERE / "fig3.png", dpi=110)
-    print(f"wrote {HERE / 'fig3.png'}")
+    figure.savefig(results / "fig3.png", dpi=110)
+    print(f"wrote {results / 'fig3.png'}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import slimbit
 from slimbit.numerics.walk import decay, epochs_until_dead, walk_rate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from trainings import train, write_rows
+from trainings import results_folder, train, write_rows
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -36,9 +36,10 @@ def main() -> None:
                 *("--lr", f"{rate:g}", "--seed", str(seed), "--weights", arguments.weights.format(seed=seed)),
             )
             rows += _rows(run, rate, seed)
-    write_rows(HERE / "results.csv", rows)
+    results = results_folder(HERE, arguments.out, arguments.scale)
+    write_rows(results / "results.csv", rows)
     _tell(rows)
-    _draw(rows, arguments.seeds[0])
+    _draw(rows, arguments.seeds[0], results)
 
 
 def _arguments() -> argparse.Namespace:
@@ -86,7 +87,7 @@ def _tell(rows: list[dict]) -> None:
         )
 
 
-def _draw(rows: list[dict], seed: int) -> None:
+def _draw(rows: list[dict], seed: int, results: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(12, 4))
     for number, rate in enumerate(RATES):
         mine = [row for row in rows if (row["learning_rate"], row["seed"]) == (rate, seed)]
@@ -99,8 +100,8 @@ def _draw(rows: list[dict], seed: int) -> None:
     axes[2].set(ylabel="filters below 5 % of the layer's 90th percentile", xlabel="epoch")
     axes[0].legend()
     figure.tight_layout()
-    figure.savefig(HERE / "fig5.png", dpi=110)
-    print(f"wrote {HERE / 'fig5.png'}")
+    figure.savefig(results / "fig5.png", dpi=110)
+    print(f"wrote {results / 'fig5.png'}")
 
 
 if __name__ == "__main__":

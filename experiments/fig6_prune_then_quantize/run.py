@@ -23,7 +23,7 @@ from slimbit.frontier.narrow import narrow_network
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from curves import cost_at, hull, read_off
-from trainings import slimbit_command, write_rows
+from trainings import results_folder, slimbit_command, write_rows
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -67,14 +67,15 @@ def main() -> None:
         if len(arguments.parts) < 2:
             return
     rows = [row for name in RUNS for row in _rows(out / name, name)]
-    write_rows(HERE / "results.csv", rows)
+    results = results_folder(HERE, out, arguments.scale)
+    write_rows(results / "results.csv", rows)
     top = slimbit.open_run(out / "paper").info.float_accuracy
     print(f"float {top:.2f} %")
     _tell_paper(rows, top)
     _tell_ours(rows)
     _tell_admm(out)
-    _draw(rows, top)
-    _histogram(out)
+    _draw(rows, top, results)
+    _histogram(out, results)
 
 
 def _common(arguments: argparse.Namespace) -> list[str]:
@@ -174,7 +175,7 @@ def _tell_admm(out: Path) -> None:
         print(f"{by}: test {told['after']['accuracy']:.2f} %, held out by epoch {held}, residuals {residuals}")
 
 
-def _draw(rows: list[dict], top: float) -> None:
+def _draw(rows: list[dict], top: float, results: Path) -> None:
     widths = sorted({row["width"] for row in rows}, reverse=True)
     figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), sharey=True)
     for line, way, text in zip(axes, ("max_abs", "optimal"), ("the paper's way", "with everything"), strict=True):
@@ -192,14 +193,14 @@ def _draw(rows: list[dict], top: float) -> None:
             axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(HERE / "fig6.png", dpi=100)
+    figure.savefig(results / "fig6.png", dpi=100)
 
 
 def _places(curve: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [cost for cost, _ in curve], [accuracy for _, accuracy in curve]
 
 
-def _histogram(out: Path) -> None:
+def _histogram(out: Path, results: Path) -> None:
     """Filters by the width of their widest level where ``max_abs`` costs 39M bits, removed filters at 0."""
     run = slimbit.open_run(out / "paper")
     model = slimbit.load_weights(slimbit.network("resnet20"), WEIGHTS)
@@ -235,7 +236,7 @@ def _histogram(out: Path) -> None:
     )
     axis.legend()
     figure.tight_layout()
-    figure.savefig(HERE / "histogram.png", dpi=100)
+    figure.savefig(results / "histogram.png", dpi=100)
 
 
 def _bits_for(network, example, target: float) -> float | None:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import pearsonr, spearmanr
@@ -28,7 +29,7 @@ from slimbit.records.signal import LayerSignal
 from slimbit.train.recipes import recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from trainings import write_rows
+from trainings import results_folder, write_rows
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -48,7 +49,8 @@ def main() -> None:
         for rate in RATES
         for row in _landscape(data, arguments, seed, rate)
     ]
-    write_rows(HERE / "results.csv", rows)
+    results = results_folder(HERE, arguments.out, arguments.scale)
+    write_rows(results / "results.csv", rows)
     for seed in arguments.seeds:
         for rate in RATES:
             mine = [row for row in rows if (row["seed"], row["learning_rate"]) == (seed, rate)]
@@ -58,7 +60,7 @@ def main() -> None:
                 f"linear {pearsonr(walk, quantized).statistic:.2f}; rise of the loss at the end: "
                 f"walk {walk[-1] - mine[0]['float_loss']:.3f}, quantized {quantized[-1] - mine[0]['float_loss']:.3f}"
             )
-    _draw(rows, arguments.seeds[0])
+    _draw(rows, arguments.seeds[0], results)
 
 
 def _arguments() -> argparse.Namespace:
@@ -121,7 +123,7 @@ def _walk(model: nn.Module, data, config, folder: Path) -> dict[int, dict]:
         labels=data.train.labels,
         mean=norm.mean,
         std=norm.std,
-        chosen=torch.arange(config.train_images).numpy(),
+        chosen=np.arange(config.train_images or len(data.train.images)),
     )
     slimbit.train_network(model, slimbit.TrainTask(images=images, after_step=(watch,)), config, folder)
     return seen
@@ -163,7 +165,7 @@ class LossOf:
         return float(F.cross_entropy(outputs, self.labels))
 
 
-def _draw(rows: list[dict], seed: int) -> None:
+def _draw(rows: list[dict], seed: int, results: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 5))
     for number, rate in enumerate(RATES):
         mine = [row for row in rows if (row["seed"], row["learning_rate"]) == (seed, rate)]
@@ -176,8 +178,8 @@ def _draw(rows: list[dict], seed: int) -> None:
     axis.invert_xaxis()
     axis.legend()
     figure.tight_layout()
-    figure.savefig(HERE / "fig7.png", dpi=110)
-    print(f"wrote {HERE / 'fig7.png'}")
+    figure.savefig(results / "fig7.png", dpi=110)
+    print(f"wrote {results / 'fig7.png'}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def refused(spec: str, match: str) -> str:
         ("digits,normalise=none", "did you mean normalize"),
         ("digits,normalize=none,normalize=none", "must be given once"),
         ("digits,normalize=imagnet", "did you mean imagenet"),
-        ("digits,normalize=imagenet", "normalization imagenet must have 1 or 1 channels|must have"),
+        ("digits,normalize=imagenet", "channels of normalization imagenet must be 1 like the images', got 3"),
         ("digits,mean=0.5", "mean= and std= must be given together, got only mean="),
         ("digits,mean=0.5,std=0", "std must be above 0"),
         ("digits,mean=0.5,std=nan", "std= must be numbers between slashes"),

@@ -205,6 +205,55 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path, digit
     assert [epoch.epoch for epoch in result.epochs] == [1, 2, 3]
 
 
+def test_weights_that_are_no_numbers_after_the_last_step_are_not_kept(tmp_path, digits):
+    def spoil(model):
+        calls.append(1)
+        if len(calls) == 2 * 8:  # the last step of epoch 2: no loss sees it
+            with torch.no_grad():
+                model.conv1.weight[0, 0, 0, 0] = float("inf")
+
+    calls = []
+    wanted = (
+        r"weights must be finite numbers, got others in conv1.weight after the last step of epoch 2; the checkpoint of"
+    )
+    with pytest.raises(TrainingError, match=wanted):
+        train_network(network(), task_of(digits, after_step=(spoil,)), settings(), tmp_path)
+    assert read_checkpoint(tmp_path / "checkpoint.safetensors").epoch == 1
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_what_was_given_wrong_at_first_can_be_put_right(tmp_path, digits):
+    with pytest.raises(InputError, match="batch_size must be at most"):
+        train_network(network(), task_of(digits, 20), settings(), tmp_path)
+    result = train_network(network(), task_of(digits), settings(epochs=1), tmp_path)
+    assert json.loads((tmp_path / "train.json").read_text())["config"]["epochs"] == len(result.epochs) == 1
+
+
+def test_other_images_under_the_same_name_are_refused(tmp_path, digits):
+    about = About(data="digits", fingerprint="a")
+    train_network(network(), task_of(digits), settings(epochs=1), tmp_path, about=about)
+    train_network(network(), task_of(digits), settings(epochs=1), tmp_path, about=About(data="digits"))
+    with pytest.raises(InputError, match="continued with its images, normalization and --weights, got others of the"):
+        train_network(network(), task_of(digits), settings(epochs=1), tmp_path, about=replace(about, fingerprint="b"))
+
+
+def test_a_lost_list_of_epochs_is_told(tmp_path, digits):
+    train_network(network(), task_of(digits), settings(epochs=1), tmp_path)
+    (tmp_path / "epochs.jsonl").unlink()
+    with pytest.raises(InputError, match=r"epochs.jsonl must exist beside checkpoint.safetensors, got no such file"):
+        train_network(network(), task_of(digits), settings(epochs=1), tmp_path)
+
+
+def test_no_compiler_is_told_in_a_sentence(tmp_path, digits, monkeypatch):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def broken(model, images, labels):
+        raise InvalidCxxCompiler
+
+    with pytest.raises(TrainingError, match=r"torch.compile must work here, got .*: train with --no-compile"):
+        train_network(network(), task_of(digits, objective=broken), settings(), tmp_path)
+
+
 def test_a_change_after_every_step_holds(tmp_path, digits):
     def hold(model):
         with torch.no_grad():
@@ -289,6 +338,9 @@ def test_the_command_trains_and_goes_on(tmp_path):
     again = command(*run)
     assert again.returncode == 0
     assert again.stdout.splitlines() == lines[-1:]
+    moved = command(*[part if part != "digits" else "digits,normalize=half" for part in run])
+    assert moved.returncode == 2
+    assert "with its images, normalization and --weights, got others of the same name" in " ".join(moved.stderr.split())
     other = command(*run, "--seed", "5")
     assert other.returncode == 2
     assert "must be continued with its own settings, got another seed (5 instead of 0)" in " ".join(

@@ -227,7 +227,10 @@ def test_more_images_than_there_are(ask: Callable[[DataSet], object], message: s
         ({"test": labelled(20, 4, shape=(3, 5, 4))}, "must have one shape"),
         ({"train": Part(np.zeros((2, 3, 4)), None)}, "must have shape"),
         ({"train": Part(np.zeros((2, 3, 4, 4)), None)}, "must be uint8 or float32, got float64"),
-        ({"normalization": Normalization((0.0, 0.0), (1.0, 1.0))}, "must have 1 or 3 channels"),
+        (
+            {"normalization": Normalization((0.0, 0.0), (1.0, 1.0))},
+            "channels of normalization custom must be 1 or 3 like the images', got 2",
+        ),
     ],
 )
 def test_parts_that_do_not_fit(changes: dict[str, Any], message: str) -> None:

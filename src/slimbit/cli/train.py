@@ -1,5 +1,7 @@
 """`slimbit train`: train a network, with its signal-to-noise ratio in view."""
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ from slimbit.cli.live import duration
 from slimbit.records.errors import InputError
 from slimbit.records.toml import read_toml
 from slimbit.records.training import TrainConfig
+from slimbit.records.training_run import EPOCHS, read_epochs
 
 if TYPE_CHECKING:
     from slimbit.train.run import About, TrainResult
@@ -114,6 +117,8 @@ def train_from(settings: TrainConfig, out: Path, *, screen: "TrainScreen | None"
         settings.network, weights=weights, input_text=text, classes=data.classes, seed=settings.seed, trained=False
     )
     task, about = materials_of(settings, data, torch.zeros(1, *shape))
+    begun = "" if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
+    about = replace(about, fingerprint=f"{about.fingerprint} {begun}".strip())
     if screen is not None:
         task = _shown(task, screen)
     return train_network(model, task, settings, out, about=about)
@@ -130,8 +135,6 @@ def materials_of(
         example: One input.
         labelled: Whether labels are needed; without them nothing is held out.
     """
-    from dataclasses import replace
-
     import numpy as np
 
     from slimbit.train.images import TrainImages
@@ -160,15 +163,32 @@ def materials_of(
     if held and labels is not None:
         part = Part(data.train.images[order[:held]], labels[order[:held]])
         validate = replace(data, name=f"{data.name} held out", test=part).evaluator(batch_size=250)
+    chosen = " to choose the epoch" if settings.select == "best" else ""
     card = {
         "network": settings.network,
         "normalize": {"mean": list(norm.mean), "std": list(norm.std)} if norm.name == "custom" else norm.name,
         "classes": data.classes,
         "description": f"slimbit train {settings.network}, {settings.epochs} epochs of {used} images of {data.name}, "
-        f"{held} others held out to choose the epoch, seed {settings.seed}{_begun(settings)}",
+        f"{held} others held out{chosen}, seed {settings.seed}{_begun(settings)}",
     }
-    about = About(card=card, data=data.name, test=data.evaluator(batch_size=250))
+    about = About(card=card, data=data.name, fingerprint=_fingerprint(data), test=data.evaluator(batch_size=250))
     return TrainTask(images=images, validate=validate, example_input=example), about
+
+
+FINGERPRINT_IMAGES = 64
+
+
+def _fingerprint(data: "DataSet") -> str:
+    """Digest of normalization, labels and some of the training images: another set under the same name has another."""
+    import numpy as np
+
+    images, labels = data.train
+    some = np.linspace(0, len(images) - 1, min(FINGERPRINT_IMAGES, len(images))).astype(np.intp)
+    told = [data.input_shape, len(images), data.full_scale, data.normalization.mean, data.normalization.std]
+    total = hashlib.sha256(repr(told).encode())
+    total.update(np.ascontiguousarray(images[some]).tobytes())
+    total.update(b"" if labels is None else np.ascontiguousarray(labels).tobytes())
+    return total.hexdigest()
 
 
 def _begun(settings: TrainConfig) -> str:
@@ -190,8 +210,6 @@ def _counts(settings: TrainConfig, there: int, name: str) -> tuple[int, int]:
 
 
 def _shown(task: "TrainTask", screen: "TrainScreen") -> "TrainTask":
-    from dataclasses import replace
-
     return replace(task, listener=screen)
 
 
@@ -215,7 +233,7 @@ class TrainScreen:
     def __init__(self, console: Console, *, folder: str) -> None:
         self.console, self.folder = console, folder
         self._seconds: list[float] = []
-        self._done = 0
+        self._done = max(read_epochs(Path(folder) / EPOCHS), default=0)
         self._bars = Bars(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
             console=console, transient=True, disable=not console.is_terminal,

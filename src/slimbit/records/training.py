@@ -111,8 +111,9 @@ class TrainConfig(ConfigTable):
     def _together(self) -> "TrainConfig":
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size must be a multiple of accumulate, got {self.batch_size}, {self.accumulate}")
-        if list(self.schedule.milestones) != sorted(set(self.schedule.milestones)):
-            raise ValueError(f"schedule.milestones must rise, got {self.schedule.milestones}")
+        milestones = self.schedule.milestones
+        if list(milestones) != sorted(set(milestones)) or any(epoch < 1 for epoch in milestones):
+            raise ValueError(f"schedule.milestones must be rising epochs from 1, got {milestones}")
         if self.optimizer.nesterov and not self.optimizer.momentum:
             raise ValueError("optimizer.momentum must be above 0 for nesterov, got 0")
         return self

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +97,8 @@ class _Run:
         """All epochs that are left."""
         self._restore()
         while self.state.epoch < self.config.epochs:
-            self._epoch(self.state.epoch + 1)
+            with _translating():
+                self._epoch(self.state.epoch + 1)
         if self.config.select == "best" and self.state.best:
             self.network.load_state_dict(self.state.best)
             return self.state.best_epoch
@@ -104,6 +107,7 @@ class _Run:
     def _epoch(self, epoch: int) -> None:
         start, first = time.perf_counter(), (epoch - 1) * self.steps
         loss = self._learn(epoch)
+        self._check_weights(epoch)
         signal = self.tracker.end_epoch()
         if self.task.regularizer is not None:
             self.task.regularizer.end_epoch(self.network, epoch)
@@ -185,12 +189,14 @@ class _Run:
         values = losses.tolist()
         bad = [number for number, value in enumerate(values, 1) if not math.isfinite(value)]
         if bad:
-            kept = f"the checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "there is no checkpoint yet"
-            raise TrainingError(
-                f"loss must be a finite number, got {values[bad[0] - 1]} at step {bad[0]} of epoch {epoch}; {kept}; "
-                f"a smaller learning rate may help"
-            )
+            raise _diverged("loss must be a finite number", f"{values[bad[0] - 1]} at step {bad[0]}", epoch)
         self._tell(self._progress(epoch, len(values), math.fsum(values) / len(values)))
+
+    def _check_weights(self, epoch: int) -> None:
+        """The last step of an epoch shows in no loss."""
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise _diverged("weights must be finite numbers", f"others in {name} after the last step", epoch)
 
     def _validated(self) -> float | None:
         """Percent on held-out images, scored once and told to all processes."""
@@ -253,6 +259,23 @@ class _Run:
     def _tell(self, progress: Progress) -> None:
         if self.task.listener is not None and self.fabric.is_global_zero:
             self.task.listener(progress)
+
+
+@contextmanager
+def _translating() -> Iterator[None]:
+    """Say in one sentence that `torch.compile` cannot do its work here: it needs a C++ compiler, and more."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"torch.compile must work here, got {reason}: train with --no-compile") from error
+
+
+def _diverged(rule: str, found: str, epoch: int) -> TrainingError:
+    kept = f"the checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "there is no checkpoint yet"
+    return TrainingError(f"{rule}, got {found} of epoch {epoch}; {kept}; a smaller learning rate may help")
 
 
 def _optimizer_options(config: TrainConfig) -> dict[str, Any]:

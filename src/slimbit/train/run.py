@@ -21,7 +21,7 @@ from slimbit.records.training import TrainConfig, TrainEpoch
 from slimbit.records.training_run import EPOCHS, SETTINGS, SIGNAL, read_epochs
 from slimbit.train.checkpoint import plain
 from slimbit.train.devices import is_first_process
-from slimbit.train.fit import fit
+from slimbit.train.fit import CHECKPOINT, fit
 from slimbit.train.task import Score, TrainTask
 from slimbit.train.writers import JsonLinesWriter
 
@@ -35,11 +35,14 @@ class About:
     Attributes:
         card: Model card of the weights, see docs/how-to/train.md; accuracy is added.
         data: Name of the data set; a run is continued with the same one only.
+        fingerprint: Of everything else that must be the same when a run is continued (images, normalization, first
+            weights); "" = not compared.
         test: Scores the chosen weights once, at the end; None = not scored.
     """
 
     card: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
+    fingerprint: str = ""
     test: Score | None = None
 
 
@@ -60,7 +63,7 @@ class TrainResult:
     @property
     def accuracy(self) -> float | None:
         """On the held-out images, of the chosen epoch."""
-        return self.epochs[self.epoch - 1].accuracy
+        return next((done.accuracy for done in self.epochs if done.epoch == self.epoch), None)
 
 
 def train_network(
@@ -122,6 +125,7 @@ def _begin(folder: Path, config: TrainConfig, about: About) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "digest": config.digest(),
         "data": about.data,
+        "fingerprint": about.fingerprint,
         "environment": _environment(),
     }
     if not path.exists():
@@ -133,13 +137,23 @@ def _begin(folder: Path, config: TrainConfig, about: About) -> dict[str, Any]:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         digest, data = before["digest"], before["data"]
+        fingerprint = before.get("fingerprint", "")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} must be what slimbit train wrote, got {error!r}") from error
+    if not (folder / CHECKPOINT).exists():  # nothing is trained yet: what was given first may have been wrong
+        _write_json(path, said)
+        return said
+    if not (folder / EPOCHS).exists():
+        raise InputError(f"{folder / EPOCHS} must exist beside {CHECKPOINT}, got no such file")
     if digest != said["digest"]:
         differing = _differing(before.get("config") or {}, said["config"])
         raise InputError(f"run {folder} must be continued with its own settings, got another {', '.join(differing)}")
     if data != about.data:
         raise InputError(f"run {folder} must be continued with its data {data!r}, got {about.data!r}")
+    if fingerprint and about.fingerprint and fingerprint != about.fingerprint:
+        raise InputError(
+            f"run {folder} must be continued with its images, normalization and --weights, got others of the same name"
+        )
     return {**before, **({"config": said["config"]} if "config" not in before else {})}
 
 

@@ -48,8 +48,9 @@ class Normalization:
         if len(self.mean) == channels:
             return self
         if len(self.mean) > 1:
+            counts = "1" if channels == 1 else f"1 or {channels}"
             raise InputError(
-                f"normalization {self.name} must have 1 or {channels} channels like the images, got {len(self.mean)}"
+                f"channels of normalization {self.name} must be {counts} like the images', got {len(self.mean)}"
             )
         return Normalization(self.mean * channels, self.std * channels, self.name)
 
