@@ -10,6 +10,7 @@ Writes results.csv and fig7.png beside this file. Evidence: README.md.
 
 import argparse
 import copy
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -58,9 +59,16 @@ def main() -> None:
             print(
                 f"seed {seed}, learning rate {rate:g}: rank correlation {spearmanr(walk, quantized).statistic:.2f}, "
                 f"linear {pearsonr(walk, quantized).statistic:.2f}; rise of the loss at the end: "
-                f"walk {walk[-1] - mine[0]['float_loss']:.3f}, quantized {quantized[-1] - mine[0]['float_loss']:.3f}"
+                f"walk {walk[-1] - mine[0]['float_loss']:.3f}, quantized {quantized[-1] - mine[0]['float_loss']:.3f}; "
+                f"noise grows with the power {_power(mine[:5]):.2f} of the steps at first, {_power(mine[-3:]):.2f} at the end"
             )
     _draw(rows, arguments.seeds[0], results)
+
+
+def _power(rows: list[dict]) -> float:
+    """Exponent of noise over steps between the first and the last row: 2 = one direction, 1 = a random walk."""
+    first, last = rows[0], rows[-1]
+    return math.log(first["signal_to_noise"] / last["signal_to_noise"]) / math.log(last["step"] / first["step"])
 
 
 def _arguments() -> argparse.Namespace:

@@ -81,7 +81,7 @@ def test_an_unknown_recipe_names_its_like():
         ("[optimizer]\nlearning_rate = 0.0", "optimizer.learning_rate must be greater than 0"),
         ("[optimizer]\nmomentum = 1.0", "optimizer.momentum must be less than 1"),
         ("batch_size = 10\naccumulate = 3", "batch_size must be a multiple of accumulate, got 10, 3"),
-        ('[schedule]\nname = "step"\nmilestones = [5, 3]', r"milestones must rise, got \(5, 3\)"),
+        ('[schedule]\nname = "step"\nmilestones = [5, 3]', r"milestones must be rising epochs from 1, got \(5, 3\)"),
         ("[optimizer]\nmomentum = 0.0\nnesterov = true", "momentum must be above 0 for nesterov"),
         ('precision = "float16"', "precision must be 'float32' or 'bfloat16', got 'float16'"),
     ],

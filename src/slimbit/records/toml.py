@@ -84,6 +84,8 @@ def _faults(error: ValidationError, kind: type[ConfigTable]) -> Iterator[str]:
         if fault["type"] == "extra_forbidden":
             known = _keys(kind, fault["loc"][:-1])
             yield f"{path} must be a known key, got an unknown one{closest(str(fault['loc'][-1]), known)}"
+        elif fault["type"] == "value_error":  # a sentence of ours about several keys
+            yield fault["msg"].removeprefix("Value error, ")
         else:
             rule = fault["msg"].removeprefix("Input should be ")
             yield f"{path} must be {rule}, got {repr(fault['input'])[:80]}"
