@@ -60,7 +60,7 @@ def main() -> None:
                 f"seed {seed}, learning rate {rate:g}: rank correlation {spearmanr(walk, quantized).statistic:.2f}, "
                 f"linear {pearsonr(walk, quantized).statistic:.2f}; rise of the loss at the end: "
                 f"walk {walk[-1] - mine[0]['float_loss']:.3f}, quantized {quantized[-1] - mine[0]['float_loss']:.3f}; "
-                f"noise grows with power {_power(mine[:5]):.2f} of the steps at first, {_power(mine[-3:]):.2f} at the end"
+                f"noise grows with power {_power(mine[:5]):.2f} of the steps first, {_power(mine[-3:]):.2f} at the end"
             )
     _draw(rows, arguments.seeds[0], results)
 
