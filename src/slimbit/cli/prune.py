@@ -56,7 +56,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
         Path | None, typer.Option(help="TOML file as for slimbit train, over the paper's settings of that training.")
     ] = None,
     admm_epochs: Annotated[int, typer.Option(help="Epochs of each of the four stages of --by admm.")] = 3,
-    admm_lr: Annotated[float, typer.Option(help="Learning rate of these stages.")] = 0.01,
+    admm_lr: Annotated[float, typer.Option(help="Highest learning rate of these stages.")] = 0.01,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror half of the images that it sees.")] = True,
     distill: Annotated[
         bool, typer.Option("--distill", help="Learn the outputs of the original network instead of labels.")

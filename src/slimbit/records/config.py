@@ -62,7 +62,7 @@ class SlimmingConfig(ConfigTable):
         tune_lr: Learning rate at their beginning.
         distill: Whether it learns the outputs of the original network instead of labels.
         admm_epochs: Epochs of each of the four stages of ADMM.
-        admm_lr: Learning rate of these stages.
+        admm_lr: Highest learning rate of these stages.
         tune: Any other setting of the training, as in a file for ``slimbit train --config``; what is left out
             follows the paper, see `slimbit.train.tune.tune_config`.
     """

@@ -51,7 +51,8 @@ class Tuning:
         data: Name of the data; a run is continued with the same one only.
         distill: Whether it learns the outputs of the original network, without labels.
         admm: Stages of pressing filters to zero before the cut, where that is asked for.
-        admm_rate: Constant learning rate of these stages.
+        admm_rate: Highest learning rate of these stages: it rises until the last stage, in which it falls to zero, so
+            that neither noise nor statistics that trail moving weights are left to be cut.
     """
 
     task: TrainTask
@@ -89,7 +90,7 @@ class Tuning:
                 "epochs": self.admm.epochs,
                 "select": "last",
                 "optimizer": {"learning_rate": self.admm_rate},
-                "schedule": {"name": "constant", "milestones": ()},
+                "schedule": {**_until_last_stage(self.admm.stages), "milestones": ()},
             }
         )
 
@@ -117,6 +118,10 @@ class Tuning:
         about = About(data=f"{self.data}, {what}")
         train_network(network, replace(task, listener=listen), config, folder, about=about)
         network.eval()
+
+
+def _until_last_stage(stages: int) -> dict[str, object]:
+    return {"name": "one_cycle", "warm_up": (stages - 1) / stages} if stages > 1 else {"name": "cosine"}
 
 
 def _line(progress: Progress) -> str:
