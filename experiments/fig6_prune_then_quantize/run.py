@@ -4,8 +4,8 @@
     python experiments/fig6_prune_then_quantize/run.py --tables OUT
 
 Commands of slimbit: the paper's way (pruned by norm, tuned on labels, ``max_abs``, statistics averaged anew), the joint
-frontiers by ESN_d and by ESN_a with everything Slimbit has (tuned on the original's outputs), and ADMM beside pruning
-by norm with as many epochs in all. Writes results.csv, fig6.png and histogram.png beside this file and prints the
+frontier by ESN_d with everything Slimbit has (tuned on the original's outputs), and ADMM beside pruning by norm with as
+many epochs in all. Writes results.csv, fig6.png and histogram.png beside this file and prints the
 tables of README.md. Interrupt at will: the same command continues, and a second one beside it shares the work.
 """
 
@@ -42,12 +42,8 @@ SCALES = {
     "paper": {"paper": "1,0.875,0.75,0.625,0.5,0.375,0.25", "ours": "1,0.875,0.75,0.625,0.5,0.375,0.25", "epochs": 160,
               "points": 12, "admm": 3, "retrain": 160, "images": None},
 }  # fmt: skip
-RUNS = {
-    "paper": ("esn_digital", ["--baselines"]),
-    "esn_digital": ("esn_digital", ["--no-baselines", "--distill"]),
-    "esn_analog": ("esn_analog", ["--no-baselines", "--distill"]),
-}
-"""Metric and options of each joint frontier, by the name of its folder."""
+RUNS = {"paper": ["--baselines"], "joint": ["--no-baselines", "--distill"]}
+"""Options of each joint frontier, by the name of its folder."""
 
 
 def main() -> None:
@@ -90,12 +86,11 @@ def _frontiers(arguments: argparse.Namespace) -> None:
     """Every width pruned by norm and tuned once, then swept."""
     scale = SCALES[arguments.scale]
     images = [] if scale["images"] is None else ["--evaluate-images", str(scale["images"])]
-    for name, (metric, options) in RUNS.items():
+    for name, options in RUNS.items():
         paper = name == "paper"
         slimbit_command(
             "frontier",
-            *_common(arguments),
-            *("--metric", metric, "--widths", scale["paper" if paper else "ours"], "--by", "norm"),
+            *(*_common(arguments), "--widths", scale["paper" if paper else "ours"], "--by", "norm"),
             *(*_tuned(scale["epochs"], arguments.scale), *options, *images),
             *("--augment", "--calibration-images", "1000", "--points", str(1 if paper else scale["points"])),
             *("--stages", str(arguments.out / "stages")),
@@ -136,7 +131,7 @@ def _rows(run: Path, name: str) -> list[dict]:
 
 
 def _curve(rows: list[dict], metric: str, way: str, widths) -> list[tuple[float, float]]:
-    """Costs and accuracies; of the sweeps those of both metrics, since every point has every cost."""
+    """Costs and accuracies."""
     return [(row[metric], row["accuracy"]) for row in rows if row["way"] == way and widths(row["width"])]
 
 
@@ -152,16 +147,17 @@ def _tell_paper(rows: list[dict], top: float) -> None:
 def _tell_ours(rows: list[dict]) -> None:
     widths = sorted({row["width"] for row in rows}, reverse=True)
     print("\nEverything Slimbit has, sweep by ESN_d: accuracy at ESN_d, by width")
-    mine = [row for row in rows if row["run"] == "esn_digital"]
+    mine = [row for row in rows if row["run"] == "joint"]
     print("| ESN_d | " + " | ".join(f"{width:g}" for width in widths) + " |")
     for budget in BUDGETS:
         cells = []
         for width in widths:
             curve = hull(_curve(mine, "esn_digital", "optimal", lambda w, width=width: w == width))
-            read = read_off(curve, budget) or (curve[-1][1] if budget > curve[-1][0] else None)
+            beyond = curve[-1][1] if curve and budget > curve[-1][0] else None
+            read = read_off(curve, budget) or beyond
             cells.append("-" if read is None else f"{read:.2f}")
         print(f"| {budget / 1e6:g}M | " + " | ".join(cells) + " |")
-    for row in (row for row in rows if row["way"] == "prune_only" and row["run"] != "esn_analog"):
+    for row in (row for row in rows if row["way"] == "prune_only"):
         told = "labels" if row["run"] == "paper" else "the original's outputs"
         costs = ", ".join(f"{name} {row[name] / 1e6:.2f}M" for name in ("macs", "esn_digital", "esn_analog"))
         print(f"prune only, width {row['width']:g}, tuned on {told}: {row['accuracy']:.2f} %, {costs}")
@@ -180,7 +176,7 @@ def _draw(rows: list[dict], top: float, results: Path) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), sharey=True)
     for line, way, text in zip(axes, ("max_abs", "optimal"), ("the paper's way", "with everything"), strict=True):
         for axis, (metric, label) in zip(line, METRICS.items(), strict=True):
-            run = "paper" if way == "max_abs" else metric
+            run = "paper" if way == "max_abs" else "joint"
             mine = [row for row in rows if row["run"] == run]
             for width, marker in zip(widths, "osv^Dx+"[: len(widths)], strict=True):
                 curve = sorted(_curve(mine, metric, way, lambda w, width=width: w == width))
