@@ -13,13 +13,17 @@ import argparse
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
 import torch
 
 import slimbit
+from slimbit.apply.reestimate import reestimate
 from slimbit.frontier.narrow import narrow_network
+from slimbit.zoo.data import Part
+from slimbit.zoo.data.splits import balanced_order
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from curves import cost_at, hull, read_off
@@ -112,6 +116,24 @@ def _admm(arguments: argparse.Namespace) -> None:
                 *(*_tuned(epochs, arguments.scale), *images),
                 out=arguments.out / by,
             )
+    found = _cut(arguments.out / "admm", slimbit.open_data(f"cifar10:{arguments.data},normalize=cifar10"))
+    (arguments.out / "admm" / "cut.json").write_text(json.dumps(found))
+
+
+def _cut(folder: Path, data) -> dict[str, float]:
+    """Percent of the 2,500 held-out images before and after the cut, before any retraining."""
+    held = balanced_order(data.train.labels)[:2500]
+    part = Part(data.train.images[held], data.train.labels[held])
+    score = replace(data, name="held out", test=part).evaluator()
+    example = torch.zeros(1, *data.input_shape)
+    pressed = slimbit.load_weights(slimbit.network("resnet20"), folder / "admm" / "model.safetensors").eval()
+    plan = slimbit.KeepPlan.from_dict(json.loads((folder / "prune.json").read_text())["plan"])
+    small, images = slimbit.prune(pressed, plan, example), list(data.calibration(500))
+    return {
+        "pressed": score(pressed),
+        "cut, statistics as they are": score(small),
+        "cut, paired statistics": score(reestimate(small, images, original=pressed, plan=plan)),
+    }
 
 
 def _rows(run: Path, name: str) -> list[dict]:
@@ -168,6 +190,8 @@ def _tell_admm(out: Path) -> None:
         told = json.loads((out / by / "prune.json").read_text())
         held = [json.loads(line)["accuracy"] for line in (out / by / "tune" / "epochs.jsonl").read_text().splitlines()]
         residuals = [round(value, 4) for value in told.get("admm_residuals", [])]
+        if by == "admm":
+            print(f"before retraining, held out: {json.loads((out / by / 'cut.json').read_text())}")
         print(f"{by}: test {told['after']['accuracy']:.2f} %, held out by epoch {held}, residuals {residuals}")
 
 
