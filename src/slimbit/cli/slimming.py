@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from slimbit.zoo.data import DataSet
 
 ADMM_STAGES = 4
-CALIBRATION_BATCH = 250
 
 
 def tune_options(path: Path | None) -> Mapping[str, Any] | None:
@@ -56,6 +55,7 @@ def calibration_of(
     import torch
 
     from slimbit.train.images import TrainImages, augmented_images
+    from slimbit.zoo.data.dataset import CALIBRATION_BATCH
 
     norm = data.normalization
     chosen = TrainImages(

@@ -17,7 +17,7 @@ from slimbit.frontier.progress import Listener, Progress, Stage
 from slimbit.frontier.subject import BASELINE_BITS
 from slimbit.frontier.workspace import POLL_SECONDS, PlannedPoint, Workspace
 from slimbit.records.errors import InputError
-from slimbit.records.point import Frontier, FrontierPoint, width_label
+from slimbit.records.point import Frontier, FrontierPoint, point_label, width_label
 
 
 @dataclass
@@ -153,8 +153,7 @@ class Worker:
         return False
 
     def _measure(self, branch: Branch, planned: PlannedPoint) -> None:
-        name = ", ".join(filter(None, (width_label(planned.width), planned.policy, planned.setting)))
-        self._tell("point", name)
+        self._tell("point", point_label(planned.width, planned.policy, planned.setting))
         point = self.workspace.add(measure_point(planned, branch, self.scorer), self.settings["metric"])
         self._again.discard(planned.key)
         self._tell("point", point=point)

@@ -63,7 +63,7 @@ class FrontierPoint:
         """Width, policy, setting, and how many layers were clamped, for people."""
         count = len(self.clamped)
         note = f" ({count} layer{'' if count == 1 else 's'} clamped)" if count else ""
-        return ", ".join(filter(None, (width_label(self.width), self.policy, self.setting))) + note
+        return point_label(self.width, self.policy, self.setting) + note
 
     def to_dict(self) -> dict[str, Any]:
         """Flat data for ``slimbit points --json``: every cost metric under its own name."""
@@ -78,6 +78,15 @@ def width_label(width: float) -> str:
     ('width 0.75', '')
     """
     return "" if width == 1 else f"width {width:g}"
+
+
+def point_label(width: float, policy: str, setting: str) -> str:
+    """How a point is named.
+
+    >>> point_label(0.5, "max_abs", "4 bits"), point_label(1.0, "mine", "")
+    ('width 0.5, max_abs, 4 bits', 'mine')
+    """
+    return ", ".join(filter(None, (width_label(width), policy, setting)))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.cost import SCHEMA
 from slimbit.records.errors import InputError
-from slimbit.records.point import FrontierPoint, width_label
+from slimbit.records.point import FrontierPoint, point_label
 from slimbit.report.answer import Answer, answer
 from slimbit.report.assumptions import assumptions
 from slimbit.report.headline import Headline, headline
@@ -85,7 +85,7 @@ class PointFrame:
     @property
     def label(self) -> str:
         """Width, policy and setting."""
-        return ", ".join(filter(None, (width_label(self.width), self.policy, self.setting)))
+        return point_label(self.width, self.policy, self.setting)
 
 
 @dataclass(frozen=True, kw_only=True)
