@@ -44,6 +44,15 @@ def test_a_cost_that_only_the_narrower_network_reaches_is_its_own() -> None:
     assert "instead of" not in found.text  # the full width has nothing to compare with there
 
 
+def test_the_gain_is_that_of_the_width_that_is_advised() -> None:
+    spike = [point(0.25, 1.02e6, 75.0)]  # clearly better, along too short a stretch to be advised
+    peak = [point(0.25, 1.01e6, 54.0), *spike, point(0.25, 1.03e6, 75.1)]
+    steep = [point(0.5, 1e6, 55.0), point(0.5, 1.04e6, 80.0), point(0.5, 1e8, 80.0)]
+    found = answer([*WHOLE, *steep, *peak], METRIC, float_accuracy=70.0)
+    assert [stretch.width for stretch in found.stretches] == [0.5, 1.0]
+    assert "gives 80.00 instead of 50" in found.text
+
+
 def test_useless_accuracies_are_left_out() -> None:
     found = answer([*WHOLE, point(0.5, 1e3, 10.0), point(0.5, 1e4, 20.0)], METRIC, float_accuracy=90.0)
     assert {stretch.width for stretch in found.stretches} == {1.0}

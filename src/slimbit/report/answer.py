@@ -85,7 +85,7 @@ def answer(points: Sequence[FrontierPoint], metric: str, *, float_accuracy: floa
     def brief(cost: float) -> str:
         return f"{quantity(float(f'{cost:.2g}'))} {PLURALS.get(cost_unit, cost_unit)}".strip()
 
-    gain = _gain(fronts, zip(costs, best, strict=True), brief, space=space)
+    gain = _gain(fronts, [(cost, _advised(stretches, cost)) for cost in costs], brief, space=space)
     sentences = [_advice(stretches, brief), *gain, *_alone(points, fronts, metric)]
     return Answer(metric=metric, text=" ".join(sentences), stretches=stretches)
 
@@ -168,19 +168,22 @@ def _do(width: float) -> str:
     return "quantize only" if width == 1 else f"slim to {width:g} first, then quantize"
 
 
+def _advised(stretches: Sequence[Stretch], cost: float) -> float:
+    return next((stretch.width for stretch in stretches if cost <= stretch.high), stretches[-1].width)
+
+
 def _gain(
-    fronts: Mapping[float, Curve], best: Iterable[tuple[float, float]], brief: Callable[[float], str], *, space: str
+    fronts: Mapping[float, Curve], advised: Iterable[tuple[float, float]], brief: Callable[[float], str], *, space: str
 ) -> list[str]:
     """Where slimming pays most, with numbers."""
     whole = fronts.get(1.0)
     gains = []
-    for cost, width in best:
+    for cost, width in advised:
         before = accuracy_at(whole, cost) if whole else None
-        if width != 1 and before is not None:
-            after = accuracy_at(fronts[width], cost)
-            assert after is not None, "the width reaches this cost"
+        after = accuracy_at(fronts[width], cost)
+        if width != 1 and before is not None and after is not None:
             gains.append((after - before, cost, after, before))
-    if not gains:
+    if not gains or max(gains)[0] <= 0:
         return []
     _, cost, after, before = max(gains)
     return [f"At {brief(cost)} that gives {after:.2f}{space} instead of {before:.2f}{space}."]

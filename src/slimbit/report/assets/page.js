@@ -41,6 +41,7 @@
       ...(signals ? [`${signals} from training`] : []), ...(failed ? [`${failed} failed`] : []),
     ].join(" · ");
     const { headline } = report;
+    at("headline").hidden = headline.baseline === null && report.answers.length > 0;
     const any = headline.factors.some((one) => one.factor !== null);
     at("headline-text").textContent = headline.text + (any ? ": times cheaper" : "");
     at("headline-notes").textContent = headline.notes.join(" ");
