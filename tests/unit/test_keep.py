@@ -118,6 +118,11 @@ def test_only_the_dead_go() -> None:
     weights["c"] = torch.zeros(6, 1)  # dead altogether: the best stays
     plan = keep_alive(TIES, weights)
     assert units(plan) == {"a": (0, 2, 3), "b": (0, 2, 3), "c": (0, 1)}
+    wide = Member(name="wide", role="filters", size=40, channels=tuple((k,) for k in range(40)))
+    many = Ties(network="net", groups=(FilterGroup(name="wide", units=40, members=(wide,)),), fixed={})
+    alive = torch.zeros(40, 1).index_fill_(0, torch.tensor([3, 30]), 1.0)  # fewer than the percentile can see
+    assert units(keep_alive(many, {"wide": alive})) == {"wide": (3, 30)}
+    assert keep_alive(TIES, weights, constants="zero").constants == "zero"
     assert units(keep_alive(TIES, weights, protect=("c",))) == {"a": (0, 2, 3), "b": (0, 2, 3)}
     assert "a" not in units(keep_alive(TIES, weights, threshold=0.001))
     with pytest.raises(InputError, match="threshold must be above 0 and below 1"):

@@ -171,7 +171,7 @@ def _float_facts(layer: LayerSpec, weight: Tensor, keep: Tensor | None) -> _Fact
 def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: Counting, keep: Tensor | None) -> _Facts:
     _refuse_non_finite(layer, weight)
     weight = weight if weight.dtype in {torch.float32, torch.float64} else weight.float()
-    step, limit = step_of(layer, weight, counting)
+    step, limit = step_of(layer, weight if keep is None else weight * keep, counting)
     sums = quantized_sums(weight, step, Rounding(counting.grid, limit, counting.formula), keep=keep)
     return _Facts(
         sums=sums,

@@ -17,8 +17,7 @@ from slimbit.survey.result import Survey
 def cost_of_plan(survey: Survey, plan: KeepPlan, counting: Counting | None = None) -> CostReport:
     """The cost report of the pruned network: removed filters and the inputs that read them cost nothing.
 
-    Layers keep their old shapes in it. Parameters outside of counted weights (biases, BatchNorm) are those of the
-    original.
+    Layers keep their old shapes in it, and parameters are those of the original.
 
     Args:
         survey: Of the network before pruning.
@@ -59,8 +58,9 @@ def budget_in(survey: Survey, metric: str, counting: Counting | None = None) -> 
     Raises:
         InputError: A metric that does not exist, or that these weights do not have.
     """
-    if metric not in METRICS:
-        raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}{closest(metric, METRICS)}")
+    known = [name for name in METRICS if name != "parameters"]
+    if metric not in known:
+        raise InputError(f"metric must be one of {', '.join(known)}, got {metric!r}{closest(metric, known)}")
 
     def cost(plan: KeepPlan) -> float:
         total: Mapping[str, float | None] = cost_of_plan(survey, plan, counting).to_dict()["total"]

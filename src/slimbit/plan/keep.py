@@ -115,7 +115,12 @@ def keep_by_score(ties: Ties, scores: Scores, keeping: Keeping | None = None, *,
 
 
 def keep_alive(
-    ties: Ties, weights: Mapping[str, Tensor], *, threshold: float = DEAD, protect: tuple[str, ...] = ()
+    ties: Ties,
+    weights: Mapping[str, Tensor],
+    *,
+    threshold: float = DEAD,
+    protect: tuple[str, ...] = (),
+    constants: Constants = "fold",
 ) -> KeepPlan:
     """Remove what training has killed: policy ``dead``.
 
@@ -127,6 +132,7 @@ def keep_alive(
         weights: Weight of each layer by name, filters first.
         threshold: Between 0 and 1.
         protect: Layers that lose no filter, by name or pattern.
+        constants: What happens to the constants of removed filters.
 
     Raises:
         InputError: A threshold out of range, weights of another network, or a pattern that names nothing.
@@ -140,7 +146,7 @@ def keep_alive(
         energy = _summed(group, {name: [v * v for v in values] for name, values in norms.items()})
         alive = [unit for unit in range(group.units) if _is_alive(group, unit, norms, limits)]
         kept[group.name] = alive or _best(energy, 1)
-    return plan_of_units(ties, kept, policy="dead", setting=f"threshold {threshold:g}")
+    return plan_of_units(ties, kept, policy="dead", setting=f"threshold {threshold:g}", constants=constants)
 
 
 def keep_as_many(ties: Ties, weights: Mapping[str, Tensor], plan: KeepPlan, *, policy: str) -> KeepPlan:
@@ -226,7 +232,9 @@ def _summed(group: FilterGroup, values: Mapping[str, Sequence[float]]) -> list[f
 
 
 def _is_alive(group: FilterGroup, unit: int, norms: Mapping[str, Sequence[float]], limits: Mapping[str, float]) -> bool:
-    return any(norms[m.name][c] >= limits[m.name] > 0 for m in group.of("filters") for c in m.channels[unit])
+    return any(
+        norms[m.name][c] >= limits[m.name] and norms[m.name][c] for m in group.of("filters") for c in m.channels[unit]
+    )
 
 
 def _check_scores(ties: Ties, scores: Scores) -> None:
