@@ -6,6 +6,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,15 @@ import pruning_case as case
 from slimbit.apply.mask import held_masks, mask
 from slimbit.apply.reestimate import reestimate
 from slimbit.apply.surgery import prune, rebuild
+from slimbit.frontier.slim import Slimmer, Slimming
 from slimbit.records.errors import InputError
 from slimbit.records.keep import AxisKeep, KeepPlan, plan_of_units
 from slimbit.survey.ties import tied_filters
+from slimbit.train.images import TrainImages
+from slimbit.train.objectives import distillation
+from slimbit.train.run import train_network
+from slimbit.train.task import TrainTask
+from slimbit.train.tune import Tuning, tune_config
 from slimbit.zoo import network
 
 
@@ -136,8 +143,75 @@ def test_control_flow_that_reads_values() -> None:
     assert {axis.name for axis in plan.axes} == {"left", "head"}
 
 
+class Thrifty(nn.Module):
+    """A way that only training takes, and one that only bright images take."""
+
+    def __init__(self, *, way: str) -> None:
+        super().__init__()
+        self.body, self.side, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 5, 1)
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x).relu()
+        takes = self.training if self.way == "training" else float(x.mean()) > 1
+        return (self.head(y) + (self.head(self.side(y)) if takes else 0)).mean((2, 3))
+
+
+@pytest.mark.parametrize("way", ["training", "bright"])
+def test_ways_that_the_example_does_not_take(way: str, tmp_path: Path) -> None:
+    model, x = Thrifty(way=way).eval(), case.images(4)
+    images = TrainImages(pixels=x.numpy(), mean=(0.0,) * 3, std=(1.0,) * 3, labels=torch.tensor([0, 1, 2, 3]).numpy())
+    tuning = Tuning(task=TrainTask(images=images, example_input=x[:1]), config=tune_config(1, batch_size=4))
+    slimmer = Slimmer(model, x[:1], [x + 2.0], Slimming(tuner=tuning), "thrifty")
+    words = r"pruned thrifty must run on its images, got .* channels.*; layers that the example does not reach: side"
+    with pytest.raises(InputError, match=words):
+        slimmer.slim(slimmer.plan(0.5), tmp_path, str)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tuning_in_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    images = TrainImages(pixels=case.images(4).numpy(), mean=(0.0,) * 3, std=(1.0,) * 3, labels=np.arange(4))
+    task = TrainTask(images=images, example_input=case.images(1))
+    with pytest.raises(InputError, match=r"weights must be float32 or wider to be trained, got torch.b?float16 in 0"):
+        train_network(plain().to(dtype), task, tune_config(1, batch_size=4), tmp_path)
+
+
+def test_a_frozen_batchnorm_stays_as_it_is_when_tuned(tmp_path: Path) -> None:
+    model = plain()
+    model[1].requires_grad_(requires_grad=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = TrainImages(pixels=case.images(4).numpy(), mean=(0.0,) * 3, std=(1.0,) * 3, labels=np.arange(4))
+    task = TrainTask(images=images, example_input=case.images(1))
+    train_network(model, task, tune_config(1, batch_size=4), tmp_path)
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert same == {name for name in before if name.startswith("1.")}
+
+
+@pytest.mark.parametrize("make", [lambda x: {"a": x}, lambda x: x[:, :1], lambda x: x[:, 0]])
+def test_outputs_that_cannot_be_distilled(make) -> None:
+    model = nn.Sequential(nn.Flatten())
+    model.register_forward_hook(lambda _module, _inputs, output: make(output))
+    with pytest.raises(InputError, match="outputs must be one tensor of logits of two classes or more"):
+        distillation(model)(model, torch.ones(2, 3), None)
+
+
+def test_a_wrong_plan_is_not_hidden_by_values_that_are_no_numbers() -> None:
+    model, x = plain(), case.images()
+    _, plan = case.halved(model, x[:1])
+    with torch.no_grad():
+        model[6].bias[0] = float("nan")
+    small = prune(model, plan, x[:1])
+    assert outputs(small, x).isnan().any(dim=0).tolist() == [True, *[False] * 4]
+    wrong = [
+        replace(axis, kept=axis.removed) if (axis.name, axis.role) == ("3", "inputs") else axis for axis in plan.axes
+    ]
+    with pytest.raises(InputError, match="outputs must stay those of the masked network"):
+        prune(model, replace(plan, axes=tuple(wrong)), x[:1])
+
+
 def test_a_pass_that_fails() -> None:
-    with pytest.raises(InputError, match=r"Sequential must run on the example input, got RuntimeError"):
+    with pytest.raises(InputError, match=r"module '0' of Sequential must run on the example input, got RuntimeError"):
         tied_filters(plain(), torch.zeros(1, 4, 8, 8))
 
 

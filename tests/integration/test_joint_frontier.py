@@ -37,8 +37,8 @@ class Counting:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def tune(self, network: nn.Module, *, original: nn.Module, what: str, folder: Path, tell: Any) -> None:
-        self.calls.append(what)
+    def tune(self, network: nn.Module, *, original: nn.Module, content: str, folder: Path, tell: Any) -> None:
+        self.calls.append(content)
         assert sum(p.numel() for p in network.parameters()) < sum(p.numel() for p in original.parameters())
         with torch.no_grad():
             network[7].bias.add_(0.01)
@@ -170,9 +170,9 @@ def test_other_settings_are_refused(run: tuple[Path, Frontier], changed: dict[st
         case.trace(run[0], **{"widths": WIDTHS, "slimming": Slimming(tuner=Counting()), **changed})
 
 
-@pytest.mark.parametrize("widths", [(), (0,), (1.5,), (1, 1), ("1",), (True,)])
+@pytest.mark.parametrize("widths", [(), (0,), (1.5,), (1, 1), (0.5, 0.5000001), ("1",), (True,)])
 def test_widths_that_are_none(tmp_path: Path, widths: Any) -> None:
-    with pytest.raises(InputError, match="widths must be different numbers above 0 and at most 1"):
+    with pytest.raises(InputError, match="widths must be numbers above 0 and at most 1 that differ"):
         case.trace(tmp_path / "run", widths=widths)
     assert not (tmp_path / "run").exists()
 
@@ -251,16 +251,40 @@ def test_the_report_answers_the_question(digits: Path) -> None:
     assert "slim to 0.5" in text
 
 
+def test_the_signal_of_training_ranks_and_adds_points(digits: Path) -> None:
+    whole = ["prune", *DIGITS[:-2], "--keep", "1", "--tune-epochs", "1", "--tune-lr", "0.01"]
+    assert runner.invoke(app, [*whole, "--out", str(digits / "whole")]).exit_code == 0
+    out, training = str(digits / "signal"), str(digits / "whole" / "tune")
+    call = [
+        "frontier",
+        *DIGITS[:-1],
+        "1",
+        "--widths",
+        "1,0.5",
+        "--no-baselines",
+        "--by",
+        "signal",
+        "--signal",
+        training,
+    ]
+    result = runner.invoke(app, [*call, "--out", out], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    points = json.loads(runner.invoke(app, ["points", out, "--json"]).stdout)["points"]
+    assert {(p["width"], p["policy"]) for p in points} >= {(1.0, "signal"), (0.5, "optimal"), (0.5, "prune_only")}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--widths", "1,half"], "--widths must be numbers with commas between them, got '1,half'"),
-        (["--widths", "1,2"], "widths must be different numbers above 0 and at most 1"),
+        (["--widths", "1,2"], "widths must be numbers above 0 and at most 1 that differ"),
         (["--by", "fisher"], "--widths must be given with settings of pruning"),
         (["--widths", "1,0.5", "--by", "dead"], "--by must be one that reaches a width, got dead"),
         (["--widths", "1,0.5", "--by", "admm"], "--tune-epochs must be given for --by admm"),
         (["--widths", "1,0.5", "--by", "magic"], "by must be"),
         (["--widths", "1,0.5", "--by", "signal"], "--signal RUN must be given with --by signal"),
+        (["--widths", "1,0.5", "--distill"], "--tune-epochs must be given with --distill"),
+        (["--widths", "1,0.5", "--tune-lr", "0.2"], "--tune-epochs must be given with --tune-lr"),
     ],
 )
 def test_options_that_cannot_be(tmp_path: Path, options: list[str], words: str) -> None:
@@ -286,6 +310,8 @@ def test_admm_presses_before_it_cuts(tmp_path: Path) -> None:
     again = runner.invoke(app, [*call, str(tmp_path / "b")], catch_exceptions=False)
     assert json.loads(again.stdout) == {**told, "out": str(tmp_path / "b")}
     assert told["after"]["filters"] == sum(three_quarters())
+    whole = runner.invoke(app, [*call[:-3], "1", "--json", "--out", str(tmp_path / "whole")], catch_exceptions=False)
+    assert "admm_residuals" not in json.loads(whole.stdout)  # there is nothing to press
 
 
 def three_quarters() -> list[int]:

@@ -83,7 +83,10 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         bool | None, typer.Option("--baselines/--no-baselines", help="Add plain quantization at 8 to 2 bits.")
     ] = None,
     signal: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Training run, or its signal.jsonl: add points by its S/N.")
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Training run, or its signal.jsonl: add points by its S/N; --by signal ranks by it."
+        ),
     ] = None,
     signal_epochs: Annotated[
         str | None, typer.Option(metavar="10,20,30", help="Epochs for them; default: at most 8, spread evenly.")
@@ -264,10 +267,13 @@ def _slimming(settings: FrontierConfig, network: str, data: "DataSet", shape: tu
         if untuned != SlimmingConfig():
             raise InputError("--widths must be given with settings of pruning, e.g. --widths 1,0.5, got none")
         return None
-    if settings.slimming.by == "dead":
+    slimming = settings.slimming
+    if slimming.by == "signal" and slimming.signal is None:
+        slimming = slimming.model_copy(update={"signal": settings.signal})
+    if slimming.by == "dead":
         raise InputError("--by must be one that reaches a width, got dead, which decides by itself: see slimbit prune")
     example = torch.zeros(1, *shape)
-    return slimming_of(settings.slimming, network=network, data=data, example=example, seed=settings.seed)
+    return slimming_of(slimming, network=network, data=data, example=example, seed=settings.seed)
 
 
 def _layout(settings: FrontierConfig) -> "Layout":

@@ -20,10 +20,10 @@ from slimbit.report.fitting import Fitted, shown
 from slimbit.report.tables import quantity
 
 SCHEMA = 1
-COLUMNS = ("number", "key", "state", "policy", "setting", "baseline", "pareto", "accuracy", "accuracy_low",
+COLUMNS = ("number", "key", "state", "width", "policy", "setting", "baseline", "pareto", "accuracy", "accuracy_low",
            "accuracy_high", *METRICS, "metric", "price", "plan", "error", "clamped")  # fmt: skip
 WIDE = 100
-BESIDE = ("esn_analog", "esn_digital", "esn_filterwise")
+BESIDE = ("esn_analog", "esn_digital", "mean_bits")
 
 
 def points(

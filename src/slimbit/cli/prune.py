@@ -57,7 +57,9 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     ] = None,
     admm_epochs: Annotated[int, typer.Option(help="Epochs of each of the four stages of --by admm.")] = 3,
     admm_lr: Annotated[float, typer.Option(help="Highest learning rate of these stages.")] = 0.01,
-    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror half of the images that it sees.")] = True,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images that it sees; default: flip.")
+    ] = None,
     distill: Annotated[
         bool, typer.Option("--distill", help="Learn the outputs of the original network instead of labels.")
     ] = False,
@@ -94,17 +96,21 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
         "distill": distill,
         "admm_epochs": admm_epochs,
         "admm_lr": admm_lr,
-        "tune": {"augment": {"flip": flip}, **(tune_options(tune_config) or {})},
+        "tune": {"augment": {"flip": flip}},
     }
-    settings = with_options(SlimmingConfig(), options)
+    settings = with_options(with_options(SlimmingConfig(), {"tune": tune_options(tune_config)}), options)
     subject = _subject(network, data, weights, settings, images=calibration_images, seed=seed)
+    from slimbit.export.pruned import check_pruned_folder
+
     share = 0.5 if keep is None else keep
     plan = subject.slimmer.plan(share) if limit is None else subject.slimmer.plan_within(*limit, bits=bits)
+    content = subject.slimmer.content(plan)
+    check_pruned_folder(out, content)
     said = Console(stderr=True, soft_wrap=True, highlight=False)
     with stopped_training(said, str(out)):
         slim = subject.slimmer.slim(plan, out, partial(said.print, markup=False))
     told = _told(subject, slim, evaluate_images)
-    _write(out, subject, slim, told)
+    _write(out, subject, slim, told, content)
     if as_json:
         typer.echo(json.dumps({"schema": 1, "out": str(out), **told}, indent=2, allow_nan=False))
         return
@@ -166,7 +172,7 @@ def _told(subject: _Subject, slim: "Slim", images: int | None) -> dict[str, Any]
     return {"before": before, "after": after, "measured_on": evaluate.description, **admm}
 
 
-def _write(out: Path, subject: _Subject, slim: "Slim", told: dict[str, Any]) -> None:
+def _write(out: Path, subject: _Subject, slim: "Slim", told: dict[str, Any], content: str) -> None:
     from slimbit.export.manifest import NetworkReference
     from slimbit.export.pruned import write_pruned
 
@@ -176,11 +182,11 @@ def _write(out: Path, subject: _Subject, slim: "Slim", told: dict[str, Any]) -> 
         "normalize": {"mean": list(norm.mean), "std": list(norm.std)} if norm.name == "custom" else norm.name,
         "classes": subject.data.classes,
         "accuracy": told["after"]["accuracy"],
-        "description": f"pruned by {slim.plan.policy}, {slim.plan.setting}; rebuild it with prune.json",
+        "description": f"pruned by {slim.plan.policy}, {slim.plan.setting}; slimbit.load_pruned puts it together",
     }
     shape = tuple(subject.slimmer.example.shape[1:])
     reference = NetworkReference(source=subject.reference, classes=subject.data.classes, input_shape=shape)
-    write_pruned(out, slim.network, slim.plan, network=reference, about={"card": card, **told})
+    write_pruned(out, slim.network, slim.plan, network=reference, about={"card": card, **told}, content=content)
 
 
 def _table(subject: _Subject, plan: "KeepPlan", told: dict[str, Any]) -> Table:

@@ -82,6 +82,7 @@ def slimming_of(settings: SlimmingConfig, *, network: str, data: "DataSet", exam
         raise InputError("--signal RUN must be given with --by signal, and only there, got one without the other")
     if settings.by == "admm" and not settings.tune_epochs:
         raise InputError("--tune-epochs must be given for --by admm, which trains before and after the cut, got none")
+    _check_used(settings)
     return Slimming(
         by=settings.by,
         keeping=Keeping(scope=settings.scope, protect=settings.protect, constants=settings.constants),
@@ -89,6 +90,25 @@ def slimming_of(settings: SlimmingConfig, *, network: str, data: "DataSet", exam
         signal=None if settings.signal is None else read_training_run(settings.signal).signal[-1],
         tuner=_tuning(settings, network=network, data=data, example=example, seed=seed),
     )
+
+
+def _check_used(settings: SlimmingConfig) -> None:
+    """Refuse settings that nothing would look at, and those that an option of their own has."""
+    plain = SlimmingConfig()
+    needs = {"distill": "tune_epochs", "tune_lr": "tune_epochs", "admm_epochs": "by admm", "admm_lr": "by admm"}
+    for name, need in needs.items():
+        there = settings.by == "admm" if need == "by admm" else settings.tune_epochs
+        if getattr(settings, name) != getattr(plain, name) and not there:
+            raise InputError(f"{_option(need)} must be given with {_option(name)}, got none")
+    given = settings.tune.model_dump(exclude_unset=True)
+    if "epochs" in given:
+        raise InputError("epochs of --tune-config must be left out: --tune-epochs gives them")
+    if "learning_rate" in given.get("optimizer", {}):
+        raise InputError("learning_rate of --tune-config must be left out: --tune-lr gives it")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _tuning(settings: SlimmingConfig, *, network: str, data: "DataSet", example: Any, seed: int) -> "Tuning | None":

@@ -171,24 +171,8 @@ def materials_of(
         "description": f"slimbit train {settings.network}, {settings.epochs} epochs of {used} images of {data.name}, "
         f"{held} others held out{chosen}, seed {settings.seed}{_begun(settings)}",
     }
-    about = About(card=card, data=data.name, fingerprint=_fingerprint(data), test=data.evaluator(batch_size=250))
+    about = About(card=card, data=data.name, fingerprint=images.fingerprint(), test=data.evaluator(batch_size=250))
     return TrainTask(images=images, validate=validate, example_input=example), about
-
-
-FINGERPRINT_IMAGES = 64
-
-
-def _fingerprint(data: "DataSet") -> str:
-    """Digest of normalization, labels and some of the training images: another set under the same name has another."""
-    import numpy as np
-
-    images, labels = data.train
-    some = np.linspace(0, len(images) - 1, min(FINGERPRINT_IMAGES, len(images))).astype(np.intp)
-    told = [data.input_shape, len(images), data.full_scale, data.normalization.mean, data.normalization.std]
-    total = hashlib.sha256(repr(told).encode())
-    total.update(np.ascontiguousarray(images[some]).tobytes())
-    total.update(b"" if labels is None else np.ascontiguousarray(labels).tobytes())
-    return total.hexdigest()
 
 
 def _begun(settings: TrainConfig) -> str:

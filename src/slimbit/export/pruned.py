@@ -17,11 +17,18 @@ from slimbit.records.keep import KeepPlan
 from slimbit.zoo.files import read_weights
 
 WEIGHTS, PLAN = "model.safetensors", "prune.json"
+TRAININGS = ("admm", "tune")
 SCHEMA = 1
 
 
 def write_pruned(
-    folder: Path, model: nn.Module, plan: KeepPlan, *, network: NetworkReference, about: Mapping[str, Any]
+    folder: Path,
+    model: nn.Module,
+    plan: KeepPlan,
+    *,
+    network: NetworkReference,
+    about: Mapping[str, Any],
+    content: str = "",
 ) -> None:
     """Write ``model.safetensors`` and ``prune.json``.
 
@@ -30,26 +37,70 @@ def write_pruned(
         model: The pruned network.
         plan: What led to it.
         network: How the original is built.
+        content: Digest of what the result depends on, see `check_pruned_folder`.
         about: Plain data: a model card under ``card`` (as `slimbit.zoo.cards.read_card` reads it) and anything else.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     card = json.dumps(dict(about.get("card", {})))
-    data = {"schema": SCHEMA, "network": network.model_dump(mode="json"), "plan": plan.to_dict(), **about}
-    write_whole(folder / WEIGHTS, save(tensors, metadata={"slimbit": card}))
+    data = {
+        "schema": SCHEMA,
+        "network": network.model_dump(mode="json"),
+        "content": content,
+        "plan": plan.to_dict(),
+        **about,
+    }
     write_whole(folder / PLAN, json.dumps(data, indent=2, allow_nan=False).encode())
+    write_whole(folder / WEIGHTS, save(tensors, metadata={"slimbit": card}))
 
 
-def load_pruned(folder: str | Path, *, model: nn.Module | None = None) -> nn.Module:
+def check_pruned_folder(folder: Path, content: str) -> None:
+    """Refuse a folder that holds anything but this pruning.
+
+    Args:
+        folder: New, empty, with trainings that were stopped (which check themselves), or written before.
+        content: Digest of everything that the result depends on.
+
+    Raises:
+        InputError: Something else is in it, and what.
+    """
+    entries = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
+    found = sorted(name for name in entries if not name.startswith("."))
+    strange = [name for name in found if name not in TRAININGS]
+    if PLAN in found:
+        if _read(folder)["content"] == content:
+            return
+        strange = ["another pruning"] if set(strange) <= {WEIGHTS, PLAN} else strange
+    if strange:
+        raise InputError(
+            f"--out must be a new folder, an empty one or one of this pruning, got {folder} with {strange[0]} in it"
+        )
+
+
+def load_pruned(folder: str | Path, *, model: nn.Module | None = None, allow_code: bool = False) -> nn.Module:
     """The pruned network of a folder, in evaluation mode.
 
     Args:
         folder: Written by ``slimbit prune`` or `write_pruned`.
         model: A network of the original's form; needed where it is neither in the zoo nor in timm.
+        allow_code: Whether a network that the folder names as ``package.module:callable`` may be imported and called.
 
     Raises:
         InputError: No such folder, a damaged file, or a plan or weights that do not fit the network.
     """
-    file = Path(folder) / PLAN
+    data = _read(Path(folder))
+    plan = KeepPlan.from_dict(data.get("plan", {}))
+    if model is None:
+        try:
+            reference = NetworkReference.model_validate_json(json.dumps(data.get("network")))
+        except ValueError as error:
+            raise InputError(f"network of {folder} must be valid, got {data.get('network')!r}") from error
+        model = rebuild(reference, allow_code=allow_code)
+    return rebuild_pruned(model, plan, read_weights(Path(folder) / WEIGHTS))
+
+
+def _read(folder: Path) -> Mapping[str, Any]:
+    """What ``prune.json`` says."""
+    file = folder / PLAN
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -58,11 +109,4 @@ def load_pruned(folder: str | Path, *, model: nn.Module | None = None) -> nn.Mod
         raise InputError(
             f"{file} must have schema {SCHEMA}, got {data.get('schema') if isinstance(data, Mapping) else data!r}"
         )
-    plan = KeepPlan.from_dict(data.get("plan", {}))
-    if model is None:
-        try:
-            reference = NetworkReference.model_validate_json(json.dumps(data.get("network")))
-        except ValueError as error:
-            raise InputError(f"network of {file} must be valid, got {data.get('network')!r}") from error
-        model = rebuild(reference)
-    return rebuild_pruned(model, plan, read_weights(Path(folder) / WEIGHTS))
+    return {"content": "", **data}

@@ -7,7 +7,8 @@ and a run that was killed goes on where it stood.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from slimbit.measure.counting import Counting
 from slimbit.measure.group_sensitivity import measure_group_sensitivity
 from slimbit.measure.planned import budget_in
 from slimbit.measure.sensitivity import Likelihood
-from slimbit.numerics.batches import inputs_of
+from slimbit.numerics.batches import call_network, inputs_of
 from slimbit.numerics.copies import copied, plain_network
 from slimbit.plan.keep import Keeping, Scores, keep_alive, keep_as_many, keep_by_fisher, keep_by_norm, keep_within
 from slimbit.records.config import By
@@ -41,7 +42,7 @@ from slimbit.records.plan import Statistics
 from slimbit.records.signal import EpochSignal
 from slimbit.survey.module import survey_network
 from slimbit.survey.result import Survey
-from slimbit.survey.ties import tied_filters
+from slimbit.survey.ties import NEVER_CALLED, tied_filters
 
 DONE, NETWORK, SCHEMA = "slim.json", "network.safetensors", 1
 Tell = Callable[[str], None]
@@ -54,12 +55,12 @@ class Tuner(Protocol):
     def name(self) -> str:
         """Everything that the result depends on, for people; a continued run must give the same."""
 
-    def tune(self, network: nn.Module, *, original: nn.Module, what: str, folder: Path, tell: Tell) -> None:
-        """Train ``network`` itself; a call that was stopped goes on in ``folder``."""
+    def tune(self, network: nn.Module, *, original: nn.Module, content: str, folder: Path, tell: Tell) -> None:
+        """Train ``network`` itself; a call that was stopped goes on in ``folder``, if ``content`` is the same."""
 
     def press(
         self, network: nn.Module, choose: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], *,
-        what: str, folder: Path, tell: Tell,
+        original: nn.Module, content: str, folder: Path, tell: Tell,
     ) -> Sequence[float]:  # fmt: skip
         """Train ``network`` itself until what ``choose`` does not keep is nearly zero; returns residuals by epoch."""
 
@@ -153,7 +154,7 @@ class Slimmer:
         """What stays at a keep ratio; by ADMM, how many stay: it finds out which."""
         keeping = replace(self.slimming.keeping, ratio=ratio)
         if self.slimming.by == "dead":
-            return keep_alive(self.ties, self._weights, protect=keeping.protect)
+            return keep_alive(self.ties, self._weights, protect=keeping.protect, constants=keeping.constants)
         if self.slimming.by == "fisher":
             return keep_by_fisher(self.ties, self._fisher, keeping)
         return keep_by_norm(self.ties, self._weights, keeping, signal=self.slimming.signal)
@@ -172,16 +173,17 @@ class Slimmer:
             tell: Called with a line for people after every epoch.
 
         Raises:
-            InputError: A network whose code cannot follow, or a folder of another plan.
+            InputError: A network whose code cannot follow, or a folder of something else.
             StoreError: The folder cannot be written.
         """
-        source, tuner = self.model, self.slimming.tuner
+        source, tuner, content = self.model, self.slimming.tuner, self.content(plan)
         residuals: tuple[float, ...] = ()
-        if self.slimming.by == "admm":
-            source, plan, residuals = self._pressed(plan, folder / "admm", tell)
+        if self.slimming.by == "admm" and plan.axes:
+            source, plan, residuals = self._pressed(plan, content, folder / "admm", tell)
         small = self._reestimated(prune(source, plan, self.example), source, plan)
         if tuner is not None:
-            tuner.tune(small, original=self.model, what=f"plan {plan.digest()[:12]}", folder=folder / "tune", tell=tell)
+            self._check_trains(small)
+            tuner.tune(small, original=self.model, content=content, folder=folder / "tune", tell=tell)
         return Slim(small.eval(), plan, residuals)
 
     def content(self, plan: KeepPlan) -> str:
@@ -205,7 +207,9 @@ class Slimmer:
             likelihood=self.likelihood,
         )
 
-    def _pressed(self, plan: KeepPlan, folder: Path, tell: Tell) -> tuple[nn.Module, KeepPlan, tuple[float, ...]]:
+    def _pressed(
+        self, plan: KeepPlan, content: str, folder: Path, tell: Tell
+    ) -> tuple[nn.Module, KeepPlan, tuple[float, ...]]:
         """A copy whose filters training has pressed to zero, but for as many of each group as the plan keeps."""
         network, spec = copied(self.model), self.survey.spec
 
@@ -217,17 +221,38 @@ class Slimmer:
             return held_masks(stays(named), network)
 
         assert self.slimming.tuner is not None, "checked by the settings"
-        what = f"plan {plan.digest()[:12]}"
-        residuals = self.slimming.tuner.press(network, choose, what=what, folder=folder, tell=tell)
+        residuals = self.slimming.tuner.press(
+            network, choose, original=self.model, content=content, folder=folder, tell=tell
+        )
         network.eval()
         return network, stays(weights_of(network, spec)), tuple(residuals)
 
     def _reestimated(self, small: nn.Module, source: nn.Module, plan: KeepPlan) -> nn.Module:
-        if self.slimming.statistics == "stored":
-            return small
-        if self.slimming.statistics == "absolute":
-            return reestimate(small, self.batches)
-        return reestimate(small, self.batches, original=source, plan=plan)
+        with self._following():
+            if self.slimming.statistics == "stored":
+                return small
+            if self.slimming.statistics == "absolute":
+                return reestimate(small, self.batches)
+            return reestimate(small, self.batches, original=source, plan=plan)
+
+    def _check_trains(self, small: nn.Module) -> None:
+        """Training takes ways through the code that the example did not."""
+        network = copied(small).train()
+        with self._following(), torch.no_grad():
+            call_network(network, self.batches[0])
+
+    @contextmanager
+    def _following(self) -> Iterator[None]:
+        """Say in a sentence that the code takes a way on these images that it did not take on the example."""
+        try:
+            yield
+        except RuntimeError as error:
+            unseen = [name for name, reason in self.ties.fixed.items() if reason == NEVER_CALLED]
+            hint = f"; layers that the example does not reach: {', '.join(unseen)}" if unseen else ""
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"pruned {self.name or type(self.model).__name__} must run on its images, got {reason}{hint}"
+            ) from error
 
 
 def slimmed(slimmer: Slimmer, plan: KeepPlan, stages: Path, tell: Tell) -> Slim:

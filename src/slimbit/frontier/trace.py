@@ -171,8 +171,9 @@ def _check(*, metric: str, points: int, seed: int, likelihood: Likelihood | str)
 
 def _check_widths(widths: Sequence[float]) -> None:
     numbers = all(isinstance(width, int | float) and not isinstance(width, bool) for width in widths)
-    if not widths or not numbers or not all(0 < width <= 1 for width in widths) or len(set(widths)) < len(widths):
-        raise InputError(f"widths must be different numbers above 0 and at most 1, got {list(widths)}")
+    alike = numbers and len({f"{width:g}" for width in widths}) < len(widths)  # results are kept by these names
+    if not widths or not numbers or not all(0 < width <= 1 for width in widths) or alike:
+        raise InputError(f"widths must be numbers above 0 and at most 1 that differ in six digits, got {list(widths)}")
 
 
 def _check_plans(metric: str, recipe: Recipe, layout: Layout) -> None:

@@ -23,6 +23,8 @@ from slimbit.survey.tie_operation import Operation, Trace, arguments, storage_of
 from slimbit.survey.tie_rules import rule_of
 from slimbit.survey.trace import Inputs
 
+NEVER_CALLED = "it is never called"
+
 
 def tied_filters(model: nn.Module, example_input: Inputs, *, name: str = "") -> Ties:
     """Groups of filters that live or die together, and everything that loses entries with them.
@@ -70,7 +72,7 @@ def _fixed(network: nn.Module, trace: Trace) -> Iterator[tuple[str, str]]:
         filters = trace.ledger.axes.get((path, "filters"))
         if filters is None:
             where = trace.strayed.get(f"{path}.weight".lstrip("."))
-            yield path, f"its weight is used by {where}" if where else "it is never called"
+            yield path, f"its weight is used by {where}" if where else NEVER_CALLED
             continue
         reason = next((why for f in filters if (why := trace.ledger.reason(f)) is not None), None)
         if reason is not None:
@@ -82,16 +84,18 @@ def _traced(network: nn.Module, example_input: Inputs) -> Trace:
     shared = _shared_names(network)
     try:
         skeleton = plain_network(network).to("meta")
-        return _trace(skeleton, _moved(example_input, lambda x: x.to("meta")), shared)
+        return _run(_untraced(skeleton, shared), skeleton, _moved(example_input, lambda x: x.to("meta")))
     except InputError:
         raise
     except Exception:  # noqa: BLE001 - whatever shapes alone cannot do, values may
         clone = plain_network(network)
+    trace = _untraced(clone, shared)
     try:
-        return _trace(clone, example_input, shared)
+        return _run(trace, clone, example_input)
     except Exception as error:
+        where = f"module {trace.path[-1]!r} of " if any(trace.path) else ""
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"{type(network).__name__} must run on the example input, got {reason}") from error
+        raise InputError(f"{where}{type(network).__name__} must run on the example input, got {reason}") from error
 
 
 def _shared_names(network: nn.Module) -> dict[str, list[str]]:
@@ -104,10 +108,14 @@ def _shared_names(network: nn.Module) -> dict[str, list[str]]:
     return {name: group for group in names.values() for name in group}
 
 
-def _trace(network: nn.Module, example_input: Inputs, shared: Mapping[str, list[str]]) -> Trace:
+def _untraced(network: nn.Module, shared: Mapping[str, list[str]]) -> Trace:
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     owners = {storage_of(tensor): shared[name] for name, tensor in tensors.items()}
-    trace = Trace(dict(network.named_modules()), owners)
+    return Trace(dict(network.named_modules()), owners)
+
+
+def _run(trace: Trace, network: nn.Module, example_input: Inputs) -> Trace:
+    """Run a network, which is hooked for good, under a trace."""
     with torch.no_grad(), _paths(network, trace.path), _Watch(trace):
         if isinstance(example_input, Tensor):
             outputs = network(example_input)

@@ -99,6 +99,8 @@ class Admm:
         self._choose, self._epoch = choose, 1
         start = {name: value.detach().clone() for name, value in model.named_parameters()}
         self._names = tuple(choose(start))
+        if not self._names:
+            raise InputError("masks must be of at least one parameter, got none: nothing is to be removed")
         missing = [name for name in self._names if name not in start]
         if missing:
             raise InputError(f"masks must be of parameters of the network, got {missing[0]!r}")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.training import TrainConfig, TrainEpoch
@@ -46,6 +47,8 @@ class _State:
 
 def fit(model: nn.Module, task: TrainTask, config: TrainConfig, *, folder: Path) -> int:
     """Train ``model`` itself; at the end it holds the weights of the chosen epoch.
+
+    A BatchNorm whose scale and shift do not require gradients keeps its statistics, too.
 
     A checkpoint is written after every epoch, and the same call goes on from it: the result is the same to the last
     bit as without the interruption, on the same machine with the same number of threads and processes.
@@ -84,6 +87,7 @@ class _Run:
             raise InputError(
                 f"batch_size must be at most the {len(task.images)} training images, got {config.batch_size}"
             )
+        _check_precision(model)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True, **_optimizer_options(config))
@@ -133,6 +137,8 @@ class _Run:
     def _learn(self, epoch: int) -> float:
         """One pass over the images; returns the mean loss."""
         self.forward.train()
+        for norm in _frozen_norms(self.network):
+            norm.eval()
         device = self.fabric.device
         losses = torch.zeros(self.steps, device=device)
         # what the network itself draws (dropout) depends on the epoch alone, so that a run can go on at any epoch
@@ -259,6 +265,24 @@ class _Run:
     def _tell(self, progress: Progress) -> None:
         if self.task.listener is not None and self.fabric.is_global_zero:
             self.task.listener(progress)
+
+
+def _check_precision(model: nn.Module) -> None:
+    """Steps are added to float32 weights; ``precision`` says what the passes are computed in."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise InputError(
+                f"weights must be float32 or wider to be trained, got {parameter.dtype} in {name}: "
+                'give network.float() and precision = "bfloat16" for speed'
+            )
+
+
+def _frozen_norms(model: nn.Module) -> Iterator[_BatchNorm]:
+    """BatchNorms whose scale and shift are not to be learned: their statistics are not, either."""
+    for module in model.modules():
+        learned = any(parameter.requires_grad for parameter in module.parameters())
+        if isinstance(module, _BatchNorm) and module.affine and not learned:
+            yield module
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Training images as batches: order, crops and flips of an epoch follow from its seed alone."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from slimbit.records.errors import InputError
 from slimbit.records.training import AugmentConfig
+
+FINGERPRINT_IMAGES = 64
+"""Images that a fingerprint looks at; all of them may take minutes to decode."""
 
 
 class Pixels(Protocol):
@@ -50,6 +54,22 @@ class TrainImages:
 
     def __len__(self) -> int:
         return len(self.pixels) if self.chosen is None else len(self.chosen)
+
+    def fingerprint(self) -> str:
+        """Digest of shape, normalization, labels, choice and some of the images: other images have another.
+
+        >>> import numpy as np
+        >>> one, other = (TrainImages(pixels=np.full((2, 1, 1, 1), v), mean=(0.0,), std=(1.0,)) for v in (0.0, 1.0))
+        >>> one.fingerprint() == other.fingerprint()
+        False
+        """
+        some = np.linspace(0, len(self.pixels) - 1, min(FINGERPRINT_IMAGES, len(self.pixels))).astype(np.intp)
+        told = [len(self.pixels), tuple(self.pixels.shape[1:]), self.full_scale, tuple(self.mean), tuple(self.std)]
+        total = hashlib.sha256(repr(told).encode())
+        total.update(np.ascontiguousarray(self.pixels[some]).tobytes())
+        for part in (self.labels, self.chosen):
+            total.update(b"all" if part is None else np.ascontiguousarray(part).tobytes())
+        return total.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

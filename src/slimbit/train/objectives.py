@@ -1,5 +1,7 @@
 """Losses besides plain cross entropy."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +22,8 @@ def distillation(teacher: nn.Module, *, temperature: float = 2.0) -> Objective:
         temperature: Above 1 the small outputs count more.
 
     Raises:
-        InputError: The temperature is not positive.
+        InputError: The temperature is not positive, or, from the function, outputs other than one tensor of logits,
+            shape ``(images, classes, ...)`` with two classes or more.
 
     >>> net = nn.Linear(3, 2)
     >>> loss = distillation(net)(net, torch.ones(4, 3), None)
@@ -33,9 +36,16 @@ def distillation(teacher: nn.Module, *, temperature: float = 2.0) -> Objective:
 
     def objective(model: nn.Module, images: Tensor, _labels: Tensor | None) -> Tensor:
         with torch.no_grad():
-            wanted = frozen.to(images.device)(images).float() / temperature
-        given = model(images).float() / temperature
+            wanted = _logits(frozen.to(images.device)(images)) / temperature
+        given = _logits(model(images)) / temperature
         divergence = F.kl_div(given.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean")
         return divergence * temperature**2
 
     return objective
+
+
+def _logits(outputs: Any) -> Tensor:
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or outputs.shape[1] < 2:
+        got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InputError(f"outputs must be one tensor of logits of two classes or more to be distilled, got {got}")
+    return outputs.float()

@@ -36,7 +36,7 @@ class About:
         card: Model card of the weights, see docs/how-to/train.md; accuracy is added.
         data: Name of the data set; a run is continued with the same one only.
         fingerprint: Of everything else that must be the same when a run is continued (images, normalization, first
-            weights); "" = not compared.
+            weights, pruning); "" = not compared.
         test: Scores the chosen weights once, at the end; None = not scored.
     """
 
@@ -152,7 +152,8 @@ def _begin(folder: Path, config: TrainConfig, about: About) -> dict[str, Any]:
         raise InputError(f"run {folder} must be continued with its data {data!r}, got {about.data!r}")
     if fingerprint and about.fingerprint and fingerprint != about.fingerprint:
         raise InputError(
-            f"run {folder} must be continued with its images, normalization and --weights, got others of the same name"
+            f"run {folder} must be continued with its images, normalization and weights, and the same pruning, "
+            "got others under the same names"
         )
     return {**before, **({"config": said["config"]} if "config" not in before else {})}
 

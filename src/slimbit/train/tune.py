@@ -64,20 +64,27 @@ class Tuning:
 
     @property
     def name(self) -> str:
-        """Everything that the result depends on, for people."""
-        text = f"{self.data}, {self.config.epochs} epochs of settings {self.config.digest()[:12]}"
+        """Everything that the result depends on, for people; an objective of one's own must be told by ``data``."""
+        images = self.task.images.fingerprint()[:12]
+        text = f"{self.data} {images}, {self.config.epochs} epochs of settings {self.config.digest()[:12]}"
         return f"{text}{', distilled' * self.distill}, ADMM {self.admm} at {self.admm_rate:g}"
 
     def tune(
-        self, network: nn.Module, *, original: nn.Module, what: str, folder: Path, tell: Callable[[str], None]
+        self, network: nn.Module, *, original: nn.Module, content: str, folder: Path, tell: Callable[[str], None]
     ) -> None:
         """Train ``network`` itself, in a folder; a call that was stopped goes on there."""
-        told = f"{what}{', distilled' * self.distill}"
-        task = replace(self.task, objective=distillation(original)) if self.distill else self.task
-        self._run(network, task, self.config, folder, what=told, tell=lambda p: tell(f"tuning: {_line(p)}"))
+        task = self._task(original)
+        self._run(network, task, self.config, folder, content=content, tell=lambda p: tell(f"tuning: {_line(p)}"))
 
     def press(
-        self, network: nn.Module, choose: Choose, *, what: str, folder: Path, tell: Callable[[str], None]
+        self,
+        network: nn.Module,
+        choose: Choose,
+        *,
+        original: nn.Module,
+        content: str,
+        folder: Path,
+        tell: Callable[[str], None],
     ) -> tuple[float, ...]:
         """Train ``network`` itself with `Admm` until what ``choose`` does not keep is nearly zero.
 
@@ -97,9 +104,12 @@ class Tuning:
         def line(progress: Progress) -> None:
             tell(f"ADMM, rho {self.admm.rho(progress.epoch):g}: {_line(progress)}, residual {admm.residuals[-1]:.4f}")
 
-        task = replace(self.task, regularizer=admm)
-        self._run(network, task, config, folder, what=f"{what}, {self.admm}", tell=line)
+        task = replace(self._task(original), regularizer=admm)
+        self._run(network, task, config, folder, content=content, tell=line)
         return tuple(admm.residuals)
+
+    def _task(self, original: nn.Module) -> TrainTask:
+        return replace(self.task, objective=distillation(original)) if self.distill else self.task
 
     def _run(
         self,
@@ -108,14 +118,14 @@ class Tuning:
         config: TrainConfig,
         folder: Path,
         *,
-        what: str,
+        content: str,
         tell: Callable[[Progress], None],
     ) -> None:
         def listen(progress: Progress) -> None:
             if progress.finished is not None:
                 tell(progress)
 
-        about = About(data=f"{self.data}, {what}")
+        about = About(data=self.data, fingerprint=content)
         train_network(network, replace(task, listener=listen), config, folder, about=about)
         network.eval()
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slimbit.records.errors import InputError
+from slimbit.zoo.cards import read_card
 from slimbit.zoo.files import common_prefix, read_weights
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -52,14 +53,18 @@ def load_weights(model: Network, path: str | os.PathLike[str]) -> Network:
     prefix = common_prefix(tensors)
     wanted = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     file = Path(path).name
-    _check_fit(wanted, weights, what=f"weights of {file!r} must fit {type(model).__name__}")
+    faults = _misfits(wanted, weights)
+    if faults:
+        told = (read_card(path) or {}).get("description")
+        card = f"; its card says: {told}" if told else ""
+        raise InputError(f"weights of {file!r} must fit {type(model).__name__}, got {faults}{card}")
     checked = {prefix + name: _converted(name, weights[name], wanted[name], file=file) for name in weights}
     model.load_state_dict({**state, **checked})
     return model
 
 
-def _check_fit(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, what: str) -> None:
-    """Names and shapes agree; otherwise one error with all faults."""
+def _misfits(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """All faults of names and shapes, "" where there are none."""
     missing = [name for name in wanted if name not in weights and not name.endswith(BATCH_COUNTER)]
     unexpected = [name for name in weights if name not in wanted]
     misshapen = [
@@ -72,8 +77,7 @@ def _check_fit(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, w
         _listed("unexpected", [_with_closest(name, missing) for name in unexpected[:LISTED]], len(unexpected)),
         _listed("misshapen", misshapen[:LISTED], len(misshapen)),
     ]
-    if any(faults):
-        raise InputError(f"{what}, got {'; '.join(filter(None, faults))}")
+    return "; ".join(filter(None, faults))
 
 
 def _listed(fault: str, shown: list[str], count: int) -> str:
