@@ -4,9 +4,10 @@
     python experiments/fig6_prune_then_quantize/run.py --tables OUT
 
 Commands of slimbit: the paper's way (pruned by norm, tuned on labels, ``max_abs``, statistics averaged anew), the joint
-frontier by ESN_d with everything Slimbit has (tuned on the original's outputs), and ADMM beside pruning by norm with as
-many epochs in all. Writes results.csv, fig6.png and histogram.png beside this file and prints the
-tables of README.md. Interrupt at will: the same command continues, and a second one beside it shares the work.
+frontier by ESN_d with everything Slimbit has (ranked over all layers, tuned longer on the original's outputs), both
+with every seed; the whole network trained as long, to tell what is due to pruning; and ADMM beside pruning by norm with
+as many epochs in all. Writes results.csv, fig6.png and histogram.png beside this file and prints the tables of
+README.md. Interrupt at will: the same command continues, and a second one beside it shares the work of a frontier.
 """
 
 import argparse
@@ -40,14 +41,17 @@ BUDGETS = (6e6, 8e6, 10e6, 12e6, 14.2e6, 20e6, 31e6)
 AT_BITS = 39e6
 """ESN_d at which the paper shows its histogram."""
 SCALES = {
-    "smoke": {"paper": "1,0.5", "ours": "1,0.5", "epochs": 1, "points": 2, "admm": 1, "retrain": 1, "images": 500},
-    "quick": {"paper": "1,0.75,0.5,0.25", "ours": "1,0.75,0.5", "epochs": 6, "points": 8, "admm": 2, "retrain": 5,
-              "images": None},
-    "paper": {"paper": "1,0.875,0.75,0.625,0.5,0.375,0.25", "ours": "1,0.875,0.75,0.625,0.5,0.375,0.25", "epochs": 160,
-              "points": 12, "admm": 3, "retrain": 160, "images": None},
+    "smoke": {"paper": "1,0.5", "joint": "1,0.5", "paper epochs": 1, "joint epochs": 1, "points": 2, "admm": 1,
+              "retrain": 1, "images": 500, "seeds": (0, 1)},
+    "quick": {"paper": "1,0.75,0.5,0.25", "joint": "1,0.875,0.75,0.5", "paper epochs": 6, "joint epochs": 16,
+              "points": 8, "admm": 3, "retrain": 5, "images": None, "seeds": (0, 1)},
+    "paper": {"paper": "1,0.875,0.75,0.625,0.5,0.375,0.25", "joint": "1,0.875,0.75,0.625,0.5,0.375,0.25",
+              "paper epochs": 160, "joint epochs": 160, "points": 12, "admm": 3, "retrain": 160, "images": None,
+              "seeds": (0, 1)},
 }  # fmt: skip
-RUNS = {"paper": ["--baselines"], "joint": ["--no-baselines", "--distill"]}
+WAYS = {"paper": ["--baselines"], "joint": ["--no-baselines", "--distill", "--scope", "global"]}
 """Options of each joint frontier, by the name of its folder."""
+PARTS = ("paper", "joint", "whole", "admm")
 
 
 def main() -> None:
@@ -55,21 +59,25 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--scale", default="quick", choices=tuple(SCALES))
-    parser.add_argument("--parts", nargs="+", default=["frontiers", "admm"], help="what to run, to share the work")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="what to run, to share the work")
     parser.add_argument("--tables", type=Path, metavar="OUT", help="tables and figures from finished runs")
     arguments = parser.parse_args()
     out = arguments.tables or arguments.out
     if not arguments.tables:
-        if "frontiers" in arguments.parts:
-            _frontiers(arguments)
+        scale = SCALES[arguments.scale]
+        for way in WAYS.keys() & set(arguments.parts):
+            for seed in scale["seeds"]:
+                _frontier(arguments, way, seed)
+        if "whole" in arguments.parts:
+            _whole(arguments)
         if "admm" in arguments.parts:
             _admm(arguments)
-        if len(arguments.parts) < 2:
+        if len(arguments.parts) < len(PARTS):
             return
-    rows = [row for name in RUNS for row in _rows(out / name, name)]
+    rows = [row for way in (*WAYS, "whole") for run in sorted(out.glob(f"{way}-?")) for row in _rows(run, way)]
     results = results_folder(HERE, out, arguments.scale)
     write_rows(results / "results.csv", rows)
-    top = slimbit.open_run(out / "paper").info.float_accuracy
+    top = slimbit.open_run(out / "paper-0").info.float_accuracy
     print(f"float {top:.2f} %")
     _tell_paper(rows, top)
     _tell_ours(rows)
@@ -79,44 +87,67 @@ def main() -> None:
 
 
 def _common(arguments: argparse.Namespace) -> list[str]:
-    return ["--weights", str(WEIGHTS), "--data", f"cifar10:{arguments.data},normalize=cifar10"]
+    return ["--weights", str(WEIGHTS), "--data", _data(arguments)]
+
+
+def _data(arguments: argparse.Namespace) -> str:
+    return f"cifar10:{arguments.data},normalize=cifar10"
+
+
+def _images(scale: dict) -> list[str]:
+    return [] if scale["images"] is None else ["--evaluate-images", str(scale["images"])]
 
 
 def _tuned(epochs: int, scale: str) -> list[str]:
     return ["--tune-epochs", str(epochs), "--tune-config", str(HERE / f"tune-{scale}.toml")]
 
 
-def _frontiers(arguments: argparse.Namespace) -> None:
+def _frontier(arguments: argparse.Namespace, way: str, seed: int) -> None:
     """Every width pruned by norm and tuned once, then swept."""
     scale = SCALES[arguments.scale]
-    images = [] if scale["images"] is None else ["--evaluate-images", str(scale["images"])]
-    for name, options in RUNS.items():
-        paper = name == "paper"
-        slimbit_command(
-            "frontier",
-            *(*_common(arguments), "--widths", scale["paper" if paper else "ours"], "--by", "norm"),
-            *(*_tuned(scale["epochs"], arguments.scale), *options, *images),
-            *("--augment", "--calibration-images", "1000", "--points", str(1 if paper else scale["points"])),
-            *("--stages", str(arguments.out / "stages")),
-            out=arguments.out / name,
-        )
+    slimbit_command(
+        "frontier",
+        *(*_common(arguments), "--widths", scale[way], "--by", "norm", *_images(scale)),
+        *(*_tuned(scale[f"{way} epochs"], arguments.scale), *WAYS[way], "--stages", str(arguments.out / "stages")),
+        *_swept(1 if way == "paper" else scale["points"], seed),
+        out=arguments.out / f"{way}-{seed}",
+    )
+
+
+def _whole(arguments: argparse.Namespace) -> None:
+    """The network with all its filters, trained as long on its own outputs, then swept like the narrower ones."""
+    scale = SCALES[arguments.scale]
+    tuned = arguments.out / "whole"
+    if not (tuned / "prune.json").exists():
+        epochs = _tuned(scale["joint epochs"], arguments.scale)
+        slimbit_command("prune", "resnet20", *_common(arguments), "--keep", "1", *epochs, "--distill", out=tuned)
+    slimbit_command(
+        "frontier",
+        "resnet20",
+        *("--weights", str(tuned / "model.safetensors"), "--data", _data(arguments), *_images(scale)),
+        *("--no-baselines", *_swept(scale["points"], 0)),
+        out=arguments.out / "whole-0",
+    )
+
+
+def _swept(points: int, seed: int) -> list[str]:
+    return ["--augment", "--calibration-images", "1000", "--points", str(points), "--seed", str(seed)]
 
 
 def _admm(arguments: argparse.Namespace) -> None:
     """Half of the filters by ADMM and by norm, with as many epochs of training in all."""
     scale = SCALES[arguments.scale]
     stages = 4 * scale["admm"]
-    images = [] if scale["images"] is None else ["--evaluate-images", str(scale["images"])]
     for by, epochs in (("admm", scale["retrain"]), ("norm", stages + scale["retrain"])):
         options = ["--admm-epochs", str(scale["admm"])] if by == "admm" else []
         if not (arguments.out / by / "prune.json").exists():
             slimbit_command(
                 "prune",
                 *("resnet20", *_common(arguments), "--keep", "0.5", "--by", by, *options),
-                *(*_tuned(epochs, arguments.scale), *images),
+                *(*_tuned(epochs, arguments.scale), *_images(scale)),
                 out=arguments.out / by,
             )
-    found = _cut(arguments.out / "admm", slimbit.open_data(f"cifar10:{arguments.data},normalize=cifar10"))
+    found = _cut(arguments.out / "admm", slimbit.open_data(_data(arguments)))
     (arguments.out / "admm" / "cut.json").write_text(json.dumps(found))
 
 
@@ -136,11 +167,12 @@ def _cut(folder: Path, data) -> dict[str, float]:
     }
 
 
-def _rows(run: Path, name: str) -> list[dict]:
+def _rows(run: Path, way: str) -> list[dict]:
     """Every finished point of a run."""
     return [
         {
-            "run": name,
+            "run": way,
+            "seed": int(run.name.rsplit("-", 1)[1]),
             "width": point.width,
             "way": point.policy,
             "setting": point.setting,
@@ -152,37 +184,56 @@ def _rows(run: Path, name: str) -> list[dict]:
     ]
 
 
-def _curve(rows: list[dict], metric: str, way: str, widths) -> list[tuple[float, float]]:
-    """Costs and accuracies."""
-    return [(row[metric], row["accuracy"]) for row in rows if row["way"] == way and widths(row["width"])]
+def _curve(rows: list[dict], metric: str, **wanted: object) -> list[tuple[float, float]]:
+    """Costs and accuracies of the rows with these values, cheapest first."""
+    chosen = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return sorted((row[metric], row["accuracy"]) for row in chosen)
+
+
+def _seeds(rows: list[dict], run: str) -> list[int]:
+    return sorted({row["seed"] for row in rows if row["run"] == run})
 
 
 def _tell_paper(rows: list[dict], top: float) -> None:
-    print("\nThe paper's way: max_abs, absolute statistics; cost in millions at so many points below float")
+    print("\nThe paper's way: max_abs, absolute statistics; cost in millions at so many points below float, by seed")
+    only = [row for row in rows if (row["run"], row["way"]) == ("paper", "max_abs") and row["width"] == 1]
+    both = [row for row in rows if (row["run"], row["way"]) == ("paper", "max_abs") and row["width"] < 1]
     for metric in METRICS:
         for below in BELOW:
-            only = cost_at(_curve(rows, metric, "max_abs", lambda w: w == 1), top - below)
-            both = cost_at(_curve(rows, metric, "max_abs", lambda w: w < 1), top - below)
-            print(f"| {metric} | {below:g} | {only / 1e6:.1f} | {both / 1e6:.1f} | {only / both:.2f}x |")
+            found = [
+                tuple(cost_at(_curve(part, metric, seed=seed), top - below) for part in (only, both))
+                for seed in _seeds(rows, "paper")
+            ]
+            cells = [" / ".join(f"{cost / 1e6:.1f}" for cost in costs) for costs in zip(*found, strict=True)]
+            factors = " / ".join(f"{alone / pruned:.2f}x" for alone, pruned in found)
+            print(f"| {metric} | {below:g} | {' | '.join(cells)} | {factors} |")
 
 
 def _tell_ours(rows: list[dict]) -> None:
-    widths = sorted({row["width"] for row in rows}, reverse=True)
-    print("\nEverything Slimbit has, sweep by ESN_d: accuracy at ESN_d, by width")
-    mine = [row for row in rows if row["run"] == "joint"]
-    print("| ESN_d | " + " | ".join(f"{width:g}" for width in widths) + " |")
+    print("\nEverything Slimbit has, sweep by ESN_d: accuracy at ESN_d, by width, mean of the seeds and each")
+    columns = {"all filters, trained as long": {"run": "whole", "width": 1}}
+    mine = sorted({row["width"] for row in rows if row["run"] == "joint"}, reverse=True)
+    columns = {f"{width:g}": {"run": "joint", "width": width} for width in mine} | columns
+    print("| ESN_d | " + " | ".join(columns) + " |")
     for budget in BUDGETS:
         cells = []
-        for width in widths:
-            curve = hull(_curve(mine, "esn_digital", "optimal", lambda w, width=width: w == width))
-            beyond = curve[-1][1] if curve and budget > curve[-1][0] else None
-            read = read_off(curve, budget) or beyond
-            cells.append("-" if read is None else f"{read:.2f}")
+        for wanted in columns.values():
+            curves = (
+                hull(_curve(rows, "esn_digital", way="optimal", seed=seed, **wanted))
+                for seed in _seeds(rows, wanted["run"])
+            )
+            reads = [read for curve in curves if (read := _reached(curve, budget)) is not None]
+            each = f" ({', '.join(f'{read:.2f}' for read in reads)})" * (len(reads) > 1)
+            cells.append(f"{sum(reads) / len(reads):.2f}{each}" if reads else "-")
         print(f"| {budget / 1e6:g}M | " + " | ".join(cells) + " |")
     for row in (row for row in rows if row["way"] == "prune_only"):
-        told = "labels" if row["run"] == "paper" else "the original's outputs"
         costs = ", ".join(f"{name} {row[name] / 1e6:.2f}M" for name in ("macs", "esn_digital", "esn_analog"))
-        print(f"prune only, width {row['width']:g}, tuned on {told}: {row['accuracy']:.2f} %, {costs}")
+        print(f"prune only, {row['run']}, seed {row['seed']}, width {row['width']:g}: {row['accuracy']:.2f} %, {costs}")
+
+
+def _reached(curve: list[tuple[float, float]], budget: float) -> float | None:
+    """Accuracy at a cost; beyond the dearest point that one's."""
+    return curve[-1][1] if curve and budget > curve[-1][0] else read_off(curve, budget)
 
 
 def _tell_admm(out: Path) -> None:
@@ -196,22 +247,37 @@ def _tell_admm(out: Path) -> None:
 
 
 def _draw(rows: list[dict], top: float, results: Path) -> None:
-    widths = sorted({row["width"] for row in rows}, reverse=True)
     figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), sharey=True)
-    for line, way, text in zip(axes, ("max_abs", "optimal"), ("the paper's way", "with everything"), strict=True):
+    widths = sorted({row["width"] for row in rows}, reverse=True)
+    styles = dict(zip(widths, zip("osv^Dx+", mpl.color_sequences["tab10"], strict=False), strict=False))
+    for line, run, way, text in zip(
+        axes, WAYS, ("max_abs", "optimal"), ("the paper's way", "with everything"), strict=True
+    ):
         for axis, (metric, label) in zip(line, METRICS.items(), strict=True):
-            run = "paper" if way == "max_abs" else "joint"
-            mine = [row for row in rows if row["run"] == run]
-            for width, marker in zip(widths, "osv^Dx+"[: len(widths)], strict=True):
-                curve = sorted(_curve(mine, metric, way, lambda w, width=width: w == width))
-                name = "quantize only" if width == 1 else f"slim to {width:g}, then quantize"
-                axis.plot(*_places(curve), marker=marker, markersize=5, linewidth=1.2, label=name)
-            alone = sorted(_curve(mine, metric, "prune_only", lambda _: True))
-            axis.plot(*_places(alone), "k--x", linewidth=1, label="prune only, 8 bits")
+            for seed in _seeds(rows, run):
+                faint = {"alpha": 1.0 if seed == 0 else 0.4}
+                for width, (marker, color) in styles.items():
+                    curve = _curve(rows, metric, run=run, way=way, seed=seed, width=width)
+                    name = "quantize only" if width == 1 else f"slim to {width:g}, then quantize"
+                    told = {"label": name} if seed == 0 and curve else {}
+                    axis.plot(*_places(curve), marker=marker, color=color, markersize=5, linewidth=1.2, **told, **faint)
+                alone = _curve(rows, metric, run=run, way="prune_only", seed=seed)
+                told = {"label": "prune only, 8 bits"} if seed == 0 else {}
+                axis.plot(*_places(alone), "k--x", linewidth=1, **told, **faint)
+            if run == "joint":
+                curve = _curve(rows, metric, run="whole", way="optimal", seed=0)
+                axis.plot(
+                    *_places(curve),
+                    ":",
+                    color="tab:blue",
+                    marker="o",
+                    markersize=3,
+                    label="all filters, trained as long",
+                )
             axis.axhline(top, color="grey", linewidth=0.8, linestyle=":")
             axis.set(xscale="log", xlabel=label, ylabel="accuracy (%)", title=text, ylim=(60, top + 1.5))
             axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
+        line[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(results / "fig6.png", dpi=100)
 
@@ -222,7 +288,7 @@ def _places(curve: list[tuple[float, float]]) -> tuple[list[float], list[float]]
 
 def _histogram(out: Path, results: Path) -> None:
     """Filters by the width of their widest level where ``max_abs`` costs 39M bits, removed filters at 0."""
-    run = slimbit.open_run(out / "paper")
+    run = slimbit.open_run(out / "paper-0")
     model = slimbit.load_weights(slimbit.network("resnet20"), WEIGHTS)
     example = torch.zeros(1, 3, 32, 32)
     whole = slimbit.cost(model, example).total.convolution_filters

@@ -227,7 +227,7 @@ class Worker:
         Where narrower networks are made meanwhile, the pace says nothing, and their training is not counted.
         """
         fresh = done - self._begun_with
-        if fresh > 0 and len(self.branches) == 1:
+        if fresh > 0 and all(branch.slimmer is None for branch in self.branches):
             return (time.perf_counter() - self._started) / fresh * (total - done)
         each = None if self.info is None else self._seconds_each(self.info)
         return None if each is None else (total - done) * each
