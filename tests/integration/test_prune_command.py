@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 import slimbit
-from slimbit.cli.networks import default_weights
+from slimbit.cli.networks import default_weights, survey_of
 from slimbit.cli.prune import prune
 from slimbit.export.pruned import load_pruned
 from slimbit.records.errors import InputError
@@ -55,6 +55,9 @@ def test_budgets(tmp_path: Path, by: str) -> None:
     report = slimbit.cost(small, torch.zeros(1, 1, 8, 8), bits=8)
     assert report.total.macs == bits["after"]["macs"]
     assert 300_000 < report.total.esn_digital <= 500_000
+    assert sum(layer.macs for layer in survey_of(str(tmp_path / "b")).spec.layers) == bits["after"]["macs"]
+    with pytest.raises(InputError, match="--weights must not be given for a folder"):
+        survey_of(str(tmp_path / "b"), weights=tmp_path / "b" / "model.safetensors")
     with pytest.raises(InputError, match=r"its card says: pruned by .*slimbit.load_pruned"):
         slimbit.load_weights(slimbit.network("digits_resnet"), tmp_path / "b" / "model.safetensors")
 

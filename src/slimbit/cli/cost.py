@@ -21,7 +21,7 @@ Network = Annotated[
     typer.Argument(
         metavar="NETWORK",
         help="Zoo name (resnet20, resnet20-A, resnet20@0.5, vgg7, resnet50, ...), timm:NAME, package.module:callable, "
-        "or a .onnx, .pt2 (torch.export) or .safetensors file.",
+        "a .onnx, .pt2 (torch.export) or .safetensors file, or a folder of slimbit prune.",
         show_default=False,
     ),
 ]

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 FILES = (".onnx", ".pt2", ".safetensors")
 WEIGHT_FILES = (".pth", ".th", ".pt", ".bin")
 LARGEST_INPUT = 1 << 31
+PRUNED = "prune.json"
 
 
 def survey_of(reference: str, *, weights: Path | None = None, input_text: str | None = None) -> "Survey":
     """Survey whatever NETWORK names.
 
     Args:
-        reference: Zoo name, ``timm:NAME``, ``package.module:callable``, or a file of type `FILES`.
+        reference: Zoo name, ``timm:NAME``, ``package.module:callable``, a file of type `FILES`, or a folder that
+            ``slimbit prune`` has written.
         weights: Weights to load into it.
         input_text: ``3x32x32``; default: the network's own.
     """
@@ -33,9 +35,12 @@ def survey_of(reference: str, *, weights: Path | None = None, input_text: str | 
         return _survey_file(reference, suffix, input_text)
     if suffix in WEIGHT_FILES:
         raise InputError(f"NETWORK must be a network, got the weights file {reference}: give it with --weights")
-    model, shape = model_of(reference, weights=weights, input_text=input_text)
     from slimbit.survey.module import survey_network
 
+    if (Path(reference) / PRUNED).is_file():
+        model, shape = _pruned(reference, weights, input_text)
+        return survey_network(model, example_of(shape), name=reference)
+    model, shape = model_of(reference, weights=weights, input_text=input_text)
     survey = survey_network(model, example_of(shape), name=reference)
     if weights is None and ":" not in reference and default_weights(reference) is None:
         note = "The weights are a random initialization: give --weights for what depends on their values."
@@ -74,6 +79,16 @@ def model_of(
     if shape is None:
         raise InputError(f"--input must be given for {reference}, e.g. --input 3x224x224")
     return model, shape
+
+
+def _pruned(folder: str, weights: Path | None, input_text: str | None) -> "tuple[nn.Module, tuple[int, ...]]":
+    """The smaller network of a folder, and the shape of one input."""
+    from slimbit.export.pruned import load_pruned, pruned_input
+
+    if weights is not None:
+        raise InputError(f"--weights must not be given for a folder that has its own, got both for {folder}")
+    shape = pruned_input(folder) if input_text is None else input_shape(input_text)
+    return load_pruned(folder), shape
 
 
 def check_runnable(reference: str) -> None:

@@ -90,12 +90,24 @@ def load_pruned(folder: str | Path, *, model: nn.Module | None = None, allow_cod
     data = _read(Path(folder))
     plan = KeepPlan.from_dict(data.get("plan", {}))
     if model is None:
-        try:
-            reference = NetworkReference.model_validate_json(json.dumps(data.get("network")))
-        except ValueError as error:
-            raise InputError(f"network of {folder} must be valid, got {data.get('network')!r}") from error
-        model = rebuild(reference, allow_code=allow_code)
+        model = rebuild(_reference(folder, data), allow_code=allow_code)
     return rebuild_pruned(model, plan, read_weights(Path(folder) / WEIGHTS))
+
+
+def pruned_input(folder: str | Path) -> tuple[int, ...]:
+    """Shape of one input of the network of a folder, without the batch dimension.
+
+    Raises:
+        InputError: No such folder, or a damaged file.
+    """
+    return _reference(folder, _read(Path(folder))).input_shape
+
+
+def _reference(folder: str | Path, data: Mapping[str, Any]) -> NetworkReference:
+    try:
+        return NetworkReference.model_validate_json(json.dumps(data.get("network")))
+    except ValueError as error:
+        raise InputError(f"network of {folder} must be valid, got {data.get('network')!r}") from error
 
 
 def _read(folder: Path) -> Mapping[str, Any]:
