@@ -41,14 +41,14 @@ BUDGETS = (6e6, 8e6, 10e6, 12e6, 14.2e6, 20e6, 31e6)
 AT_BITS = 39e6
 """ESN_d at which the paper shows its histogram."""
 SCALES = {
-    "smoke": {"paper": "1,0.5", "joint": "1,0.5", "paper epochs": 1, "joint epochs": 1, "points": 2, "admm": 1,
-              "retrain": 1, "images": 500, "seeds": (0, 1)},
-    "quick": {"paper": "1,0.75,0.5,0.25", "joint": "1,0.875,0.75,0.5", "paper epochs": 6, "joint epochs": 16,
-              "points": 8, "admm": 3, "retrain": 5, "images": None, "seeds": (0, 1)},
-    "paper": {"paper": "1,0.875,0.75,0.625,0.5,0.375,0.25", "joint": "1,0.875,0.75,0.625,0.5,0.375,0.25",
-              "paper epochs": 160, "joint epochs": 160, "points": 12, "admm": 3, "retrain": 160, "images": None,
-              "seeds": (0, 1)},
+    "smoke": {"paper": ["1,0.5"], "joint": ["1,0.5"] * 2, "paper epochs": 1, "joint epochs": 1, "points": 2, "admm": 1,
+              "retrain": 1, "images": 500},
+    "quick": {"paper": ["1,0.75,0.5,0.25", "1,0.75,0.5"], "joint": ["1,0.875,0.75,0.5", "1,0.875,0.75"],
+              "paper epochs": 6, "joint epochs": 16, "points": 8, "admm": 3, "retrain": 5, "images": None},
+    "paper": {"paper": ["1,0.875,0.75,0.625,0.5,0.375,0.25"] * 2, "joint": ["1,0.875,0.75,0.625,0.5,0.375,0.25"] * 2,
+              "paper epochs": 160, "joint epochs": 160, "points": 12, "admm": 3, "retrain": 160, "images": None},
 }  # fmt: skip
+"""Widths of each frontier, one entry per seed; epochs of training after the cut; points of each width."""
 WAYS = {"paper": ["--baselines"], "joint": ["--no-baselines", "--distill", "--scope", "global"]}
 """Options of each joint frontier, by the name of its folder."""
 PARTS = ("paper", "joint", "whole", "admm")
@@ -66,8 +66,8 @@ def main() -> None:
     if not arguments.tables:
         scale = SCALES[arguments.scale]
         for way in WAYS.keys() & set(arguments.parts):
-            for seed in scale["seeds"]:
-                _frontier(arguments, way, seed)
+            for seed, widths in enumerate(scale[way]):
+                _frontier(arguments, way, widths, seed)
         if "whole" in arguments.parts:
             _whole(arguments)
         if "admm" in arguments.parts:
@@ -102,12 +102,12 @@ def _tuned(epochs: int, scale: str) -> list[str]:
     return ["--tune-epochs", str(epochs), "--tune-config", str(HERE / f"tune-{scale}.toml")]
 
 
-def _frontier(arguments: argparse.Namespace, way: str, seed: int) -> None:
+def _frontier(arguments: argparse.Namespace, way: str, widths: str, seed: int) -> None:
     """Every width pruned by norm and tuned once, then swept."""
     scale = SCALES[arguments.scale]
     slimbit_command(
         "frontier",
-        *(*_common(arguments), "--widths", scale[way], "--by", "norm", *_images(scale)),
+        *(*_common(arguments), "--widths", widths, "--by", "norm", *_images(scale)),
         *(*_tuned(scale[f"{way} epochs"], arguments.scale), *WAYS[way], "--stages", str(arguments.out / "stages")),
         *_swept(1 if way == "paper" else scale["points"], seed),
         out=arguments.out / f"{way}-{seed}",

@@ -56,7 +56,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
         Path | None, typer.Option(help="TOML file as for slimbit train, over the paper's settings of that training.")
     ] = None,
     admm_epochs: Annotated[int, typer.Option(help="Epochs of each of the four stages of --by admm.")] = 3,
-    admm_lr: Annotated[float, typer.Option(help="Highest learning rate of these stages.")] = 0.01,
+    admm_lr: Annotated[float, typer.Option(help="Highest learning rate of these stages.")] = 0.05,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images that it sees; default: flip.")
     ] = None,

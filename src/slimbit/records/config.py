@@ -77,7 +77,7 @@ class SlimmingConfig(ConfigTable):
     tune_lr: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     distill: bool = False
     admm_epochs: int = Field(default=3, ge=1, le=10_000)
-    admm_lr: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    admm_lr: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     tune: TrainConfig = TrainConfig()
 
 

@@ -60,7 +60,7 @@ class Tuning:
     data: str = ""
     distill: bool = False
     admm: AdmmSettings = field(default_factory=AdmmSettings)
-    admm_rate: float = 0.01
+    admm_rate: float = 0.05
 
     @property
     def name(self) -> str:
