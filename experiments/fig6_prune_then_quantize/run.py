@@ -43,7 +43,7 @@ AT_BITS = 39e6
 SCALES = {
     "smoke": {"paper": ["1,0.5"], "joint": ["1,0.5"] * 2, "paper epochs": 1, "joint epochs": 1, "points": 2, "admm": 1,
               "retrain": 1, "images": 500},
-    "quick": {"paper": ["1,0.75,0.5,0.25", "1,0.75,0.5"], "joint": ["1,0.875,0.75,0.5", "1,0.875,0.75"],
+    "quick": {"paper": ["1,0.75,0.5,0.25", "1,0.75,0.5"], "joint": ["1,0.875,0.75,0.5", "1,0.875"],
               "paper epochs": 6, "joint epochs": 16, "points": 8, "admm": 3, "retrain": 5, "images": None},
     "paper": {"paper": ["1,0.875,0.75,0.625,0.5,0.375,0.25"] * 2, "joint": ["1,0.875,0.75,0.625,0.5,0.375,0.25"] * 2,
               "paper epochs": 160, "joint epochs": 160, "points": 12, "admm": 3, "retrain": 160, "images": None},
