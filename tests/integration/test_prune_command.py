@@ -125,7 +125,7 @@ def test_tuning_recovers_and_a_second_call_finds_it_done(tmp_path: Path) -> None
             run(tmp_path / "tuned", *tuning, *other)
     for name in ("prune.json", "model.safetensors"):
         (tmp_path / "tuned" / name).unlink()  # stopped before the end
-    with pytest.raises(InputError, match="must be continued with its images, normalization and weights"):
+    with pytest.raises(InputError, match="must be continued with its images, normalization, weights and pruning"):
         run(tmp_path / "tuned", *tuning, "--weights", rolled(tmp_path))
     with pytest.raises(InputError, match=r"--out must be a new folder, .* with checkpoint.safetensors in it"):
         run(tmp_path / "tuned" / "tune", "--keep", 0.5)

@@ -233,7 +233,7 @@ def test_other_images_under_the_same_name_are_refused(tmp_path, digits):
     about = About(data="digits", fingerprint="a")
     train_network(network(), task_of(digits), settings(epochs=1), tmp_path, about=about)
     train_network(network(), task_of(digits), settings(epochs=1), tmp_path, about=About(data="digits"))
-    with pytest.raises(InputError, match="continued with its images, normalization and --weights, got others of the"):
+    with pytest.raises(InputError, match="continued with its images, normalization, weights and pruning, got others"):
         train_network(network(), task_of(digits), settings(epochs=1), tmp_path, about=replace(about, fingerprint="b"))
 
 
@@ -340,7 +340,9 @@ def test_the_command_trains_and_goes_on(tmp_path):
     assert again.stdout.splitlines() == lines[-1:]
     moved = command(*[part if part != "digits" else "digits,normalize=half" for part in run])
     assert moved.returncode == 2
-    assert "with its images, normalization and --weights, got others of the same name" in " ".join(moved.stderr.split())
+    assert "with its images, normalization, weights and pruning, got others of the same name" in " ".join(
+        moved.stderr.split()
+    )
     other = command(*run, "--seed", "5")
     assert other.returncode == 2
     assert "must be continued with its own settings, got another seed (5 instead of 0)" in " ".join(

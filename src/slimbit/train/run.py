@@ -152,8 +152,8 @@ def _begin(folder: Path, config: TrainConfig, about: About) -> dict[str, Any]:
         raise InputError(f"run {folder} must be continued with its data {data!r}, got {about.data!r}")
     if fingerprint and about.fingerprint and fingerprint != about.fingerprint:
         raise InputError(
-            f"run {folder} must be continued with its images, normalization and weights, and the same pruning, "
-            "got others under the same names"
+            f"run {folder} must be continued with its images, normalization, weights and pruning, "
+            "got others of the same name"
         )
     return {**before, **({"config": said["config"]} if "config" not in before else {})}
 
