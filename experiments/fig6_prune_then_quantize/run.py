@@ -12,6 +12,7 @@ README.md. Interrupt at will: the same command continues, and a second one besid
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -40,18 +41,21 @@ BELOW = (1.0, 3.0, 5.0)
 BUDGETS = (6e6, 8e6, 10e6, 12e6, 14.2e6, 20e6, 31e6)
 AT_BITS = 39e6
 """ESN_d at which the paper shows its histogram."""
+ALL = "1,0.875,0.75,0.625,0.5,0.375,0.25"
 SCALES = {
-    "smoke": {"paper": ["1,0.5"], "joint": ["1,0.5"] * 2, "paper epochs": 1, "joint epochs": 1, "points": 2, "admm": 1,
-              "retrain": 1, "images": 500},
-    "quick": {"paper": ["1,0.75,0.5,0.25", "1,0.75,0.5"], "joint": ["1,0.875,0.75,0.5", "1,0.875"],
-              "paper epochs": 6, "joint epochs": 16, "points": 8, "admm": 3, "retrain": 5, "images": None},
-    "paper": {"paper": ["1,0.875,0.75,0.625,0.5,0.375,0.25"] * 2, "joint": ["1,0.875,0.75,0.625,0.5,0.375,0.25"] * 2,
-              "paper epochs": 160, "joint epochs": 160, "points": 12, "admm": 3, "retrain": 160, "images": None},
+    "smoke": {"paper": ["1,0.5"], "longer": ["0.5"], "joint": ["1,0.5"] * 2, "paper epochs": 1, "epochs": 1,
+              "points": 2, "admm": 1, "retrain": 1, "images": 500},
+    "quick": {"paper": ["1,0.75,0.5,0.25", "1,0.75,0.5"], "longer": ["0.875,0.75,0.5"],
+              "joint": ["1,0.875,0.75,0.5", "1,0.875"], "paper epochs": 6, "epochs": 16, "points": 8, "admm": 3,
+              "retrain": 5, "images": None},
+    "paper": {"paper": [ALL] * 2, "longer": [ALL] * 2, "joint": [ALL] * 2, "paper epochs": 160, "epochs": 160,
+              "points": 12, "admm": 3, "retrain": 160, "images": None},
 }  # fmt: skip
 """Widths of each frontier, one entry per seed; epochs of training after the cut; points of each width."""
-WAYS = {"paper": ["--baselines"], "joint": ["--no-baselines", "--distill", "--scope", "global"]}
+LONGER = ["--distill", "--scope", "global"]
+WAYS = {"paper": ["--baselines"], "longer": ["--baselines", *LONGER], "joint": ["--no-baselines", *LONGER]}
 """Options of each joint frontier, by the name of its folder."""
-PARTS = ("paper", "joint", "whole", "admm")
+PARTS = (*WAYS, "whole", "admm")
 
 
 def main() -> None:
@@ -65,7 +69,7 @@ def main() -> None:
     out = arguments.tables or arguments.out
     if not arguments.tables:
         scale = SCALES[arguments.scale]
-        for way in WAYS.keys() & set(arguments.parts):
+        for way in (way for way in WAYS if way in arguments.parts):
             for seed, widths in enumerate(scale[way]):
                 _frontier(arguments, way, widths, seed)
         if "whole" in arguments.parts:
@@ -108,8 +112,9 @@ def _frontier(arguments: argparse.Namespace, way: str, widths: str, seed: int) -
     slimbit_command(
         "frontier",
         *(*_common(arguments), "--widths", widths, "--by", "norm", *_images(scale)),
-        *(*_tuned(scale[f"{way} epochs"], arguments.scale), *WAYS[way], "--stages", str(arguments.out / "stages")),
-        *_swept(1 if way == "paper" else scale["points"], seed),
+        *_tuned(scale["paper epochs" if way == "paper" else "epochs"], arguments.scale),
+        *(*WAYS[way], "--stages", str(arguments.out / "stages")),
+        *_swept(scale["points"] if way == "joint" else 1, seed),
         out=arguments.out / f"{way}-{seed}",
     )
 
@@ -119,7 +124,7 @@ def _whole(arguments: argparse.Namespace) -> None:
     scale = SCALES[arguments.scale]
     tuned = arguments.out / "whole"
     if not (tuned / "prune.json").exists():
-        epochs = _tuned(scale["joint epochs"], arguments.scale)
+        epochs = _tuned(scale["epochs"], arguments.scale)
         slimbit_command("prune", "resnet20", *_common(arguments), "--keep", "1", *epochs, "--distill", out=tuned)
     slimbit_command(
         "frontier",
@@ -197,16 +202,21 @@ def _seeds(rows: list[dict], run: str) -> list[int]:
 def _tell_paper(rows: list[dict], top: float) -> None:
     print("\nThe paper's way: max_abs, absolute statistics; cost in millions at so many points below float, by seed")
     only = [row for row in rows if (row["run"], row["way"]) == ("paper", "max_abs") and row["width"] == 1]
-    both = [row for row in rows if (row["run"], row["way"]) == ("paper", "max_abs") and row["width"] < 1]
-    for metric in METRICS:
-        for below in BELOW:
-            found = [
-                tuple(cost_at(_curve(part, metric, seed=seed), top - below) for part in (only, both))
-                for seed in _seeds(rows, "paper")
-            ]
-            cells = [" / ".join(f"{cost / 1e6:.1f}" for cost in costs) for costs in zip(*found, strict=True)]
-            factors = " / ".join(f"{alone / pruned:.2f}x" for alone, pruned in found)
-            print(f"| {metric} | {below:g} | {' | '.join(cells)} | {factors} |")
+    for run in ("paper", "longer"):
+        both = [row for row in rows if (row["run"], row["way"]) == (run, "max_abs") and row["width"] < 1]
+        for metric in METRICS:
+            for below in BELOW:
+                found = [
+                    tuple(cost_at(_curve(part, metric, seed=seed), top - below) for part in (only, both))
+                    for seed in _seeds(rows, run)
+                ]
+                cells = [" / ".join(_millions(cost) for cost in costs) for costs in zip(*found, strict=True)]
+                factors = " / ".join(f"{alone / pruned:.2f}x" if pruned > 0 else "-" for alone, pruned in found)
+                print(f"| {run} | {metric} | {below:g} | {' | '.join(cells)} | {factors} |")
+
+
+def _millions(cost: float) -> str:
+    return "not reached" if math.isnan(cost) else f"{cost / 1e6:.1f}"
 
 
 def _tell_ours(rows: list[dict]) -> None:
@@ -250,34 +260,29 @@ def _draw(rows: list[dict], top: float, results: Path) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), sharey=True)
     widths = sorted({row["width"] for row in rows}, reverse=True)
     styles = dict(zip(widths, zip("osv^Dx+", mpl.color_sequences["tab10"], strict=False), strict=False))
-    for line, run, way, text in zip(
-        axes, WAYS, ("max_abs", "optimal"), ("the paper's way", "with everything"), strict=True
-    ):
-        for axis, (metric, label) in zip(line, METRICS.items(), strict=True):
+    lines = {("paper", "max_abs"): axes[0], ("longer", "max_abs"): axes[0], ("joint", "optimal"): axes[1]}
+    for (run, way), line in lines.items():
+        dashes = "--" if run == "longer" else "-"
+        for axis, metric in zip(line, METRICS, strict=True):
             for seed in _seeds(rows, run):
-                faint = {"alpha": 1.0 if seed == 0 else 0.4}
+                faint = {"alpha": 1.0 if seed == 0 else 0.4, "markersize": 5, "linewidth": 1.2, "linestyle": dashes}
                 for width, (marker, color) in styles.items():
                     curve = _curve(rows, metric, run=run, way=way, seed=seed, width=width)
                     name = "quantize only" if width == 1 else f"slim to {width:g}, then quantize"
-                    told = {"label": name} if seed == 0 and curve else {}
-                    axis.plot(*_places(curve), marker=marker, color=color, markersize=5, linewidth=1.2, **told, **faint)
+                    told = {"label": f"{name}{', trained longer' * (run == 'longer')}"} if seed == 0 and curve else {}
+                    axis.plot(*_places(curve), marker=marker, color=color, **told, **faint)
                 alone = _curve(rows, metric, run=run, way="prune_only", seed=seed)
-                told = {"label": "prune only, 8 bits"} if seed == 0 else {}
-                axis.plot(*_places(alone), "k--x", linewidth=1, **told, **faint)
-            if run == "joint":
-                curve = _curve(rows, metric, run="whole", way="optimal", seed=0)
-                axis.plot(
-                    *_places(curve),
-                    ":",
-                    color="tab:blue",
-                    marker="o",
-                    markersize=3,
-                    label="all filters, trained as long",
-                )
+                told = {"label": "prune only, 8 bits"} if seed == 0 and run != "longer" else {}
+                axis.plot(*_places(alone), marker="x", color="black", **told, **faint)
+    for axis, metric in zip(axes[1], METRICS, strict=True):
+        curve = _curve(rows, metric, run="whole", way="optimal", seed=0)
+        axis.plot(*_places(curve), "k:", marker="o", markersize=3, label="all filters, trained as long")
+    for line, text in zip(axes, ("the paper's way", "with everything"), strict=True):
+        for axis, label in zip(line, METRICS.values(), strict=True):
             axis.axhline(top, color="grey", linewidth=0.8, linestyle=":")
             axis.set(xscale="log", xlabel=label, ylabel="accuracy (%)", title=text, ylim=(60, top + 1.5))
             axis.grid(alpha=0.3)
-        line[0].legend(fontsize=8)
+        line[0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(results / "fig6.png", dpi=100)
 
