@@ -164,6 +164,12 @@ def test_no_option_is_ignored(options, said):
         CliRunner().invoke(app, ["cost", "resnet8", *options], catch_exceptions=False)
 
 
+def test_a_name_too_long_for_a_path_is_a_wrong_name():
+    result = CliRunner().invoke(app, ["cost", "a" * 300])
+    assert isinstance(result.exception, InputError)
+    assert "network name must be one that exists, got 'aaa" in str(result.exception)
+
+
 def test_an_integer_file_takes_the_formula(tmp_path):
     _onnx_with_integer_weights(tmp_path / "net.onnx")
     assert CliRunner().invoke(app, ["cost", str(tmp_path / "net.onnx"), "--formula", "literal"]).exit_code == 0

@@ -56,6 +56,7 @@ def test_budgets(tmp_path: Path, by: str) -> None:
     assert report.total.macs == bits["after"]["macs"]
     assert 300_000 < report.total.esn_digital <= 500_000
     assert sum(layer.macs for layer in survey_of(str(tmp_path / "b")).spec.layers) == bits["after"]["macs"]
+    assert not survey_of(str(tmp_path / "b")).spec.notes  # its weights are no random ones
     with pytest.raises(InputError, match="--weights must not be given for a folder"):
         survey_of(str(tmp_path / "b"), weights=tmp_path / "b" / "model.safetensors")
     with pytest.raises(InputError, match=r"its card says: pruned by .*slimbit.load_pruned"):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimbit._imports import import_callable
 from slimbit.records.errors import InputError, MissingExtraError, closest
+from slimbit.records.keep import PRUNED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 FILES = (".onnx", ".pt2", ".safetensors")
 WEIGHT_FILES = (".pth", ".th", ".pt", ".bin")
 LARGEST_INPUT = 1 << 31
-PRUNED = "prune.json"
 
 
 def survey_of(reference: str, *, weights: Path | None = None, input_text: str | None = None) -> "Survey":
@@ -35,14 +35,12 @@ def survey_of(reference: str, *, weights: Path | None = None, input_text: str | 
         return _survey_file(reference, suffix, input_text)
     if suffix in WEIGHT_FILES:
         raise InputError(f"NETWORK must be a network, got the weights file {reference}: give it with --weights")
+    pruned = _is_pruned(reference)
+    model, shape = (_pruned if pruned else model_of)(reference, weights=weights, input_text=input_text)
     from slimbit.survey.module import survey_network
 
-    if (Path(reference) / PRUNED).is_file():
-        model, shape = _pruned(reference, weights, input_text)
-        return survey_network(model, example_of(shape), name=reference)
-    model, shape = model_of(reference, weights=weights, input_text=input_text)
     survey = survey_network(model, example_of(shape), name=reference)
-    if weights is None and ":" not in reference and default_weights(reference) is None:
+    if weights is None and not pruned and ":" not in reference and default_weights(reference) is None:
         note = "The weights are a random initialization: give --weights for what depends on their values."
         survey = replace(survey, spec=replace(survey.spec, notes=(*survey.spec.notes, note)))
     return survey
@@ -81,7 +79,15 @@ def model_of(
     return model, shape
 
 
-def _pruned(folder: str, weights: Path | None, input_text: str | None) -> "tuple[nn.Module, tuple[int, ...]]":
+def _is_pruned(reference: str) -> bool:
+    """Whether it names a folder that ``slimbit prune`` has written; most names are none, and some no path at all."""
+    try:
+        return (Path(reference) / PRUNED).is_file()
+    except OSError:  # too long for a path
+        return False
+
+
+def _pruned(folder: str, *, weights: Path | None, input_text: str | None) -> "tuple[nn.Module, tuple[int, ...]]":
     """The smaller network of a folder, and the shape of one input."""
     from slimbit.export.pruned import load_pruned, pruned_input
 

@@ -13,10 +13,10 @@ from slimbit.export.manifest import NetworkReference
 from slimbit.export.rebuild import rebuild
 from slimbit.records.errors import InputError
 from slimbit.records.files import write_whole
-from slimbit.records.keep import KeepPlan
+from slimbit.records.keep import PRUNED, KeepPlan
 from slimbit.zoo.files import read_weights
 
-WEIGHTS, PLAN = "model.safetensors", "prune.json"
+WEIGHTS = "model.safetensors"
 TRAININGS = ("admm", "tune")
 SCHEMA = 1
 
@@ -49,7 +49,7 @@ def write_pruned(
         "plan": plan.to_dict(),
         **about,
     }
-    write_whole(folder / PLAN, json.dumps(data, indent=2, allow_nan=False).encode())
+    write_whole(folder / PRUNED, json.dumps(data, indent=2, allow_nan=False).encode())
     write_whole(folder / WEIGHTS, save(tensors, metadata={"slimbit": card}))
 
 
@@ -66,10 +66,10 @@ def check_pruned_folder(folder: Path, content: str) -> None:
     entries = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
     found = sorted(name for name in entries if not name.startswith("."))
     strange = [name for name in found if name not in TRAININGS]
-    if PLAN in found:
+    if PRUNED in found:
         if _read(folder)["content"] == content:
             return
-        strange = ["another pruning"] if set(strange) <= {WEIGHTS, PLAN} else strange
+        strange = ["another pruning"] if set(strange) <= {WEIGHTS, PRUNED} else strange
     if strange:
         raise InputError(
             f"--out must be a new folder, an empty one or one of this pruning, got {folder} with {strange[0]} in it"
@@ -112,11 +112,11 @@ def _reference(folder: str | Path, data: Mapping[str, Any]) -> NetworkReference:
 
 def _read(folder: Path) -> Mapping[str, Any]:
     """What ``prune.json`` says."""
-    file = folder / PLAN
+    file = folder / PRUNED
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"pruned network must have a readable {PLAN}, got {file}: {error}") from error
+        raise InputError(f"pruned network must have a readable {PRUNED}, got {file}: {error}") from error
     if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
         raise InputError(
             f"{file} must have schema {SCHEMA}, got {data.get('schema') if isinstance(data, Mapping) else data!r}"

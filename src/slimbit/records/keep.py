@@ -14,6 +14,8 @@ from slimbit.records.network import LayerSpec, NetworkSpec
 Made = TypeVar("Made")
 Constants = Literal["fold", "zero"]
 SCHEMA = 1
+PRUNED = "prune.json"
+"""The file by which a folder of a pruned network is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
