@@ -188,9 +188,14 @@ class Slimmer:
 
     def content(self, plan: KeepPlan) -> str:
         """Digest of everything that `slim` depends on."""
+        weights, inputs, settings = self._given
+        return hashlib.sha256(canonical([weights, plan.digest(), inputs, settings])).hexdigest()
+
+    @cached_property
+    def _given(self) -> tuple[str, str, dict[str, Any]]:
+        """Digests of weights and calibration images, and the settings: the same for every plan."""
         inputs = digest_of([inputs_of(batch) for batch in self.batches])
-        told = [digest_of(self.model.state_dict()), plan.digest(), inputs, self.slimming.settings()]
-        return hashlib.sha256(canonical(told)).hexdigest()
+        return digest_of(self.model.state_dict()), inputs, self.slimming.settings()
 
     @cached_property
     def _weights(self) -> dict[str, Tensor]:
@@ -238,8 +243,9 @@ class Slimmer:
     def _check_trains(self, small: nn.Module) -> None:
         """Training takes ways through the code that the example did not."""
         network = copied(small).train()
-        with self._following(), torch.no_grad():
-            call_network(network, self.batches[0])
+        with self._following(), torch.no_grad(), torch.random.fork_rng(devices=()):
+            for batch in self.batches[:1]:
+                call_network(network, batch)
 
     @contextmanager
     def _following(self) -> Iterator[None]:
