@@ -69,8 +69,8 @@ def main() -> None:
     out = arguments.tables or arguments.out
     if not arguments.tables:
         scale = SCALES[arguments.scale]
-        for way in (way for way in WAYS if way in arguments.parts):
-            for seed, widths in enumerate(scale[way]):
+        for way in WAYS:
+            for seed, widths in enumerate(scale[way] if way in arguments.parts else ()):
                 _frontier(arguments, way, widths, seed)
         if "whole" in arguments.parts:
             _whole(arguments)
@@ -211,7 +211,9 @@ def _tell_paper(rows: list[dict], top: float) -> None:
                     for seed in _seeds(rows, run)
                 ]
                 cells = [" / ".join(_millions(cost) for cost in costs) for costs in zip(*found, strict=True)]
-                factors = " / ".join(f"{alone / pruned:.2f}x" if pruned > 0 else "-" for alone, pruned in found)
+                factors = " / ".join(
+                    f"{alone / pruned:.2f}x" if not math.isnan(pruned) else "-" for alone, pruned in found
+                )
                 print(f"| {run} | {metric} | {below:g} | {' | '.join(cells)} | {factors} |")
 
 
@@ -221,9 +223,9 @@ def _millions(cost: float) -> str:
 
 def _tell_ours(rows: list[dict]) -> None:
     print("\nEverything Slimbit has, sweep by ESN_d: accuracy at ESN_d, by width, mean of the seeds and each")
-    columns = {"all filters, trained as long": {"run": "whole", "width": 1}}
-    mine = sorted({row["width"] for row in rows if row["run"] == "joint"}, reverse=True)
-    columns = {f"{width:g}": {"run": "joint", "width": width} for width in mine} | columns
+    widths = sorted({row["width"] for row in rows if row["run"] == "joint"}, reverse=True)
+    columns: dict[str, dict] = {f"{width:g}": {"run": "joint", "width": width} for width in widths}
+    columns["all filters, trained as long"] = {"run": "whole", "width": 1}
     print("| ESN_d | " + " | ".join(columns) + " |")
     for budget in BUDGETS:
         cells = []
