@@ -157,11 +157,16 @@ class Thrifty(nn.Module):
         return (self.head(y) + (self.head(self.side(y)) if takes else 0)).mean((2, 3))
 
 
+def four_images() -> TrainTask:
+    x = case.images(4)
+    images = TrainImages(pixels=x.numpy(), mean=(0.0,) * 3, std=(1.0,) * 3, labels=np.arange(4))
+    return TrainTask(images=images, example_input=x[:1])
+
+
 @pytest.mark.parametrize("way", ["training", "bright"])
 def test_ways_that_the_example_does_not_take(way: str, tmp_path: Path) -> None:
     model, x = Thrifty(way=way).eval(), case.images(4)
-    images = TrainImages(pixels=x.numpy(), mean=(0.0,) * 3, std=(1.0,) * 3, labels=torch.tensor([0, 1, 2, 3]).numpy())
-    tuning = Tuning(task=TrainTask(images=images, example_input=x[:1]), config=tune_config(1, batch_size=4))
+    tuning = Tuning(task=four_images(), config=tune_config(1, batch_size=4))
     slimmer = Slimmer(model, x[:1], [x + 2.0], Slimming(tuner=tuning), "thrifty")
     words = r"pruned thrifty must run on its images, got .* channels.*; layers that the example does not reach: side"
     with pytest.raises(InputError, match=words):
@@ -171,19 +176,15 @@ def test_ways_that_the_example_does_not_take(way: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_tuning_in_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
-    images = TrainImages(pixels=case.images(4).numpy(), mean=(0.0,) * 3, std=(1.0,) * 3, labels=np.arange(4))
-    task = TrainTask(images=images, example_input=case.images(1))
     with pytest.raises(InputError, match=r"weights must be float32 or wider to be trained, got torch.b?float16 in 0"):
-        train_network(plain().to(dtype), task, tune_config(1, batch_size=4), tmp_path)
+        train_network(plain().to(dtype), four_images(), tune_config(1, batch_size=4), tmp_path)
 
 
 def test_a_frozen_batchnorm_stays_as_it_is_when_tuned(tmp_path: Path) -> None:
     model = plain()
     model[1].requires_grad_(requires_grad=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    images = TrainImages(pixels=case.images(4).numpy(), mean=(0.0,) * 3, std=(1.0,) * 3, labels=np.arange(4))
-    task = TrainTask(images=images, example_input=case.images(1))
-    train_network(model, task, tune_config(1, batch_size=4), tmp_path)
+    train_network(model, four_images(), tune_config(1, batch_size=4), tmp_path)
     same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
     assert same == {name for name in before if name.startswith("1.")}
 

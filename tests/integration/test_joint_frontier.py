@@ -255,19 +255,9 @@ def test_the_signal_of_training_ranks_and_adds_points(digits: Path) -> None:
     whole = ["prune", *DIGITS[:-2], "--keep", "1", "--tune-epochs", "1", "--tune-lr", "0.01"]
     assert runner.invoke(app, [*whole, "--out", str(digits / "whole")]).exit_code == 0
     out, training = str(digits / "signal"), str(digits / "whole" / "tune")
-    call = [
-        "frontier",
-        *DIGITS[:-1],
-        "1",
-        "--widths",
-        "1,0.5",
-        "--no-baselines",
-        "--by",
-        "signal",
-        "--signal",
-        training,
-    ]
-    result = runner.invoke(app, [*call, "--out", out], catch_exceptions=False)
+    call = ["frontier", *DIGITS[:-1], "1", "--widths", "1,0.5", "--no-baselines", "--by", "signal",
+            "--signal", training, "--out", out]  # fmt: skip
+    result = runner.invoke(app, call, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     points = json.loads(runner.invoke(app, ["points", out, "--json"]).stdout)["points"]
     assert {(p["width"], p["policy"]) for p in points} >= {(1.0, "signal"), (0.5, "optimal"), (0.5, "prune_only")}

@@ -94,21 +94,20 @@ def slimming_of(settings: SlimmingConfig, *, network: str, data: "DataSet", exam
 
 def _check_used(settings: SlimmingConfig) -> None:
     """Refuse settings that nothing would look at, and those that an option of their own has."""
+    needs = (
+        ("--tune-epochs", settings.tune_epochs > 0, ("distill", "tune_lr")),
+        ("--by admm", settings.by == "admm", ("admm_epochs", "admm_lr")),
+    )
     plain = SlimmingConfig()
-    needs = {"distill": "tune_epochs", "tune_lr": "tune_epochs", "admm_epochs": "by admm", "admm_lr": "by admm"}
-    for name, need in needs.items():
-        there = settings.by == "admm" if need == "by admm" else settings.tune_epochs
-        if getattr(settings, name) != getattr(plain, name) and not there:
-            raise InputError(f"{_option(need)} must be given with {_option(name)}, got none")
+    for option, is_given, names in needs:
+        for name in names:
+            if not is_given and getattr(settings, name) != getattr(plain, name):
+                raise InputError(f"{option} must be given with --{name.replace('_', '-')}, got none")
     given = settings.tune.model_dump(exclude_unset=True)
     if "epochs" in given:
         raise InputError("epochs of --tune-config must be left out: --tune-epochs gives them")
     if "learning_rate" in given.get("optimizer", {}):
         raise InputError("learning_rate of --tune-config must be left out: --tune-lr gives it")
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _tuning(settings: SlimmingConfig, *, network: str, data: "DataSet", example: Any, seed: int) -> "Tuning | None":

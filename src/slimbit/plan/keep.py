@@ -232,9 +232,8 @@ def _summed(group: FilterGroup, values: Mapping[str, Sequence[float]]) -> list[f
 
 
 def _is_alive(group: FilterGroup, unit: int, norms: Mapping[str, Sequence[float]], limits: Mapping[str, float]) -> bool:
-    return any(
-        norms[m.name][c] >= limits[m.name] and norms[m.name][c] for m in group.of("filters") for c in m.channels[unit]
-    )
+    filters = ((norms[m.name][c], limits[m.name]) for m in group.of("filters") for c in m.channels[unit])
+    return any(norm >= limit and norm > 0 for norm, limit in filters)
 
 
 def _check_scores(ties: Ties, scores: Scores) -> None:

@@ -177,16 +177,14 @@ def _gain(
 ) -> list[str]:
     """Where slimming pays most, with numbers."""
     whole = fronts.get(1.0)
-    gains = []
+    gains = [(0.0, 0.0, 0.0, 0.0)]
     for cost, width in advised:
         before = accuracy_at(whole, cost) if whole else None
         after = accuracy_at(fronts[width], cost)
         if width != 1 and before is not None and after is not None:
             gains.append((after - before, cost, after, before))
-    if not gains or max(gains)[0] <= 0:
-        return []
-    _, cost, after, before = max(gains)
-    return [f"At {brief(cost)} that gives {after:.2f}{space} instead of {before:.2f}{space}."]
+    gain, cost, after, before = max(gains)
+    return [f"At {brief(cost)} that gives {after:.2f}{space} instead of {before:.2f}{space}."] if gain > 0 else []
 
 
 def _alone(points: Sequence[FrontierPoint], fronts: Mapping[float, Curve], metric: str) -> list[str]:

@@ -279,10 +279,8 @@ def _check_precision(model: nn.Module) -> None:
 
 def _frozen_norms(model: nn.Module) -> Iterator[_BatchNorm]:
     """BatchNorms whose scale and shift are not to be learned: their statistics are not, either."""
-    for module in model.modules():
-        learned = any(parameter.requires_grad for parameter in module.parameters())
-        if isinstance(module, _BatchNorm) and module.affine and not learned:
-            yield module
+    norms = (module for module in model.modules() if isinstance(module, _BatchNorm) and module.affine)
+    return (norm for norm in norms if not any(parameter.requires_grad for parameter in norm.parameters()))
 
 
 @contextmanager
