@@ -56,7 +56,8 @@ def test_filters_add_up_to_the_weights(net: nn.Sequential, count: int, seed: int
     noise = sum(float((place[key] - start[key]).square().sum()) for place in places for key in keys) / count
     assert math.fsum(row.signal for row in record.layers) == pytest.approx(signal, rel=1e-6)
     assert math.fsum(row.noise for row in record.layers) == pytest.approx(noise, rel=1e-6)
-    assert sum(row.weights for row in record.layers) == sum(start[key].numel() for key in keys)
+    # ||W||_0 at the end; in float32 a walk does land on exactly zero now and then
+    assert sum(row.weights for row in record.layers) == sum(int(places[-1][key].count_nonzero()) for key in keys)
     assert record.signal_to_noise == pytest.approx(signal / noise, rel=1e-6)
 
 
