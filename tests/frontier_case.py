@@ -74,12 +74,23 @@ def outcome(frontier: Frontier) -> dict[str, tuple[Any, ...]]:
     return {p.key: (p.state, p.plan, p.accuracy, dict(p.objects), dict(p.costs)) for p in frontier.points}
 
 
-def work(out: str, log: str, pause: float, widths: tuple[float, ...] = (1.0,)) -> None:
-    """Target of a worker process: each point it measured goes to the log."""
+def work(out: str, log: str, pause: float, widths: tuple[float, ...], *, together: bool) -> None:
+    """Target of a worker process: each point it measured goes to the log.
+
+    Together: after its first point it holds on until another process has measured one, too, however late that starts.
+    """
 
     def tell(progress: Any) -> None:
         if progress.point is not None:
             with Path(log).open("a") as stream:
                 stream.write(f"{os.getpid()} {progress.point.key}\n")
+            deadline = time.monotonic() + 60
+            while together and len(measured_by(log)) < 2 and time.monotonic() < deadline:
+                time.sleep(0.02)
 
     trace(out, pause=pause, progress=tell, baselines=False, widths=widths)
+
+
+def measured_by(log: Path | str) -> set[str]:
+    """The processes that have measured a point."""
+    return {line.split()[0] for line in Path(log).read_text().splitlines()}
