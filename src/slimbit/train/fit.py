@@ -91,7 +91,7 @@ class _Run:
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True, **_optimizer_options(config))
-        forward: Any = torch.compile(model) if config.compile else model
+        forward: Any = _compiled(model, fabric, config) if config.compile else model
         self.forward, self.optimizer = fabric.setup(forward, optimizer)
         self.tracker = SignalTracker(model, task.example_input)
         self.batches = Batches(task.images, config.augment, device=fabric.device, channels_last=config.channels_last)
@@ -265,6 +265,16 @@ class _Run:
     def _tell(self, progress: Progress) -> None:
         if self.task.listener is not None and self.fabric.is_global_zero:
             self.task.listener(progress)
+
+
+def _compiled(model: nn.Module, fabric: "Fabric", config: TrainConfig) -> Any:
+    """Compiled; on a GPU its kernels are recorded once and replayed, since a small network waits for Python otherwise.
+
+    Recorded passes keep their gradients in memory of their own, where those of several parts or processes would not
+    add up: there kernels are only compiled.
+    """
+    recorded = fabric.device.type == "cuda" and config.accumulate == 1 and fabric.world_size == 1
+    return torch.compile(model, mode="reduce-overhead" if recorded else "default")
 
 
 def _check_precision(model: nn.Module) -> None:

@@ -116,6 +116,7 @@ class Batches:
         whole = isinstance(images.pixels, np.ndarray)
         self._pixels = torch.from_numpy(images.pixels).to(device) if whole else None
         self._labels = None if images.labels is None else torch.from_numpy(images.labels).to(device)
+        self._chosen = None if images.chosen is None else torch.from_numpy(images.chosen).to(device)
         self._mean, self._std = (torch.tensor(v, device=device)[:, None, None] for v in (images.mean, images.std))
 
     def epoch(self, seed: int, share: Share) -> Iterator[list[tuple[Tensor, Tensor | None]]]:
@@ -133,27 +134,27 @@ class Batches:
         order = torch.randperm(count, generator=generator)
         shift = torch.randint(2 * self._most + 1, (2, count), generator=generator)
         flip = torch.rand(count, generator=generator) < (0.5 if self._augment.flip else 0.0)
+        order, shift, flip = (drawn.to(self._device) for drawn in (order, shift, flip))  # once: a copy waits
         parts = share.accumulate * share.processes
         for start in range(0, count - share.batch_size + 1, share.batch_size):
             firsts = range(start + share.rank, start + parts, share.processes)
-            places = [torch.arange(first, start + share.batch_size, parts) for first in firsts]
+            places = [slice(first, start + share.batch_size, parts) for first in firsts]
             yield [self._batch(order[p], shift[:, p], flip[p]) for p in places]
 
     def _batch(self, places: Tensor, shift: Tensor, flip: Tensor) -> tuple[Tensor, Tensor | None]:
-        chosen = self._images.chosen
-        indices = places if chosen is None else torch.from_numpy(chosen[places.numpy()])
+        indices = places if self._chosen is None else self._chosen[places]
         if self._pixels is not None:
-            stored = self._pixels[indices.to(self._device)]
+            stored = self._pixels[indices]
         else:
-            stored = torch.from_numpy(self._images.pixels[indices.numpy()]).to(self._device)
+            stored = torch.from_numpy(self._images.pixels[indices.cpu().numpy()]).to(self._device)
         moved = stored
         if self._most or self._augment.flip:
-            moved = _moved(stored, shift.to(self._device), flip.to(self._device), most=self._most)
+            moved = _moved(stored, shift, flip, most=self._most)
         batch = moved.to(torch.float32)
         if moved.dtype == torch.uint8:
             batch = batch.div_(self._images.full_scale)
         batch = batch.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
-        return batch, None if self._labels is None else self._labels[indices.to(self._device)]
+        return batch, None if self._labels is None else self._labels[indices]
 
 
 def augmented_images(images: TrainImages, augment: AugmentConfig, *, seed: int = 0) -> Tensor:

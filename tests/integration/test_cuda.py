@@ -1,0 +1,87 @@
+"""What a GPU changes: nothing but rounding. Skipped where there is none."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import slimbit
+from slimbit.apply.layers import weights_of
+from slimbit.apply.reestimate import reestimate
+from slimbit.plan.keep import Keeping, keep_by_norm
+from slimbit.records.training import TrainConfig
+from slimbit.survey.module import survey_network
+from slimbit.survey.ties import tied_filters
+from slimbit.train.images import TrainImages
+from slimbit.train.objectives import distillation
+from slimbit.train.run import train_network
+from slimbit.train.task import TrainTask
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import frontier_case as case
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*lightning.*", "ignore:.*pkg_resources.*"),
+]
+GPU = torch.device("cuda")
+
+
+class Agreement(case.Agreement):
+    def __call__(self, model: nn.Module) -> float:
+        device = next(model.parameters()).device
+        self._images, self._wanted = self._images.to(device), self._wanted.to(device)
+        return super().__call__(model)
+
+
+def test_a_frontier_is_the_same_but_for_rounding(tmp_path: Path) -> None:
+    on_cpu = case.trace(tmp_path / "cpu", evaluate=Agreement(), points=3)
+    on_gpu = case.trace(
+        tmp_path / "gpu",
+        model=case.network().to(GPU),
+        calibration=case.images(240, seed=3).to(GPU),
+        example_input=torch.zeros(1, 1, 6, 6, device=GPU),
+        evaluate=Agreement(),
+        points=3,
+    )
+    assert [point.key for point in on_gpu.points] == [point.key for point in on_cpu.points]
+    for one, other in zip(on_gpu.points, on_cpu.points, strict=True):
+        assert one.state == "done"
+        assert one.costs["esn_digital"] == pytest.approx(other.costs["esn_digital"], rel=0.01)
+        assert one.accuracy == pytest.approx(other.accuracy, abs=2.0)
+
+
+def test_pruning_stays_on_the_device() -> None:
+    network = slimbit.network("resnet8").eval().to(GPU)
+    images = torch.randn(8, 3, 32, 32, device=GPU)
+    ties = tied_filters(network, images)
+    plan = keep_by_norm(ties, weights_of(network, survey_network(network, images).spec), Keeping(ratio=0.5))
+    small = reestimate(slimbit.prune(network, plan, images), [images], original=network, plan=plan)
+    assert {value.device.type for value in small.state_dict().values()} == {"cuda"}
+    assert small(images).shape == (8, 10)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_training_learns_and_comes_back(tmp_path: Path, compiled: bool, accumulate: int) -> None:
+    data = slimbit.open_data("digits")
+    images = TrainImages(
+        pixels=data.train.images,
+        labels=data.train.labels,
+        mean=data.normalization.mean,
+        std=data.normalization.std,
+        full_scale=data.full_scale,
+        chosen=np.arange(256),
+    )
+    network = slimbit.network("digits_resnet")
+    config = TrainConfig(
+        epochs=3, batch_size=32, accumulate=accumulate, validation_images=0, compile=compiled, select="last"
+    )
+    for name, objective in {"labels": None, "teacher": distillation(slimbit.network("digits_resnet"))}.items():
+        task = TrainTask(images=images, example_input=torch.zeros(1, 1, 8, 8), objective=objective)
+        result = train_network(network, task, config, tmp_path / name)
+        assert result.epochs[-1].loss < result.epochs[0].loss
+        assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
