@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 import slimbit
+from slimbit.cli import app as slimbit_app
 from slimbit.cli.networks import default_weights, survey_of
 from slimbit.cli.prune import prune
 from slimbit.export.pruned import load_pruned
@@ -61,6 +62,28 @@ def test_budgets(tmp_path: Path, by: str) -> None:
         survey_of(str(tmp_path / "b"), weights=tmp_path / "b" / "model.safetensors")
     with pytest.raises(InputError, match=r"its card says: pruned by .*slimbit.load_pruned"):
         slimbit.load_weights(slimbit.network("digits_resnet"), tmp_path / "b" / "model.safetensors")
+
+
+def test_a_pruned_folder_is_swept_and_packed(tmp_path: Path) -> None:
+    run(tmp_path / "slim", "--keep", 0.75)
+    small, score = load_pruned(tmp_path / "slim"), slimbit.open_data("digits").evaluator(100)
+    folder, out, packed = (str(tmp_path / name) for name in ("slim", "run", "packed"))
+    sweep = ["frontier", folder, "--data", "digits", "--points", "2", *map(str, QUICK), "--no-baselines"]
+    swept = CliRunner().invoke(slimbit_app, [*sweep, "--out", out])
+    assert swept.exit_code == 0, swept.output
+    info = slimbit.open_run(out).info
+    assert info.network == "digits_resnet, norm, keep 0.75"
+    assert info.float_accuracy == score(small)
+    picked = CliRunner().invoke(slimbit_app, ["pick", out, "--budget", "esn_digital=1G", "--out", packed])
+    assert picked.exit_code == 0, picked.output
+    loaded = slimbit.load(packed)
+    assert [value.shape for value in loaded.parameters()] == [value.shape for value in small.parameters()]
+    assert score(loaded) == max(point.accuracy for point in slimbit.open_run(out).points())
+    for call in ([*sweep, "--widths", "1,0.5"], ["prune", folder, "--data", "digits"]):
+        refused = CliRunner().invoke(slimbit_app, [*call, "--out", str(tmp_path / "none")])
+        assert isinstance(refused.exception, InputError)
+        assert "all its filters" in str(refused.exception)
+    assert not (tmp_path / "none").exists()
 
 
 def test_only_the_dead(tmp_path: Path) -> None:

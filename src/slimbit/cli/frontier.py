@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from slimbit.zoo.data import DataSet
 
 
+NO_DATA = "--data must be given, e.g. --data cifar10:DIR,normalize=imagenet, got none"
 MOST_EPOCHS = 8
 """Points of policy ``signal`` where no epochs were named."""
 
@@ -169,7 +170,7 @@ def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) ->
             likelihood=settings.likelihood,
             retry_failed=retry_failed,
             progress=screen,
-            network_name=found.origin.reference,
+            network_name=found.name,
             origin=found.origin,
         )
 
@@ -226,15 +227,17 @@ class _Materials:
     data: "DataSet"
     origin: "Origin"
     slimming: "Slimming | None"
+    name: str
 
 
 def _materials(settings: FrontierConfig) -> _Materials:
     """Open network, weights and data; what is not given may stand in the weights' card."""
-    from slimbit.cli.networks import check_runnable, default_weights, model_of
-    from slimbit.frontier.trace import Origin
+    from slimbit.cli.networks import check_runnable, default_weights, is_pruned, model_of
     from slimbit.zoo.cards import read_card
     from slimbit.zoo.data import open_data
 
+    if is_pruned(settings.network or ""):
+        return _pruned_materials(settings)
     check_runnable(settings.network or "")
     weights = default_weights(settings.network or "") if settings.weights is None else Path(settings.weights)
     card = (read_card(weights) if weights is not None else None) or {}
@@ -242,20 +245,45 @@ def _materials(settings: FrontierConfig) -> _Materials:
     if not network:
         raise InputError("NETWORK must be given, on the command line, in --config or in the weights' card, got none")
     if not spec:
-        raise InputError("--data must be given, e.g. --data cifar10:DIR,normalize=imagenet, got none")
+        raise InputError(NO_DATA)
     if weights is None and ":" not in network:
         raise InputError(f"--weights must be given for {network}, got none: a frontier needs a trained network")
     data = open_data(spec, card=card or None)
     text = settings.input or "x".join(map(str, data.input_shape))
     model, shape = model_of(network, weights=weights, input_text=text, classes=data.classes)
+    origin = _origin(network, "" if weights is None else str(weights.resolve()), spec, data)
+    slimming = _slimming(settings, network, data, shape)
+    return _Materials(model.eval(), shape, data, origin, slimming, network)
+
+
+def _pruned_materials(settings: FrontierConfig) -> _Materials:
+    """The network of a folder that ``slimbit prune`` has written."""
+    from slimbit.cli.networks import pruned_model_of
+    from slimbit.export.pruned import WEIGHTS, pruned_from
+    from slimbit.zoo.cards import read_card
+    from slimbit.zoo.data import open_data
+
+    folder = Path(settings.network or "")
+    if min(settings.widths) < 1:
+        raise InputError(f"--widths must be given with a network that has all its filters, got the pruned {folder}")
+    if not settings.data:
+        raise InputError(NO_DATA)
+    data = open_data(settings.data, card=read_card(folder / WEIGHTS) or None)
+    text = settings.input or "x".join(map(str, data.input_shape))
+    weights = None if settings.weights is None else Path(settings.weights)
+    model, shape = pruned_model_of(str(folder), weights=weights, input_text=text)
+    before, plan = pruned_from(folder)
+    origin = _origin(str(folder.resolve()), "", settings.data, data)
+    slimming = _slimming(settings, str(folder), data, shape)
+    return _Materials(model, shape, data, origin, slimming, f"{before.source}, {plan.policy}, {plan.setting}")
+
+
+def _origin(reference: str, weights: str, spec: str, data: "DataSet") -> "Origin":
+    from slimbit.frontier.trace import Origin
+
     norm = data.normalization
-    origin = Origin(
-        reference=network,
-        weights="" if weights is None else str(weights.resolve()),
-        data=spec,
-        normalization={"mean": list(norm.mean), "std": list(norm.std)},
-    )
-    return _Materials(model.eval(), shape, data, origin, _slimming(settings, network, data, shape))
+    normalization = {"mean": list(norm.mean), "std": list(norm.std)}
+    return Origin(reference=reference, weights=weights, data=spec, normalization=normalization)
 
 
 def _slimming(settings: FrontierConfig, network: str, data: "DataSet", shape: tuple[int, ...]) -> "Slimming | None":

@@ -35,8 +35,8 @@ def survey_of(reference: str, *, weights: Path | None = None, input_text: str | 
         return _survey_file(reference, suffix, input_text)
     if suffix in WEIGHT_FILES:
         raise InputError(f"NETWORK must be a network, got the weights file {reference}: give it with --weights")
-    pruned = _is_pruned(reference)
-    model, shape = (_pruned if pruned else model_of)(reference, weights=weights, input_text=input_text)
+    pruned = is_pruned(reference)
+    model, shape = (pruned_model_of if pruned else model_of)(reference, weights=weights, input_text=input_text)
     from slimbit.survey.module import survey_network
 
     survey = survey_network(model, example_of(shape), name=reference)
@@ -58,7 +58,7 @@ def model_of(
     """The module that NETWORK names, with its weights, and the shape of one input without the batch dimension.
 
     Args:
-        reference: As for `survey_of`, files excluded: they are not modules.
+        reference: As for `survey_of`, but for files, which are not modules, and pruned folders.
         weights: Weights to load into it; default: those that come with Slimbit, if any.
         input_text: ``3x32x32``; default: the network's own.
         classes: Number of outputs of a zoo or timm network; default: its own.
@@ -66,6 +66,8 @@ def model_of(
         trained: Whether weights that come with Slimbit are loaded where none are given.
     """
     check_runnable(reference)
+    if is_pruned(reference):
+        raise InputError(f"NETWORK must be one with all its filters here, got the pruned folder {reference}")
     model, shape = _built(reference, classes, seed)
     weights = weights or (default_weights(reference) if trained else None)
     if weights is not None:
@@ -79,7 +81,7 @@ def model_of(
     return model, shape
 
 
-def _is_pruned(reference: str) -> bool:
+def is_pruned(reference: str) -> bool:
     """Whether it names a folder that ``slimbit prune`` has written; most names are none, and some no path at all."""
     try:
         return (Path(reference) / PRUNED).is_file()
@@ -87,13 +89,15 @@ def _is_pruned(reference: str) -> bool:
         return False
 
 
-def _pruned(folder: str, *, weights: Path | None, input_text: str | None) -> "tuple[nn.Module, tuple[int, ...]]":
+def pruned_model_of(
+    folder: str, *, weights: Path | None = None, input_text: str | None = None
+) -> "tuple[nn.Module, tuple[int, ...]]":
     """The smaller network of a folder, and the shape of one input."""
-    from slimbit.export.pruned import load_pruned, pruned_input
+    from slimbit.export.pruned import load_pruned, pruned_from
 
     if weights is not None:
         raise InputError(f"--weights must not be given for a folder that has its own, got both for {folder}")
-    shape = pruned_input(folder) if input_text is None else input_shape(input_text)
+    shape = pruned_from(folder)[0].input_shape if input_text is None else input_shape(input_text)
     return load_pruned(folder), shape
 
 
@@ -107,7 +111,7 @@ def default_weights(reference: str) -> Path | None:
     """Weights that come with Slimbit for this network, or None."""
     from slimbit.zoo import shipped_weights
 
-    return None if not reference or ":" in reference else shipped_weights(reference)
+    return None if not reference or ":" in reference or is_pruned(reference) else shipped_weights(reference)
 
 
 def _built(reference: str, classes: int | None, seed: int) -> "tuple[nn.Module, tuple[int, ...] | None]":

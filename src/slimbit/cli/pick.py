@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from slimbit.export.manifest import Accuracy, Manifest, NetworkReference, Normalization
     from slimbit.frontier.info import RunInfo
     from slimbit.frontier.store import Run
+    from slimbit.records.keep import KeepPlan
     from slimbit.records.plan import PlanGrid
 
 FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -52,8 +54,7 @@ def pick(
         raise InputError("one of --budget and --min-accuracy must be given, got " + ("none" if not budget else "both"))
     opened = open_run(run, storage=storage)
     point = _chosen(opened, budget, min_accuracy)
-    model, reference = _float_network(opened.info, network, weights)
-    manifest = _write(opened, point, out, model=model, reference=reference)
+    manifest = _write(opened, point, out, _float_network(opened.info, network, weights))
     _tell(point, manifest, out, metric=_metric(opened, budget), as_json=as_json)
 
 
@@ -87,31 +88,60 @@ def _chosen(run: "Run", budget: str | None, min_accuracy: float | None) -> Front
     return cheapest_at_accuracy(points, run.info.metric, min_accuracy)
 
 
-def _float_network(info: "RunInfo", network: str | None, weights: Path | None) -> "tuple[nn.Module, NetworkReference]":
+@dataclass(frozen=True)
+class _Float:
+    """The network that a run compressed.
+
+    Attributes:
+        model: With its weights.
+        reference: How the form is built that it, or before pruning its original, has.
+        keep: What ``slimbit prune`` left of that form; None: all of it.
+    """
+
+    model: "nn.Module"
+    reference: "NetworkReference"
+    keep: "KeepPlan | None" = None
+
+
+def _float_network(info: "RunInfo", network: str | None, weights: Path | None) -> _Float:
     """The network that the run compressed, checked against the run's digest of it."""
-    from slimbit.cli.networks import model_of
-    from slimbit.export.manifest import NetworkReference
+    from slimbit.cli.networks import is_pruned
     from slimbit.frontier.subject import digest_of
 
     source = network or info.reference
     if not source:
         raise InputError("--network must be given for a run that was made from Python, got none")
     file = weights or (Path(info.weights) if info.weights else None)
-    text = "x".join(map(str, info.input_shape)) or None
-    model, shape = model_of(source, weights=file, input_text=text, classes=info.classes)
-    found = digest_of(model.state_dict())
-    if found != info.network_digest:
+    found = (_pruned if is_pruned(source) else _whole)(source, file, info)
+    digest = digest_of(found.model.state_dict())
+    if digest != info.network_digest:
         raise InputError(
             f"network must have the weights that the run began with, got others from {source}"
             f"{'' if file is None else f' with {file}'}: give --network or --weights"
         )
-    reference = NetworkReference(source=source, input_shape=shape, classes=info.classes, weights_digest=found)
-    return model.eval(), reference
+    return replace(found, reference=found.reference.model_copy(update={"weights_digest": digest}))
 
 
-def _write(
-    run: "Run", point: FrontierPoint, out: Path, *, model: "nn.Module", reference: "NetworkReference"
-) -> "Manifest":
+def _whole(source: str, file: Path | None, info: "RunInfo") -> _Float:
+    from slimbit.cli.networks import model_of
+    from slimbit.export.manifest import NetworkReference
+
+    text = "x".join(map(str, info.input_shape)) or None
+    model, shape = model_of(source, weights=file, input_text=text, classes=info.classes)
+    return _Float(model.eval(), NetworkReference(source=source, input_shape=shape, classes=info.classes))
+
+
+def _pruned(folder: str, file: Path | None, info: "RunInfo") -> _Float:
+    from slimbit.cli.networks import pruned_model_of
+    from slimbit.export.pruned import pruned_from
+
+    text = "x".join(map(str, info.input_shape)) or None
+    model, shape = pruned_model_of(folder, weights=file, input_text=text)
+    before, plan = pruned_from(folder)
+    return _Float(model, before.model_copy(update={"input_shape": shape}), plan)
+
+
+def _write(run: "Run", point: FrontierPoint, out: Path, original: _Float) -> "Manifest":
     import torch
 
     from slimbit.cli.networks import example_of
@@ -119,21 +149,23 @@ def _write(
     from slimbit.export.weights import LayerLevels, with_levels
     from slimbit.frontier.levels import unpack_levels
     from slimbit.frontier.narrow import narrow_network
+    from slimbit.frontier.workspace import canonical
     from slimbit.survey.module import survey_network
 
-    network = narrow_network(model, point.objects, run.read_object)
-    spec = survey_network(network, example_of(reference.input_shape), name=run.info.network).spec
+    network = narrow_network(original.model, point.objects, run.read_object)
+    spec = survey_network(network, example_of(original.reference.input_shape), name=run.info.network).spec
     stored = unpack_levels(run.read_object(point.objects["levels"], "safetensors"))
     levels = {
         name: LayerLevels(torch.tensor(array), torch.tensor(stored.steps[name]), cast("PlanGrid", stored.grids[name]))
         for name, array in stored.levels.items()
     }
     state = {key: torch.tensor(array) for key, array in stored.state.items()}
+    keep = None if original.keep is None else canonical(original.keep.to_dict())
     origin = Origin(
-        network=reference,
+        network=original.reference,
         plan=run.read_object(point.objects["plan"], "json"),
         cost=run.read_object(point.objects["cost"], "json"),
-        keep=run.read_object(point.objects["keep"], "json") if "keep" in point.objects else None,
+        keep=run.read_object(point.objects["keep"], "json") if "keep" in point.objects else keep,
         accuracy=_accuracy(run.info, point),
         normalization=_normalization(run.info),
         provenance={"point": point.number, "seed": run.info.seed, **point.provenance},

@@ -87,20 +87,20 @@ def load_pruned(folder: str | Path, *, model: nn.Module | None = None, allow_cod
     Raises:
         InputError: No such folder, a damaged file, or a plan or weights that do not fit the network.
     """
-    data = _read(Path(folder))
-    plan = KeepPlan.from_dict(data.get("plan", {}))
+    reference, plan = pruned_from(folder)
     if model is None:
-        model = rebuild(_reference(folder, data), allow_code=allow_code)
+        model = rebuild(reference, allow_code=allow_code)
     return rebuild_pruned(model, plan, read_weights(Path(folder) / WEIGHTS))
 
 
-def pruned_input(folder: str | Path) -> tuple[int, ...]:
-    """Shape of one input of the network of a folder, without the batch dimension.
+def pruned_from(folder: str | Path) -> tuple[NetworkReference, KeepPlan]:
+    """What the network of a folder was before, and the plan that led from there.
 
     Raises:
         InputError: No such folder, or a damaged file.
     """
-    return _reference(folder, _read(Path(folder))).input_shape
+    data = _read(Path(folder))
+    return _reference(folder, data), KeepPlan.from_dict(data.get("plan", {}))
 
 
 def _reference(folder: str | Path, data: Mapping[str, Any]) -> NetworkReference:
