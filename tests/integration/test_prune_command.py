@@ -46,6 +46,20 @@ def test_what_is_written_is_what_was_measured(tmp_path: Path) -> None:
     assert all(map(torch.equal, load_pruned(tmp_path / "again").parameters(), small.parameters()))
 
 
+def test_shares_by_layer(tmp_path: Path) -> None:
+    run(tmp_path, "--keep", "layer1.*=0.5, layer3.*.conv1=0.25")
+    whole, small = slimbit.network("digits_resnet"), load_pruned(tmp_path)
+    left = {
+        name: module.out_channels / whole.get_submodule(name).out_channels
+        for name, module in small.named_modules()
+        if isinstance(module, torch.nn.Conv2d)
+    }
+    assert {left[name] for name in left if name.startswith("layer2")} == {1.0}
+    assert {left[name] for name in left if name.startswith("layer1")} == {0.5}
+    assert left["layer3.0.conv1"] == 0.25
+    assert left["layer3.0.conv2"] == 1.0
+
+
 @pytest.mark.parametrize("by", ["norm", "fisher"])
 def test_budgets(tmp_path: Path, by: str) -> None:
     half = run(tmp_path / "a", "--by", by, "--budget", "macs=0.5", "--protect", "layer3*")
@@ -96,6 +110,10 @@ def test_only_the_dead(tmp_path: Path) -> None:
     [
         (("--keep", 0), "keep ratio must be above 0 and at most 1, got 0"),
         (("--keep", 1.5), "keep ratio must be above 0 and at most 1, got 1.5"),
+        (("--keep", "half"), "--keep must be a share like 0.5, or shares by layer like .*, got 'half'"),
+        (("--keep", "layer1.*="), "--keep must be a share like 0.5, or shares by layer like .*, got 'layer1"),
+        (("--keep", "conv1=0.5,conv1=0.75"), "--keep must be a share like 0.5, or shares by layer like "),
+        (("--keep", "layer9.*=0.5"), "layer names and patterns must match layers of digits_resnet, got 'layer9"),
         (("--keep", 0.5, "--budget", "macs=1M"), "one of --keep and --budget may be given, got both"),
         (("--by", "dead", "--keep", 0.5), "must not be given with --by dead"),
         (("--by", "magic"), "--by must be one of norm, signal, fisher, admm, dead"),

@@ -35,7 +35,13 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
     data: Annotated[str, typer.Option(metavar="SPEC", help="As for `slimbit frontier`.", show_default=False)],
     weights: Annotated[Path | None, typer.Option(help="Weights of the network.")] = None,
-    keep: Annotated[float | None, typer.Option(help="Share of filters that stays; default 0.5.")] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0.5",
+            help="Share of filters that stays, or shares by layer: 'layer1.*=0.75,layer3.*=0.5'; default 0.5.",
+        ),
+    ] = None,
     budget: Annotated[
         str | None, typer.Option(metavar="METRIC=VALUE", help="Instead: macs=20M, or macs=0.5 (at most 1: a share).")
     ] = None,
@@ -84,6 +90,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     if keep is not None and budget is not None:
         raise InputError("one of --keep and --budget may be given, got both")
     limit = None if budget is None else parse_budget(budget)
+    share = 0.5 if keep is None else parse_keep(keep)
     options = {
         "by": by,
         "signal": None if signal is None else str(signal),
@@ -102,7 +109,6 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     subject = _subject(network, data, weights, settings, images=calibration_images, seed=seed)
     from slimbit.export.pruned import check_pruned_folder
 
-    share = 0.5 if keep is None else keep
     plan = subject.slimmer.plan(share) if limit is None else subject.slimmer.plan_within(*limit, bits=bits)
     content = subject.slimmer.content(plan)
     check_pruned_folder(out, content)
@@ -119,6 +125,26 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     for name, reason in subject.slimmer.ties.fixed.items():
         console.print(f"filters of {printable(name)} cannot be removed: {printable(reason)}", markup=False)
     console.print(f"wrote {out}: model.safetensors, prune.json", markup=False)
+
+
+def parse_keep(text: str) -> float | dict[str, float]:
+    """A share, or shares by name or pattern of layers.
+
+    >>> parse_keep("0.5"), parse_keep("layer1.*=0.75, conv1=1")
+    (0.5, {'layer1.*': 0.75, 'conv1': 1.0})
+    """
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = [part.rsplit("=", 1) for part in text.split(",")]
+        shares = {name.strip(): float(share) for name, share in pairs}
+    except ValueError:
+        shares = {}
+    if not shares or "" in shares or len(shares) < text.count("="):
+        raise InputError(
+            f"--keep must be a share like 0.5, or shares by layer like 'layer1.*=0.75,layer3.*=0.5', got {text!r}"
+        )
+    return shares
 
 
 @dataclass(frozen=True)
