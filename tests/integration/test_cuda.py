@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import slimbit
 from slimbit.apply.layers import weights_of
 from slimbit.apply.reestimate import reestimate
+from slimbit.cli import app
 from slimbit.plan.keep import Keeping, keep_by_norm
 from slimbit.records.training import TrainConfig
 from slimbit.survey.module import survey_network
@@ -85,3 +87,26 @@ def test_training_learns_and_comes_back(tmp_path: Path, compiled: bool, accumula
         result = train_network(network, task, config, tmp_path / name)
         assert result.epochs[-1].loss < result.epochs[0].loss
         assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
+
+
+def test_commands_on_a_device(tmp_path: Path) -> None:
+    sweep = [
+        "frontier",
+        "digits_resnet",
+        "--data",
+        "digits",
+        "--points",
+        "2",
+        "--widths",
+        "1,0.5",
+        "--tune-epochs",
+        "1",
+    ]
+    done = CliRunner().invoke(app, [*sweep, "--device", "cuda", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    points = slimbit.open_run(tmp_path / "run").points()
+    assert {point.state for point in points} == {"done"}
+    assert {point.provenance["hardware"]["device"] for point in points} == {torch.cuda.get_device_name()}
+    prune = ["prune", "digits_resnet", "--data", "digits", "--by", "fisher", "--device", "cuda"]
+    done = CliRunner().invoke(app, [*prune, "--out", str(tmp_path / "slim")])
+    assert done.exit_code == 0, done.output

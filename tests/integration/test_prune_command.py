@@ -110,6 +110,8 @@ def test_only_the_dead(tmp_path: Path) -> None:
     [
         (("--keep", 0), "keep ratio must be above 0 and at most 1, got 0"),
         (("--keep", 1.5), "keep ratio must be above 0 and at most 1, got 1.5"),
+        (("--device", "abacus"), "--device must be one that this machine has, like cpu, cuda or mps, got 'abacus'"),
+        (("--device", "meta"), "--device must be one that this machine has, like cpu, cuda or mps, got 'meta'"),
         (("--keep", "half"), "--keep must be a share like 0.5, or shares by layer like .*, got 'half'"),
         (("--keep", "layer1.*="), "--keep must be a share like 0.5, or shares by layer like .*, got 'layer1"),
         (("--keep", "conv1=0.5,conv1=0.75"), "--keep must be a share like 0.5, or shares by layer like "),

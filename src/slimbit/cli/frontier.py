@@ -96,6 +96,9 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Database for the study; default: RUN/study.db.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where networks are compressed and scored: cpu (default), cuda, mps.")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try points again that failed.")] = False,
 ) -> None:
     """Trace accuracy against cost of a trained network. Interrupt at will: the same command continues."""
@@ -124,6 +127,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "signal_epochs": None if signal_epochs is None else parse_epochs(signal_epochs),
         "seed": seed,
         "storage": storage,
+        "device": device,
     }
     settings = (load_config(config) if config is not None else FrontierConfig()).with_options(options)
     result = trace(settings, out, retry_failed=retry_failed)
@@ -138,22 +142,22 @@ def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) ->
     """Trace what the settings name, shown as it goes."""
     signal = _signal(settings)
     found = _materials(settings)
-    import torch
-
+    from slimbit.cli.networks import device_named, example_of
     from slimbit.frontier.trace import trace_frontier
     from slimbit.records.plan import Recipe
 
-    seen = found.data
+    seen, device = found.data, device_named(settings.device)
+    calibration = calibration_of(
+        seen,
+        settings.calibration_images,
+        seed=settings.seed,
+        augment=settings.slimming.tune.augment if settings.calibration_augment else None,
+    )
     with Screen(Console(), metric=settings.metric, folder=str(out)) as screen:
         return trace_frontier(
-            found.model,
-            example_input=torch.zeros(1).expand(1, *found.shape),
-            calibration=calibration_of(
-                seen,
-                settings.calibration_images,
-                seed=settings.seed,
-                augment=settings.slimming.tune.augment if settings.calibration_augment else None,
-            ),
+            found.model.to(device),
+            example_input=example_of(found.shape).to(device),
+            calibration=[batch.to(device) for batch in calibration],
             evaluate=seen.evaluator(settings.evaluate_images),
             out=out,
             metric=settings.metric,

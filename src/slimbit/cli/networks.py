@@ -10,6 +10,7 @@ from slimbit.records.errors import InputError, MissingExtraError, closest
 from slimbit.records.keep import PRUNED
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from slimbit.survey.result import Survey
@@ -134,6 +135,25 @@ def example_of(shape: tuple[int, ...]) -> Any:
     import torch
 
     return torch.zeros(1).expand(1, *shape)
+
+
+def device_named(text: str) -> "torch.device":
+    """A device that this machine has.
+
+    >>> device_named("cpu")
+    device(type='cpu')
+    """
+    import torch
+
+    try:
+        device = torch.device(text)
+        torch.zeros(1, device=device).tolist()  # a device without memory has nothing to tell
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"--device must be one that this machine has, like cpu, cuda or mps, got {text!r}: {reason}"
+        ) from error
+    return device
 
 
 def input_shape(text: str) -> tuple[int, ...]:

@@ -78,6 +78,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     calibration_images: Annotated[int, typer.Option(help="Unlabelled images.")] = 500,
     evaluate_images: Annotated[int | None, typer.Option(help="Test images; default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampled images and labels.")] = 0,
+    device: Annotated[str, typer.Option(help="Where the network is pruned and scored: cpu, cuda, mps.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Remove filters, and with them everything that reads them: a smaller network, not just zeros."""
@@ -106,7 +107,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
         "tune": {"augment": {"flip": flip}},
     }
     settings = with_options(with_options(SlimmingConfig(), {"tune": tune_options(tune_config)}), options)
-    subject = _subject(network, data, weights, settings, images=calibration_images, seed=seed)
+    subject = _subject(network, data, weights, settings, images=calibration_images, seed=seed, device=device)
     from slimbit.export.pruned import check_pruned_folder
 
     plan = subject.slimmer.plan(share) if limit is None else subject.slimmer.plan_within(*limit, bits=bits)
@@ -157,11 +158,11 @@ class _Subject:
 
 
 def _subject(
-    reference: str, spec: str, weights: Path | None, settings: SlimmingConfig, *, images: int, seed: int
+    reference: str, spec: str, weights: Path | None, settings: SlimmingConfig, *, images: int, seed: int, device: str
 ) -> _Subject:
     import torch
 
-    from slimbit.cli.networks import default_weights, model_of
+    from slimbit.cli.networks import default_weights, device_named, model_of
     from slimbit.frontier.slim import Slimmer
     from slimbit.zoo.cards import read_card
     from slimbit.zoo.data import open_data
@@ -171,10 +172,10 @@ def _subject(
     data = open_data(spec, card=card or None)
     text = "x".join(map(str, data.input_shape))
     model, shape = model_of(reference, weights=file, input_text=text, classes=data.classes)
-    example = torch.zeros(1, *shape)
+    example, place = torch.zeros(1, *shape), device_named(device)
     slimming = slimming_of(settings, network=reference, data=data, example=example, seed=seed)
-    batches = tuple(data.calibration(images, seed=seed))
-    return _Subject(reference, Slimmer(model, example, batches, slimming, reference, seed), data)
+    batches = tuple(batch.to(place) for batch in data.calibration(images, seed=seed))
+    return _Subject(reference, Slimmer(model.to(place), example.to(place), batches, slimming, reference, seed), data)
 
 
 def _told(subject: _Subject, slim: "Slim", images: int | None) -> dict[str, Any]:

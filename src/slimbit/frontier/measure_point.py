@@ -106,7 +106,7 @@ def measure_point(planned: PlannedPoint, branch: Branch, scorer: Scorer) -> Fron
         plan=planned.plan,
         clamped=plan.clamped,
         objects={"plan": planned.plan, **branch.objects},
-        provenance={**provenance(), "seed": branch.subject.seed},
+        provenance={**provenance(_device_of(branch.subject.model)), "seed": branch.subject.seed},
         width=planned.width,
     )
     clock = _Clock()
@@ -176,7 +176,13 @@ def versions() -> Mapping[str, str]:
     }
 
 
-def provenance() -> dict[str, Any]:
+def provenance(device: torch.device) -> dict[str, Any]:
     """Where a point was made."""
     hardware = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count() or 0}
-    return {"versions": dict(versions()), "hardware": {**hardware, "threads": torch.get_num_threads()}}
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    named = {} if device.type == "cpu" else {"device": gpu}
+    return {"versions": dict(versions()), "hardware": {**hardware, "threads": torch.get_num_threads(), **named}}
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))

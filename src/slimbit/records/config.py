@@ -101,6 +101,7 @@ class FrontierConfig(ConfigTable):
         evaluate_images: Number of images to score on; None = all.
         seed: Of sampled images, labels and positions.
         storage: Database for the study.
+        device: Where networks are compressed and scored: cpu, cuda, cuda:1, mps.
         likelihood: What the sensitivity samples labels from.
         recipe: How plans are carried out.
         layout: Grid, granularity, skipped layers.
@@ -123,6 +124,7 @@ class FrontierConfig(ConfigTable):
     evaluate_images: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     storage: str | None = None
+    device: str = "cpu"
     likelihood: Literal["categorical", "gaussian"] = "categorical"
     recipe: RecipeConfig = RecipeConfig()
     layout: LayoutConfig = LayoutConfig()
