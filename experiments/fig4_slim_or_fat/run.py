@@ -27,10 +27,14 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 NETWORKS = HERE.parent / "networks"
-NAMES = ("resnet20-12", "resnet14", "resnet14-0.5", "resnet14-0.25", "resnet8", "resnet8-0.5", "resnet8-0.25")
+NAMES = (
+    *("resnet20-100", "resnet20-0.5", "resnet20-0.25"),
+    *("resnet14", "resnet14-0.5", "resnet14-0.25"),
+    *("resnet8", "resnet8-0.5", "resnet8-0.25"),
+)
 WAYS = {"max_abs": "max_abs, absolute statistics (the paper)", "optimal": "everything Slimbit has"}
 METRICS = {"esn_analog": "ESN_a per image", "esn_digital": "ESN_d, bits per image"}
-LEVELS = (65, 70, 75, 80, 84)
+LEVELS = (70, 75, 80, 85, 88, 90)
 
 
 def main() -> None:
@@ -107,12 +111,12 @@ def _draw(rows: list[dict]) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), sharey=True)
     for line, (way, text) in zip(axes, WAYS.items(), strict=True):
         for axis, (metric, label) in zip(line, METRICS.items(), strict=True):
-            for name, marker in zip(NAMES, "osv^Dx+", strict=True):
+            for name, marker in zip(NAMES, "osv^Dx+*P", strict=True):
                 axis.plot(*zip(*sorted(_curve(rows, name, way, metric)), strict=True), marker=marker, markersize=4,
-                          linewidth=1, label=name.removesuffix("-12"))  # fmt: skip
+                          linewidth=1, label=name.removesuffix("-100"))  # fmt: skip
             everything = [pair for name in NAMES for pair in _curve(rows, name, way, metric)]
             axis.plot(*zip(*hull(everything), strict=True), color="black", linewidth=2.5, alpha=0.25, label="front")
-            axis.set(xscale="log", xlabel=label, ylabel="accuracy (%)", title=text, ylim=(50, 92))
+            axis.set(xscale="log", xlabel=label, ylabel="accuracy (%)", title=text, ylim=(55, 93))
             axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()

@@ -7,7 +7,8 @@ Commands of slimbit: the paper's way (pruned by norm, tuned on labels, ``max_abs
 frontier by ESN_d with everything Slimbit has (ranked over all layers, tuned longer on the original's outputs), both
 with every seed; the whole network trained as long, to tell what is due to pruning; and ADMM beside pruning by norm with
 as many epochs in all. Writes results.csv, fig6.png and histogram.png beside this file and prints the tables of
-README.md. Interrupt at will: the same command continues, and a second one beside it shares the work of a frontier.
+README.md. ``--scale long`` is the paper's way at one width, trained for 100 epochs, into long.csv. Interrupt at will:
+the same command continues, and a second one beside it shares the work of a frontier.
 """
 
 import argparse
@@ -35,7 +36,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-WEIGHTS = HERE.parent / "networks" / "resnet20.safetensors"
+NETWORKS = HERE.parent / "networks"
 METRICS = {"esn_analog": "ESN_a per image", "esn_digital": "ESN_d, bits per image"}
 BELOW = (1.0, 3.0, 5.0)
 BUDGETS = (6e6, 8e6, 10e6, 12e6, 14.2e6, 20e6, 31e6)
@@ -45,13 +46,16 @@ ALL = "1,0.875,0.75,0.625,0.5,0.375,0.25"
 SCALES = {
     "smoke": {"paper": ["1,0.5"], "longer": ["0.5"], "joint": ["1,0.5"] * 2, "paper epochs": 1, "epochs": 1,
               "points": 2, "admm": 1, "retrain": 1, "images": 500},
-    "quick": {"paper": ["1,0.75,0.5,0.25", "1,0.75,0.5"], "longer": ["0.875,0.75,0.5"],
-              "joint": ["1,0.875,0.75,0.5", "1,0.875"], "paper epochs": 6, "epochs": 16, "points": 8, "admm": 3,
+    "quick": {"paper": ["1,0.75,0.5,0.25", "1,0.75,0.5"], "longer": ["0.875,0.75,0.5"] * 2,
+              "joint": ["1,0.875,0.75,0.5"] * 2, "paper epochs": 6, "epochs": 16, "points": 8, "admm": 3,
               "retrain": 5, "images": None},
+    "long": {"paper": ["1,0.5"], "paper epochs": 100},
     "paper": {"paper": [ALL] * 2, "longer": [ALL] * 2, "joint": [ALL] * 2, "paper epochs": 160, "epochs": 160,
               "points": 12, "admm": 3, "retrain": 160, "images": None},
 }  # fmt: skip
 """Widths of each frontier, one entry per seed; epochs of training after the cut; points of each width."""
+TRAINED_LONG = ("long", "paper")
+"""Scales that begin with the network of 100 epochs."""
 LONGER = ["--distill", "--scope", "global"]
 WAYS = {"paper": ["--baselines"], "longer": ["--baselines", *LONGER], "joint": ["--no-baselines", *LONGER]}
 """Options of each joint frontier, by the name of its folder."""
@@ -70,28 +74,35 @@ def main() -> None:
     if not arguments.tables:
         scale = SCALES[arguments.scale]
         for way in WAYS:
-            for seed, widths in enumerate(scale[way] if way in arguments.parts else ()):
+            for seed, widths in enumerate(scale.get(way, ()) if way in arguments.parts else ()):
                 _frontier(arguments, way, widths, seed)
-        if "whole" in arguments.parts:
+        if "whole" in arguments.parts and "joint" in scale:
             _whole(arguments)
-        if "admm" in arguments.parts:
+        if "admm" in arguments.parts and "admm" in scale:
             _admm(arguments)
         if len(arguments.parts) < len(PARTS):
             return
     rows = [row for way in (*WAYS, "whole") for run in sorted(out.glob(f"{way}-?")) for row in _rows(run, way)]
     results = results_folder(HERE, out, arguments.scale)
-    write_rows(results / "results.csv", rows)
     top = slimbit.open_run(out / "paper-0").info.float_accuracy
     print(f"float {top:.2f} %")
     _tell_paper(rows, top)
+    if arguments.scale == "long":
+        write_rows(HERE / "long.csv", rows)
+        return
+    write_rows(results / "results.csv", rows)
     _tell_ours(rows)
     _tell_admm(out)
     _draw(rows, top, results)
-    _histogram(out, results)
+    _histogram(out, results, arguments.scale)
 
 
 def _common(arguments: argparse.Namespace) -> list[str]:
-    return ["--weights", str(WEIGHTS), "--data", _data(arguments)]
+    return ["--weights", str(_weights(arguments.scale)), "--data", _data(arguments)]
+
+
+def _weights(scale: str) -> Path:
+    return NETWORKS / ("resnet20-100.safetensors" if scale in TRAINED_LONG else "resnet20.safetensors")
 
 
 def _data(arguments: argparse.Namespace) -> str:
@@ -99,11 +110,12 @@ def _data(arguments: argparse.Namespace) -> str:
 
 
 def _images(scale: dict) -> list[str]:
-    return [] if scale["images"] is None else ["--evaluate-images", str(scale["images"])]
+    return [] if scale.get("images") is None else ["--evaluate-images", str(scale["images"])]
 
 
 def _tuned(epochs: int, scale: str) -> list[str]:
-    return ["--tune-epochs", str(epochs), "--tune-config", str(HERE / f"tune-{scale}.toml")]
+    file = HERE / f"tune-{'paper' if scale in TRAINED_LONG else scale}.toml"
+    return ["--tune-epochs", str(epochs), "--tune-config", str(file)]
 
 
 def _frontier(arguments: argparse.Namespace, way: str, widths: str, seed: int) -> None:
@@ -202,7 +214,7 @@ def _seeds(rows: list[dict], run: str) -> list[int]:
 def _tell_paper(rows: list[dict], top: float) -> None:
     print("\nThe paper's way: max_abs, absolute statistics; cost in millions at so many points below float, by seed")
     only = [row for row in rows if (row["run"], row["way"]) == ("paper", "max_abs") and row["width"] == 1]
-    for run in ("paper", "longer"):
+    for run in (run for run in ("paper", "longer") if _seeds(rows, run)):
         both = [row for row in rows if (row["run"], row["way"]) == (run, "max_abs") and row["width"] < 1]
         for metric in METRICS:
             for below in BELOW:
@@ -293,10 +305,10 @@ def _places(curve: list[tuple[float, float]]) -> tuple[list[float], list[float]]
     return [cost for cost, _ in curve], [accuracy for _, accuracy in curve]
 
 
-def _histogram(out: Path, results: Path) -> None:
+def _histogram(out: Path, results: Path, scale: str) -> None:
     """Filters by the width of their widest level where ``max_abs`` costs 39M bits, removed filters at 0."""
     run = slimbit.open_run(out / "paper-0")
-    model = slimbit.load_weights(slimbit.network("resnet20"), WEIGHTS)
+    model = slimbit.load_weights(slimbit.network("resnet20"), _weights(scale))
     example = torch.zeros(1, 3, 32, 32)
     whole = slimbit.cost(model, example).total.convolution_filters
     found = {}
