@@ -78,26 +78,42 @@ def test_budgets(tmp_path: Path, by: str) -> None:
         slimbit.load_weights(slimbit.network("digits_resnet"), tmp_path / "b" / "model.safetensors")
 
 
+def command(*arguments: object) -> None:
+    done = CliRunner().invoke(slimbit_app, list(map(str, arguments)))
+    assert done.exit_code == 0, done.output
+
+
+def shapes(network: torch.nn.Module) -> list[torch.Size]:
+    return [value.shape for value in network.parameters()]
+
+
 def test_a_pruned_folder_is_swept_and_packed(tmp_path: Path) -> None:
     run(tmp_path / "slim", "--keep", 0.75)
     small, score = load_pruned(tmp_path / "slim"), slimbit.open_data("digits").evaluator(100)
-    folder, out, packed = (str(tmp_path / name) for name in ("slim", "run", "packed"))
-    sweep = ["frontier", folder, "--data", "digits", "--points", "2", *map(str, QUICK), "--no-baselines"]
-    swept = CliRunner().invoke(slimbit_app, [*sweep, "--out", out])
-    assert swept.exit_code == 0, swept.output
-    info = slimbit.open_run(out).info
+    sweep = ("frontier", tmp_path / "slim", "--data", "digits", "--points", 2, *QUICK, "--no-baselines")
+    command(*sweep, "--out", tmp_path / "run")
+    info = slimbit.open_run(tmp_path / "run").info
     assert info.network == "digits_resnet, norm, keep 0.75"
     assert info.float_accuracy == score(small)
-    picked = CliRunner().invoke(slimbit_app, ["pick", out, "--budget", "esn_digital=1G", "--out", packed])
-    assert picked.exit_code == 0, picked.output
-    loaded = slimbit.load(packed)
-    assert [value.shape for value in loaded.parameters()] == [value.shape for value in small.parameters()]
-    assert score(loaded) == max(point.accuracy for point in slimbit.open_run(out).points())
-    for call in ([*sweep, "--widths", "1,0.5"], ["prune", folder, "--data", "digits"]):
-        refused = CliRunner().invoke(slimbit_app, [*call, "--out", str(tmp_path / "none")])
-        assert isinstance(refused.exception, InputError)
-        assert "all its filters" in str(refused.exception)
-    assert not (tmp_path / "none").exists()
+    command("pick", tmp_path / "run", "--budget", "esn_digital=1G", "--out", tmp_path / "packed")
+    loaded = slimbit.load(tmp_path / "packed")
+    assert shapes(loaded) == shapes(small)
+    assert score(loaded) == max(point.accuracy for point in slimbit.open_run(tmp_path / "run").points())
+
+
+def test_a_pruned_folder_is_pruned_again(tmp_path: Path) -> None:
+    run(tmp_path / "once", "--keep", 0.75)
+    again = ("prune", tmp_path / "once", "--data", "digits", *QUICK, "--keep", 0.5, "--by", "fisher")
+    command(*again, "--out", tmp_path / "twice")
+    smaller = load_pruned(tmp_path / "twice")
+    assert smaller.layer2[0].conv1.out_channels == load_pruned(tmp_path / "once").layer2[0].conv1.out_channels // 2
+    plan = json.loads((tmp_path / "twice" / "prune.json").read_text())["plan"]
+    assert (plan["policy"], plan["setting"]) == ("norm, fisher", "keep 0.75, keep 0.5")
+    sweep = ("frontier", tmp_path / "once", "--data", "digits", "--points", 1, *QUICK, "--no-baselines")
+    command(*sweep, "--widths", "1,0.5", "--by", "fisher", "--out", tmp_path / "run")
+    narrow = next(p for p in slimbit.open_run(tmp_path / "run").points() if p.width == 0.5 and p.policy == "prune_only")
+    command("pick", tmp_path / "run", "--budget", f"macs={narrow.costs['macs']}", "--out", tmp_path / "packed")
+    assert shapes(slimbit.load(tmp_path / "packed")) == shapes(smaller)
 
 
 def test_only_the_dead(tmp_path: Path) -> None:

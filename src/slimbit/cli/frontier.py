@@ -1,6 +1,5 @@
 """`slimbit frontier`: trace accuracy against cost of a trained network."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 from rich.console import Console
 
 from slimbit.cli.live import Screen
+from slimbit.cli.opened import Opened, opened
 from slimbit.cli.points import clampings, failures, points_table
 from slimbit.cli.slimming import calibration_of, slimming_of, tune_options
 from slimbit.records.config import FrontierConfig, SlimmingConfig, load_config
@@ -16,16 +16,11 @@ from slimbit.records.point import Frontier
 from slimbit.records.training import TrainConfig
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from slimbit.frontier.slim import Slimming
     from slimbit.frontier.trace import Origin
     from slimbit.plan.evidence import Layout
     from slimbit.records.signal import EpochSignal
-    from slimbit.zoo.data import DataSet
 
-
-NO_DATA = "--data must be given, e.g. --data cifar10:DIR,normalize=imagenet, got none"
 MOST_EPOCHS = 8
 """Points of policy ``signal`` where no epochs were named."""
 
@@ -141,7 +136,9 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
 def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) -> Frontier:
     """Trace what the settings name, shown as it goes."""
     signal = _signal(settings)
-    found = _materials(settings)
+    weights = None if settings.weights is None else Path(settings.weights)
+    found = opened(settings.network, weights=weights, spec=settings.data, input_text=settings.input)
+    slimming = _slimming(settings, found)
     from slimbit.cli.networks import device_named, example_of
     from slimbit.frontier.trace import trace_frontier
     from slimbit.records.plan import Recipe
@@ -165,7 +162,7 @@ def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) ->
             baselines=settings.baselines,
             signal=signal,
             widths=settings.widths,
-            slimming=found.slimming,
+            slimming=slimming,
             stages=settings.stages,
             seed=settings.seed,
             storage=settings.storage,
@@ -175,7 +172,7 @@ def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) ->
             retry_failed=retry_failed,
             progress=screen,
             network_name=found.name,
-            origin=found.origin,
+            origin=_origin(found),
         )
 
 
@@ -222,75 +219,15 @@ def _signal(settings: FrontierConfig) -> "tuple[EpochSignal, ...]":
     return tuple(known[number] for number in settings.signal_epochs)
 
 
-@dataclass(frozen=True)
-class _Materials:
-    """What the settings name."""
-
-    model: "nn.Module"
-    shape: tuple[int, ...]
-    data: "DataSet"
-    origin: "Origin"
-    slimming: "Slimming | None"
-    name: str
-
-
-def _materials(settings: FrontierConfig) -> _Materials:
-    """Open network, weights and data; what is not given may stand in the weights' card."""
-    from slimbit.cli.networks import check_runnable, default_weights, is_pruned, model_of
-    from slimbit.zoo.cards import read_card
-    from slimbit.zoo.data import open_data
-
-    if is_pruned(settings.network or ""):
-        return _pruned_materials(settings)
-    check_runnable(settings.network or "")
-    weights = default_weights(settings.network or "") if settings.weights is None else Path(settings.weights)
-    card = (read_card(weights) if weights is not None else None) or {}
-    network, spec = settings.network or card.get("network"), settings.data or card.get("data")
-    if not network:
-        raise InputError("NETWORK must be given, on the command line, in --config or in the weights' card, got none")
-    if not spec:
-        raise InputError(NO_DATA)
-    if weights is None and ":" not in network:
-        raise InputError(f"--weights must be given for {network}, got none: a frontier needs a trained network")
-    data = open_data(spec, card=card or None)
-    text = settings.input or "x".join(map(str, data.input_shape))
-    model, shape = model_of(network, weights=weights, input_text=text, classes=data.classes)
-    origin = _origin(network, "" if weights is None else str(weights.resolve()), spec, data)
-    slimming = _slimming(settings, network, data, shape)
-    return _Materials(model.eval(), shape, data, origin, slimming, network)
-
-
-def _pruned_materials(settings: FrontierConfig) -> _Materials:
-    """The network of a folder that ``slimbit prune`` has written."""
-    from slimbit.cli.networks import pruned_model_of
-    from slimbit.export.pruned import WEIGHTS, pruned_from
-    from slimbit.zoo.cards import read_card
-    from slimbit.zoo.data import open_data
-
-    folder = Path(settings.network or "")
-    if min(settings.widths) < 1:
-        raise InputError(f"--widths must be given with a network that has all its filters, got the pruned {folder}")
-    if not settings.data:
-        raise InputError(NO_DATA)
-    data = open_data(settings.data, card=read_card(folder / WEIGHTS) or None)
-    text = settings.input or "x".join(map(str, data.input_shape))
-    weights = None if settings.weights is None else Path(settings.weights)
-    model, shape = pruned_model_of(str(folder), weights=weights, input_text=text)
-    before, plan = pruned_from(folder)
-    origin = _origin(str(folder.resolve()), "", settings.data, data)
-    slimming = _slimming(settings, str(folder), data, shape)
-    return _Materials(model, shape, data, origin, slimming, f"{before.source}, {plan.policy}, {plan.setting}")
-
-
-def _origin(reference: str, weights: str, spec: str, data: "DataSet") -> "Origin":
+def _origin(found: Opened) -> "Origin":
     from slimbit.frontier.trace import Origin
 
-    norm = data.normalization
+    norm = found.data.normalization
     normalization = {"mean": list(norm.mean), "std": list(norm.std)}
-    return Origin(reference=reference, weights=weights, data=spec, normalization=normalization)
+    return Origin(reference=found.reference, weights=found.weights, data=found.spec, normalization=normalization)
 
 
-def _slimming(settings: FrontierConfig, network: str, data: "DataSet", shape: tuple[int, ...]) -> "Slimming | None":
+def _slimming(settings: FrontierConfig, found: Opened) -> "Slimming | None":
     """How the narrower networks are made, where there are any."""
     import torch
 
@@ -304,8 +241,8 @@ def _slimming(settings: FrontierConfig, network: str, data: "DataSet", shape: tu
         slimming = slimming.model_copy(update={"signal": settings.signal})
     if slimming.by == "dead":
         raise InputError("--by must be one that reaches a width, got dead, which decides by itself: see slimbit prune")
-    example = torch.zeros(1, *shape)
-    return slimming_of(slimming, network=network, data=data, example=example, seed=settings.seed)
+    example = torch.zeros(1, *found.shape)
+    return slimming_of(slimming, network=found.form.source, data=found.data, example=example, seed=settings.seed)
 
 
 def _layout(settings: FrontierConfig) -> "Layout":

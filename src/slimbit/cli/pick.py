@@ -149,7 +149,6 @@ def _write(run: "Run", point: FrontierPoint, out: Path, original: _Float) -> "Ma
     from slimbit.export.weights import LayerLevels, with_levels
     from slimbit.frontier.levels import unpack_levels
     from slimbit.frontier.narrow import narrow_network
-    from slimbit.frontier.workspace import canonical
     from slimbit.survey.module import survey_network
 
     network = narrow_network(original.model, point.objects, run.read_object)
@@ -160,18 +159,29 @@ def _write(run: "Run", point: FrontierPoint, out: Path, original: _Float) -> "Ma
         for name, array in stored.levels.items()
     }
     state = {key: torch.tensor(array) for key, array in stored.state.items()}
-    keep = None if original.keep is None else canonical(original.keep.to_dict())
     origin = Origin(
         network=original.reference,
         plan=run.read_object(point.objects["plan"], "json"),
         cost=run.read_object(point.objects["cost"], "json"),
-        keep=run.read_object(point.objects["keep"], "json") if "keep" in point.objects else keep,
+        keep=_kept(run, point, original.keep),
         accuracy=_accuracy(run.info, point),
         normalization=_normalization(run.info),
         provenance={"point": point.number, "seed": run.info.seed, **point.provenance},
     )
     compressed = with_levels(network, spec, levels, state=state)
     return write_artifact(out, compressed, levels, spec=spec, origin=origin)
+
+
+def _kept(run: "Run", point: FrontierPoint, before: "KeepPlan | None") -> bytes | None:
+    """What is left of the form: after ``slimbit prune``, and after the run's own pruning."""
+    from slimbit.frontier.workspace import canonical
+    from slimbit.records.keep import KeepPlan
+
+    own = run.read_object(point.objects["keep"], "json") if "keep" in point.objects else None
+    if before is None:
+        return own
+    plan = before if own is None else before.then(KeepPlan.from_dict(json.loads(own)))
+    return canonical(plan.to_dict())
 
 
 def _accuracy(info: "RunInfo", point: FrontierPoint) -> "Accuracy":

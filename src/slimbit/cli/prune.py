@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from slimbit.cli.opened import Opened, opened
 from slimbit.cli.pick import parse_budget
 from slimbit.cli.slimming import slimming_of, stopped_training, tune_options
 from slimbit.records.config import By, Scope, SlimmingConfig
@@ -107,7 +108,8 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
         "tune": {"augment": {"flip": flip}},
     }
     settings = with_options(with_options(SlimmingConfig(), {"tune": tune_options(tune_config)}), options)
-    subject = _subject(network, data, weights, settings, images=calibration_images, seed=seed, device=device)
+    found = opened(network, weights=weights, spec=data)
+    subject = _subject(found, settings, images=calibration_images, seed=seed, device=device)
     from slimbit.export.pruned import check_pruned_folder
 
     plan = subject.slimmer.plan(share) if limit is None else subject.slimmer.plan_within(*limit, bits=bits)
@@ -152,30 +154,26 @@ def parse_keep(text: str) -> float | dict[str, float]:
 class _Subject:
     """What the command works on."""
 
-    reference: str
+    found: Opened
     slimmer: "Slimmer"
-    data: "DataSet"
+
+    @property
+    def data(self) -> "DataSet":
+        return self.found.data
 
 
-def _subject(
-    reference: str, spec: str, weights: Path | None, settings: SlimmingConfig, *, images: int, seed: int, device: str
-) -> _Subject:
+def _subject(found: Opened, settings: SlimmingConfig, *, images: int, seed: int, device: str) -> _Subject:
     import torch
 
-    from slimbit.cli.networks import default_weights, device_named, model_of
+    from slimbit.cli.networks import device_named
     from slimbit.frontier.slim import Slimmer
-    from slimbit.zoo.cards import read_card
-    from slimbit.zoo.data import open_data
 
-    file = weights or default_weights(reference)
-    card = dict(read_card(file) or {}) if file is not None else {}
-    data = open_data(spec, card=card or None)
-    text = "x".join(map(str, data.input_shape))
-    model, shape = model_of(reference, weights=file, input_text=text, classes=data.classes)
-    example, place = torch.zeros(1, *shape), device_named(device)
-    slimming = slimming_of(settings, network=reference, data=data, example=example, seed=seed)
+    source, data, place = found.form.source, found.data, device_named(device)
+    example = torch.zeros(1, *found.shape)
+    slimming = slimming_of(settings, network=source, data=data, example=example, seed=seed)
     batches = tuple(batch.to(place) for batch in data.calibration(images, seed=seed))
-    return _Subject(reference, Slimmer(model.to(place), example.to(place), batches, slimming, reference, seed), data)
+    slimmer = Slimmer(found.model.to(place), example.to(place), batches, slimming, source, seed)
+    return _Subject(found, slimmer)
 
 
 def _told(subject: _Subject, slim: "Slim", images: int | None) -> dict[str, Any]:
@@ -200,24 +198,22 @@ def _told(subject: _Subject, slim: "Slim", images: int | None) -> dict[str, Any]
 
 
 def _write(out: Path, subject: _Subject, slim: "Slim", told: dict[str, Any], content: str) -> None:
-    from slimbit.export.manifest import NetworkReference
     from slimbit.export.pruned import write_pruned
 
-    norm = subject.data.normalization
+    found, norm = subject.found, subject.data.normalization
+    plan = slim.plan if found.keep is None else found.keep.then(slim.plan)
     card = {
-        "network": subject.reference,
+        "network": found.form.source,
         "normalize": {"mean": list(norm.mean), "std": list(norm.std)} if norm.name == "custom" else norm.name,
         "classes": subject.data.classes,
         "accuracy": told["after"]["accuracy"],
-        "description": f"pruned by {slim.plan.policy}, {slim.plan.setting}; slimbit.load_pruned puts it together",
+        "description": f"pruned by {plan.policy}, {plan.setting}; slimbit.load_pruned puts it together",
     }
-    shape = tuple(subject.slimmer.example.shape[1:])
-    reference = NetworkReference(source=subject.reference, classes=subject.data.classes, input_shape=shape)
-    write_pruned(out, slim.network, slim.plan, network=reference, about={"card": card, **told}, content=content)
+    write_pruned(out, slim.network, plan, network=found.form, about={"card": card, **told}, content=content)
 
 
 def _table(subject: _Subject, plan: "KeepPlan", told: dict[str, Any]) -> Table:
-    table = Table(title=f"{subject.reference}: {plan.policy}, {plan.setting}", caption=told["measured_on"])
+    table = Table(title=f"{subject.found.name}: {plan.policy}, {plan.setting}", caption=told["measured_on"])
     for name in ("", "before", "after", "left"):
         table.add_column(name, justify="left" if not name else "right")
     for key in ("macs", "parameters", "filters"):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from slimbit.records.errors import InputError, check_choice
@@ -84,6 +84,33 @@ class KeepPlan:
         """How many entries of that axis of ``size`` stay."""
         axis = self.axis(name, role)
         return size if axis is None else len(axis.kept)
+
+    def then(self, later: "KeepPlan") -> "KeepPlan":
+        """This plan and one for the network that it leaves, as one plan for the network before both.
+
+        Raises:
+            InputError: The later plan is for another network.
+
+        >>> def plan(policy, size, kept):
+        ...     axis = AxisKeep(name="conv", role="filters", size=size, kept=kept)
+        ...     return KeepPlan(network="n", policy=policy, axes=(axis,))
+        >>> first, later = plan("norm", 4, (0, 2, 3)), plan("dead", 3, (0, 2))
+        >>> both = first.then(later)
+        >>> both.policy, both.axes[0].size, both.axes[0].kept
+        ('norm, dead', 4, (0, 3))
+        """
+        axes = []
+        for axis in self.axes:
+            left = later.axis(axis.name, axis.role)
+            if left is not None and left.size != len(axis.kept):
+                where = f"{axis.role} of {axis.name!r}"
+                raise InputError(f"later plan must keep some of the {len(axis.kept)} {where}, got one of {left.size}")
+            stays = range(len(axis.kept)) if left is None else left.kept
+            axes.append(replace(axis, kept=tuple(axis.kept[k] for k in stays)))
+        fresh = (axis for axis in later.axes if self.axis(axis.name, axis.role) is None)
+        policy = ", ".join(dict.fromkeys((self.policy, later.policy)))
+        setting = ", ".join(filter(None, (self.setting, later.setting)))
+        return replace(later, network=self.network, policy=policy, setting=setting, axes=(*axes, *fresh))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
