@@ -23,8 +23,12 @@ import matplotlib as mpl
 import torch
 
 import slimbit
+from slimbit.apply.layers import weights_of
 from slimbit.apply.reestimate import reestimate
+from slimbit.export.manifest import NetworkReference
+from slimbit.export.pruned import write_pruned
 from slimbit.frontier.narrow import narrow_network
+from slimbit.plan.keep import keep_alive
 from slimbit.zoo.data import Part
 from slimbit.zoo.data.splits import balanced_order
 
@@ -76,18 +80,27 @@ def main() -> None:
         for way in WAYS:
             for seed, widths in enumerate(scale.get(way, ()) if way in arguments.parts else ()):
                 _frontier(arguments, way, widths, seed)
+        if arguments.scale == "long":
+            _alive(arguments)
+            _cycle(arguments)
         if "whole" in arguments.parts and "joint" in scale:
             _whole(arguments)
         if "admm" in arguments.parts and "admm" in scale:
             _admm(arguments)
         if len(arguments.parts) < len(PARTS):
             return
-    rows = [row for way in (*WAYS, "whole") for run in sorted(out.glob(f"{way}-?")) for row in _rows(run, way)]
+    rows = [
+        row
+        for way in (*WAYS, "alive", "cycle", "whole")
+        for run in sorted(out.glob(f"{way}-?"))
+        for row in _rows(run, way)
+    ]
     results = results_folder(HERE, out, arguments.scale)
     top = slimbit.open_run(out / "paper-0").info.float_accuracy
     print(f"float {top:.2f} %")
     _tell_paper(rows, top)
     if arguments.scale == "long":
+        _tell_long(rows, top)
         write_rows(HERE / "long.csv", rows)
         return
     write_rows(results / "results.csv", rows)
@@ -149,6 +162,45 @@ def _whole(arguments: argparse.Namespace) -> None:
 
 def _swept(points: int, seed: int) -> list[str]:
     return ["--augment", "--calibration-images", "1000", "--points", str(points), "--seed", str(seed)]
+
+
+def _alive(arguments: argparse.Namespace) -> None:
+    """What the long training has killed is removed, then the rest swept in the paper's way."""
+    folder = arguments.out / "alive"
+    if not (folder / "prune.json").exists():
+        run = slimbit.open_run(arguments.out / "paper-0")
+        point = next(p for p in run.points() if p.policy == "prune_only" and p.width < 1)
+        example = torch.zeros(1, 3, 32, 32)
+        network = narrow_network(slimbit.network("resnet20"), point.objects, run.read_object)
+        spec = slimbit.survey_network(network, example).spec
+        alive = keep_alive(slimbit.tied_filters(network, example), weights_of(network, spec))
+        before = slimbit.KeepPlan.from_dict(json.loads(run.read_object(point.objects["keep"], "json")))
+        write_pruned(
+            folder,
+            slimbit.prune(network, alive, example),
+            before.then(alive),
+            network=NetworkReference(source="resnet20", classes=10, input_shape=(3, 32, 32)),
+            about={"card": {"normalize": "cifar10"}},
+        )
+    _sweep_folder(folder, arguments)
+
+
+def _cycle(arguments: argparse.Namespace) -> None:
+    """The same pruning after the 16 epochs of one cycle that the quick scale has, on labels, too."""
+    folder = arguments.out / "cycle"
+    if not (folder / "prune.json").exists():
+        tuned = _tuned(SCALES["quick"]["epochs"], "quick")
+        slimbit_command("prune", "resnet20", *_common(arguments), "--keep", "0.5", "--by", "norm", *tuned, out=folder)
+    _sweep_folder(folder, arguments)
+
+
+def _sweep_folder(folder: Path, arguments: argparse.Namespace) -> None:
+    """A pruned network in the paper's way."""
+    slimbit_command(
+        "frontier",
+        *(str(folder), "--data", _data(arguments), "--baselines", *_swept(1, 0)),
+        out=folder.with_name(f"{folder.name}-0"),
+    )
 
 
 def _admm(arguments: argparse.Namespace) -> None:
@@ -227,6 +279,19 @@ def _tell_paper(rows: list[dict], top: float) -> None:
                     f"{alone / pruned:.2f}x" if not math.isnan(pruned) else "-" for alone, pruned in found
                 )
                 print(f"| {run} | {metric} | {below:g} | {' | '.join(cells)} | {factors} |")
+
+
+def _tell_long(rows: list[dict], top: float) -> None:
+    for run, width in (("paper", 0.5), ("alive", 1), ("cycle", 1)):
+        widest = next(r for r in rows if (r["run"], r["width"], r["setting"]) == (run, width, "8 bits"))
+        costs = {
+            f"{metric} {below:g} below": _millions(
+                cost_at(_curve(rows, metric, run=run, way="max_abs", width=width), top - below)
+            )
+            for metric in METRICS
+            for below in BELOW
+        }
+        print(f"{run}: 8 bits {widest['accuracy']:.2f} %, {widest['macs'] / 1e6:.2f}M MACs, {costs}")
 
 
 def _millions(cost: float) -> str:
