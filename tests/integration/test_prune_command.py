@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 import slimbit
 from slimbit.cli import app as slimbit_app
-from slimbit.cli.networks import default_weights, survey_of
+from slimbit.cli.networks import Network, check_prunable, default_weights, survey_of
 from slimbit.cli.prune import prune
+from slimbit.export.manifest import NetworkReference
 from slimbit.export.pruned import load_pruned
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
@@ -116,6 +117,51 @@ def test_a_pruned_folder_is_pruned_again(tmp_path: Path) -> None:
     assert shapes(slimbit.load(tmp_path / "packed")) == shapes(smaller)
 
 
+def test_folders_that_are_no_network_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # a folder named like a network of the zoo does not stand in for it
+        run(Path("digits_resnet"), "--keep", 0.75)
+    assert survey_of("digits_resnet").spec.layers != survey_of("./digits_resnet").spec.layers
+    sweep = ["frontier", "--data", "digits", "--points", "1", *map(str, QUICK), "--no-baselines", "--out"]
+    monkeypatch.chdir(tmp_path / "digits_resnet")
+    with pytest.raises(InputError, match="NETWORK must be given"):
+        CliRunner().invoke(slimbit_app, [*sweep, "../run"], catch_exceptions=False)
+    monkeypatch.chdir(tmp_path)
+    command(*sweep, "run", "./digits_resnet")
+    (tmp_path / "digits_resnet").rename("moved")
+    pick = ["pick", "run", "--budget", "esn_digital=1G", "--out", "packed"]
+    with pytest.raises(
+        InputError, match=r"pruned folder of the run must still be there, got none at .* give --network"
+    ):
+        CliRunner().invoke(slimbit_app, pick, catch_exceptions=False)
+    command(*pick, "--network", "moved")
+    file = tmp_path / "moved" / "prune.json"
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps({**known, "network": {**known["network"], "classes": 5}}))
+    with pytest.raises(InputError, match="data must have the 5 classes of moved, got 10"):
+        CliRunner().invoke(slimbit_app, [*sweep, "none", "moved"], catch_exceptions=False)
+    file.write_text(json.dumps({**known, "network": {**known["network"], "source": "mine:net"}}))
+    with pytest.raises(InputError, match=r"give as NETWORK a function .* returns slimbit.load_pruned"):
+        CliRunner().invoke(slimbit_app, [*sweep, "none", "moved"], catch_exceptions=False)
+    file.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"must have a readable prune.json"):
+        CliRunner().invoke(slimbit_app, [*sweep, "none", "moved"], catch_exceptions=False)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_only_group_left_is_not_cut_once_more() -> None:
+    form = NetworkReference(source="mobilenet_v2", input_shape=(3, 32, 32))
+    model, example = slimbit.network("mobilenet_v2"), torch.zeros(1, 3, 32, 32)
+    ties, survey = slimbit.tied_filters(model, example), slimbit.survey_network(model, example)
+    weights = {layer.name: model.get_parameter(layer.weight_key) for layer in survey.spec.layers}
+    plan = slimbit.keep_by_norm(ties, weights, slimbit.Keeping(ratio=0.5))
+    small = slimbit.prune(model, plan, example)
+    check_prunable(Network(small, form, plan))  # depthwise: many groups are left
+    small.get_submodule("features.1.conv.0.0").groups = 1
+    with pytest.raises(InputError, match=r"features.1.conv.0.0 must have more than one group left"):
+        check_prunable(Network(small, form, plan))
+
+
 def test_only_the_dead(tmp_path: Path) -> None:
     told = run(tmp_path, "--by", "dead", "--statistics", "stored")
     assert told["after"]["accuracy"] == pytest.approx(told["before"]["accuracy"], abs=1)
@@ -126,11 +172,22 @@ def test_only_the_dead(tmp_path: Path) -> None:
     [
         (("--keep", 0), "keep ratio must be above 0 and at most 1, got 0"),
         (("--keep", 1.5), "keep ratio must be above 0 and at most 1, got 1.5"),
-        (("--device", "abacus"), "--device must be one that this machine has, like cpu, cuda or mps, got 'abacus'"),
-        (("--device", "meta"), "--device must be one that this machine has, like cpu, cuda or mps, got 'meta'"),
+        (
+            ("--device", "abacus"),
+            "--device must be one that this machine has, with float64, like cpu or cuda, got 'abacus'",
+        ),
+        (
+            ("--device", "meta"),
+            "--device must be one that this machine has, with float64, like cpu or cuda, got 'meta'",
+        ),
         (("--keep", "half"), "--keep must be a share like 0.5, or shares by layer like .*, got 'half'"),
         (("--keep", "layer1.*="), "--keep must be a share like 0.5, or shares by layer like .*, got 'layer1"),
         (("--keep", "conv1=0.5,conv1=0.75"), "--keep must be a share like 0.5, or shares by layer like "),
+        (("--keep", "lin*=0.5"), r"keep ratio of 'lin\*' must be 1, got 0.5: it is an output of the network"),
+        (
+            ("--keep", "layer1.*=0.5", "--protect", "layer1.*"),
+            "keep ratio of 'layer1.*' must be 1, got 0.5: it is prot",
+        ),
         (("--keep", "layer9.*=0.5"), "layer names and patterns must match layers of digits_resnet, got 'layer9"),
         (("--keep", 0.5, "--budget", "macs=1M"), "one of --keep and --budget may be given, got both"),
         (("--by", "dead", "--keep", 0.5), "must not be given with --by dead"),

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from slimbit.cli.live import Screen
+from slimbit.cli.networks import check_prunable, device_named, example_of
 from slimbit.cli.opened import Opened, opened
 from slimbit.cli.points import clampings, failures, points_table
 from slimbit.cli.slimming import calibration_of, slimming_of, tune_options
@@ -92,7 +93,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         str | None, typer.Option(metavar="URL", help="Database for the study; default: RUN/study.db.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Where networks are compressed and scored: cpu (default), cuda, mps.")
+        str | None, typer.Option(help="Where networks are compressed and scored: cpu (default) or cuda.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try points again that failed.")] = False,
 ) -> None:
@@ -139,7 +140,6 @@ def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) ->
     weights = None if settings.weights is None else Path(settings.weights)
     found = opened(settings.network, weights=weights, spec=settings.data, input_text=settings.input)
     slimming = _slimming(settings, found)
-    from slimbit.cli.networks import device_named, example_of
     from slimbit.frontier.trace import trace_frontier
     from slimbit.records.plan import Recipe
 
@@ -152,7 +152,7 @@ def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) ->
     )
     with Screen(Console(), metric=settings.metric, folder=str(out)) as screen:
         return trace_frontier(
-            found.model.to(device),
+            found.network.model.to(device),
             example_input=example_of(found.shape).to(device),
             calibration=[batch.to(device) for batch in calibration],
             evaluate=seen.evaluator(settings.evaluate_images),
@@ -171,7 +171,7 @@ def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) ->
             likelihood=settings.likelihood,
             retry_failed=retry_failed,
             progress=screen,
-            network_name=found.name,
+            network_name=found.network.name,
             origin=_origin(found),
         )
 
@@ -241,8 +241,11 @@ def _slimming(settings: FrontierConfig, found: Opened) -> "Slimming | None":
         slimming = slimming.model_copy(update={"signal": settings.signal})
     if slimming.by == "dead":
         raise InputError("--by must be one that reaches a width, got dead, which decides by itself: see slimbit prune")
+    check_prunable(found.network)
     example = torch.zeros(1, *found.shape)
-    return slimming_of(slimming, network=found.form.source, data=found.data, example=example, seed=settings.seed)
+    return slimming_of(
+        slimming, network=found.network.form.source, data=found.data, example=example, seed=settings.seed
+    )
 
 
 def _layout(settings: FrontierConfig) -> "Layout":

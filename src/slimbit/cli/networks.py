@@ -1,7 +1,7 @@
-"""What NETWORK means on the command line: a zoo name, timm, a Python callable, or a file."""
+"""What NETWORK means on the command line: a zoo name, timm, a Python callable, a pruned folder, or a file."""
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from slimbit.export.manifest import NetworkReference
+    from slimbit.records.keep import KeepPlan
     from slimbit.survey.result import Survey
 
 FILES = (".onnx", ".pt2", ".safetensors")
 WEIGHT_FILES = (".pth", ".th", ".pt", ".bin")
 LARGEST_INPUT = 1 << 31
+MOST_SIZES = 8
+"""Dimensions of an input that any layer has; more are a slip."""
 
 
 def survey_of(reference: str, *, weights: Path | None = None, input_text: str | None = None) -> "Survey":
@@ -29,14 +33,14 @@ def survey_of(reference: str, *, weights: Path | None = None, input_text: str | 
         weights: Weights to load into it.
         input_text: ``3x32x32``; default: the network's own.
     """
-    suffix = Path(reference).suffix.lower()
+    pruned = is_pruned(reference)
+    suffix = "" if pruned else Path(reference).suffix.lower()
     if suffix in FILES and ":" not in reference:
         if weights is not None:
             raise InputError(f"--weights must not be given for a file that has its own, got both for {reference}")
         return _survey_file(reference, suffix, input_text)
     if suffix in WEIGHT_FILES:
         raise InputError(f"NETWORK must be a network, got the weights file {reference}: give it with --weights")
-    pruned = is_pruned(reference)
     model, shape = (pruned_model_of if pruned else model_of)(reference, weights=weights, input_text=input_text)
     from slimbit.survey.module import survey_network
 
@@ -83,7 +87,15 @@ def model_of(
 
 
 def is_pruned(reference: str) -> bool:
-    """Whether it names a folder that ``slimbit prune`` has written; most names are none, and some no path at all."""
+    """Whether it names a folder that ``slimbit prune`` has written; a name of the zoo never does.
+
+    >>> is_pruned("resnet20"), is_pruned("resnet20@0.5"), is_pruned("")
+    (False, False, False)
+    """
+    from slimbit.zoo.registry import names
+
+    if not reference or reference.partition("@")[0] in names():
+        return False
     try:
         return (Path(reference) / PRUNED).is_file()
     except OSError:  # too long for a path
@@ -98,8 +110,68 @@ def pruned_model_of(
 
     if weights is not None:
         raise InputError(f"--weights must not be given for a folder that has its own, got both for {folder}")
-    shape = pruned_from(folder)[0].input_shape if input_text is None else input_shape(input_text)
-    return load_pruned(folder), shape
+    form, _ = pruned_from(folder)
+    if ":" in form.source and not form.source.startswith("timm:"):
+        raise InputError(
+            f"the network of {folder} is built by running {form.source}: give as NETWORK a function of yours, "
+            f"package.module:function, that returns slimbit.load_pruned({folder!r}, allow_code=True)"
+        )
+    return load_pruned(folder), form.input_shape if input_text is None else input_shape(input_text)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, and how it is built again.
+
+    Attributes:
+        model: With its weights, in evaluation mode.
+        form: How the network, or what it was before ``slimbit prune``, is built.
+        keep: What ``slimbit prune`` left of the form; None: all of it.
+    """
+
+    model: "nn.Module"
+    form: "NetworkReference"
+    keep: "KeepPlan | None" = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.form.source if self.keep is None else f"{self.form.source}, {self.keep.policy}, {self.keep.setting}"
+
+
+def network_of(reference: str, *, weights: Path | None, input_text: str | None, classes: int | None) -> Network:
+    """The network that NETWORK names, pruned or not; arguments as of `model_of`."""
+    from slimbit.export.manifest import NetworkReference
+    from slimbit.export.pruned import pruned_from
+
+    if is_pruned(reference):
+        form, keep = pruned_from(reference)
+        if classes is not None and form.classes not in (None, classes):
+            raise InputError(f"data must have the {form.classes} classes of {reference}, got {classes}")
+        model, shape = pruned_model_of(reference, weights=weights, input_text=input_text)
+        return Network(model.eval(), form.model_copy(update={"input_shape": shape}), keep)
+    model, shape = model_of(reference, weights=weights, input_text=input_text, classes=classes)
+    return Network(model.eval(), NetworkReference(source=reference, input_shape=shape, classes=classes))
+
+
+def check_prunable(network: Network) -> None:
+    """Refuse what one plan for the form cannot say: a part of the only group that an earlier pruning has left."""
+    from torch.nn.modules.conv import _ConvNd
+
+    from slimbit.export.rebuild import rebuild
+
+    if network.keep is None:
+        return
+    whole = dict(rebuild(network.form, without_memory=True).named_modules())
+    for name, module in network.model.named_modules():
+        before = whole.get(name)
+        if not (isinstance(module, _ConvNd) and isinstance(before, _ConvNd)):
+            continue
+        if module.groups == 1 < before.groups and module.out_channels > 1:
+            raise InputError(
+                f"grouped convolution {name} must have more than one group left to be pruned once more, got one: "
+                f"prune {network.form.source} anew"
+            )
 
 
 def check_runnable(reference: str) -> None:
@@ -147,11 +219,11 @@ def device_named(text: str) -> "torch.device":
 
     try:
         device = torch.device(text)
-        torch.zeros(1, device=device).tolist()  # a device without memory has nothing to tell
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, dtype=torch.float64, device=device).tolist()  # statistics are summed in float64
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(
-            f"--device must be one that this machine has, like cpu, cuda or mps, got {text!r}: {reason}"
+            f"--device must be one that this machine has, with float64, like cpu or cuda, got {text!r}: {reason}"
         ) from error
     return device
 
@@ -165,6 +237,8 @@ def input_shape(text: str) -> tuple[int, ...]:
     parts = text.lower().split("x")
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise InputError(f"--input must be positive sizes like 3x32x32, got {text!r}")
+    if len(parts) > MOST_SIZES:
+        raise InputError(f"--input must have at most {MOST_SIZES} sizes, got {text}")
     shape = tuple(map(int, parts))
     elements = 1
     for size in shape:

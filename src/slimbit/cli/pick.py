@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -13,9 +13,8 @@ from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from slimbit.export.manifest import Accuracy, Manifest, NetworkReference, Normalization
+    from slimbit.cli.networks import Network
+    from slimbit.export.manifest import Accuracy, Manifest, Normalization
     from slimbit.frontier.info import RunInfo
     from slimbit.frontier.store import Run
     from slimbit.records.keep import KeepPlan
@@ -88,60 +87,29 @@ def _chosen(run: "Run", budget: str | None, min_accuracy: float | None) -> Front
     return cheapest_at_accuracy(points, run.info.metric, min_accuracy)
 
 
-@dataclass(frozen=True)
-class _Float:
-    """The network that a run compressed.
-
-    Attributes:
-        model: With its weights.
-        reference: How the form is built that it, or before pruning its original, has.
-        keep: What ``slimbit prune`` left of that form; None: all of it.
-    """
-
-    model: "nn.Module"
-    reference: "NetworkReference"
-    keep: "KeepPlan | None" = None
-
-
-def _float_network(info: "RunInfo", network: str | None, weights: Path | None) -> _Float:
+def _float_network(info: "RunInfo", network: str | None, weights: Path | None) -> "Network":
     """The network that the run compressed, checked against the run's digest of it."""
-    from slimbit.cli.networks import is_pruned
+    from slimbit.cli.networks import is_pruned, network_of
     from slimbit.frontier.subject import digest_of
 
     source = network or info.reference
     if not source:
         raise InputError("--network must be given for a run that was made from Python, got none")
+    if network is None and Path(source).is_absolute() and not is_pruned(source):
+        raise InputError(f"the pruned folder of the run must still be there, got none at {source}: give --network")
     file = weights or (Path(info.weights) if info.weights else None)
-    found = (_pruned if is_pruned(source) else _whole)(source, file, info)
+    text = "x".join(map(str, info.input_shape)) or None
+    found = network_of(source, weights=file, input_text=text, classes=info.classes)
     digest = digest_of(found.model.state_dict())
     if digest != info.network_digest:
         raise InputError(
             f"network must have the weights that the run began with, got others from {source}"
             f"{'' if file is None else f' with {file}'}: give --network or --weights"
         )
-    return replace(found, reference=found.reference.model_copy(update={"weights_digest": digest}))
+    return replace(found, form=found.form.model_copy(update={"weights_digest": digest}))
 
 
-def _whole(source: str, file: Path | None, info: "RunInfo") -> _Float:
-    from slimbit.cli.networks import model_of
-    from slimbit.export.manifest import NetworkReference
-
-    text = "x".join(map(str, info.input_shape)) or None
-    model, shape = model_of(source, weights=file, input_text=text, classes=info.classes)
-    return _Float(model.eval(), NetworkReference(source=source, input_shape=shape, classes=info.classes))
-
-
-def _pruned(folder: str, file: Path | None, info: "RunInfo") -> _Float:
-    from slimbit.cli.networks import pruned_model_of
-    from slimbit.export.pruned import pruned_from
-
-    text = "x".join(map(str, info.input_shape)) or None
-    model, shape = pruned_model_of(folder, weights=file, input_text=text)
-    before, plan = pruned_from(folder)
-    return _Float(model, before.model_copy(update={"input_shape": shape}), plan)
-
-
-def _write(run: "Run", point: FrontierPoint, out: Path, original: _Float) -> "Manifest":
+def _write(run: "Run", point: FrontierPoint, out: Path, original: "Network") -> "Manifest":
     import torch
 
     from slimbit.cli.networks import example_of
@@ -152,7 +120,7 @@ def _write(run: "Run", point: FrontierPoint, out: Path, original: _Float) -> "Ma
     from slimbit.survey.module import survey_network
 
     network = narrow_network(original.model, point.objects, run.read_object)
-    spec = survey_network(network, example_of(original.reference.input_shape), name=run.info.network).spec
+    spec = survey_network(network, example_of(original.form.input_shape), name=run.info.network).spec
     stored = unpack_levels(run.read_object(point.objects["levels"], "safetensors"))
     levels = {
         name: LayerLevels(torch.tensor(array), torch.tensor(stored.steps[name]), cast("PlanGrid", stored.grids[name]))
@@ -160,7 +128,7 @@ def _write(run: "Run", point: FrontierPoint, out: Path, original: _Float) -> "Ma
     }
     state = {key: torch.tensor(array) for key, array in stored.state.items()}
     origin = Origin(
-        network=original.reference,
+        network=original.form,
         plan=run.read_object(point.objects["plan"], "json"),
         cost=run.read_object(point.objects["cost"], "json"),
         keep=_kept(run, point, original.keep),

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from slimbit.cli.networks import check_prunable, device_named
 from slimbit.cli.opened import Opened, opened
 from slimbit.cli.pick import parse_budget
 from slimbit.cli.slimming import slimming_of, stopped_training, tune_options
@@ -79,7 +80,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     calibration_images: Annotated[int, typer.Option(help="Unlabelled images.")] = 500,
     evaluate_images: Annotated[int | None, typer.Option(help="Test images; default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampled images and labels.")] = 0,
-    device: Annotated[str, typer.Option(help="Where the network is pruned and scored: cpu, cuda, mps.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where the network is pruned and scored: cpu or cuda.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Remove filters, and with them everything that reads them: a smaller network, not just zeros."""
@@ -109,6 +110,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     }
     settings = with_options(with_options(SlimmingConfig(), {"tune": tune_options(tune_config)}), options)
     found = opened(network, weights=weights, spec=data)
+    check_prunable(found.network)
     subject = _subject(found, settings, images=calibration_images, seed=seed, device=device)
     from slimbit.export.pruned import check_pruned_folder
 
@@ -165,14 +167,13 @@ class _Subject:
 def _subject(found: Opened, settings: SlimmingConfig, *, images: int, seed: int, device: str) -> _Subject:
     import torch
 
-    from slimbit.cli.networks import device_named
     from slimbit.frontier.slim import Slimmer
 
-    source, data, place = found.form.source, found.data, device_named(device)
+    source, data, place = found.network.form.source, found.data, device_named(device)
     example = torch.zeros(1, *found.shape)
     slimming = slimming_of(settings, network=source, data=data, example=example, seed=seed)
     batches = tuple(batch.to(place) for batch in data.calibration(images, seed=seed))
-    slimmer = Slimmer(found.model.to(place), example.to(place), batches, slimming, source, seed)
+    slimmer = Slimmer(found.network.model.to(place), example.to(place), batches, slimming, source, seed)
     return _Subject(found, slimmer)
 
 
@@ -201,19 +202,19 @@ def _write(out: Path, subject: _Subject, slim: "Slim", told: dict[str, Any], con
     from slimbit.export.pruned import write_pruned
 
     found, norm = subject.found, subject.data.normalization
-    plan = slim.plan if found.keep is None else found.keep.then(slim.plan)
+    plan = slim.plan if found.network.keep is None else found.network.keep.then(slim.plan)
     card = {
-        "network": found.form.source,
+        "network": found.network.form.source,
         "normalize": {"mean": list(norm.mean), "std": list(norm.std)} if norm.name == "custom" else norm.name,
         "classes": subject.data.classes,
         "accuracy": told["after"]["accuracy"],
         "description": f"pruned by {plan.policy}, {plan.setting}; slimbit.load_pruned puts it together",
     }
-    write_pruned(out, slim.network, plan, network=found.form, about={"card": card, **told}, content=content)
+    write_pruned(out, slim.network, plan, network=found.network.form, about={"card": card, **told}, content=content)
 
 
 def _table(subject: _Subject, plan: "KeepPlan", told: dict[str, Any]) -> Table:
-    table = Table(title=f"{subject.found.name}: {plan.policy}, {plan.setting}", caption=told["measured_on"])
+    table = Table(title=f"{subject.found.network.name}: {plan.policy}, {plan.setting}", caption=told["measured_on"])
     for name in ("", "before", "after", "left"):
         table.add_column(name, justify="left" if not name else "right")
     for key in ("macs", "parameters", "filters"):

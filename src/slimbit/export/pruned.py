@@ -13,10 +13,9 @@ from slimbit.export.manifest import NetworkReference
 from slimbit.export.rebuild import rebuild
 from slimbit.records.errors import InputError
 from slimbit.records.files import write_whole
-from slimbit.records.keep import PRUNED, KeepPlan
+from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS, KeepPlan
 from slimbit.zoo.files import read_weights
 
-WEIGHTS = "model.safetensors"
 TRAININGS = ("admm", "tune")
 SCHEMA = 1
 
@@ -50,7 +49,7 @@ def write_pruned(
         **about,
     }
     write_whole(folder / PRUNED, json.dumps(data, indent=2, allow_nan=False).encode())
-    write_whole(folder / WEIGHTS, save(tensors, metadata={"slimbit": card}))
+    write_whole(folder / PRUNED_WEIGHTS, save(tensors, metadata={"slimbit": card}))
 
 
 def check_pruned_folder(folder: Path, content: str) -> None:
@@ -69,7 +68,7 @@ def check_pruned_folder(folder: Path, content: str) -> None:
     if PRUNED in found:
         if _read(folder)["content"] == content:
             return
-        strange = ["another pruning"] if set(strange) <= {WEIGHTS, PRUNED} else strange
+        strange = ["another pruning"] if set(strange) <= {PRUNED_WEIGHTS, PRUNED} else strange
     if strange:
         raise InputError(
             f"--out must be a new folder, an empty one or one of this pruning, got {folder} with {strange[0]} in it"
@@ -90,7 +89,7 @@ def load_pruned(folder: str | Path, *, model: nn.Module | None = None, allow_cod
     reference, plan = pruned_from(folder)
     if model is None:
         model = rebuild(reference, allow_code=allow_code)
-    return rebuild_pruned(model, plan, read_weights(Path(folder) / WEIGHTS))
+    return rebuild_pruned(model, plan, read_weights(Path(folder) / PRUNED_WEIGHTS))
 
 
 def pruned_from(folder: str | Path) -> tuple[NetworkReference, KeepPlan]:
@@ -115,7 +114,7 @@ def _read(folder: Path) -> Mapping[str, Any]:
     file = folder / PRUNED
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"pruned network must have a readable {PRUNED}, got {file}: {error}") from error
     if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
         raise InputError(

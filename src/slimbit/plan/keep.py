@@ -16,6 +16,7 @@ from slimbit.records.signal import PERCENTILE, EpochSignal, percentile
 
 Scores = Mapping[str, Sequence[float]]
 """One number per unit, by group name: what removing the unit is thought to cost."""
+MOST_TOLD = 4
 DEAD = 0.05
 """A filter is dead below this share of its layer's 90th percentile of filter norms (`slimbit.records.signal`)."""
 
@@ -26,7 +27,7 @@ class Keeping:
 
     Attributes:
         ratio: Share of each group's units that stays, in (0, 1]; or shares by layer name or pattern (``layer3.*``),
-            then groups that no pattern names stay whole.
+            of which the last that names a layer counts; groups that none names stay whole.
         scope: "layer" ranks each group by itself; "global" ranks all units of the network together, so that the
             one ratio is of all units. At least one unit of every group stays either way.
         protect: Layers that lose no filter, by name or pattern.
@@ -110,7 +111,7 @@ def keep_by_score(ties: Ties, scores: Scores, keeping: Keeping | None = None, *,
         setting = f"keep {keeping.ratio:g} of all"
     else:
         kept = {g.name: _best(scores[g.name], _count(ratio, g.units)) for g, ratio in _ratios(ties, free, keeping)}
-        setting = "keep by layer" if isinstance(keeping.ratio, Mapping) else f"keep {keeping.ratio:g}"
+        setting = f"keep {_told(keeping.ratio)}"
     return plan_of_units(ties, kept, policy=policy, setting=setting, constants=keeping.constants)
 
 
@@ -265,11 +266,13 @@ def _ratios(ties: Ties, free: Sequence[FilterGroup], keeping: Keeping) -> list[t
     if not isinstance(keeping.ratio, Mapping):
         return [(group, keeping.ratio) for group in free]
     named: dict[str, float] = {}
+    losing = {name for group in free for name in group.layers}
     for pattern, ratio in keeping.ratio.items():
-        for name in _matching(pattern, ties):
-            if name in ties.fixed and name == pattern and ratio < 1:
-                raise InputError(f"keep ratio of {name!r} must be 1, got {ratio:g}: {ties.fixed[name]}")
-            named[name] = ratio
+        names = _matching(pattern, ties)
+        if ratio < 1 and losing.isdisjoint(names):
+            why = ties.fixed.get(names[0], "it is protected")
+            raise InputError(f"keep ratio of {pattern!r} must be 1, got {ratio:g}: {why}")
+        named |= dict.fromkeys(names, ratio)
     found = []
     for group in free:
         ratios = {named[name] for name in group.layers if name in named}
@@ -279,6 +282,13 @@ def _ratios(ties: Ties, free: Sequence[FilterGroup], keeping: Keeping) -> list[t
         if ratios:
             found.append((group, ratios.pop()))
     return found
+
+
+def _told(ratio: float | Mapping[str, float]) -> str:
+    """For people; of many layers only that it is by layer."""
+    if not isinstance(ratio, Mapping):
+        return f"{ratio:g}"
+    return ", ".join(f"{name} {part:g}" for name, part in ratio.items()) if len(ratio) <= MOST_TOLD else "by layer"
 
 
 def _count(ratio: float, units: int) -> int:

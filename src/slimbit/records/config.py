@@ -101,7 +101,7 @@ class FrontierConfig(ConfigTable):
         evaluate_images: Number of images to score on; None = all.
         seed: Of sampled images, labels and positions.
         storage: Database for the study.
-        device: Where networks are compressed and scored: cpu, cuda, cuda:1, mps.
+        device: Where networks are compressed and scored: cpu, cuda or cuda:1.
         likelihood: What the sensitivity samples labels from.
         recipe: How plans are carried out.
         layout: Grid, granularity, skipped layers.

@@ -16,6 +16,8 @@ Constants = Literal["fold", "zero"]
 SCHEMA = 1
 PRUNED = "prune.json"
 """The file by which a folder of a pruned network is known."""
+PRUNED_WEIGHTS = "model.safetensors"
+"""Its weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,8 @@ class KeepPlan:
 
     def then(self, later: "KeepPlan") -> "KeepPlan":
         """This plan and one for the network that it leaves, as one plan for the network before both.
+
+        Policy and setting name both; ``constants`` are the later plan's.
 
         Raises:
             InputError: The later plan is for another network.

@@ -68,7 +68,11 @@ def fit(model: nn.Module, task: TrainTask, config: TrainConfig, *, folder: Path)
         StoreError: The checkpoint cannot be written.
     """
     fabric = open_fabric(config.precision)
-    return _Run(model, task, config, fabric=fabric, path=folder / CHECKPOINT).work()
+    try:
+        return _Run(model, task, config, fabric=fabric, path=folder / CHECKPOINT).work()
+    finally:
+        if config.compile:
+            torch.compiler.reset()  # it keeps eight shapes of a network, then stops compiling: widths may be more
 
 
 class _Run:

@@ -116,7 +116,7 @@ class Batches:
         whole = isinstance(images.pixels, np.ndarray)
         self._pixels = torch.from_numpy(images.pixels).to(device) if whole else None
         self._labels = None if images.labels is None else torch.from_numpy(images.labels).to(device)
-        self._chosen = None if images.chosen is None else torch.from_numpy(images.chosen).to(device)
+        self._chosen = None if images.chosen is None else torch.from_numpy(np.array(images.chosen)).to(device)
         self._mean, self._std = (torch.tensor(v, device=device)[:, None, None] for v in (images.mean, images.std))
 
     def epoch(self, seed: int, share: Share) -> Iterator[list[tuple[Tensor, Tensor | None]]]:

@@ -71,7 +71,7 @@ def train_network(
 ) -> TrainResult:
     """Train ``model`` itself and keep everything in a folder; the same call continues a run that was stopped.
 
-    It trains on a GPU if there is one, and comes back to the device on which it was given.
+    It trains on a GPU if there is one, and at the end is on the device on which it was given.
 
     The folder holds ``train.json`` (settings, versions, result), ``epochs.jsonl``, ``signal.jsonl``,
     ``checkpoint.safetensors``, ``model.safetensors`` (the chosen weights, at the end) and, where asked for, the
@@ -90,10 +90,18 @@ def train_network(
         StoreError: Something cannot be written; the last checkpoint is whole.
     """
     folder, about = Path(out), about or About()
+    devices = {parameter.device for parameter in model.parameters()}
+    result = _trained(model, task, config, folder, about)
+    if len(devices) == 1:
+        model.to(devices.pop())
+    return result
+
+
+def _trained(model: nn.Module, task: TrainTask, config: TrainConfig, folder: Path, about: About) -> TrainResult:
     if not is_first_process():
         fit(model, task, config, folder=folder)
         return TrainResult(epoch=0, epochs=(), test_accuracy=None)
-    with _locked(folder), _coming_back(model):
+    with _locked(folder):
         settings = _begin(folder, config, about)
         log = _Log(folder, config, task.epoch_done)
         chosen = fit(model, replace(task, epoch_done=log), config, folder=folder)
@@ -103,17 +111,6 @@ def train_network(
         told = {"epoch": chosen, "accuracy": result.accuracy, "test_accuracy": accuracy}
         _write_json(folder / SETTINGS, {**settings, "result": told})
     return result
-
-
-@contextmanager
-def _coming_back(model: nn.Module) -> Iterator[None]:
-    """Put a network back where it was: training moves it to its own device."""
-    devices = {parameter.device for parameter in model.parameters()}
-    try:
-        yield
-    finally:
-        if len(devices) == 1:
-            model.to(devices.pop())
 
 
 @contextmanager
