@@ -51,7 +51,8 @@ def fit(model: nn.Module, task: TrainTask, config: TrainConfig, *, folder: Path)
     A BatchNorm whose scale and shift do not require gradients keeps its statistics, too.
 
     A checkpoint is written after every epoch, and the same call goes on from it: the result is the same to the last
-    bit as without the interruption, on the same machine with the same number of threads and processes.
+    bit as without the interruption, on the same machine with the same number of threads and processes; on a GPU but for
+    the order in which its kernels add.
 
     Args:
         model: Changed.
