@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,13 +16,12 @@ from slimbit.plan.keep import Keeping, keep_by_norm
 from slimbit.records.training import TrainConfig
 from slimbit.survey.module import survey_network
 from slimbit.survey.ties import tied_filters
-from slimbit.train.images import TrainImages
 from slimbit.train.objectives import distillation
 from slimbit.train.run import train_network
-from slimbit.train.task import TrainTask
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
+from training_case import task_of
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -70,21 +68,12 @@ def test_pruning_stays_on_the_device() -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_training_learns_and_comes_back(tmp_path: Path, compiled: bool, accumulate: int) -> None:
     data = slimbit.open_data("digits")
-    images = TrainImages(
-        pixels=data.train.images,
-        labels=data.train.labels,
-        mean=data.normalization.mean,
-        std=data.normalization.std,
-        full_scale=data.full_scale,
-        chosen=np.arange(256),
-    )
     network = slimbit.network("digits_resnet")
     config = TrainConfig(
         epochs=3, batch_size=32, accumulate=accumulate, validation_images=0, compile=compiled, select="last"
     )
     for name, objective in {"labels": None, "teacher": distillation(slimbit.network("digits_resnet"))}.items():
-        task = TrainTask(images=images, example_input=torch.zeros(1, 1, 8, 8), objective=objective)
-        result = train_network(network, task, config, tmp_path / name)
+        result = train_network(network, task_of(data, objective=objective), config, tmp_path / name)
         assert result.epochs[-1].loss < result.epochs[0].loss
         assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
 

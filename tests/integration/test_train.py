@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,11 +21,12 @@ from slimbit.records.signal_file import read_signal
 from slimbit.records.training import TrainConfig
 from slimbit.train.checkpoint import read_checkpoint
 from slimbit.train.fit import TrainingError
-from slimbit.train.images import TrainImages
 from slimbit.train.objectives import distillation
 from slimbit.train.run import About, train_network
-from slimbit.train.task import TrainTask
 from slimbit.zoo.cards import read_card
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from training_case import task_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*lightning.*", "ignore:.*pkg_resources.*")
 
@@ -33,18 +34,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*lightning.*", "ignore:.*pkg_re
 @pytest.fixture(scope="module")
 def digits():
     return slimbit.open_data("digits")
-
-
-def task_of(data, count=256, **more):
-    images = TrainImages(
-        pixels=data.train.images,
-        labels=data.train.labels,
-        mean=data.normalization.mean,
-        std=data.normalization.std,
-        full_scale=data.full_scale,
-        chosen=np.arange(count),
-    )
-    return TrainTask(images=images, example_input=torch.zeros(1, 1, 8, 8), **more)
 
 
 def settings(**more):

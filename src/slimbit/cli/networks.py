@@ -41,7 +41,11 @@ def survey_of(reference: str, *, weights: Path | None = None, input_text: str | 
         return _survey_file(reference, suffix, input_text)
     if suffix in WEIGHT_FILES:
         raise InputError(f"NETWORK must be a network, got the weights file {reference}: give it with --weights")
-    model, shape = (pruned_model_of if pruned else model_of)(reference, weights=weights, input_text=input_text)
+    if pruned:
+        found = _pruned_network(reference, weights=weights, input_text=input_text)
+        model, shape = found.model, found.form.input_shape
+    else:
+        model, shape = model_of(reference, weights=weights, input_text=input_text)
     from slimbit.survey.module import survey_network
 
     survey = survey_network(model, example_of(shape), name=reference)
@@ -102,23 +106,6 @@ def is_pruned(reference: str) -> bool:
         return False
 
 
-def pruned_model_of(
-    folder: str, *, weights: Path | None = None, input_text: str | None = None
-) -> "tuple[nn.Module, tuple[int, ...]]":
-    """The smaller network of a folder, and the shape of one input."""
-    from slimbit.export.pruned import load_pruned, pruned_from
-
-    if weights is not None:
-        raise InputError(f"--weights must not be given for a folder that has its own, got both for {folder}")
-    form, _ = pruned_from(folder)
-    if ":" in form.source and not form.source.startswith("timm:"):
-        raise InputError(
-            f"the network of {folder} is built by running {form.source}: give as NETWORK a function of yours, "
-            f"package.module:function, that returns slimbit.load_pruned({folder!r}, allow_code=True)"
-        )
-    return load_pruned(folder), form.input_shape if input_text is None else input_shape(input_text)
-
-
 @dataclass(frozen=True)
 class Network:
     """A network, and how it is built again.
@@ -142,16 +129,31 @@ class Network:
 def network_of(reference: str, *, weights: Path | None, input_text: str | None, classes: int | None) -> Network:
     """The network that NETWORK names, pruned or not; arguments as of `model_of`."""
     from slimbit.export.manifest import NetworkReference
-    from slimbit.export.pruned import pruned_from
 
     if is_pruned(reference):
-        form, keep = pruned_from(reference)
-        if classes is not None and form.classes not in (None, classes):
-            raise InputError(f"data must have the {form.classes} classes of {reference}, got {classes}")
-        model, shape = pruned_model_of(reference, weights=weights, input_text=input_text)
-        return Network(model.eval(), form.model_copy(update={"input_shape": shape}), keep)
+        return _pruned_network(reference, weights=weights, input_text=input_text, classes=classes)
     model, shape = model_of(reference, weights=weights, input_text=input_text, classes=classes)
     return Network(model.eval(), NetworkReference(source=reference, input_shape=shape, classes=classes))
+
+
+def _pruned_network(
+    folder: str, *, weights: Path | None, input_text: str | None, classes: int | None = None
+) -> Network:
+    """The smaller network of a folder that ``slimbit prune`` has written."""
+    from slimbit.export.pruned import load_pruned, pruned_from
+
+    if weights is not None:
+        raise InputError(f"--weights must not be given for a folder that has its own, got both for {folder}")
+    form, keep = pruned_from(folder)
+    if classes is not None and form.classes not in (None, classes):
+        raise InputError(f"data must have the {form.classes} classes of {folder}, got {classes}")
+    if ":" in form.source and not form.source.startswith("timm:"):
+        raise InputError(
+            f"the network of {folder} is built by running {form.source}: give as NETWORK a function of yours, "
+            f"package.module:function, that returns slimbit.load_pruned({folder!r}, allow_code=True)"
+        )
+    shape = form.input_shape if input_text is None else input_shape(input_text)
+    return Network(load_pruned(folder).eval(), form.model_copy(update={"input_shape": shape}), keep)
 
 
 def check_prunable(network: Network) -> None:
@@ -220,7 +222,7 @@ def device_named(text: str) -> "torch.device":
     try:
         device = torch.device(text)
         torch.zeros(1, dtype=torch.float64, device=device).tolist()  # statistics are summed in float64
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ImportError) as error:
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:  # which one, depends on the device
         reason = " ".join(str(error).split())[:120]
         raise InputError(
             f"--device must be one that this machine has, with float64, like cpu or cuda, got {text!r}: {reason}"

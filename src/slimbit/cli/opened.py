@@ -49,12 +49,13 @@ def opened(network: str | None, *, weights: Path | None, spec: str | None, input
     Raises:
         InputError: Something is missing, does not exist or does not fit.
     """
-    pruned = is_pruned(network or "")
+    given = network or ""
+    pruned = is_pruned(given)
     if not pruned:
-        check_runnable(network or "")
-    file = weights or (None if pruned else default_weights(network or ""))
-    card = _card_of(Path(network or "") / PRUNED_WEIGHTS if pruned else file)
-    network = network or card.get("network")
+        check_runnable(given)
+    file = weights or default_weights(given)
+    card = _card_of(Path(given) / PRUNED_WEIGHTS if pruned else file)
+    network = given or card.get("network")
     if not network:
         raise InputError("NETWORK must be given, on the command line, in --config or in the weights' card, got none")
     data, spec = _data(spec, card)
