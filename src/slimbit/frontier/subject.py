@@ -32,7 +32,7 @@ from slimbit.records.network import LayerSpec
 from slimbit.records.plan import CompressionPlan, Recipe
 from slimbit.records.sensitivity import Sensitivity
 from slimbit.records.signal import EpochSignal
-from slimbit.survey.module import read_weight, survey_network
+from slimbit.survey.module import explicit_mask, read_weight, survey_network
 from slimbit.survey.result import StoredLevels, Survey
 
 # Above this many input elements (500 images of 96 x 96) calibration batches are worked off one by one: more passes,
@@ -180,9 +180,10 @@ class Subject:
                 return self.survey.weight(layer)
             ratio = ratios.get(name, math.nan)
             known = ratio if math.isfinite(ratio) else None
-            return StoredLevels(levels[name], steps[name], grids[name], signal_to_noise=known)
+            return StoredLevels(levels[name], steps[name], grids[name], signal_to_noise=known, zeros_are_pruned=True)
 
-        return cost_of_survey(Survey(self.survey.spec, weight), Counting(per=self.layout.per))
+        survey = Survey(self.survey.spec, weight)
+        return cost_of_survey(survey, Counting(per=self.layout.per), keep=lambda x: explicit_mask(self.model, x))
 
     def cost_of(self, result: Compressed) -> CostReport:
         """Exact cost of a compressed network, with the signal-to-noise ratio of each layer."""

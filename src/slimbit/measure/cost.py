@@ -116,9 +116,16 @@ def with_hardware(report: CostReport, hardware: HardwareLike | Iterable[Hardware
 
 @dataclass(frozen=True, kw_only=True)
 class _Facts:
-    """What the cost of a layer is made of, whether its weights are float, rounded or stored as integers."""
+    """What the cost of a layer is made of, whether its weights are float, rounded or stored as integers.
+
+    Attributes:
+        sums: Sums over the levels.
+        alive: Sums whose zeros are pruned weights, so that whole filters and inputs of them are gone; None = a zero
+            is a weight like any other.
+    """
 
     sums: LevelSums
+    alive: LevelSums | None
     grid: str
     filter_bits: Tensor
     activation_bits: int
@@ -143,11 +150,12 @@ def _layer_cost(
 def _stored_facts(layer: LayerSpec, stored: StoredLevels, counting: Counting) -> _Facts:
     if counting.bits is not None or counting.steps is not None:
         raise InputError(f"bits must not be given for weights that are integers already, got {layer.name}")
-    sums = level_sums(stored.levels, counting.formula)
+    sums = level_sums(stored.levels, counting.formula, width=stored.bits)
     return _Facts(
         sums=sums,
+        alive=sums if stored.zeros_are_pruned else None,
         grid=stored.grid,
-        filter_bits=code_bits(sums, stored.grid, counting.formula),
+        filter_bits=code_bits(sums, stored.grid, counting.formula, width=stored.bits),
         activation_bits=QUANTIZED_ACTIVATION_BITS,
         declared_bits=stored.bits,
         steps=stored.step,
@@ -156,25 +164,28 @@ def _stored_facts(layer: LayerSpec, stored: StoredLevels, counting: Counting) ->
 
 
 def _float_facts(layer: LayerSpec, weight: Tensor, keep: Tensor | None) -> _Facts:
-    _refuse_non_finite(layer, weight)
-    used = weight != 0 if keep is None else (weight != 0) & keep
-    sums = level_sums(used)
+    """A float that happens to be 0 is stored and multiplied; only a mask says that a weight is pruned."""
+    _refuse_unusable(layer, weight)
+    sums = level_sums(weight != 0 if keep is None else (weight != 0) & keep)
+    alive = None if keep is None else level_sums(keep)
     width = torch.finfo(weight.dtype).bits
     return _Facts(
         sums=replace(sums, bits=sums.nonzero * width),
+        alive=alive,
         grid=str(weight.dtype).removeprefix("torch."),
-        filter_bits=sums.peak.int() * width,
+        filter_bits=(torch.ones_like(sums.peak) if alive is None else alive.peak).int() * width,
         activation_bits=FLOAT_ACTIVATION_BITS,
     )
 
 
 def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: Counting, keep: Tensor | None) -> _Facts:
-    _refuse_non_finite(layer, weight)
+    _refuse_unusable(layer, weight)
     weight = weight if weight.dtype in {torch.float32, torch.float64} else weight.float()
     step, limit = step_of(layer, weight if keep is None else weight * keep, counting)
     sums = quantized_sums(weight, step, Rounding(counting.grid, limit, counting.formula), keep=keep)
     return _Facts(
         sums=sums,
+        alive=sums,
         grid=counting.grid,
         filter_bits=code_bits(sums, counting.grid, counting.formula),
         activation_bits=QUANTIZED_ACTIVATION_BITS,
@@ -185,7 +196,7 @@ def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: Counting, keep: T
 
 def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
     sums, c = facts.sums, layer.multiplicity(per)
-    weights_left = _weights_left(layer, sums)
+    weights_left = _weights_left(layer, facts.alive, sums.peak.device)
     widest = max(facts.declared_bits, int(facts.filter_bits.max()))
     filterwise = int((weights_left * facts.filter_bits).sum())
     macs = c * int(weights_left.sum())
@@ -220,15 +231,15 @@ def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
     )
 
 
-def _weights_left(layer: LayerSpec, sums: LevelSums) -> Tensor:
+def _weights_left(layer: LayerSpec, alive: LevelSums | None, device: torch.device) -> Tensor:
     """Weights of each filter once whole pruned filters and the inputs that no filter of its group reads are gone."""
     kernel = math.prod(layer.shape[2:])
     inputs = layer.shape[1] if len(layer.shape) > 1 else 1
-    if sums.reads is None:
-        return torch.full((layer.filters,), inputs * kernel, device=sums.peak.device)
-    grouped = sums.reads.reshape(layer.groups, layer.filters // layer.groups, inputs)
+    if alive is None or alive.reads is None:
+        return torch.full((layer.filters,), inputs * kernel, device=device)
+    grouped = alive.reads.reshape(layer.groups, layer.filters // layer.groups, inputs)
     surviving = grouped.any(dim=1, keepdim=True).sum(dim=2).expand(grouped.shape[:2]).reshape(-1)
-    return surviving * kernel * (sums.peak > 0)
+    return surviving * kernel * (alive.peak > 0)
 
 
 def _total(layers: Sequence[LayerCost], survey: Survey) -> TotalCost:
@@ -277,7 +288,10 @@ def _notes(layers: Sequence[LayerCost]) -> Iterator[str]:
         )
 
 
-def _refuse_non_finite(layer: LayerSpec, weight: Tensor) -> None:
+def _refuse_unusable(layer: LayerSpec, weight: Tensor) -> None:
+    if weight.is_complex():
+        kind = str(weight.dtype).removeprefix("torch.")
+        raise InputError(f"weights of layer {layer.name} must be real, got {kind}")
     low, high = weight.aminmax()
     if not bool(low.isfinite() & high.isfinite()):
         bad = int((~weight.isfinite()).sum())

@@ -55,7 +55,7 @@ def level_bits(levels: Tensor, formula: Formula = "standard") -> Tensor:
     return bits
 
 
-def code_bits(sums: "LevelSums", grid: Grid, formula: Formula = "standard") -> Tensor:
+def code_bits(sums: "LevelSums", grid: Grid, formula: Formula = "standard", *, width: int = 0) -> Tensor:
     """Width of the codes of each filter, int32, shape ``(filters,)``; 0 = pruned.
 
     The bits of its widest level. The mid-rise levels of b bits use all ``2^b`` codes, so a zero beside them takes one
@@ -65,11 +65,12 @@ def code_bits(sums: "LevelSums", grid: Grid, formula: Formula = "standard") -> T
         sums: Sums over the levels of a layer.
         grid: Grid of the levels.
         formula: Bit formula.
+        width: Bits of the stored codes, which no filter exceeds; 0 = any.
 
     >>> code_bits(level_sums(torch.tensor([[0.5, -0.5], [0.5, 0.0], [2.5, 0.0], [3.5, 0.0]])), "midrise_zero").tolist()
     [1, 2, 3, 4]
     """
-    bits = level_bits(sums.peak, formula)
+    bits = _within(level_bits(sums.peak, formula), width)
     if grid != "midrise_zero" or sums.zeros is None:
         return bits
     full = sums.peak == torch.exp2(bits - 1.0) - 0.5
@@ -102,18 +103,20 @@ class LevelSums:
     error: float = 0.0
 
 
-def level_sums(levels: Tensor, formula: Formula = "standard") -> LevelSums:
+def level_sums(levels: Tensor, formula: Formula = "standard", *, width: int = 0) -> LevelSums:
     """Sums over given levels.
 
     Args:
         levels: Shape ``(filters, ...)``.
         formula: Bit formula.
+        width: Bits of the stored codes, which no level exceeds: the -8 of int4 takes four, although the formula,
+            whose codes are symmetric, says five. 0 = any.
 
     >>> sums = level_sums(torch.full((2, 3), 1.5))
     >>> sums.squares, sums.bits, sums.nonzero, sums.peak.tolist()
     (13.5, 12, 6, [1.5, 1.5])
     """
-    return _add([_sums(levels[rows], formula) for rows in filter_chunks(levels, CHUNK)])
+    return _add([_sums(levels[rows], formula, width=width) for rows in filter_chunks(levels, CHUNK)])
 
 
 def quantized_sums(weights: Tensor, step: Tensor, rounding: Rounding, *, keep: Tensor | None = None) -> LevelSums:
@@ -143,18 +146,22 @@ def quantized_sums(weights: Tensor, step: Tensor, rounding: Rounding, *, keep: T
     return _add(parts)
 
 
-def _sums(levels: Tensor, formula: Formula, *, zeros: bool = True) -> LevelSums:
+def _sums(levels: Tensor, formula: Formula, *, zeros: bool = True, width: int = 0) -> LevelSums:
     flat = levels.reshape(len(levels), -1)
     flat = flat if flat.is_floating_point() else flat.float()
     nonzero = int(torch.count_nonzero(flat)) if zeros else flat.numel()
     return LevelSums(
         squares=float(flat.square().sum(dtype=_wide(flat))),
-        bits=int(level_bits(flat, formula).sum()),
+        bits=int(_within(level_bits(flat, formula), width).sum()),
         nonzero=nonzero,
         peak=torch.maximum(flat.amax(dim=1), -flat.amin(dim=1)),
         zeros=None if nonzero == flat.numel() else (flat == 0).any(dim=1),
         reads=None if nonzero == flat.numel() else (levels != 0).reshape(*levels.shape[:2], -1).any(dim=2),
     )
+
+
+def _within(bits: Tensor, width: int) -> Tensor:
+    return bits.clamp_(max=width) if width else bits
 
 
 def _add(parts: list[LevelSums]) -> LevelSums:

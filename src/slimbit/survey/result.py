@@ -17,8 +17,9 @@ class StoredLevels:
         levels: Filters first, on ``grid``.
         step: Scalar, or one per filter.
         grid: Grid of the levels.
-        bits: Declared width; 0 = none, then it is what the levels need.
+        bits: Declared width, which no level exceeds; 0 = none, then it is what the levels need.
         signal_to_noise: ``||W||^2 / ||W - step * levels||^2`` where the weights behind the levels are known.
+        zeros_are_pruned: Whether filters, and inputs that no filter reads, are gone where all their levels are 0.
     """
 
     levels: Tensor
@@ -26,6 +27,7 @@ class StoredLevels:
     grid: Grid
     bits: int = 0
     signal_to_noise: float | None = None
+    zeros_are_pruned: bool = False
 
 
 @dataclass(frozen=True)
