@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slimbit.apply.layers import Bound, bind, first_input, is_stock
+from slimbit.apply.layers import Bound, bind, first_input
 from slimbit.numerics.batches import Forward, call_network, checked_batches, joined
 from slimbit.numerics.copies import copied
 from slimbit.numerics.moments import (
@@ -21,6 +21,7 @@ from slimbit.numerics.moments import (
     sampled_rows,
 )
 from slimbit.records.network import NetworkSpec
+from slimbit.survey.kinds import is_stock
 
 SAMPLES = 16384
 """Positions per layer from which second moments are taken: 500 images give the same accuracy as all positions."""

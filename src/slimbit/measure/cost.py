@@ -33,6 +33,7 @@ def cost(
     steps: Steps | None = None,
     per: Per = "mac",
     hardware: HardwareLike | Iterable[HardwareLike] = (),
+    batch: int | None = None,
     **counting: Any,
 ) -> CostReport:
     """What a network costs, layer by layer, in units that no particular chip distorts.
@@ -51,6 +52,7 @@ def cost(
         steps: One step for all layers, or by layer name a step or one per filter.
         per: "mac" weighs a weight by its output positions ``c_l``, "parameter" by 1.
         hardware: Hardware cost models: names, TOML files, functions (`slimbit.load_hardware`).
+        batch: How many images the example holds; default: learned from what the network does with more of them.
         **counting: ``policy``, ``grid``, ``formula``, ``activation_bits`` of `Counting`.
 
     Returns:
@@ -66,7 +68,7 @@ def cost(
     (3456, 3456, 864.0)
     """
     settings = counting_from(bits=bits, steps=steps, per=per, **counting)
-    survey = survey_network(model, example_input)
+    survey = survey_network(model, example_input, batch=batch)
     report = cost_of_survey(survey, settings, keep=lambda layer: explicit_mask(model, layer))
     return with_hardware(report, hardware)
 
@@ -88,10 +90,10 @@ def cost_of_survey(
         _layer_cost(layer, survey.weight(layer), counting, keep(layer), survey.activation_bits.get(layer.name))
         for layer in survey.spec.layers
     )
-    if not layers:
+    if not layers and not survey.spec.other_work:
         raise InputError(
             f"{survey.spec.name} must have a layer that Slimbit counts (convolution, linear, attention, embedding), "
-            "got none"
+            f"got none{'. '.join(('', *survey.spec.notes))}"
         )
     settings = {layer.grid for layer in layers}
     return CostReport(
@@ -258,7 +260,7 @@ def _total(layers: Sequence[LayerCost], survey: Survey) -> TotalCost:
         convolution_filters=sum(spec.filters for _, spec in owned if spec.is_convolution),
         **{metric: exact(metric) for metric in _SUMMED},
         parameters=exact("parameters") + others,
-        mean_bits=math.fsum(layer.mean_bits * layer.weights for layer, _ in owned) / weights,
+        mean_bits=math.fsum(layer.mean_bits * layer.weights for layer, _ in owned) / max(1, weights),
     )
 
 
@@ -277,7 +279,9 @@ _SUMMED = (
 
 
 def _notes(layers: Sequence[LayerCost]) -> Iterator[str]:
-    if all(layer.nonzero_macs == 0 and layer.mean_bits == 0 for layer in layers):
+    if not layers:
+        yield "No layer is counted: all the work is listed as work that no layer explains."
+    elif all(layer.nonzero_macs == 0 and layer.mean_bits == 0 for layer in layers):
         yield "Every weight is 0: nothing is left to cost."
     ratios = [(layer.name, layer.signal_to_noise) for layer in layers if layer.signal_to_noise is not None]
     off = [name for name, ratio in ratios if ratio < RELIABLE_SIGNAL_TO_NOISE]
