@@ -11,6 +11,7 @@ from slimbit.measure.counting import Counting
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec
 from slimbit.survey.result import StoredLevels, Survey
+from slimbit.survey.ties import tied_filters
 
 
 def expected_value_layer() -> nn.Conv2d:
@@ -285,3 +286,24 @@ def test_a_network_without_forward_names_the_part_that_computes():
 
     with pytest.raises(InputError, match=r"Lit must have a forward function .* like its module backbone or head"):
         slimbit.cost(Lit(), torch.zeros(1, 3, 8, 8))
+
+
+class Autoencoder(nn.Module):
+    """Decodes with the transposed weight of its encoder."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.encoder, self.middle = nn.Linear(8, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return nn.functional.linear(self.middle(self.encoder(x).relu()), self.encoder.weight.t())
+
+
+@pytest.mark.parametrize("width", [8, 6])
+def test_a_weight_that_is_also_used_transposed_is_not_offered_for_pruning(width):
+    ties = tied_filters(Autoencoder(width), torch.zeros(1, 8))
+    assert ties.groups == ()
+    assert ties.fixed["encoder"] == "encoder.weight is also used by mm"
+    report = slimbit.cost(Autoencoder(width), torch.zeros(1, 8))
+    assert report.total.macs == 8 * width + width * width
+    assert [(work.macs, work.parameters) for work in report.other_work] == [(8 * width, ("encoder.weight",))]
