@@ -90,7 +90,7 @@ def cost_of_survey(
         _layer_cost(layer, survey.weight(layer), counting, keep(layer), survey.activation_bits.get(layer.name))
         for layer in survey.spec.layers
     )
-    if not layers and not survey.spec.other_work:
+    if not layers and not survey.spec.other_work and not survey.spec.uncounted:
         raise InputError(
             f"{survey.spec.name} must have a layer that Slimbit counts (convolution, linear, attention, embedding), "
             f"got none{'. '.join(('', *survey.spec.notes))}"
@@ -280,7 +280,7 @@ _SUMMED = (
 
 def _notes(layers: Sequence[LayerCost]) -> Iterator[str]:
     if not layers:
-        yield "No layer is counted: all the work is listed as work that no layer explains."
+        yield "No layer is counted: what the network does is listed, or named in a note, as not counted."
     elif all(layer.nonzero_macs == 0 and layer.mean_bits == 0 for layer in layers):
         yield "Every weight is 0: nothing is left to cost."
     ratios = [(layer.name, layer.signal_to_noise) for layer in layers if layer.signal_to_noise is not None]

@@ -103,6 +103,8 @@ class NetworkSpec:
     other_parameters: tuple[OtherParameter, ...] = ()
     other_work: tuple[OtherWork, ...] = ()
     notes: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
+    """Operators whose work is unknown, and not even listed: branches, loops, operators of other domains."""
 
     def layer(self, name: str) -> LayerSpec:
         """The layer of that name; ``KeyError`` if there is none."""

@@ -38,8 +38,7 @@ def calls_per_image(
     Raises:
         InputError: The batch is not a positive number, or does not divide the positions of a layer.
     """
-    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
-        raise InputError(f"batch must be a positive whole number, got {batch}")
+    check_batch(batch)
     tensors = list(tensors_in(example))
     candidates = [
         (tensor.shape[axis], axis) for axis in _batch_axes(model, batch) for tensor in tensors if tensor.ndim > axis
@@ -59,6 +58,12 @@ def calls_per_image(
         f"No dimension of the example input ({described(example)}) was found to be the batch, so the counts are those "
         "of the whole example: say how many images it holds (batch)."
     )
+
+
+def check_batch(batch: int | None) -> None:
+    """Raise `InputError` unless it is None or a number of images."""
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+        raise InputError(f"batch must be a positive whole number, got {batch}")
 
 
 def divided(calls: Iterable[Call], batch: int) -> list[Call]:
