@@ -52,8 +52,11 @@ def calls_per_image(
         return [_one_image(call, more, size) for call, more in pairs], ""
     seen = {call.images for call in calls if call.images is not None}
     known = batch or (next(iter(seen)) if len(seen) == 1 else 0)
+    largest = max(tensors, key=torch.Tensor.numel)
     if known == 1 or known in {size for size, _ in candidates} or batch:
         return divided(calls, known), ""
+    if largest.shape[0] == 1:
+        return list(calls), ""
     return list(calls), (
         f"No dimension of the example input ({described(example)}) was found to be the batch, so the counts are those "
         "of the whole example: say how many images it holds (batch)."

@@ -1,7 +1,10 @@
 """Multiply-accumulates of the nodes of an ONNX graph for one image: the batch is what the graph makes of it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+from onnx import NodeProto
 
 from slimbit.records.errors import InputError
 from slimbit.survey.batch import check_batch
@@ -66,8 +69,8 @@ def counted(
             graph, {place: n if more[place] == n else _share(n, size, place, graph) for place, n in macs.items()}, notes
         )
     if batch is None:
-        size, note = _from_outputs(graph, rows)
-        notes = (*notes, note)
+        size, note = _from_outputs(graph, sizes, rows)
+        notes = (*notes, *filter(None, [note]))
     else:
         size = batch
     return Counted(graph, {place: _share(n, size, place, graph) for place, n in macs.items()}, notes)
@@ -89,6 +92,8 @@ def _grown(graph: OnnxGraph, macs: Macs, shapes: Shapes, sizes: Sizes) -> Macs |
         return None
     if macs.keys() != more.keys() or all(more[place] == n for place, n in macs.items()):
         return None
+    if not all(_fits(node, larger.shapes) for node in graph.nodes if node.op_type == "Reshape"):
+        return None
     for place, n in macs.items():
         before, after = images_of(graph.nodes[place], graph.shapes), images_of(larger.nodes[place], larger.shapes)
         factor = 1 if before is None or after is None else after / before
@@ -97,14 +102,23 @@ def _grown(graph: OnnxGraph, macs: Macs, shapes: Shapes, sizes: Sizes) -> Macs |
     return more
 
 
+def _fits(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a reshape holds as many entries as it is given, which inference does not check."""
+    before, after = shapes.get(operand(node, 0)), shapes.get(node.output[0])
+    return before is None or after is None or math.prod(before) == math.prod(after)
+
+
 def _share(macs: int, batch: int, place: int, graph: OnnxGraph) -> int:
     if macs % batch:
         raise InputError(f"batch must divide the {macs} MACs of {node_name(graph.nodes[place])!r}, got {batch}")
     return macs // batch
 
 
-def _from_outputs(graph: OnnxGraph, rows: Mapping[str, int]) -> tuple[int, str]:
+def _from_outputs(graph: OnnxGraph, sizes: Sizes, rows: Mapping[str, int]) -> tuple[int, str]:
     """The batch that inputs, outputs and convolutions have in common, or else 1, and the note that says so."""
+    largest = max((shape for shape in sizes.values() if shape), key=math.prod)
+    if largest[0] == 1:
+        return 1, ""
     images = [n for node in graph.nodes if (n := images_of(node, graph.shapes)) is not None]
     first = [shape[0] for shape in graph.outputs if shape]
     for name, size in rows.items():

@@ -150,9 +150,10 @@ class NodeReader:
         for node in self._graph.nodes:
             kind = operator(node)
             quantizer = is_quantizer(node) or kind in {"QuantizeLinear", "DequantizeLinear"} or "Integer" in kind
+            product = PRODUCTS.get(kind, Product(0, 1))
+            scales = (*_NOT_PARAMETERS.get(kind, ()), *product.left_scale, *product.right_scale)
             for place, value in enumerate(node.input):
-                setting = (quantizer or "QLinear" in kind or "QGemm" in kind) and place > 0
-                if setting or place in _NOT_PARAMETERS.get(kind, ()):
+                if place in scales or ((quantizer or "QLinear" in kind or "QGemm" in kind) and place > 0):
                     settings.add(value)
                 owners.setdefault(value, kind)
         return [

@@ -46,6 +46,8 @@ PRODUCTS = {
     "MatMulInteger": Product(0, 1, (-1, 2), (-1, 3)),
     "QLinearMatMul": Product(0, 3, (1, 2), (4, 5)),
     _MICROSOFT + "FusedConv": Product(0, 1, bias=2, convolution=True),
+    _MICROSOFT + "NhwcFusedConv": Product(0, 1, bias=2, convolution=True),
+    _MICROSOFT + "QLinearConv": Product(0, 3, (1, 2), (4, 5), bias=8, convolution=True),
     _MICROSOFT + "FusedGemm": Product(0, 1, bias=2),
     _MICROSOFT + "GemmFastGelu": Product(0, 1, bias=2),
     _MICROSOFT + "FusedMatMul": Product(0, 1),
@@ -57,7 +59,8 @@ PRODUCTS = {
 }
 """Operators whose constant factor is a layer."""
 _RECURRENT = {"LSTM", "GRU", "RNN", _MICROSOFT + "DynamicQuantizeLSTM"}
-OTHERS = _RECURRENT | {"Einsum", _MICROSOFT + "MatMulNBits"}
+_BLOCKED = _MICROSOFT + "nchwc.Conv"  # its weights lie in blocks that are padded
+OTHERS = _RECURRENT | {"Einsum", _MICROSOFT + "MatMulNBits", _BLOCKED}
 """Operators whose multiplications are counted, but belong to no layer."""
 ELEMENTWISE = frozenset(
     _MICROSOFT + name
@@ -66,7 +69,8 @@ ELEMENTWISE = frozenset(
         "GroupNorm", "NhwcMaxPool", "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearGlobalAveragePool",
         "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere",
         "QuantizeLinear", "QuickGelu", "SkipGroupNorm", "SkipLayerNormalization", "SimplifiedLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
+        "SkipSimplifiedLayerNormalization", "nchwc.AveragePool", "nchwc.GlobalAveragePool", "nchwc.GlobalMaxPool",
+        "nchwc.MaxPool", "nchwc.ReorderInput", "nchwc.ReorderOutput", "nchwc.Upsample",
     )
 )  # fmt: skip
 """Foreign operators without products."""
@@ -83,7 +87,7 @@ def operands_of(node: NodeProto) -> Iterator[str]:
     elif kind == "Einsum":
         yield from node.input
     elif kind in OTHERS:
-        yield from (operand(node, 0), str(node.output[0]))
+        yield from (operand(node, 0), *([operand(node, 1)] if kind == _BLOCKED else []), str(node.output[0]))
 
 
 def macs_of(node: NodeProto, shapes: Mapping[str, tuple[int, ...]], why: str = "") -> int:
@@ -116,7 +120,8 @@ def macs_of(node: NodeProto, shapes: Mapping[str, tuple[int, ...]], why: str = "
         return steps * sum(math.prod(shapes[operand(node, place)]) for place in (1, 2))
     if kind == "Einsum":
         return _einsum(node, shapes)
-    return math.prod(shapes[node.output[0]]) * int(attribute(node, "K", 0))
+    inner = math.prod(shapes[operand(node, 1)][1:]) if kind == _BLOCKED else int(attribute(node, "K", 0))
+    return math.prod(shapes[node.output[0]]) * inner
 
 
 def images_of(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -130,15 +135,16 @@ def _convolution(node: NodeProto, product: Product, shapes: Mapping[str, tuple[i
     name, groups = node_name(node), attribute(node, "group", 1)
     if len(weight) != len(inputs) or len(weight) < 3:
         raise InputError(f"layer {name!r} must have a weight of {len(inputs)} dimensions, got shape {weight}")
-    expected = inputs[1] if product.transposed else inputs[1] // max(1, groups)
-    wanted = weight[0 if product.transposed else 1]
-    if groups < 1 or weight[0] % groups or inputs[1] % groups or wanted != expected:
+    last = operator(node) == _MICROSOFT + "NhwcFusedConv" or attribute(node, "channels_last", 0)
+    channels = inputs[-1 if last else 1]
+    wanted = weight[0] if product.transposed else weight[1] * groups
+    if groups < 1 or weight[0] % groups or channels != wanted:
         raise InputError(
-            f"layer {name!r} must fit its {inputs[1]} input channels in {groups} groups, got a weight of shape {weight}"
+            f"layer {name!r} must fit its {channels} input channels in {groups} groups, got a weight of shape {weight}"
         )
-    # every output position, or input position of a transposed one, meets every weight once
-    reached = inputs if product.transposed else shapes[node.output[0]]
-    return reached[0] * math.prod(reached[2:]) * math.prod(weight)
+    # each output, or input of a transposed one, is a sum over, or goes into, the weights of one filter, or channel
+    ends = inputs if product.transposed else shapes[node.output[0]]
+    return math.prod(ends) * math.prod(weight[1:])
 
 
 def _einsum(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -72,7 +72,7 @@ def input_sizes(
     """
     inputs = open_inputs(graph)
     shapes = given if isinstance(given, Mapping) else {inputs[0].name: given} if inputs and given else {}
-    known = {entry.name for entry in inputs}
+    known = [entry.name for entry in inputs]
     for name in shapes:
         if name not in known:
             raise InputError(f"input must be one of {', '.join(known) or 'none'}, got {name!r}")
@@ -143,7 +143,8 @@ class Shapes:
         if stated:  # what the file says helps to infer what follows
             sized = self._sized(sizes)
             sized.graph.value_info.extend(value for value in stated if value.name not in shapes)
-            for value in (*stated, *_inferred(sized).value_info):
+            inferred = _inferred(sized)
+            for value in (*stated, *inferred.value_info, *inferred.output):
                 _learn(value, shapes, types)
         missing = [name for name in dict.fromkeys(needed) if name and name not in shapes]
         if not missing:

@@ -310,7 +310,8 @@ def _scaled(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
         step = value.step * number if kind == "Mul" else value.step / number
         return replace(value, step=step)
 
-    return replace(source, key=f"{kind}({source.key}, {factor})", read=read)
+    roots = tuple(dict.fromkeys((*source.roots, *graph.roots[factor])))
+    return replace(source, roots=roots, key=f"{kind}({source.key}, {factor})", read=read)
 
 
 def _quantize_linear(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
