@@ -105,6 +105,7 @@ def cost_of_survey(
         other_parameters=survey.spec.other_parameters,
         other_work=survey.spec.other_work,
         notes=(*survey.spec.notes, *_notes(layers)),
+        inputs=survey.spec.inputs,
     )
 
 

@@ -147,6 +147,7 @@ class CostReport:
         other_parameters: Parameters in no counted layer; in ``total.parameters``, in no layer's.
         other_work: Multiply-accumulates that no counted layer explains; in no total.
         notes: What a reader should know before quoting the numbers, warnings among them.
+        inputs: Shapes of the inputs, batch included; the costs are those of one image.
     """
 
     network: str
@@ -158,6 +159,7 @@ class CostReport:
     other_parameters: tuple[OtherParameter, ...] = ()
     other_work: tuple[OtherWork, ...] = ()
     notes: tuple[str, ...] = ()
+    inputs: tuple[tuple[int, ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, the JSON of ``slimbit cost --json`` (docs/reference/cost-json.md)."""
@@ -166,6 +168,7 @@ class CostReport:
             "network": self.network,
             "per": self.per,
             "setting": self.setting,
+            "inputs": [list(shape) for shape in self.inputs],
             "total": asdict(self.total),
             "layers": [asdict(layer) for layer in self.layers],
             "hardware": {name: asdict(cost) for name, cost in self.hardware.items()},
@@ -214,12 +217,29 @@ class Comparison:
     def _ratios(self) -> Iterator[tuple[str, float]]:
         for name in METRICS:
             yield from _ratio(name, self.report.total[name], self.other.total[name])
-        for name in self.report.hardware.keys() & self.other.hardware.keys():
+        for name in (name for name in self.report.hardware if name in self.other.hardware):
             yield from _ratio(name, self.report.hardware[name].total, self.other.hardware[name].total)
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know before quoting the ratios: that the images are of different sizes."""
+        mine, theirs = ([shape[1:] for shape in report.inputs] for report in (self.report, self.other))
+        if not mine or not theirs or mine == theirs or self.report.per == "parameter":
+            return ()
+        shown = [", ".join("x".join(map(str, shape)) or "1" for shape in shapes) for shapes in (mine, theirs)]
+        note = (
+            f"The ratios compare images of different sizes: {self.report.network} was counted on {shown[0]}, "
+            f"{self.other.network} on {shown[1]}."
+        )
+        return (note,)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"network": self.report.network, "versus": self.other.network, "ratios": self.ratios()}
+        return {
+            "network": self.report.network,
+            "versus": self.other.network,
+            "ratios": self.ratios(),
+            "notes": list(self.notes()),
+        }
 
     def __rich__(self) -> Any:
         """A table in a terminal."""

@@ -65,8 +65,11 @@ class CostTable:
         yield totals_table((self.report, *self.others), ratios=True)
         if self.report.hardware:
             yield ""
-            yield _hardware_table(self.report)
+            yield _hardware_table(self.report, self.others)
         yield from _remarks(self.report)
+        for other in self.others:
+            for note in self.report.versus(other).notes():
+                yield Text(f"Note: {printable(note)}", style="yellow")
 
 
 def totals_table(reports: Sequence[CostReport], *, ratios: bool = False) -> Fitted:
@@ -154,15 +157,21 @@ def _bar(value: float, largest: float, total: Metrics) -> Text:
     return Text.assemble((bar.ljust(BAR_WIDTH), "blue"), f" {share:4.1f} %")
 
 
-def _hardware_table(report: CostReport) -> Table:
+def _hardware_table(report: CostReport, others: Sequence[CostReport]) -> Table:
+    """Cost by every hardware model: with its energy, or beside that of other networks."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("hardware", style="cyan")
-    table.add_column("cost", justify="right", no_wrap=True)
+    for heading in [shown(one.network) for one in (report, *others)] if others else ["cost"]:
+        table.add_column(heading, justify="right", overflow="fold")
     table.add_column("unit")
-    table.add_column("energy", justify="right", no_wrap=True)
+    for heading in [f"{shown(o.network)} /\n{shown(report.network)}" for o in others] if others else ["energy"]:
+        table.add_column(heading, justify="right", overflow="fold", style="bold green" if others else "")
+    ratios = [report.versus(other).ratios() for other in others]
     for name, entry in report.hardware.items():
+        costs = [quantity(one.hardware[name].total) if name in one.hardware else MISSING for one in (report, *others)]
         energy = MISSING if entry.picojoules is None else f"{quantity(entry.picojoules / 1e6)} µJ"
-        table.add_row(shown(name), quantity(entry.total), shown(entry.unit), energy)
+        last = [f"{ratio[name]:.3g}x" if name in ratio else MISSING for ratio in ratios] if others else [energy]
+        table.add_row(shown(name), *costs, shown(entry.unit), *last)
     return table
 
 

@@ -19,7 +19,7 @@ from slimbit.numerics.copies import copied, unwrapped
 from slimbit.numerics.grid import filters_first
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec, OtherParameter, OtherWork
-from slimbit.survey.batch import Retrace, calls_per_image, described, with_tensors
+from slimbit.survey.batch import Retrace, calls_per_image, described, tensors_in, with_tensors
 from slimbit.survey.computed import as_computed
 from slimbit.survey.hints import hints, refuse_without_forward
 from slimbit.survey.kinds import Use, counted_type, rule_of
@@ -63,6 +63,7 @@ def survey_network(model: nn.Module, example_input: Inputs, *, name: str = "", b
         other_parameters=_other_parameters(model, layers.values(), unlike),
         other_work=_other_work(calls, layers),
         notes=(*_notes(model, unlike), *hints(model), *filter(None, [note])),
+        inputs=tuple(tuple(x.shape) for x in tensors_in(example_input)),
     )
     return Survey(spec, lambda layer: read_weight(model, layer))
 
@@ -282,8 +283,7 @@ def _other_work(calls: Sequence[Call], layers: Mapping[LayerKey, LayerSpec]) -> 
 def refuse_what_cannot_be_counted(model: nn.Module) -> None:
     """Raise `InputError` for what is no Python module, and for parameters without a shape or without elements."""
     if not isinstance(model, nn.Module):
-        advice = ": count the .pt2 file of torch.export.save" if type(model).__name__ == "ExportedProgram" else ""
-        raise InputError(f"the network must be a torch.nn.Module, got {type(model).__name__}{advice}")
+        raise InputError(f"the network must be a torch.nn.Module, got {_kind(model)}")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("the network must be a Python module, got a scripted one: pass the module it was made from")
     for name, parameter in model.named_parameters():
@@ -291,6 +291,11 @@ def refuse_what_cannot_be_counted(model: nn.Module) -> None:
             raise InputError(f"parameter {name} must have a shape, got a lazy one: run the network once first")
         if parameter.numel() == 0:
             raise InputError(f"parameter {name} must have at least one element, got shape {tuple(parameter.shape)}")
+
+
+def _kind(value: object) -> str:
+    program = type(value).__name__ == "ExportedProgram"
+    return type(value).__name__ + program * ": count the .pt2 file of torch.export.save"
 
 
 def _owner(module: nn.Module, key: str) -> tuple[nn.Module, str]:

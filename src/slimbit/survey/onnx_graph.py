@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slimbit.records.errors import InputError
 
-_STANDARD_DOMAINS = ("", "ai.onnx")
+STANDARD_DOMAINS = ("", "ai.onnx")
 _QUANTIZER_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant")
 """Operators of QONNX; each keeps the shape of its first input."""
@@ -136,7 +136,7 @@ def open_graph(path: Path) -> OnnxGraph:
 
 def operator(node: NodeProto) -> str:
     """Operator type; with its domain where that is neither the standard's nor QONNX's."""
-    known = node.domain in _STANDARD_DOMAINS or is_quantizer(node)
+    known = node.domain in STANDARD_DOMAINS or is_quantizer(node)
     return str(node.op_type) if known else f"{node.domain}.{node.op_type}"
 
 

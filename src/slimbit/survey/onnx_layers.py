@@ -61,6 +61,7 @@ class NodeReader:
             notes=self._notes,
             activation_bits=self._activation_bits,
             uncounted=tuple(self._uncounted),
+            inputs=self._graph.inputs.values(),
         )
 
     def _product(self, node: NodeProto, product: Product, macs: int) -> None:

@@ -14,7 +14,16 @@ from torch import Tensor
 from slimbit.numerics.grid import Grid
 from slimbit.records.errors import InputError
 from slimbit.survey.files import one_line
-from slimbit.survey.onnx_graph import FLOATS, OnnxGraph, as_tensor, attribute, node_name, operand, operator
+from slimbit.survey.onnx_graph import (
+    FLOATS,
+    STANDARD_DOMAINS,
+    OnnxGraph,
+    as_tensor,
+    attribute,
+    node_name,
+    operand,
+    operator,
+)
 from slimbit.survey.result import StoredLevels
 
 INTEGER_BITS = {
@@ -186,17 +195,20 @@ def _computed(graph: OnnxGraph, value: str) -> Source | None:
     shape = graph.shapes.get(value)
     sources = [trace(graph, name) if name else None for name in node.input]
     known = [source for source in sources if source is not None]
-    if shape is None or math.prod(shape) > LARGEST or len(known) != sum(map(bool, node.input)):
+    if node.domain not in STANDARD_DOMAINS or shape is None or math.prod(shape) > LARGEST:
         return None
+    if len(known) != sum(map(bool, node.input)):
+        return None
+    place = list(node.output).index(value)
     roots = dict.fromkeys(root for source in known for root in source.roots)
     by_size = sorted(roots, key=lambda root: (graph.types[root] not in FLOATS, -math.prod(graph.shapes[root])))
 
     def read() -> Tensor:
         feeds = {s_name: _numbers(s) for s_name, s in zip(node.input, sources, strict=True) if s is not None}
-        return as_tensor(_evaluated(graph, node, feeds)[list(node.output).index(value)])
+        return as_tensor(_evaluated(graph, node, feeds)[place])
 
     settings = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    key = f"{operator(node)}({[source.key if source else '' for source in sources]}, {settings}, {value})"
+    key = f"{operator(node)}({[source.key if source else '' for source in sources]}, {settings})[{place}]"
     return Source(tuple(by_size), key, shape, graph.types.get(value, TensorProto.FLOAT), read)
 
 
@@ -216,12 +228,11 @@ def _evaluated(graph: OnnxGraph, node: NodeProto, feeds: dict[str, Any]) -> list
         helper.make_graph([node], "constant", inputs, outputs), opset_imports=graph.model.opset_import
     )
     try:
-        found: list[np.ndarray[Any, Any]] = ReferenceEvaluator(model).run(None, feeds)
+        return list(ReferenceEvaluator(model).run(None, feeds))
     except Exception as error:
         raise InputError(
             f"the constant {node_name(node)!r} ({operator(node)}) must be computable, got {one_line(error)}"
         ) from error
-    return found
 
 
 def _identity(_graph: OnnxGraph, _node: NodeProto, source: Source) -> Source:
