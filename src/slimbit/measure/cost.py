@@ -91,9 +91,10 @@ def cost_of_survey(
         for layer in survey.spec.layers
     )
     if not layers and not survey.spec.other_work and not survey.spec.uncounted:
+        found = " ".join(("got none.", *survey.spec.notes)) if survey.spec.notes else "got none"
         raise InputError(
             f"{survey.spec.name} must have a layer that Slimbit counts (convolution, linear, attention, embedding), "
-            f"got none{'. '.join(('', *survey.spec.notes))}"
+            f"{found}"
         )
     settings = {layer.grid for layer in layers}
     return CostReport(

@@ -55,7 +55,7 @@ def calls_per_image(
     largest = max(tensors, key=torch.Tensor.numel)
     if known == 1 or known in {size for size, _ in candidates} or batch:
         return divided(calls, known), ""
-    if largest.shape[0] == 1:
+    if largest.shape[0] == 1 or not any(map(_amount, calls)):
         return list(calls), ""
     return list(calls), (
         f"No dimension of the example input ({described(example)}) was found to be the batch, so the counts are those "
