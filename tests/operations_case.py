@@ -290,7 +290,7 @@ where it differs from what the code does. Counts were compared with `torch.utils
 
 * *Counted*: multiplications of the weight are in `macs`; `listed`: in `other_work`, beside the total, with their MACs.
 * *Pruned*: filters can be cut where a layer follows that reads them.
-* *Quantized*: the weight is rounded to levels and errors are compensated on calibration images; `rounded`: they are not.
+* *Quantized*: the weight is rounded to levels and errors are compensated on calibration images; `rounded`: not so.
 * *Refused*: with this error.
 
 | layer | counted | pruned | quantized | refused |
