@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import slimbit
-from slimbit.train.tracker import SignalTracker
+from slimbit.training.tracker import SignalTracker
 
 IMAGES = 128
 LARGEST_SHARE = 0.02

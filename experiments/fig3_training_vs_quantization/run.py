@@ -18,7 +18,7 @@ import torch
 
 import slimbit
 from slimbit.records.training import AugmentConfig
-from slimbit.train.images import augmented_images
+from slimbit.training.images import augmented_images
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from trainings import results_folder, train, write_rows

@@ -25,8 +25,8 @@ import torch
 import slimbit
 from slimbit.apply.layers import weights_of
 from slimbit.apply.reestimate import reestimate
-from slimbit.export.manifest import NetworkReference
-from slimbit.export.pruned import write_pruned
+from slimbit.artifacts.manifest import NetworkReference
+from slimbit.artifacts.pruned import write_pruned
 from slimbit.frontier.narrow import narrow_network
 from slimbit.plan.keep import keep_alive
 from slimbit.zoo.data import Part

@@ -27,7 +27,7 @@ from slimbit.apply.calibration import calibrate
 from slimbit.plan.evidence import Evidence
 from slimbit.plan.signal import step_by_signal
 from slimbit.records.signal import LayerSignal
-from slimbit.train.recipes import recipe
+from slimbit.training.recipes import recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from trainings import results_folder, write_rows

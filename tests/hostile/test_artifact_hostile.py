@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from slimbit.export.artifact import Origin, write_artifact
-from slimbit.export.load import load
-from slimbit.export.manifest import FILES, NetworkReference, read_manifest
-from slimbit.export.weights import LayerLevels, with_levels
+from slimbit.artifacts.artifact import Origin, write_artifact
+from slimbit.artifacts.load import load
+from slimbit.artifacts.manifest import FILES, NetworkReference, read_manifest
+from slimbit.artifacts.weights import LayerLevels, with_levels
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
 from slimbit.survey.module import survey_network

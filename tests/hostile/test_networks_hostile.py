@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from slimbit.apply.calibration import calibrate
 from slimbit.apply.compress import compress
-from slimbit.export.weights import LayerLevels, with_levels
+from slimbit.artifacts.weights import LayerLevels, with_levels
 from slimbit.frontier.levels import unpack_levels
 from slimbit.frontier.store import open_run
 from slimbit.frontier.subject import Subject

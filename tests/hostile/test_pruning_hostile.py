@@ -23,11 +23,11 @@ from slimbit.frontier.slim import Slimmer, Slimming
 from slimbit.records.errors import InputError
 from slimbit.records.keep import AxisKeep, KeepPlan, plan_of_units
 from slimbit.survey.ties import tied_filters
-from slimbit.train.images import TrainImages
-from slimbit.train.objectives import distillation
-from slimbit.train.run import train_network
-from slimbit.train.task import TrainTask
-from slimbit.train.tune import Tuning, tune_config
+from slimbit.training.images import TrainImages
+from slimbit.training.objectives import distillation
+from slimbit.training.run import train_network
+from slimbit.training.task import TrainTask
+from slimbit.training.hold import Tuning, tune_config
 from slimbit.zoo import network
 
 

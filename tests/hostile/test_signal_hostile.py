@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from slimbit.records.errors import InputError
 from slimbit.records.signal import EpochSignal, LayerSignal
 from slimbit.records.signal_file import read_signal, signal_line
-from slimbit.train.tracker import SignalTracker
+from slimbit.training.tracker import SignalTracker
 
 
 def line(epoch: int = 1) -> str:

@@ -16,8 +16,8 @@ from slimbit.plan.keep import Keeping, keep_by_norm
 from slimbit.records.training import TrainConfig
 from slimbit.survey.module import survey_network
 from slimbit.survey.ties import tied_filters
-from slimbit.train.objectives import distillation
-from slimbit.train.run import train_network
+from slimbit.training.objectives import distillation
+from slimbit.training.run import train_network
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case

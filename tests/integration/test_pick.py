@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from slimbit import zoo
 from slimbit.cli.pick import parse_budget, pick
-from slimbit.export.load import load
-from slimbit.export.manifest import read_manifest
+from slimbit.artifacts.load import load
+from slimbit.artifacts.manifest import read_manifest
 from slimbit.frontier.store import open_run
 from slimbit.frontier.trace import Origin, trace_frontier
 from slimbit.records.errors import InputError

@@ -12,8 +12,8 @@ import slimbit
 from slimbit.cli import app as slimbit_app
 from slimbit.cli.networks import Network, check_prunable, default_weights, survey_of
 from slimbit.cli.prune import prune
-from slimbit.export.manifest import NetworkReference
-from slimbit.export.pruned import load_pruned
+from slimbit.artifacts.manifest import NetworkReference
+from slimbit.artifacts.pruned import load_pruned
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.zoo.cards import read_card

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from slimbit.records.errors import InputError
 from slimbit.records.signal import EpochSignal
-from slimbit.train.tracker import SignalTracker
+from slimbit.training.tracker import SignalTracker
 
 STEPS = 4
 KINDS = ("ddp", "rows", "columns")

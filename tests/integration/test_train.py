@@ -19,10 +19,10 @@ from slimbit.records.errors import InputError
 from slimbit.records.files import StoreError
 from slimbit.records.signal_file import read_signal
 from slimbit.records.training import TrainConfig
-from slimbit.train.checkpoint import read_checkpoint
-from slimbit.train.fit import TrainingError
-from slimbit.train.objectives import distillation
-from slimbit.train.run import About, train_network
+from slimbit.training.checkpoint import read_checkpoint
+from slimbit.training.fit import TrainingError
+from slimbit.training.objectives import distillation
+from slimbit.training.run import About, train_network
 from slimbit.zoo.cards import read_card
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

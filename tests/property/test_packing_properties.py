@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimbit.export import entropy, packing
-from slimbit.export.packing import Packed, coding_grid, fixed_bytes, pack_levels, unpack_levels
+from slimbit.artifacts import entropy, packing
+from slimbit.artifacts.packing import Packed, coding_grid, fixed_bytes, pack_levels, unpack_levels
 from slimbit.records.errors import InputError
 from slimbit.records.plan import PlanGrid
 

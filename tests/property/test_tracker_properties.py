@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from slimbit.records.signal import DEAD_THRESHOLDS, EpochSignal, LayerSignal
-from slimbit.train.tracker import SignalTracker
+from slimbit.training.tracker import SignalTracker
 
 seeds = st.integers(0, 2**31)
 steps = st.integers(1, 5)

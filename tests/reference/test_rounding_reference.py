@@ -27,7 +27,7 @@ from slimbit.numerics.rounding import (
     Quantizer,
     compensate,
     damped,
-    polish,
+    coordinate_descent,
     refit_step,
     remaining_error,
     round_levels,
@@ -279,7 +279,7 @@ def test_polish_equals_trying_every_level_in_the_whole_loss(grid, metric):
     weights = torch.randn(4, 6, generator=generator(8), dtype=torch.float64)
     quantizer = Quantizer(torch.tensor(0.6, dtype=torch.float64), grid, None, 0.05, metric)
     start = compensate(weights, h, quantizer)
-    fast = polish(weights, start, h, quantizer, sweeps=1)
+    fast = coordinate_descent(weights, start, h, quantizer, sweeps=1)
     assert torch.equal(fast, naive_polish(weights, start, h[0], 0.6, grid, 0.05, metric))
 
 
@@ -290,7 +290,7 @@ def test_polish_never_makes_the_outputs_worse(seed, grid, size):
     weights = torch.randn(6, 8, generator=generator(seed), dtype=torch.float64)
     steps = size * (0.5 + torch.rand(6, generator=generator(seed + 1), dtype=torch.float64))
     start = compensate(weights, h, Quantizer(steps, grid))
-    end = polish(weights, start, h, Quantizer(steps, grid))
+    end = coordinate_descent(weights, start, h, Quantizer(steps, grid))
     before, after = (weighted_error(weights, q * steps[:, None], h) for q in (start, end))
     assert bool((after <= before * (1 + 1e-9)).all())
 

@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from slimbit.records.signal import EpochSignal
 from slimbit.survey.module import read_weight, survey_network
-from slimbit.train import sums
-from slimbit.train.tracker import SignalTracker
+from slimbit.training import sums
+from slimbit.training.tracker import SignalTracker
 
 IMAGE = torch.zeros(1, 2, 6, 6)
 

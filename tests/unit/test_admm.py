@@ -10,11 +10,11 @@ from torch import nn
 import slimbit
 from slimbit.records.errors import InputError
 from slimbit.records.training import TrainConfig
-from slimbit.train.admm import Admm, AdmmSettings
-from slimbit.train.images import TrainImages
-from slimbit.train.run import train_network
-from slimbit.train.task import TrainTask
-from slimbit.train.tune import held_at_zero, tune_config
+from slimbit.training.admm import Admm, AdmmSettings
+from slimbit.training.images import TrainImages
+from slimbit.training.run import train_network
+from slimbit.training.task import TrainTask
+from slimbit.training.hold import held_at_zero, tune_config
 
 
 def largest_rows(values, keep=2):

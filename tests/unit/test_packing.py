@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slimbit.export import entropy
-from slimbit.export.packing import Packed, fixed_bytes, pack_levels, unpack_levels
+from slimbit.artifacts import entropy
+from slimbit.artifacts.packing import Packed, fixed_bytes, pack_levels, unpack_levels
 from slimbit.records.errors import InputError
 from slimbit.records.plan import PlanGrid
 

@@ -14,7 +14,7 @@ from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.files import StoreError
 from slimbit.records.signal import EpochSignal, LayerSignal
 from slimbit.records.signal_file import read_signal, signal_line
-from slimbit.train.writers import CsvWriter, JsonLinesWriter, TensorBoardWriter
+from slimbit.training.writers import CsvWriter, JsonLinesWriter, TensorBoardWriter
 
 
 def record(epoch: int, *, scale: float = 1.0, positions: int | None = 9) -> EpochSignal:

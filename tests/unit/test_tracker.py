@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from slimbit.records.errors import InputError
-from slimbit.train.tracker import SignalTracker
+from slimbit.training.tracker import SignalTracker
 
 IMAGE = torch.zeros(1, 1, 6, 6)
 

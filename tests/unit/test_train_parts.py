@@ -10,10 +10,10 @@ from torch import nn
 from slimbit.records.errors import InputError
 from slimbit.records.toml import read_toml
 from slimbit.records.training import AugmentConfig, TrainConfig
-from slimbit.train.checkpoint import Checkpoint, check_fits, read_checkpoint, write_checkpoint
-from slimbit.train.images import Batches, Share, TrainImages
-from slimbit.train.recipes import recipe, recipe_names
-from slimbit.train.schedule import learning_rate
+from slimbit.training.checkpoint import Checkpoint, check_fits, read_checkpoint, write_checkpoint
+from slimbit.training.images import Batches, Share, TrainImages
+from slimbit.training.recipes import recipe, recipe_names
+from slimbit.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from slimbit.apply.calibration import Calibration, batchnorms
 from slimbit.apply.layers import Bound, first_input
-from slimbit.apply.quantize import QuantizedLayer, quantize_layer
+from slimbit.apply.quantize import quantize_layer
+from slimbit.numerics.levels import LayerLevels
 from slimbit.apply.statistics import correct_batchnorm, correct_bias
 from slimbit.numerics.moments import ChannelMoments, PatchSums, channel_moments, check_finite, merge_moments, patches
 from slimbit.records.plan import CompressionPlan
@@ -34,7 +35,7 @@ class Flight:
         self, network: nn.Module, plan: CompressionPlan, bounds: dict[str, Bound], calibration: Calibration
     ) -> None:
         self.network, self.plan, self.bounds, self.calibration = network, plan, bounds, calibration
-        self.done: dict[str, QuantizedLayer] = {}
+        self.done: dict[str, LayerLevels] = {}
         self._norms = batchnorms(network)
         self._sums: dict[str, PatchSums] = {}
         self._moments: dict[Event, ChannelMoments] = {}
@@ -43,7 +44,7 @@ class Flight:
 
     def quantize(self) -> None:
         """Quantize every layer that hooks reach; with ``paired_layerwise``, correct statistics on the way."""
-        self._fly(self._events("layer", *(("bias", "batchnorm") if self.plan.statistics == "paired_layerwise" else ())))
+        self._fly(self._events("layer", *(("bias", "batchnorm") if self.plan.config.statistics == "paired_layerwise" else ())))
         for name in self.bounds.keys() - self.done.keys():
             # reached by the float network, but not by the compressed one, whose data took another path
             self._quantize(name)
@@ -146,7 +147,7 @@ class Flight:
             samples=found.samples_per_batch,
             generator=found.generator(name, self._batch),
         )
-        targets = found.rows[name].get(self._batch) if self.plan.target == "outputs" else None
+        targets = found.rows[name].get(self._batch) if self.plan.config.target == "outputs" else None
         if targets is not None and len(targets) != len(rows):
             targets = None  # other positions than in the float network: the data took another path
         self._sums.setdefault(name, PatchSums()).add(rows, targets)
@@ -163,7 +164,7 @@ class Flight:
             return correct_bias(bias, original=self.calibration.outputs[name], quantized=self._moments.pop(event))
         else:
             # one set of statistics for several calls: what the first call sees is only a part of it
-            absolute = self.plan.statistics == "absolute" and name not in self.calibration.reused
+            absolute = self.plan.config.statistics == "absolute" and name not in self.calibration.reused
             form: Literal["absolute", "paired"] = "absolute" if absolute else "paired"
             correct_batchnorm(
                 self._norms[name],
@@ -180,12 +181,12 @@ class Flight:
         self.done[name] = quantize_layer(
             bound.weight(), self.plan.layer(name), self.plan, moments=moments, mask=bound.mask()
         )
-        bound.store(self.done[name].weight())
+        bound.store(self.done[name].weights())
 
     def _mean_is_free(self, name: str) -> bool:
         """Whether statistics or a bias will be moved to absorb a shift of this layer's mean output."""
         absorbs = name in self.calibration.normalized or self.bounds[name].bias() is not None
-        return absorbs and self.plan.statistics != "stored"
+        return absorbs and self.plan.config.statistics != "stored"
 
 
 class _EnoughError(Exception):

@@ -38,6 +38,11 @@ class Bound:
         weight = filters_first(self._rows(), transposed=self.spec.transposed, groups=self.spec.groups)
         return weight if weight.dtype == torch.float64 else weight.float()
 
+    def arranged(self, stored: Tensor) -> Tensor:
+        """Values in the order of the stored parameter as filters first, the layer's own rows."""
+        rows = stored[slice(*(self.spec.rows or (None,)))]
+        return filters_first(rows, transposed=self.spec.transposed, groups=self.spec.groups)
+
     def store(self, weight: Tensor) -> None:
         """Write a weight, filters first, into the network."""
         stored = filters_stored(weight, transposed=self.spec.transposed, groups=self.spec.groups)

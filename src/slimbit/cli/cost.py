@@ -12,7 +12,7 @@ from slimbit.records.errors import InputError
 from slimbit.records.plan import PlanGrid
 
 if TYPE_CHECKING:
-    from slimbit.measure.counting import Counting
+    from slimbit.measure.cost_config import CostConfig
 
 UNASKED = {"policy": "max_abs", "grid": "midrise", "formula": "standard"}
 
@@ -60,10 +60,10 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
         raise InputError("only one of --json and --csv must be given, got both")
     if as_csv and (versus or hardware):
         raise InputError(f"--csv must be given without {'--versus' if versus else '--hardware'}: take --json for both")
-    from slimbit.measure.counting import counting_from
+    from slimbit.measure.cost_config import cost_config_from
 
     bare = Path(network).suffix == ".safetensors"
-    counting = counting_from(
+    counting = cost_config_from(
         bits=bits,
         policy=policy,
         grid=grid,
@@ -89,7 +89,7 @@ def _refuse_unused(report: CostReport, **given: str) -> None:
 
 def _measured(
     network: str,
-    counting: "Counting",
+    counting: "CostConfig",
     hardware: list[str],
     *,
     weights: Path | None = None,
@@ -110,6 +110,6 @@ def _print(report: CostReport, others: list[CostReport], *, as_json: bool, as_cs
     elif as_csv:
         typer.echo(report.to_csv(layers=layers), nl=False)
     else:
-        from slimbit.report.tables import CostTable
+        from slimbit.records.cost import CostTable
 
         Console().print(CostTable(report, tuple(others), layers=layers))

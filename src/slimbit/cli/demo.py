@@ -20,7 +20,7 @@ def demo(
     from slimbit.cli.networks import example_of, model_of
     from slimbit.measure.cost import cost
     from slimbit.report.page import write_report
-    from slimbit.report.tables import CostTable
+    from slimbit.records.cost import CostTable
 
     console = Console()
     model, shape = model_of(NETWORK)

@@ -13,8 +13,8 @@ from rich.table import Column, Table
 from slimbit.cli.points import between
 from slimbit.records.point import FrontierPoint
 from slimbit.records.text import printable
-from slimbit.report.fitting import shown
-from slimbit.report.tables import quantity
+from slimbit.records.terminal import shown
+from slimbit.records.terminal import quantity
 
 if TYPE_CHECKING:
     from slimbit.frontier.progress import Progress

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from slimbit.export.manifest import NetworkReference
+    from slimbit.artifacts.manifest import NetworkReference
     from slimbit.records.keep import KeepPlan
     from slimbit.survey.result import Survey
 
@@ -128,7 +128,7 @@ class Network:
 
 def network_of(reference: str, *, weights: Path | None, input_text: str | None, classes: int | None) -> Network:
     """The network that NETWORK names, pruned or not; arguments as of `model_of`."""
-    from slimbit.export.manifest import NetworkReference
+    from slimbit.artifacts.manifest import NetworkReference
 
     if is_pruned(reference):
         return _pruned_network(reference, weights=weights, input_text=input_text, classes=classes)
@@ -140,7 +140,7 @@ def _pruned_network(
     folder: str, *, weights: Path | None, input_text: str | None, classes: int | None = None
 ) -> Network:
     """The smaller network of a folder that ``slimbit prune`` has written."""
-    from slimbit.export.pruned import load_pruned, pruned_from
+    from slimbit.artifacts.pruned import load_pruned, pruned_from
 
     if weights is not None:
         raise InputError(f"--weights must not be given for a folder that has its own, got both for {folder}")
@@ -160,7 +160,7 @@ def check_prunable(network: Network) -> None:
     """Refuse what one plan for the form cannot say: a part of the only group that an earlier pruning has left."""
     from torch.nn.modules.conv import _ConvNd
 
-    from slimbit.export.rebuild import rebuild
+    from slimbit.artifacts.rebuild import rebuild
 
     if network.keep is None:
         return

@@ -14,7 +14,7 @@ from slimbit.records.point import FrontierPoint
 
 if TYPE_CHECKING:
     from slimbit.cli.networks import Network
-    from slimbit.export.manifest import Accuracy, Manifest, Normalization
+    from slimbit.artifacts.manifest import Accuracy, Manifest, Normalization
     from slimbit.frontier.info import RunInfo
     from slimbit.frontier.store import Run
     from slimbit.records.keep import KeepPlan
@@ -113,8 +113,8 @@ def _write(run: "Run", point: FrontierPoint, out: Path, original: "Network") -> 
     import torch
 
     from slimbit.cli.networks import example_of
-    from slimbit.export.artifact import Origin, write_artifact
-    from slimbit.export.weights import LayerLevels, with_levels
+    from slimbit.artifacts.artifact import Origin, write_artifact
+    from slimbit.artifacts.weights import LayerLevels, with_levels
     from slimbit.frontier.levels import unpack_levels
     from slimbit.frontier.narrow import narrow_network
     from slimbit.survey.module import survey_network
@@ -153,7 +153,7 @@ def _kept(run: "Run", point: FrontierPoint, before: "KeepPlan | None") -> bytes 
 
 
 def _accuracy(info: "RunInfo", point: FrontierPoint) -> "Accuracy":
-    from slimbit.export.manifest import Accuracy
+    from slimbit.artifacts.manifest import Accuracy
 
     assert point.accuracy is not None
     images = "" if info.evaluate_images is None else f"{info.evaluate_images} images"
@@ -176,7 +176,7 @@ def _without_folders(spec: str) -> str:
 
 
 def _normalization(info: "RunInfo") -> "Normalization | None":
-    from slimbit.export.manifest import Normalization
+    from slimbit.artifacts.manifest import Normalization
 
     if not info.normalization:
         return None
@@ -192,7 +192,7 @@ def _tell(point: FrontierPoint, manifest: "Manifest", out: Path, *, metric: str,
         data = {"schema": 1, "out": str(out), "point": point.to_dict(), "bytes": sizes}
         typer.echo(json.dumps(data, indent=2, allow_nan=False))
         return
-    from slimbit.report.tables import quantity
+    from slimbit.records.terminal import quantity
 
     what = point.label + (", for comparison" if point.baseline else "")
     typer.echo(f"point {point.number} ({what}): accuracy {point.accuracy:g}, {metric} {quantity(point.costs[metric])}")

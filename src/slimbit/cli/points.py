@@ -16,8 +16,8 @@ from rich.table import Table
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError
 from slimbit.records.point import Frontier, FrontierPoint
-from slimbit.report.fitting import Fitted, shown
-from slimbit.report.tables import quantity
+from slimbit.records.terminal import Fitted, shown
+from slimbit.records.terminal import quantity
 
 SCHEMA = 1
 COLUMNS = ("number", "key", "state", "width", "policy", "setting", "baseline", "pareto", "accuracy", "accuracy_low",

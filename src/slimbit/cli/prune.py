@@ -21,7 +21,7 @@ from slimbit.records.keep import Constants
 from slimbit.records.plan import Statistics
 from slimbit.records.text import printable
 from slimbit.records.toml import with_options
-from slimbit.report.tables import quantity
+from slimbit.records.terminal import quantity
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,7 +112,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     found = opened(network, weights=weights, spec=data)
     check_prunable(found.network)
     subject = _subject(found, settings, images=calibration_images, seed=seed, device=device)
-    from slimbit.export.pruned import check_pruned_folder
+    from slimbit.artifacts.pruned import check_pruned_folder
 
     plan = subject.slimmer.plan(share) if limit is None else subject.slimmer.plan_within(*limit, bits=bits)
     content = subject.slimmer.content(plan)
@@ -199,7 +199,7 @@ def _told(subject: _Subject, slim: "Slim", images: int | None) -> dict[str, Any]
 
 
 def _write(out: Path, subject: _Subject, slim: "Slim", told: dict[str, Any], content: str) -> None:
-    from slimbit.export.pruned import write_pruned
+    from slimbit.artifacts.pruned import write_pruned
 
     found, norm = subject.found, subject.data.normalization
     plan = slim.plan if found.network.keep is None else found.network.keep.then(slim.plan)

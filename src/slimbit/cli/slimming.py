@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from slimbit.frontier.slim import Slimming
-    from slimbit.train.tune import Tuning
+    from slimbit.training.hold import Tuning
     from slimbit.zoo.data import DataSet
 
 ADMM_STAGES = 4
@@ -54,7 +54,7 @@ def calibration_of(
         return batches
     import torch
 
-    from slimbit.train.images import TrainImages, augmented_images
+    from slimbit.training.images import TrainImages, augmented_images
     from slimbit.zoo.data.dataset import CALIBRATION_BATCH
 
     norm = data.normalization
@@ -114,8 +114,8 @@ def _tuning(settings: SlimmingConfig, *, network: str, data: "DataSet", example:
     if not settings.tune_epochs:
         return None
     from slimbit.cli.train import materials_of
-    from slimbit.train.admm import AdmmSettings
-    from slimbit.train.tune import Tuning, tune_config
+    from slimbit.training.admm import AdmmSettings
+    from slimbit.training.hold import Tuning, tune_config
 
     chosen = tune_config(settings.tune_epochs, learning_rate=settings.tune_lr, seed=seed)
     config = chosen.with_options({**settings.tune.model_dump(exclude_unset=True), "network": network})

@@ -17,8 +17,8 @@ from slimbit.records.training import TrainConfig
 from slimbit.records.training_run import EPOCHS, read_epochs
 
 if TYPE_CHECKING:
-    from slimbit.train.run import About, TrainResult
-    from slimbit.train.task import Progress, TrainTask
+    from slimbit.training.run import About, TrainResult
+    from slimbit.training.task import Progress, TrainTask
     from slimbit.zoo.data import DataSet
 
 
@@ -90,7 +90,7 @@ def _base(recipe: str | None, config: Path | None) -> TrainConfig:
     if recipe is not None and config is not None:
         raise InputError("one of --recipe and --config may be given, got both")
     if recipe is not None:
-        from slimbit.train.recipes import recipe as named
+        from slimbit.training.recipes import recipe as named
 
         return named(recipe)
     return TrainConfig() if config is None else read_toml(config, TrainConfig)
@@ -101,7 +101,7 @@ def train_from(settings: TrainConfig, out: Path, *, screen: "TrainScreen | None"
     import torch
 
     from slimbit.cli.networks import check_runnable, model_of
-    from slimbit.train.run import train_network
+    from slimbit.training.run import train_network
     from slimbit.zoo.cards import read_card
     from slimbit.zoo.data import open_data
 
@@ -137,9 +137,9 @@ def materials_of(
     """
     import numpy as np
 
-    from slimbit.train.images import TrainImages
-    from slimbit.train.run import About
-    from slimbit.train.task import TrainTask
+    from slimbit.training.images import TrainImages
+    from slimbit.training.run import About
+    from slimbit.training.task import TrainTask
     from slimbit.zoo.data import Part
     from slimbit.zoo.data.splits import balanced_order
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimbit.measure.counting import Counting, Steps, counting_from, step_of
+from slimbit.measure.cost_config import CostConfig, Steps, cost_config_from, step_of
 from slimbit.measure.hardware import HardwareLike, hardware_cost, load_hardware
 from slimbit.numerics.energy import LevelSums, Rounding, code_bits, level_sums, quantized_sums
 from slimbit.records.cost import CostReport, LayerCost, TotalCost
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, Per
 from slimbit.survey.module import explicit_mask, survey_network
-from slimbit.survey.result import StoredLevels, Survey
+from slimbit.numerics.levels import LayerLevels
+from slimbit.survey.result import Survey
 from slimbit.survey.trace import Inputs
 
 FLOAT_ACTIVATION_BITS = 32
@@ -51,7 +52,7 @@ def cost(
         steps: One step for all layers, or by layer name a step or one per filter.
         per: "mac" weighs a weight by its output positions ``c_l``, "parameter" by 1.
         hardware: Hardware cost models: names, TOML files, functions (`slimbit.load_hardware`).
-        **counting: ``policy``, ``grid``, ``formula``, ``activation_bits`` of `Counting`.
+        **counting: ``policy``, ``grid``, ``formula``, ``activation_bits`` of `CostConfig`.
 
     Returns:
         A report without tensors.
@@ -65,14 +66,14 @@ def cost(
     >>> report.total.macs, report.total.esn_digital, report.total.esn_analog
     (3456, 3456, 864.0)
     """
-    settings = counting_from(bits=bits, steps=steps, per=per, **counting)
+    settings = cost_config_from(bits=bits, steps=steps, per=per, **counting)
     survey = survey_network(model, example_input)
     report = cost_of_survey(survey, settings, keep=lambda layer: explicit_mask(model, layer))
     return with_hardware(report, hardware)
 
 
 def cost_of_survey(
-    survey: Survey, counting: Counting, *, keep: Callable[[LayerSpec], Tensor | None] = lambda _layer: None
+    survey: Survey, counting: CostConfig, *, keep: Callable[[LayerSpec], Tensor | None] = lambda _layer: None
 ) -> CostReport:
     """Count a surveyed network or file.
 
@@ -128,9 +129,9 @@ class _Facts:
 
 
 def _layer_cost(
-    layer: LayerSpec, weight: Tensor | StoredLevels, counting: Counting, keep: Tensor | None, declared: int | None
+    layer: LayerSpec, weight: Tensor | LayerLevels, counting: CostConfig, keep: Tensor | None, declared: int | None
 ) -> LayerCost:
-    if isinstance(weight, StoredLevels):
+    if isinstance(weight, LayerLevels):
         facts = _stored_facts(layer, weight, counting)
     elif counting.bits is counting.steps is None:
         facts = _float_facts(layer, weight, keep)
@@ -140,7 +141,7 @@ def _layer_cost(
     return _record(layer, replace(facts, activation_bits=activation_bits), counting.per)
 
 
-def _stored_facts(layer: LayerSpec, stored: StoredLevels, counting: Counting) -> _Facts:
+def _stored_facts(layer: LayerSpec, stored: LayerLevels, counting: CostConfig) -> _Facts:
     if counting.bits is not None or counting.steps is not None:
         raise InputError(f"bits must not be given for weights that are integers already, got {layer.name}")
     sums = level_sums(stored.levels, counting.formula)
@@ -150,7 +151,7 @@ def _stored_facts(layer: LayerSpec, stored: StoredLevels, counting: Counting) ->
         filter_bits=code_bits(sums, stored.grid, counting.formula),
         activation_bits=QUANTIZED_ACTIVATION_BITS,
         declared_bits=stored.bits,
-        steps=stored.step,
+        steps=stored.steps,
         signal_to_noise=stored.signal_to_noise,
     )
 
@@ -168,7 +169,7 @@ def _float_facts(layer: LayerSpec, weight: Tensor, keep: Tensor | None) -> _Fact
     )
 
 
-def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: Counting, keep: Tensor | None) -> _Facts:
+def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: CostConfig, keep: Tensor | None) -> _Facts:
     _refuse_non_finite(layer, weight)
     weight = weight if weight.dtype in {torch.float32, torch.float64} else weight.float()
     step, limit = step_of(layer, weight if keep is None else weight * keep, counting)

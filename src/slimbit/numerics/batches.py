@@ -23,6 +23,15 @@ def call_network(model: nn.Module, batch: Any) -> Any:
     return model(inputs_of(batch))
 
 
+def zeros_like_input(shape: tuple[int, ...]) -> Tensor:
+    """One example of zeros with its batch dimension, without memory of its own.
+
+    >>> zeros_like_input((3, 8, 8)).shape
+    torch.Size([1, 3, 8, 8])
+    """
+    return torch.zeros(1).expand(1, *shape)
+
+
 def inputs_of(batch: Any) -> Any:
     """The inputs of a batch that may carry labels beside them."""
     return batch[0] if isinstance(batch, tuple | list) and batch else batch

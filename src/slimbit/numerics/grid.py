@@ -13,12 +13,13 @@ Weights come *filters first*, ``(filters, ...)``; a step is a scalar, or one per
 
 import math
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-Grid = Literal["midrise", "midrise_zero", "midtread"]
+from slimbit.records.config import Grid
+
 GRIDS: tuple[Grid, ...] = get_args(Grid)
 
 

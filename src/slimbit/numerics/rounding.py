@@ -125,7 +125,7 @@ def compensate(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> Tensor:
     return levels.gather(2, back[:, None, :].expand_as(levels)).reshape(weights.shape).to(weights.dtype)
 
 
-def polish(weights: Tensor, levels: Tensor, moment: Tensor, quantizer: Quantizer, *, sweeps: int = 2) -> Tensor:
+def coordinate_descent(weights: Tensor, levels: Tensor, moment: Tensor, quantizer: Quantizer, *, sweeps: int = 2) -> Tensor:
     """Levels improved by coordinate descent on ``(w_f - step q_f)^T H (w_f - step q_f) + rate sum phi(q)``.
 
     Column by column the best level is chosen with all others held, so the loss never grows. Compensation decides

@@ -6,21 +6,16 @@ from dataclasses import replace
 from torch import Tensor
 
 from slimbit.numerics.steps import signal_step
-from slimbit.plan.evidence import Evidence, Layout
-from slimbit.plan.steps import layer_plan, make_plan
+from slimbit.plan.inputs import PlanInputs
+from slimbit.plan.steps import grid_of, layer_plan, make_plan
+from slimbit.records.config import PAPER, QuantConfig
 from slimbit.records.errors import InputError, closest
 from slimbit.records.network import LayerSpec, NetworkSpec
-from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
+from slimbit.records.plan import CompressionPlan, LayerPlan
+from slimbit.records.setting import Epoch
 from slimbit.records.signal import EpochSignal, LayerSignal
 
-PAPER_LAYOUT = Layout(grid="midrise")
-PLAIN = Recipe(compensation=False, target="weights", statistics="absolute")
-"""How the paper carries plans out: plain rounding, BatchNorm statistics averaged anew."""
-
-
-def step_by_signal(
-    evidence: Evidence, epoch: EpochSignal, *, layout: Layout = PAPER_LAYOUT, recipe: Recipe = PLAIN
-) -> CompressionPlan:
+def step_by_signal(inputs: PlanInputs, epoch: EpochSignal, config: QuantConfig = PAPER) -> CompressionPlan:
     """Steps whose levels cost, layer by layer, what the weights' walk in an epoch was worth: policy ``signal``.
 
     ``sum q^2 = ||W||_0 S/N / 12`` per layer: its ESN_a by Eq. (4) of HkxAS6VFDB over its positions, with the
@@ -32,24 +27,24 @@ def step_by_signal(
     fine steps.
 
     Args:
-        evidence: Layers and weights.
+        inputs: Layers and weights.
         epoch: Signal and noise of one training epoch.
-        layout: Grid, layers to skip; one step per layer. The paper's grid is ``midrise``.
-        recipe: How the plan will be carried out; the paper's by default.
+        config: Grid, layers to skip, and how the plan will be carried out; one step per layer. Default: the paper's.
 
     Raises:
         InputError: Records of another network, a layer without one, or one step per filter asked for.
     """
-    check_signal(evidence.spec, layout, epoch)
+    config = config.for_metric(None)
+    check_signal(inputs.spec, config, epoch)
     clamped = []
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         alive = weights[weights.flatten(1).any(1)]  # a filter that is all zero stays so, and costs nothing
-        step, reached = signal_step(alive, target_of(epoch.layer(layer.name)), grid=layout.grid)
+        step, reached = signal_step(alive, target_of(epoch.layer(layer.name)), grid=grid_of(config))
         clamped.extend([] if reached else [layer.name])
-        return layer_plan(layer, weights, [step], layout)
+        return layer_plan(layer, weights, [step], config)
 
-    plan = make_plan("signal", evidence, steps, layout=layout, recipe=recipe, setting=f"epoch {epoch.epoch}")
+    plan = make_plan("signal", inputs, steps, config, Epoch(epoch.epoch))
     return replace(plan, clamped=tuple(clamped))
 
 
@@ -62,12 +57,12 @@ def target_of(layer: LayerSignal) -> float:
     return layer.weights * layer.signal_to_noise / 12 if layer.weights else 0.0
 
 
-def check_signal(spec: NetworkSpec, layout: Layout, epoch: EpochSignal) -> None:
-    """Raise `InputError` unless an epoch's records are of this network and cover what the layout quantizes."""
+def check_signal(spec: NetworkSpec, config: QuantConfig, epoch: EpochSignal) -> None:
+    """Raise `InputError` unless an epoch's records are of this network and cover what is to be quantized."""
     if not isinstance(epoch, EpochSignal):
         raise InputError(f"signal must hold EpochSignal records, got {type(epoch).__name__}")
-    if layout.granularity != "layer":
-        raise InputError(f"granularity must be layer for policy signal, got {layout.granularity}")
+    if config.granularity != "layer":
+        raise InputError(f"granularity must be layer for policy signal, got {config.granularity}")
     layers = {layer.name: layer for layer in spec.layers}
     recorded = {record.layer for record in epoch.layers}
     where = f"signal of epoch {epoch.epoch}"
@@ -80,7 +75,7 @@ def check_signal(spec: NetworkSpec, layout: Layout, epoch: EpochSignal) -> None:
             hint = closest(record.layer, tuple(layers))
             raise InputError(f"{where} must be of layers of {spec.name}, got {record.layer!r}{hint}")
         _check_record(layers[record.layer], record, where)
-    needed = [x.name for x in spec.layers if not x.shared_with and x.name not in layout.skip]
+    needed = [x.name for x in spec.layers if not x.shared_with and x.name not in config.skip]
     missing = [name for name in needed if name not in recorded]
     if missing:
         raise InputError(f"{where} must cover every layer to quantize, got none for {', '.join(missing)}")

@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from slimbit.records.errors import SlimbitError
+from slimbit.records.errors import InputError, SlimbitError
 
 
 class StoreError(SlimbitError):
@@ -62,3 +62,28 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_bounded(path: Path, *, what: str, limit: int) -> bytes:
+    """All bytes of a regular file that is not larger than a limit.
+
+    Args:
+        path: The file.
+        what: What it is, as the subject of an error.
+        limit: Bytes.
+
+    Raises:
+        InputError: Missing, not a regular file (a pipe or a device would block or never end), too large, unreadable.
+    """
+    try:
+        if not path.exists():
+            raise InputError(f"{what} must exist, got none at {path}")
+        if not path.is_file():
+            raise InputError(f"{what} must be a regular file, got {path}, which is something else")
+        with path.open("rb") as stream:
+            content = stream.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"{what} {path} must be readable, got {error.strerror or error}") from error
+    if len(content) > limit:
+        raise InputError(f"{what} {path} must be at most {limit:,} bytes, got more")
+    return content

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
+
+from slimbit.records.codec import record
 
 DEAD_THRESHOLDS = (1e-1, 5e-2, 1e-2, 1e-3)
 """A filter is dead below this share of its layer's 90th percentile of filter norms; 5e-2 is the one to quote."""
 PERCENTILE = 0.9
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class LayerSignal:
     """Signal and noise of one layer in one epoch.
 
@@ -77,7 +79,7 @@ class LayerSignal:
         return {t: sum(norm < t * high for norm in norms) if high > 0 else len(norms) for t in DEAD_THRESHOLDS}
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class EpochSignal:
     """All layers in one epoch.
 

@@ -26,7 +26,7 @@ def signal_line(record: EpochSignal) -> str:
 
 
 def read_signal(path: str | Path) -> tuple[EpochSignal, ...]:
-    """Read the epochs that `slimbit.train.writers.JsonLinesWriter` wrote, in order.
+    """Read the epochs that `slimbit.training.writers.JsonLinesWriter` wrote, in order.
 
     A last line without its end is being written, or was when the machine went down: it is not read. What was not
     finite is nan.

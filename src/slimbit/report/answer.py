@@ -8,7 +8,7 @@ from itertools import groupby, pairwise
 from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.point import FrontierPoint
 from slimbit.report.headline import cost_at_accuracy, times
-from slimbit.report.tables import UNITS, quantity
+from slimbit.records.terminal import UNITS, quantity
 
 PLACES = 400
 """Costs at which the widths are compared, evenly over log cost."""

@@ -14,7 +14,7 @@ from slimbit.records.point import FrontierPoint, point_label
 from slimbit.report.answer import Answer, answer
 from slimbit.report.assumptions import assumptions
 from slimbit.report.headline import Headline, headline
-from slimbit.report.tables import MISSING, UNITS, quantity
+from slimbit.records.terminal import MISSING, UNITS, quantity
 
 CostData = Mapping[str, Any]
 """JSON of one `CostReport`."""

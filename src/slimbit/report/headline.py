@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.plan import PlanGrid
 from slimbit.records.point import FrontierPoint
-from slimbit.report.tables import quantity
+from slimbit.records.terminal import quantity
 
 CostData = Mapping[str, Any]
 BASELINE_BITS = 4

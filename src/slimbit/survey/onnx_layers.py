@@ -13,7 +13,8 @@ from slimbit.records.network import LayerKind, OtherParameter
 from slimbit.survey.collect import LayerCollector, WeightUse, module_name
 from slimbit.survey.onnx_graph import OnnxGraph, attribute, is_quantizer, operand, operator
 from slimbit.survey.onnx_weights import Source, arranged, declared_bits, trace, with_scale
-from slimbit.survey.result import StoredLevels, Survey
+from slimbit.numerics.levels import LayerLevels
+from slimbit.survey.result import Survey
 
 _CONVOLUTIONS = {"Conv": (0, 1), "ConvTranspose": (0, 1), "ConvInteger": (0, 1), "QLinearConv": (0, 3)}
 _PRODUCTS = {"Gemm": (0, 1), "MatMul": (0, 1), "MatMulInteger": (0, 1), "QLinearMatMul": (0, 3)}
@@ -144,7 +145,7 @@ class NodeReader:
         bits = declared_bits(self._graph, data)
         if bits:
             self._activation_bits[layer] = max(bits, self._activation_bits.get(layer, 0))
-        if source.quantized and not isinstance(arranged(source.read, arrange), StoredLevels):
+        if source.quantized and not isinstance(arranged(source.read, arrange), LayerLevels):
             note = f"layer {layer!r}: steps are not one per layer or per filter, so its weights count as floats"
             self._notes.extend([note] if note not in self._notes else [])
 

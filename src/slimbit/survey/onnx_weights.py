@@ -11,7 +11,7 @@ from torch import Tensor
 from slimbit.numerics.grid import Grid
 from slimbit.records.errors import InputError
 from slimbit.survey.onnx_graph import OnnxGraph, attribute, operand, operator
-from slimbit.survey.result import StoredLevels
+from slimbit.numerics.levels import LayerLevels
 
 INTEGER_BITS = {
     TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.INT16: 16, TensorProto.UINT16: 16,
@@ -80,7 +80,7 @@ def trace(graph: OnnxGraph, value: str) -> Source | None:
     return step(graph, node, source)
 
 
-def arranged(read: Callable[[], Tensor | Quantized], arrange: Callable[[Tensor], Tensor]) -> Tensor | StoredLevels:
+def arranged(read: Callable[[], Tensor | Quantized], arrange: Callable[[Tensor], Tensor]) -> Tensor | LayerLevels:
     """A source's value filters first.
 
     Levels whose step is neither one number nor one per filter come as plain weights.
@@ -102,7 +102,7 @@ def arranged(read: Callable[[], Tensor | Quantized], arrange: Callable[[Tensor],
     if not torch.equal(steps, steps[:, :1].expand_as(steps)):
         return levels * steps.reshape(levels.shape)
     step = steps[:, 0].clone()
-    return StoredLevels(levels, step[0] if bool((step == step[0]).all()) else step, value.grid, value.bits)
+    return LayerLevels(levels, step[0] if bool((step == step[0]).all()) else step, value.grid, value.bits)
 
 
 def declared_bits(graph: OnnxGraph, value: str) -> int | None:

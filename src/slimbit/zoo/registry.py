@@ -132,7 +132,9 @@ def network(name: str, *, classes: int | None = None) -> "nn.Module":
     classes = entry.classes if classes is None else classes
     if not isinstance(classes, int) or isinstance(classes, bool) or not 1 <= classes <= MOST_CLASSES:
         raise InputError(f"classes must be a whole number from 1 to {MOST_CLASSES}, got {classes!r}")
-    return entry.build(classes=classes, width=width)
+    built = entry.build(classes=classes, width=width)
+    built.zoo_name, built.zoo_classes = name, classes  # type: ignore[assignment] # how it is built again, for what is saved
+    return built
 
 
 def shipped_weights(name: str) -> Path | None:

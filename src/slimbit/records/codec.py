@@ -1,0 +1,224 @@
+"""Records as JSON and TOML, and back: the only place that does it.
+
+Reading is strict: nothing is converted (``"7"`` and ``true`` are no numbers), unknown keys are refused, every number
+is finite. A fault is one sentence that names the place, the rule and what was found.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from slimbit.records.errors import InputError, closest
+from slimbit.records.text import clipped
+
+Record = TypeVar("Record")
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def record(kind: type[Record]) -> type[Record]:
+    """A frozen dataclass with keyword arguments that this module can read: the decorator of every stored record."""
+    return dataclass(frozen=True, kw_only=True)(strict(kind))
+
+
+def strict(kind: type[Record]) -> type[Record]:
+    """Let this module read a dataclass strictly; below its own decorator."""
+    kind.__pydantic_config__ = _STRICT  # type: ignore[attr-defined] # pydantic looks for it there
+    return kind
+
+
+class ConfigTable(BaseModel):
+    """Settings: immutable, nothing unknown, nothing converted, validated by whoever builds them.
+
+    Python, TOML files and the command line make the same object, so a wrong value gives the same sentence everywhere.
+
+    Raises:
+        InputError: An unknown setting, or a wrong value.
+    """
+
+    model_config = ConfigDict(**_STRICT, frozen=True)
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise InputError(_sentence(error, type(self), where="")) from error
+
+    def with_options(self, options: Mapping[str, Any]) -> Any:
+        """The settings with others put over them; None means not given, an inner mapping is put over its table.
+
+        Raises:
+            InputError: A wrong value.
+        """
+        return type(self)(**_over(self.model_dump(exclude_unset=True), options))
+
+
+def plain(value: Any) -> Any:
+    """A record, or any nesting of records, as data that JSON knows; tuples become lists.
+
+    >>> from slimbit.records.setting import Price
+    >>> plain({"setting": Price(2e-9, "esn_digital")})
+    {'setting': {'value': 2e-09, 'metric': 'esn_digital', 'kind': 'price'}}
+    """
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(part) for name, part in vars(value).items() if not name.startswith("_")}
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value
+
+
+def canonical(value: Any) -> bytes:
+    """JSON whose bytes depend on nothing but the value: what digests are taken of, and what is kept by content.
+
+    >>> canonical({"b": 1, "a": (2.5,)})
+    b'{"a":[2.5],"b":1}'
+    """
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def pretty(value: Any) -> bytes:
+    """JSON for people, in the order of the fields, with a line feed at its end."""
+    return (json.dumps(plain(value), indent=2, allow_nan=False) + "\n").encode()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of `canonical` JSON, hexadecimal: equal values, equal digests."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def parse_json(content: bytes | str, *, where: str) -> Any:
+    """JSON text as plain data.
+
+    Raises:
+        InputError: It is no complete JSON, or nested too deeply.
+
+    >>> parse_json(b"[1, 2", where="run.json")
+    Traceback (most recent call last):
+        ...
+    slimbit.records.errors.InputError: run.json must be complete JSON, got Expecting ',' delimiter: line 1 column 6 \
+(char 5): the file is damaged
+    """
+    try:
+        return json.loads(content, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} must be complete JSON, got {clipped(str(error))}: the file is damaged") from error
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"the number {constant}")
+
+
+def parse_toml(content: bytes, *, where: str) -> dict[str, Any]:
+    """TOML text as plain data.
+
+    Raises:
+        InputError: It is no TOML, or a number or a nesting is beyond all bounds.
+    """
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} must be UTF-8 text, got {error.reason}") from error
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        raise InputError(f"{where} must be TOML, got {clipped(str(error) or type(error).__name__)}") from error
+
+
+def from_json(kind: type[Record], content: bytes | str, *, where: str, schema: int | None = None) -> Record:
+    """The record that JSON text holds; see `from_plain`."""
+    return from_plain(kind, parse_json(content, where=where), where=where, schema=schema)
+
+
+def from_plain(kind: type[Record], data: Any, *, where: str, schema: int | None = None) -> Record:
+    """The record that plain data stand for, checked.
+
+    Args:
+        kind: A class made by `record`, a pydantic model, or any type of such.
+        data: From JSON, TOML or a study; lists where the record has tuples.
+        where: What is read, for the message.
+        schema: Number that the data must have under ``schema``, which is no field of the record; None = it has none.
+
+    Raises:
+        InputError: Another schema, an unknown key, a missing one, or a value out of its range; the first is named.
+
+    >>> from slimbit.records.sensitivity import Sensitivity
+    >>> from_plain(Sensitivity, {"filters": {}, "images": "seven"}, where="run.json")
+    Traceback (most recent call last):
+        ...
+    slimbit.records.errors.InputError: images of run.json must be a valid integer, got 'seven'
+    """
+    if schema is not None:
+        if not isinstance(data, Mapping) or data.get("schema") != schema:
+            found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+            raise InputError(f"{where} must have schema {schema}, got {clipped(repr(found))}")
+        data = {key: value for key, value in data.items() if key != "schema"}
+    try:
+        # through JSON text, since a strict reader takes a list for a tuple only there
+        text = json.dumps(data, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where} must hold finite numbers and text only, got {clipped(str(error))}") from error
+    try:
+        return _adapter(kind).validate_json(text)
+    except ValidationError as error:
+        raise InputError(_sentence(error, kind, where=where)) from error
+
+
+def with_schema(value: Any, schema: int) -> dict[str, Any]:
+    """Plain data of a record with the number of its format in front."""
+    return {"schema": schema, **plain(value)}
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(name, {}), Mapping):
+            inner = _over(merged.get(name, {}), value)
+            merged |= {name: inner} if inner else {}
+        elif value is not None:
+            merged[name] = value
+    return merged
+
+
+def _sentence(error: ValidationError, kind: Any, *, where: str) -> str:
+    """The first fault: the place, the rule, what was found."""
+    faults = error.errors(include_url=False)
+    # a misspelt key is also missing under its right name: the misspelling is what helps
+    fault = next((one for one in faults if one["type"] in _UNKNOWN), faults[0])
+    steps = [str(step) for step in fault["loc"] if not str(step).startswith(("function-", "tagged-"))]
+    path, of = clipped(".".join(steps)), f" of {where}" if where else ""
+    if fault["type"] == "union_tag_invalid":
+        return f"kind of {path}{of} must be one of {fault['ctx']['expected_tags']}, got {fault['ctx']['tag']!r}"
+    if fault["type"] in _UNKNOWN:
+        hint = closest(steps[-1], _keys(kind, steps[:-1]))
+        return f"{where or 'settings'} must hold only known keys, got {path}{hint}"
+    if fault["type"] in ("missing", "missing_keyword_only_argument"):
+        return f"{where or 'settings'} must hold {path}, got none"
+    if fault["type"] == "value_error":  # a sentence of ours
+        said = fault["msg"].removeprefix("Value error, ")
+        return f"{path}: {said}" if path and not where else f"{where}: {said}" if where else said
+    rule = fault["msg"].removeprefix("Input should be ").replace("Input should", "a value that should")
+    return f"{path or 'value'}{of} must be {rule}, got {clipped(repr(fault['input']))}"
+
+
+def _keys(kind: Any, path: list[str]) -> tuple[str, ...]:
+    """Fields of the record at a path of inner ones, as far as it leads through records."""
+    for step in path:
+        fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
+        field = fields.get(step)
+        kind = getattr(field, "annotation", None) or getattr(field, "type", None)
+    return tuple(getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {}))
+
