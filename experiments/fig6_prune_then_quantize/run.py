@@ -21,13 +21,13 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
+from slimbit.frontier.narrow import narrow_network
 
 import slimbit
 from slimbit.apply.layers import weights_of
 from slimbit.apply.reestimate import reestimate
 from slimbit.artifacts.manifest import NetworkReference
 from slimbit.artifacts.pruned import write_pruned
-from slimbit.frontier.narrow import narrow_network
 from slimbit.plan.keep import keep_alive
 from slimbit.zoo.data import Part
 from slimbit.zoo.data.splits import balanced_order

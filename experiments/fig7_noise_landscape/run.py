@@ -20,11 +20,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import pearsonr, spearmanr
+from slimbit.plan.evidence import Evidence
 from torch import nn
 
 import slimbit
 from slimbit.apply.calibration import calibrate
-from slimbit.plan.evidence import Evidence
 from slimbit.plan.signal import step_by_signal
 from slimbit.records.signal import LayerSignal
 from slimbit.training.recipes import recipe

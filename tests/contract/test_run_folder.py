@@ -10,8 +10,9 @@ import optuna
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import frontier_case as case
 from slimbit.frontier.info import RunInfo
+
+import frontier_case as case
 from slimbit.frontier.store import Run, open_run
 from slimbit.records.cost import METRICS
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save
+from slimbit.artifacts.load import load
+from slimbit.artifacts.weights import LayerLevels, with_levels
 from torch import nn
 
 from slimbit.artifacts.artifact import Origin, write_artifact
-from slimbit.artifacts.load import load
 from slimbit.artifacts.manifest import FILES, NetworkReference, read_manifest
-from slimbit.artifacts.weights import LayerLevels, with_levels
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
 from slimbit.survey.module import survey_network

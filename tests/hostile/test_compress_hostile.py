@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from slimbit.plan.evidence import Evidence, Layout
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -12,7 +13,6 @@ from slimbit.apply.calibration import calibrate
 from slimbit.apply.compress import compress
 from slimbit.apply.layers import weights_of
 from slimbit.measure.sensitivity import measure_sensitivity
-from slimbit.plan.evidence import Evidence, Layout
 from slimbit.plan.steps import step_by_deviation, step_by_price, step_by_range
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe

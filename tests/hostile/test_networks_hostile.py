@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from slimbit.artifacts.weights import LayerLevels, with_levels
+from slimbit.frontier.levels import unpack_levels
+from slimbit.frontier.subject import Subject
+from slimbit.plan.evidence import Evidence, Layout
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from slimbit.apply.calibration import calibrate
 from slimbit.apply.compress import compress
-from slimbit.artifacts.weights import LayerLevels, with_levels
-from slimbit.frontier.levels import unpack_levels
 from slimbit.frontier.store import open_run
-from slimbit.frontier.subject import Subject
 from slimbit.frontier.trace import default_layout, trace_frontier
 from slimbit.measure.sensitivity import measure_sensitivity
 from slimbit.numerics.batches import as_called, joined, output_heads, pieces
 from slimbit.numerics.copies import plain_network
 from slimbit.numerics.rounding import cholesky
-from slimbit.plan.evidence import Evidence, Layout
 from slimbit.plan.steps import step_by_range
 from slimbit.records.errors import InputError
 from slimbit.records.plan import Recipe

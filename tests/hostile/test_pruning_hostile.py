@@ -15,19 +15,20 @@ from torch.nn.utils import parametrizations, weight_norm
 from torch.nn.utils import prune as torch_prune
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from slimbit.frontier.slim import Slimmer, Slimming
+
 import pruning_case as case
 from slimbit.apply.mask import held_masks, mask
 from slimbit.apply.reestimate import reestimate
 from slimbit.apply.surgery import prune, rebuild
-from slimbit.frontier.slim import Slimmer, Slimming
 from slimbit.records.errors import InputError
 from slimbit.records.keep import AxisKeep, KeepPlan, plan_of_units
 from slimbit.survey.ties import tied_filters
+from slimbit.training.hold import Tuning, tune_config
 from slimbit.training.images import TrainImages
 from slimbit.training.objectives import distillation
 from slimbit.training.run import train_network
 from slimbit.training.task import TrainTask
-from slimbit.training.hold import Tuning, tune_config
 from slimbit.zoo import network
 
 

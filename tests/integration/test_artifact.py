@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from slimbit.artifacts.load import load
+from slimbit.artifacts.weights import LayerLevels, with_levels
 from torch import Tensor, nn
 
 from slimbit import zoo
 from slimbit.apply.compress import Compressed, compress
 from slimbit.artifacts import artifact
 from slimbit.artifacts.artifact import Origin, write_artifact
-from slimbit.artifacts.load import load
 from slimbit.artifacts.manifest import FILES, Accuracy, Manifest, NetworkReference, Normalization, read_manifest
-from slimbit.artifacts.weights import LayerLevels, with_levels
 from slimbit.measure.cost import cost
 from slimbit.records.errors import InputError
 from slimbit.records.network import NetworkSpec

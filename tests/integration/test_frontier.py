@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import frontier_case as case
 from slimbit.frontier.levels import unpack_levels
+from slimbit.plan.evidence import Layout
+
+import frontier_case as case
 from slimbit.frontier.progress import Progress
 from slimbit.frontier.store import open_run
 from slimbit.measure.sensitivity import categorical
-from slimbit.plan.evidence import Layout
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, Recipe
 from slimbit.records.point import Frontier

@@ -11,13 +11,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from slimbit.frontier.levels import unpack_levels
+from slimbit.frontier.narrow import narrow_network
+from slimbit.frontier.slim import Slimming
+
 import frontier_case as case
 import slimbit
 from slimbit.cli import app
-from slimbit.frontier.levels import unpack_levels
-from slimbit.frontier.narrow import narrow_network
 from slimbit.frontier.progress import Progress
-from slimbit.frontier.slim import Slimming
 from slimbit.frontier.store import open_run
 from slimbit.plan.keep import Keeping
 from slimbit.records.errors import InputError

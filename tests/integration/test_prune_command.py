@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from slimbit.cli.networks import Network, check_prunable, default_weights, survey_of
 from typer.testing import CliRunner
 
 import slimbit
-from slimbit.cli import app as slimbit_app
-from slimbit.cli.networks import Network, check_prunable, default_weights, survey_of
-from slimbit.cli.prune import prune
 from slimbit.artifacts.manifest import NetworkReference
 from slimbit.artifacts.pruned import load_pruned
+from slimbit.cli import app as slimbit_app
+from slimbit.cli.prune import prune
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.zoo.cards import read_card

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from slimbit.plan.evidence import Layout
+
 import frontier_case as case
 from signal_case import epoch_signal
 from slimbit.cli.points import point_rows
 from slimbit.frontier.store import open_run
-from slimbit.plan.evidence import Layout
 from slimbit.plan.signal import target_of
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan

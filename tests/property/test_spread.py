@@ -6,7 +6,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from slimbit.frontier.spread import bend_places, coarse_first, even_targets, price_for
 
 

@@ -26,8 +26,8 @@ from slimbit.numerics.moments import (
 from slimbit.numerics.rounding import (
     Quantizer,
     compensate,
-    damped,
     coordinate_descent,
+    damped,
     refit_step,
     remaining_error,
     round_levels,

@@ -11,10 +11,10 @@ import slimbit
 from slimbit.records.errors import InputError
 from slimbit.records.training import TrainConfig
 from slimbit.training.admm import Admm, AdmmSettings
+from slimbit.training.hold import held_at_zero, tune_config
 from slimbit.training.images import TrainImages
 from slimbit.training.run import train_network
 from slimbit.training.task import TrainTask
-from slimbit.training.hold import held_at_zero, tune_config
 
 
 def largest_rows(values, keep=2):

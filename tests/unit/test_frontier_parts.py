@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from slimbit.frontier.interval import is_near_chance, wilson_interval
 from slimbit.frontier.levels import StoredPoint, pack_levels, unpack_levels
-from slimbit.frontier.select import best_within_budget, cheapest_at_accuracy, pareto_front
 from slimbit.frontier.span import _bracket, fidelity_of, kappa_of
 from slimbit.frontier.spread import bend_places
 from slimbit.frontier.subject import digest_of
+
+from slimbit.frontier.select import best_within_budget, cheapest_at_accuracy, pareto_front
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from slimbit.plan.evidence import Evidence, Layout
+
 from signal_case import epoch_signal
 from slimbit.apply.compress import compress
 from slimbit.apply.layers import weights_of
 from slimbit.numerics.grid import to_levels
 from slimbit.numerics.steps import signal_step
-from slimbit.plan.evidence import Evidence, Layout
 from slimbit.plan.signal import check_signal, step_by_signal, target_of
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, LayerPlan

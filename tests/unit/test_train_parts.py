@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from slimbit.records.toml import read_toml
 from torch import nn
 
 from slimbit.records.errors import InputError
-from slimbit.records.toml import read_toml
 from slimbit.records.training import AugmentConfig, TrainConfig
 from slimbit.training.checkpoint import Checkpoint, check_fits, read_checkpoint, write_checkpoint
 from slimbit.training.images import Batches, Share, TrainImages

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from slimbit.apply.calibration import Calibration, batchnorms
 from slimbit.apply.layers import Bound, first_input
 from slimbit.apply.quantize import quantize_layer
-from slimbit.numerics.levels import LayerLevels
 from slimbit.apply.statistics import correct_batchnorm, correct_bias
+from slimbit.numerics.levels import LayerLevels
 from slimbit.numerics.moments import ChannelMoments, PatchSums, channel_moments, check_finite, merge_moments, patches
 from slimbit.records.plan import CompressionPlan
 
@@ -44,7 +44,9 @@ class Flight:
 
     def quantize(self) -> None:
         """Quantize every layer that hooks reach; with ``paired_layerwise``, correct statistics on the way."""
-        self._fly(self._events("layer", *(("bias", "batchnorm") if self.plan.config.statistics == "paired_layerwise" else ())))
+        self._fly(
+            self._events("layer", *(("bias", "batchnorm") if self.plan.config.statistics == "paired_layerwise" else ()))
+        )
         for name in self.bounds.keys() - self.done.keys():
             # reached by the float network, but not by the compressed one, whose data took another path
             self._quantize(name)

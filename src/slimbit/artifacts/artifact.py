@@ -27,7 +27,7 @@ from slimbit.records.origin import Normalization
 from slimbit.records.plan import CompressionPlan
 
 
-def write_artifact(  # noqa: PLR0913 - what a manifest says; called in one place
+def write_artifact(
     folder: Path,
     packed: PackedModel,
     files: Mapping[str, bytes],

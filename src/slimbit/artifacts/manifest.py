@@ -188,7 +188,9 @@ def read_manifest(folder: str | Path) -> Manifest:
     if data.get("format") != "slimbit-artifact":
         raise InputError(f"{path} must have the format slimbit-artifact, got {clipped(repr(data.get('format')))}")
     if data.get("schema") != 1:
-        raise InputError(f"{path} must have schema 1, got {clipped(repr(data.get('schema')))}: a newer slimbit may read it")
+        raise InputError(
+            f"{path} must have schema 1, got {clipped(repr(data.get('schema')))}: a newer slimbit may read it"
+        )
     stated = data.pop("digest", None)
     if stated != digest(data):
         raise InputError(f"{path} must have the hash it states, got another: it is damaged or was edited")

@@ -205,6 +205,8 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if target.dtype != tensors[key].dtype:
             target.data = target.data.to(tensors[key].dtype)
     network.load_state_dict(tensors)
+
+
 def layer_of(spec: NetworkSpec, name: str) -> LayerSpec:
     """The layer of that name.
 

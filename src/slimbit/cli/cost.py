@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 from rich.console import Console
 
-from slimbit.records.cost import CostReport
+from slimbit.records.config import Grid
+from slimbit.records.cost import CostReport, CostTable
 from slimbit.records.errors import InputError
-from slimbit.records.plan import PlanGrid
 
 if TYPE_CHECKING:
     from slimbit.measure.cost_config import CostConfig
@@ -80,7 +80,7 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
 
 def _refuse_unused(report: CostReport, **given: str) -> None:
     """Refuse options that say how weights are quantized where none are."""
-    if any(layer.grid in get_args(PlanGrid) for layer in report.layers):
+    if any(layer.grid in get_args(Grid) for layer in report.layers):
         return
     for option, value in given.items():
         if value != UNASKED[option]:
@@ -95,8 +95,8 @@ def _measured(
     weights: Path | None = None,
     input_text: str | None = None,
 ) -> CostReport:
-    from slimbit.cli.networks import survey_of
     from slimbit.measure.cost import cost_of_survey, with_hardware
+    from slimbit.sources.networks import survey_of
 
     return with_hardware(cost_of_survey(survey_of(network, weights=weights, input_text=input_text), counting), hardware)
 
@@ -110,6 +110,4 @@ def _print(report: CostReport, others: list[CostReport], *, as_json: bool, as_cs
     elif as_csv:
         typer.echo(report.to_csv(layers=layers), nl=False)
     else:
-        from slimbit.records.cost import CostTable
-
         Console().print(CostTable(report, tuple(others), layers=layers))

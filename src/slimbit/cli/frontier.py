@@ -7,23 +7,14 @@ import typer
 from rich.console import Console
 
 from slimbit.cli.live import Screen
-from slimbit.cli.networks import check_prunable, device_named, example_of
-from slimbit.cli.opened import Opened, opened
+from slimbit.cli.options import tune_options
 from slimbit.cli.points import clampings, failures, points_table
-from slimbit.cli.slimming import calibration_of, slimming_of, tune_options
-from slimbit.records.config import FrontierConfig, SlimmingConfig, load_config
+from slimbit.records.config import FrontierConfig, read_config
 from slimbit.records.errors import InputError, SlimbitError
-from slimbit.records.point import Frontier
-from slimbit.records.training import TrainConfig
+from slimbit.records.training import AugmentConfig
 
 if TYPE_CHECKING:
-    from slimbit.frontier.slim import Slimming
-    from slimbit.frontier.trace import Origin
-    from slimbit.plan.evidence import Layout
-    from slimbit.records.signal import EpochSignal
-
-MOST_EPOCHS = 8
-"""Points of policy ``signal`` where no epochs were named."""
+    from slimbit.frontier.frontier import Frontier
 
 
 def frontier(  # noqa: PLR0913 - one argument per option of the command
@@ -105,15 +96,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "input": input_,
         "metric": metric,
         "points": points,
-        "widths": None if widths is None else parse_widths(widths),
+        "keep_ratios": None if widths is None else parse_widths(widths),
         "stages": None if stages is None else str(stages),
-        "slimming": {
+        "prune": {
             "by": by,
             "scope": scope,
-            "tune_epochs": tune_epochs,
-            "tune_lr": tune_lr,
-            "distill": distill,
-            "tune": tune_options(tune_config),
+            "signal": str(signal) if by == "signal" and signal is not None else None,
+            "tune": tune_options(tune_epochs, learning_rate=tune_lr, distill=distill, config=tune_config),
         },
         "calibration_images": calibration_images,
         "calibration_augment": augment,
@@ -124,9 +113,10 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "seed": seed,
         "storage": storage,
         "device": device,
+        "retry_failed": retry_failed or None,
     }
-    settings = (load_config(config) if config is not None else FrontierConfig()).with_options(options)
-    result = trace(settings, out, retry_failed=retry_failed)
+    base: FrontierConfig = FrontierConfig() if config is None else read_config(FrontierConfig, config)
+    result = trace(base.with_options(options), out)
     Console().print(points_table(result, result.points, result.metric), *clampings(result.points))
     for line in failures(result.points):
         Console(stderr=True, highlight=False, soft_wrap=True).print(line)
@@ -134,45 +124,44 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         raise SlimbitError(f"every point of {out} failed: the reasons are above")
 
 
-def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) -> Frontier:
+def trace(settings: FrontierConfig, out: Path) -> "Frontier":
     """Trace what the settings name, shown as it goes."""
-    signal = _signal(settings)
-    weights = None if settings.weights is None else Path(settings.weights)
-    found = opened(settings.network, weights=weights, spec=settings.data, input_text=settings.input)
-    slimming = _slimming(settings, found)
+    from slimbit.compress.prepared import prepare
     from slimbit.frontier.trace import trace_frontier
-    from slimbit.records.plan import Recipe
+    from slimbit.numerics.batches import zeros_like_input
+    from slimbit.sources.calibration import calibration_images
+    from slimbit.sources.network_and_data import open_network_and_data
+    from slimbit.sources.networks import device_named
 
-    seen, device = found.data, device_named(settings.device)
-    calibration = calibration_of(
-        seen,
-        settings.calibration_images,
+    found = open_network_and_data(
+        settings.network,
+        weights=None if settings.weights is None else Path(settings.weights),
+        spec=settings.data,
+        input_text=settings.input,
+    )
+    device, tune = device_named(settings.device), settings.prune.tune
+    augment = None
+    if settings.calibration_augment:
+        augment = AugmentConfig() if tune is None else tune.train.augment
+    images = calibration_images(found.data, settings.calibration_images, seed=settings.seed, augment=augment)
+    prepared = prepare(
+        found.network.model.to(device),
+        zeros_like_input(found.shape).to(device),
+        [batch.to(device) for batch in images],
+        name=found.network.name,
         seed=settings.seed,
-        augment=settings.slimming.tune.augment if settings.calibration_augment else None,
+        likelihood=settings.likelihood,
+        origin=found.network.origin,
+        keep=found.network.keep,
     )
     with Screen(Console(), metric=settings.metric, folder=str(out)) as screen:
         return trace_frontier(
-            found.network.model.to(device),
-            example_input=example_of(found.shape).to(device),
-            calibration=[batch.to(device) for batch in calibration],
-            evaluate=seen.evaluator(settings.evaluate_images),
+            prepared,
+            evaluate=found.data.evaluator(settings.evaluate_images),
             out=out,
-            metric=settings.metric,
-            points=settings.points,
-            baselines=settings.baselines,
-            signal=signal,
-            widths=settings.widths,
-            slimming=slimming,
-            stages=settings.stages,
-            seed=settings.seed,
-            storage=settings.storage,
-            recipe=Recipe(**settings.recipe.model_dump(exclude_none=True)),
-            layout=_layout(settings),
-            likelihood=settings.likelihood,
-            retry_failed=retry_failed,
+            config=settings.run(),
+            data=found.data,
             progress=screen,
-            network_name=found.network.name,
-            origin=_origin(found),
         )
 
 
@@ -198,59 +187,3 @@ def parse_epochs(text: str) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise InputError(f"--signal-epochs must be whole numbers with commas between them, got {text!r}")
     return tuple(map(int, parts))
-
-
-def _signal(settings: FrontierConfig) -> "tuple[EpochSignal, ...]":
-    """The training epochs to take steps from."""
-    from slimbit.records.training_run import read_training_run, spread_epochs
-
-    if settings.signal is None:
-        if settings.signal_epochs is not None:
-            raise InputError("--signal must be given with --signal-epochs, got none")
-        return ()
-    known = {epoch.epoch: epoch for epoch in read_training_run(settings.signal).signal}
-    if settings.signal_epochs is None:
-        return spread_epochs(tuple(known.values()), MOST_EPOCHS)
-    missing = [number for number in settings.signal_epochs if number not in known]
-    if missing:
-        raise InputError(
-            f"--signal-epochs must be epochs of {settings.signal}, from {min(known)} to {max(known)}, got {missing[0]}"
-        )
-    return tuple(known[number] for number in settings.signal_epochs)
-
-
-def _origin(found: Opened) -> "Origin":
-    from slimbit.frontier.trace import Origin
-
-    norm = found.data.normalization
-    normalization = {"mean": list(norm.mean), "std": list(norm.std)}
-    return Origin(reference=found.reference, weights=found.weights, data=found.spec, normalization=normalization)
-
-
-def _slimming(settings: FrontierConfig, found: Opened) -> "Slimming | None":
-    """How the narrower networks are made, where there are any."""
-    import torch
-
-    if max(settings.widths) == min(settings.widths) == 1:
-        untuned = settings.slimming.model_copy(update={"tune": TrainConfig()})  # whose crops calibration may follow
-        if untuned != SlimmingConfig():
-            raise InputError("--widths must be given with settings of pruning, e.g. --widths 1,0.5, got none")
-        return None
-    slimming = settings.slimming
-    if slimming.by == "signal" and slimming.signal is None:
-        slimming = slimming.model_copy(update={"signal": settings.signal})
-    if slimming.by == "dead":
-        raise InputError("--by must be one that reaches a width, got dead, which decides by itself: see slimbit prune")
-    check_prunable(found.network)
-    example = torch.zeros(1, *found.shape)
-    return slimming_of(
-        slimming, network=found.network.form.source, data=found.data, example=example, seed=settings.seed
-    )
-
-
-def _layout(settings: FrontierConfig) -> "Layout":
-    from dataclasses import replace
-
-    from slimbit.frontier.trace import default_layout
-
-    return replace(default_layout(settings.metric), **settings.layout.model_dump(exclude_none=True))

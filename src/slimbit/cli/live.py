@@ -12,9 +12,8 @@ from rich.table import Column, Table
 
 from slimbit.cli.points import between
 from slimbit.records.point import FrontierPoint
+from slimbit.records.terminal import quantity, shown
 from slimbit.records.text import printable
-from slimbit.records.terminal import shown
-from slimbit.records.terminal import quantity
 
 if TYPE_CHECKING:
     from slimbit.frontier.progress import Progress
@@ -88,7 +87,7 @@ class Screen:
             self._line(f"{progress.done}/{progress.total} {point.label}: {result}{cost}, {left}")
         elif progress.stage == "start":
             self._line(_outlook(progress.message, left))
-        elif progress.stage == "slim" or (progress.stage in SPOKEN and self._is_new(progress)):
+        elif progress.stage == "prune" or (progress.stage in SPOKEN and self._is_new(progress)):
             self._line(progress.message)
 
     def _is_new(self, progress: "Progress") -> bool:

@@ -74,7 +74,7 @@ class CompressedModel:
             source=self.origin.source,
             classes=self.origin.classes,
             input_shape=self.origin.input_shape,
-            weights_digest=self.origin.weights_digest,  # type: ignore[arg-type] # the record checks it
+            weights_digest=self.origin.weights_digest,
         )
 
     def save(self, folder: str | Path) -> Path:

@@ -45,7 +45,7 @@ JUDGED_IMAGES = 128
 PRUNED_ONLY_BITS = 8
 
 
-def prepare(  # noqa: PLR0913 - what a network is measured with; everything but three has a good default
+def prepare(
     model: nn.Module,
     example_input: Inputs,
     calibration: Iterable[Any] | Tensor | None,

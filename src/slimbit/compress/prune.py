@@ -19,12 +19,15 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from slimbit.apply.layers import bind, weights_of
 from slimbit.apply.mask import held_masks
 from slimbit.apply.reestimate import reestimate
 from slimbit.apply.surgery import prune as cut
 from slimbit.apply.surgery import rebuild
+from slimbit.artifacts.manifest import NetworkReference
+from slimbit.artifacts.rebuild import rebuild as build_network
 from slimbit.compress.model import CompressedModel
 from slimbit.compress.prepared import PreparedNetwork, digest_of
 from slimbit.compress.quantize import as_prepared
@@ -54,7 +57,7 @@ LARGEST = 1 << 26
 Progress = Callable[[str], None]
 
 
-def prune(  # noqa: PLR0913 - the three that most people set stand beside the settings
+def prune(
     model: "nn.Module | PreparedNetwork | CompressedModel",
     example_input: Inputs | None = None,
     calibration: Iterable[Any] | Tensor | None = None,
@@ -144,6 +147,24 @@ class Pruner:
     def __post_init__(self) -> None:
         if self.config.tune is not None and self.tuning is None:
             raise InputError("data must be given to tune the pruned network, got none")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        """Refuse what one plan for the form cannot say: a part of the only group that an earlier pruning has left."""
+        source = self.prepared.origin.source
+        if self.prepared.keep is None or not source or (":" in source and not source.startswith("timm:")):
+            return
+        reference = NetworkReference(source=source, classes=self.prepared.origin.classes, input_shape=(1,))
+        whole = dict(build_network(reference, without_memory=True).named_modules())
+        for name, module in self.prepared.model.named_modules():
+            before = whole.get(name)
+            if not (isinstance(module, _ConvNd) and isinstance(before, _ConvNd)):
+                continue
+            if module.groups == 1 < before.groups and module.out_channels > 1:
+                raise InputError(
+                    f"grouped convolution {name} must have more than one group left to be pruned once more, got one: "
+                    f"prune {source} anew"
+                )
 
     @cached_property
     def groups(self) -> Ties:
@@ -255,7 +276,9 @@ class Pruner:
             return match_counts(self.groups, weights, plan, policy="admm")
 
         def choose(values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-            named = {name: one.arranged(values[key]) for name, one in bound.items() if (key := one.spec.weight_key) in values}
+            named = {
+                name: one.arranged(values[key]) for name, one in bound.items() if (key := one.spec.weight_key) in values
+            }
             return held_masks(stays(named), network)
 
         assert self.tuning is not None, "checked by the settings"

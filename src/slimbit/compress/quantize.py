@@ -103,8 +103,8 @@ def as_prepared(
     if example_input is None:
         raise InputError("example_input must be given, e.g. torch.zeros(1, 3, 32, 32), got none")
     if isinstance(model, CompressedModel):
-        named = {"name": model.spec.name, "origin": model.origin, "keep": model.keep}
-        return prepare(network, example_input, calibration, seed=seed, **named)
+        name, origin, keep = model.spec.name, model.origin, model.keep
+        return prepare(network, example_input, calibration, name=name, seed=seed, origin=origin, keep=keep)
     return prepare(network, example_input, calibration, seed=seed)
 
 
@@ -186,7 +186,7 @@ def _amount(report: CostReport, metric: str) -> float:
 
 
 def predicted_loss(prepared: PreparedNetwork, plan: CompressionPlan) -> float:
-    """``1/2 sum s ||w - step q||^2`` over the filters, times what compensation leaves: the loss that a plan predicts."""
+    """``1/2 sum s ||w - step q||^2`` over the filters, times what compensation leaves: the predicted loss."""
     inputs = prepared.inputs(plan.config, priced=True)
     sensitivity, total = inputs.checked_sensitivity(), 0.0
     for layer in plan.layers:

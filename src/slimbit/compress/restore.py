@@ -53,7 +53,7 @@ def restored_point(
     def json(role: str) -> bytes:
         return read(point.objects[role], "json")
 
-    entries = from_json(tuple[LayerEntry, ...], json("layers"), where=f"layers of {where}")  # type: ignore[arg-type] # a type
+    entries = from_json(tuple[LayerEntry, ...], json("layers"), where=f"layers of {where}")
     packed = PackedModel(entries, read(point.objects["levels"], "bin"), read(point.objects["state"], "safetensors"))
     keep = from_json(KeepPlan, json("keep"), where=f"keep plan of {where}") if "keep" in point.objects else None
     origin = info.origin

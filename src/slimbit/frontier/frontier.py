@@ -107,6 +107,13 @@ class Frontier:
         form = model if model is not None else self._form
         return restored_point(self.info, point, self._store.read, form=form, allow_code=allow_code)
 
+    def check_weights(self, model: "nn.Module") -> None:
+        """Raise `InputError` unless a network has the weights that the run began with."""
+        from slimbit.compress.prepared import digest_of
+
+        if digest_of(model.state_dict()) != self.info.network_digest:
+            raise InputError(f"network must have the weights that run {self.path} began with, got others")
+
     def read_object(self, digest: str, kind: Any) -> bytes:
         """Content of an object, verified by its hash.
 

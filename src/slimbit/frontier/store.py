@@ -87,7 +87,7 @@ class RunStore:
             found = parse_json(content, where=f"object of {name!r} of run {self.folder}")
             points = found.get("points") if isinstance(found, dict) else None
             self._planned[name] = from_json(
-                tuple[PlannedPoint, ...],  # type: ignore[arg-type] # a type, if not a class
+                tuple[PlannedPoint, ...],
                 canonical(points),
                 where=f"planned points {name!r} of run {self.folder}",
             )
@@ -204,9 +204,7 @@ def read_info(folder: Path) -> RunInfo:
     path = folder / RUN_FILE
     if not path.exists():
         raise InputError(f"run must be a folder with a {RUN_FILE}, got {folder}")
-    return from_json(
-        RunInfo, read_bounded(path, what="run", limit=LARGEST_INFO), where=str(path), schema=SCHEMA
-    )
+    return from_json(RunInfo, read_bounded(path, what="run", limit=LARGEST_INFO), where=str(path), schema=SCHEMA)
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def add_point(study: optuna.Study, point: FrontierPoint, *, metric: str, url: st
     """
     data = plain(point)
     attributes = {name: data[name] for name in _FIELDS} | dict(point.costs)
-    knobs = {} if point.setting is None else {point.setting.kind: float(point.setting.value)}
+    knobs: dict[str, float] = {} if point.setting is None else {point.setting.kind: float(point.setting.value)}
     knobs |= {"keep_ratio": point.keep_ratio} if point.keep_ratio != 1 else {}
     values = [float(value) for value in (point.accuracy, point.costs.get(metric)) if value is not None]
     done = point.state == "done"

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from slimbit.compress.model import CompressedModel
 from slimbit.compress.prepared import PreparedNetwork
 from slimbit.compress.prune import Pruner
 from slimbit.compress.quantize import as_prepared
-from slimbit.compress.model import CompressedModel
 from slimbit.compress.tuning import TrainingData, tuning_for
 from slimbit.frontier.frontier import Frontier
 from slimbit.frontier.points import Evaluate, Scorer, interval_of, versions
 from slimbit.frontier.progress import Listener, Progress, silent
-from slimbit.frontier.store import STAGES, RunStore, begin_store, check_folder, study_name, waiting_lock
+from slimbit.frontier.store import STAGES, begin_store, check_folder, study_name, waiting_lock
 from slimbit.frontier.worker import Worker
 from slimbit.plan.signal import check_signal
 from slimbit.records.accuracy import Accuracy, is_near_chance
@@ -32,7 +32,7 @@ MOST_EPOCHS = 8
 """Points of policy ``signal`` where no epochs were named."""
 
 
-def trace_frontier(  # noqa: PLR0913 - the main job
+def trace_frontier(
     model: "nn.Module | PreparedNetwork | CompressedModel",
     example_input: Inputs | None = None,
     calibration: Iterable[Any] | Tensor | None = None,

@@ -1,4 +1,4 @@
-"""The points of one keep ratio of a run: the network as it was given, or a pruned one, and what was decided about it."""
+"""The points of one keep ratio of a run: of the network as it was given, or of a pruned one."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence

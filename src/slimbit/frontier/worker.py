@@ -33,7 +33,7 @@ class Worker:
         listener: Called with every `Progress`.
     """
 
-    def __init__(  # noqa: PLR0913 - what a run consists of; made in one place
+    def __init__(
         self,
         store: RunStore,
         info: RunInfo,
@@ -52,11 +52,10 @@ class Worker:
         self._plans = [SweepPlan(store, config, ratio) for ratio in config.keep_ratios]
         self._sweeps: dict[float, WidthSweep] = {}
         self._tries: list[float] = []
-        self._points: tuple[FrontierPoint, ...] = ()
+        self._points = store.points()
         self._again: set[str] = set()
-        self._refresh()
         if config.retry_failed:
-            self._again = {point.key for point in self._points if point.state == "failed"}
+            self._again = {failed.key for failed in self._points if failed.state == "failed"}
         self._started, self._begun_with = time.perf_counter(), len(self._finished())
 
     def work(self) -> None:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from slimbit.measure.cost_config import CostConfig, Steps, cost_config_from, step_of
 from slimbit.measure.hardware import HardwareLike, hardware_cost, load_hardware
 from slimbit.numerics.energy import LevelSums, Rounding, code_bits, level_sums, quantized_sums
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.cost import CostReport, LayerCost, TotalCost
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, Per
 from slimbit.survey.module import explicit_mask, survey_network
-from slimbit.numerics.levels import LayerLevels
 from slimbit.survey.result import Survey
 from slimbit.survey.trace import Inputs
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from slimbit.numerics.energy import Formula
-from slimbit.numerics.grid import GRIDS, Grid, largest_level
+from slimbit.numerics.grid import GRIDS, largest_level
 from slimbit.numerics.steps import POLICIES, Policy, max_abs_step, sigma_step
+from slimbit.records.config import Grid
 from slimbit.records.errors import InputError, closest
 from slimbit.records.network import LayerSpec, NetworkSpec, Per
 

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from slimbit.numerics.grid import Grid, filter_chunks, to_levels, to_weights
+from slimbit.numerics.grid import filter_chunks, to_levels, to_weights
+from slimbit.records.config import Grid
 
 Formula = Literal["standard", "literal"]
 

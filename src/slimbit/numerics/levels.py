@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from slimbit.numerics.grid import Grid, to_weights
+from slimbit.numerics.grid import to_weights
+from slimbit.records.config import Grid
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from slimbit.numerics.energy import level_bits
-from slimbit.numerics.grid import Grid, along_filters, largest_level, to_levels, to_weights
+from slimbit.numerics.grid import along_filters, largest_level, to_levels, to_weights
+from slimbit.records.config import Grid
 from slimbit.records.errors import InputError
 
 LevelMetric = Literal["esn_analog", "esn_digital"]
@@ -125,7 +126,9 @@ def compensate(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> Tensor:
     return levels.gather(2, back[:, None, :].expand_as(levels)).reshape(weights.shape).to(weights.dtype)
 
 
-def coordinate_descent(weights: Tensor, levels: Tensor, moment: Tensor, quantizer: Quantizer, *, sweeps: int = 2) -> Tensor:
+def coordinate_descent(
+    weights: Tensor, levels: Tensor, moment: Tensor, quantizer: Quantizer, *, sweeps: int = 2
+) -> Tensor:
     """Levels improved by coordinate descent on ``(w_f - step q_f)^T H (w_f - step q_f) + rate sum phi(q)``.
 
     Column by column the best level is chosen with all others held, so the loss never grows. Compensation decides

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from slimbit.numerics.grid import Grid, to_levels
+from slimbit.numerics.grid import to_levels
+from slimbit.records.config import Grid
 from slimbit.records.errors import InputError
 
 Policy = Literal["max_abs", "sigma"]

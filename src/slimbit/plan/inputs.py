@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+
 from torch import Tensor
 
 from slimbit.numerics.allocate import WidthTable, width_table
-from slimbit.numerics.grid import Grid
 from slimbit.numerics.moments import check_finite
-from slimbit.records.config import QuantConfig
+from slimbit.records.config import Grid, QuantConfig
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec, Per
 from slimbit.records.sensitivity import Sensitivity
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanInputs:

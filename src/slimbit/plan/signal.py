@@ -15,6 +15,7 @@ from slimbit.records.plan import CompressionPlan, LayerPlan
 from slimbit.records.setting import Epoch
 from slimbit.records.signal import EpochSignal, LayerSignal
 
+
 def step_by_signal(inputs: PlanInputs, epoch: EpochSignal, config: QuantConfig = PAPER) -> CompressionPlan:
     """Steps whose levels cost, layer by layer, what the weights' walk in an epoch was worth: policy ``signal``.
 

@@ -66,9 +66,7 @@ def _deviation(weights: Tensor) -> float:
     return float(weights.double().std(correction=0)) or float(weights.double().square().mean().sqrt())
 
 
-def step_by_price(
-    inputs: PlanInputs, price: float, metric: str, config: QuantConfig | None = None
-) -> CompressionPlan:
+def step_by_price(inputs: PlanInputs, price: float, metric: str, config: QuantConfig | None = None) -> CompressionPlan:
     """Policy ``optimal``: the closed forms of `slimbit.numerics.allocate`, or widths per filter for ESN'_d.
 
     Args:

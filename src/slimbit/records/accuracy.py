@@ -97,7 +97,9 @@ def mcnemar(first: Accuracy, second: Accuracy) -> float:
     if n == 0:
         return 1.0
     # in logarithms: 2^n of thousands of images is beyond floating point
-    logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(least + 1)]
+    logs = [
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(least + 1)
+    ]
     return min(1.0, 2 * math.fsum(map(math.exp, logs)))
 
 

@@ -167,9 +167,10 @@ def from_plain(kind: type[Record], data: Any, *, where: str, schema: int | None 
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{where} must hold finite numbers and text only, got {clipped(str(error))}") from error
     try:
-        return _adapter(kind).validate_json(text)
+        read: Record = _adapter(kind).validate_json(text)  # type: ignore[arg-type] # every type can be a key
     except ValidationError as error:
         raise InputError(_sentence(error, kind, where=where)) from error
+    return read
 
 
 def with_schema(value: Any, schema: int) -> dict[str, Any]:
@@ -221,4 +222,3 @@ def _keys(kind: Any, path: list[str]) -> tuple[str, ...]:
         field = fields.get(step)
         kind = getattr(field, "annotation", None) or getattr(field, "type", None)
     return tuple(getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {}))
-

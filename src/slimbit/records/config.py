@@ -148,11 +148,12 @@ class TuneConfig(ConfigTable):
             more: Put over everything, e.g. a seed.
         """
         milestones = sorted({self.epochs // 2, self.epochs * 3 // 4} - {0})
-        short = {"batch_size": 64, "schedule": {"name": "step", "milestones": milestones}}
-        long = {"batch_size": 100, "schedule": {"name": "cosine"}}
-        shape = short if self.epochs <= SHORT_TRAINING else long
-        chosen = TrainConfig(epochs=self.epochs, optimizer={"learning_rate": self.learning_rate}, **shape)
-        config: TrainConfig = chosen.with_options({**more, **self.train.model_dump(exclude_unset=True)})
+        shape: dict[str, Any] = {"batch_size": 100, "schedule": {"name": "cosine"}}
+        if self.epochs <= SHORT_TRAINING:
+            shape = {"batch_size": 64, "schedule": {"name": "step", "milestones": milestones}}
+        begin = {"epochs": self.epochs, "optimizer": {"learning_rate": self.learning_rate}, **shape, **more}
+        chosen: TrainConfig = TrainConfig().with_options(begin)
+        config: TrainConfig = chosen.with_options(self.train.model_dump(exclude_unset=True))
         return config
 
 
@@ -276,7 +277,9 @@ class FrontierConfig(RunConfig):
 
     def run(self) -> RunConfig:
         """The run alone."""
-        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields if name in self.model_fields_set})
+        return RunConfig(
+            **{name: getattr(self, name) for name in RunConfig.model_fields if name in self.model_fields_set}
+        )
 
 
 def read_config(kind: type[ConfigTable], path: str | Path) -> Any:

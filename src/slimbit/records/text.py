@@ -15,9 +15,9 @@ def printable(text: str) -> str:
 
 
 def clipped(text: str, longest: int = LONGEST) -> str:
-    """The text on one line, cut where it is too long for a message.
+    r"""The text on one line, cut where it is too long for a message.
 
-    >>> clipped("one\\ntwo"), clipped("12345", 3)
+    >>> clipped("one\ntwo"), clipped("12345", 3)
     ('one two', '123...')
     """
     line = " ".join(text.split())

@@ -89,9 +89,7 @@ def read_epochs(file: Path) -> dict[int, TrainEpoch]:
         InputError: A line is damaged; it is named.
     """
     lines = _text(file).split("\n")[:-1]  # a line without its end is being written
-    found = [
-        from_json(TrainEpoch, line, where=f"line {number} of {file}") for number, line in enumerate(lines, 1)
-    ]
+    found = [from_json(TrainEpoch, line, where=f"line {number} of {file}") for number, line in enumerate(lines, 1)]
     return {epoch.epoch: epoch for epoch in found}
 
 

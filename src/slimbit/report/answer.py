@@ -7,8 +7,8 @@ from itertools import groupby, pairwise
 
 from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.point import FrontierPoint
-from slimbit.report.headline import cost_at_accuracy, times
 from slimbit.records.terminal import UNITS, quantity
+from slimbit.report.headline import cost_at_accuracy, times
 
 PLACES = 400
 """Costs at which the widths are compared, evenly over log cost."""
@@ -112,8 +112,8 @@ def accuracy_at(front: Curve, cost: float) -> float | None:
 
 
 def _by_width(points: Sequence[FrontierPoint]) -> Mapping[float, Sequence[FrontierPoint]]:
-    ours = sorted((p for p in points if not p.baseline), key=lambda p: -p.width)
-    return {width: tuple(group) for width, group in groupby(ours, key=lambda p: p.width)}
+    ours = sorted((p for p in points if not p.baseline), key=lambda p: -p.keep_ratio)
+    return {width: tuple(group) for width, group in groupby(ours, key=lambda p: p.keep_ratio)}
 
 
 def _standard_error(points: Sequence[FrontierPoint]) -> float:
@@ -165,7 +165,7 @@ def _advice(stretches: Sequence[Stretch], brief: Callable[[float], str]) -> str:
 
 
 def _do(width: float) -> str:
-    return "quantize only" if width == 1 else f"slim to {width:g} first, then quantize"
+    return "quantize only" if width == 1 else f"prune to {width:g} first, then quantize"
 
 
 def _advised(stretches: Sequence[Stretch], cost: float) -> float:
@@ -192,12 +192,12 @@ def _alone(points: Sequence[FrontierPoint], fronts: Mapping[float, Curve], metri
     everything = [pair for front in fronts.values() for pair in front]
     factors = []
     for point in points:
-        if point.policy != "prune_only" or point.width == 1 or point.accuracy is None:
+        if point.policy != "prune_only" or point.keep_ratio == 1 or point.accuracy is None:
             continue
         reached, cost = cost_at_accuracy(everything, point.accuracy)
         theirs = point.costs.get(metric)
         if cost and theirs and reached == "exact":
-            factors.append((theirs / cost, point.width))
+            factors.append((theirs / cost, point.keep_ratio))
     if not factors:
         return []
     (least, _), (most, _) = min(factors), max(factors)

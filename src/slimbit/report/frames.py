@@ -11,10 +11,10 @@ from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.cost import SCHEMA
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint, point_label
+from slimbit.records.terminal import MISSING, UNITS, quantity
 from slimbit.report.answer import Answer, answer
 from slimbit.report.assumptions import assumptions
 from slimbit.report.headline import Headline, headline
-from slimbit.records.terminal import MISSING, UNITS, quantity
 
 CostData = Mapping[str, Any]
 """JSON of one `CostReport`."""
@@ -36,7 +36,7 @@ LABELS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
+class ReportFacts:
     """What a report says of the run itself.
 
     Attributes:
@@ -129,7 +129,7 @@ class ReportData:
     ``answers`` tell which width is best at which cost, one per metric, where a run has several widths.
     """
 
-    about: About
+    about: ReportFacts
     headline: Headline
     answers: tuple[Answer, ...]
     start: int
@@ -149,7 +149,7 @@ class ReportData:
 
 
 def report_data(
-    about: About, points: Sequence[FrontierPoint], read_cost: Callable[[FrontierPoint], CostData]
+    about: ReportFacts, points: Sequence[FrontierPoint], read_cost: Callable[[FrontierPoint], CostData]
 ) -> ReportData:
     """What a report shows, from records.
 
@@ -231,7 +231,7 @@ def _metric_frame(name: str, points: Sequence[FrontierPoint]) -> MetricFrame:
     )
 
 
-def _start(metric: MetricFrame, points: Sequence[FrontierPoint], about: About) -> int:
+def _start(metric: MetricFrame, points: Sequence[FrontierPoint], about: ReportFacts) -> int:
     """The cheapest point of the front that keeps nearly all of the float accuracy, else the most accurate one."""
     accuracy = {point.number: point.accuracy or 0.0 for point in points}
     front = metric.front or tuple(accuracy)
@@ -246,7 +246,7 @@ def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> Po
         number=point.number,
         kind=kind,
         policy=point.policy,
-        setting=point.setting,
+        setting="" if point.setting is None else str(point.setting),
         grid=", ".join(grids),
         accuracy=point.accuracy,
         accuracy_text=MISSING if point.accuracy is None else f"{point.accuracy:.2f}{unit and ' ' + unit}",
@@ -258,7 +258,7 @@ def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> Po
         seconds=f"{sum(point.seconds.values()):.1f} s" if point.seconds else MISSING,
         error=point.error,
         clamped=point.clamped,
-        width=point.width,
+        width=point.keep_ratio,
     )
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from slimbit.numerics.pareto import pareto_mask
-from slimbit.records.plan import PlanGrid
+from slimbit.records.config import Grid
 from slimbit.records.point import FrontierPoint
 from slimbit.records.terminal import quantity
 
@@ -110,7 +110,7 @@ def _baseline(points: Sequence[FrontierPoint], reports: Mapping[int, CostData]) 
     Policy ``signal`` is no baseline: its steps are the paper's proposal, beside the sweep for comparison. Neither
     is what was pruned.
     """
-    candidates = [p for p in points if p.baseline and p.policy not in ("signal", "prune_only") and p.width == 1]
+    candidates = [p for p in points if p.baseline and p.policy not in ("signal", "prune_only") and p.keep_ratio == 1]
 
     def rank(point: FrontierPoint) -> tuple[int, bool, float]:
         off = abs(_widest(reports[point.number]) - BASELINE_BITS)
@@ -121,7 +121,7 @@ def _baseline(points: Sequence[FrontierPoint], reports: Mapping[int, CostData]) 
 
 def _widest(report: CostData) -> int:
     """Width of the widest level; layers that stay float have none."""
-    widths = [int(layer["weight_bits"]) for layer in report["layers"] if layer["grid"] in get_args(PlanGrid)]
+    widths = [int(layer["weight_bits"]) for layer in report["layers"] if layer["grid"] in get_args(Grid)]
     return max(widths, default=0)
 
 

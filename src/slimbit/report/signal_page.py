@@ -4,11 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slimbit.records.terminal import quantity
 from slimbit.records.training_run import TrainingRun
 from slimbit.report.html import composed, written
 from slimbit.report.signal_figures import signal_figures, signal_templates
 from slimbit.report.signal_frames import QUOTED, TrainingData, training_data
-from slimbit.records.terminal import quantity
 
 
 def write_signal_page(run: TrainingRun, out: str | Path | None = None) -> Path:

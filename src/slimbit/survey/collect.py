@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerKind, LayerSpec, NetworkSpec, OtherParameter, OtherWork
 from slimbit.survey.files import reading
-from slimbit.numerics.levels import LayerLevels
 from slimbit.survey.result import Survey
 
 

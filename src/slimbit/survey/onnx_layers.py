@@ -8,12 +8,12 @@ from onnx import NodeProto, TensorProto
 from torch import Tensor
 
 from slimbit.numerics.grid import filters_first
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerKind, OtherParameter
 from slimbit.survey.collect import LayerCollector, WeightUse, module_name
 from slimbit.survey.onnx_graph import OnnxGraph, attribute, is_quantizer, operand, operator
 from slimbit.survey.onnx_weights import Source, arranged, declared_bits, trace, with_scale
-from slimbit.numerics.levels import LayerLevels
 from slimbit.survey.result import Survey
 
 _CONVOLUTIONS = {"Conv": (0, 1), "ConvTranspose": (0, 1), "ConvInteger": (0, 1), "QLinearConv": (0, 3)}

@@ -8,10 +8,10 @@ import torch
 from onnx import NodeProto, TensorProto
 from torch import Tensor
 
-from slimbit.numerics.grid import Grid
+from slimbit.numerics.levels import LayerLevels
+from slimbit.records.config import Grid
 from slimbit.records.errors import InputError
 from slimbit.survey.onnx_graph import OnnxGraph, attribute, operand, operator
-from slimbit.numerics.levels import LayerLevels
 
 INTEGER_BITS = {
     TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.INT16: 16, TensorProto.UINT16: 16,

@@ -20,7 +20,7 @@ from slimbit.training.checkpoint import Checkpoint, check_fits, plain, read_chec
 from slimbit.training.devices import open_fabric
 from slimbit.training.images import Batches, Share
 from slimbit.training.schedule import learning_rate
-from slimbit.training.task import TrainingProgress, Regularizer, TrainTask
+from slimbit.training.task import Regularizer, TrainingProgress, TrainTask
 from slimbit.training.tracker import SignalTracker
 
 if TYPE_CHECKING:

@@ -199,7 +199,7 @@ class _Log:
             self.also(epoch, signal, model)
 
 
-def _card(about: RunLabel, result: TrainResult) -> dict[str, Any]:
+def _card(label: RunLabel, result: TrainResult) -> dict[str, Any]:
     scored = {} if result.test_accuracy is None else {"accuracy": result.test_accuracy}
     return {**label.card, **scored}
 

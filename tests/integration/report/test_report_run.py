@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import typer
+from slimbit.frontier.info import RunInfo
+from slimbit.frontier.workspace import Workspace, canonical
 from typer.testing import CliRunner
 
 from slimbit.cli.report import report
-from slimbit.frontier.info import RunInfo
-from slimbit.frontier.workspace import Workspace, canonical
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, LayerPlan
 from slimbit.records.point import FrontierPoint

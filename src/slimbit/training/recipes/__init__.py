@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from slimbit.records.errors import InputError, closest
 from slimbit.records.config import read_config
+from slimbit.records.errors import InputError, closest
 from slimbit.records.training import TrainConfig
 
 FOLDER = Path(__file__).parent

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimbit.records.errors import InputError
-from slimbit.zoo.data.normalization import Normalization
+from slimbit.records.origin import Normalization
 
 if TYPE_CHECKING:
     from slimbit.zoo.data.batches import CalibrationBatches

@@ -1,43 +1,39 @@
 """A trained network and its data, as `slimbit frontier` and `slimbit prune` open them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimbit.cli.networks import Network, check_runnable, default_weights, is_pruned, network_of
 from slimbit.records.errors import InputError
 from slimbit.records.keep import PRUNED_WEIGHTS
+from slimbit.sources.networks import OpenedNetwork, check_runnable, default_weights, is_pruned, open_network
 
 if TYPE_CHECKING:
     from slimbit.zoo.data import DataSet
 
 
 @dataclass(frozen=True)
-class Opened:
+class NetworkAndData:
     """A trained network and its data.
 
     Attributes:
-        network: The network.
+        network: The network; its origin names weights, data and normalization.
         data: What it is for.
-        spec: The data as given.
-        reference: What to give as NETWORK to open it again; of a folder the whole path.
-        weights: Path of its weights, "" where they come with it.
     """
 
-    network: Network
+    network: OpenedNetwork
     data: "DataSet"
-    spec: str
-    reference: str
-    weights: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one input, without the batch dimension."""
-        return self.network.form.input_shape
+        return self.network.origin.input_shape
 
 
-def opened(network: str | None, *, weights: Path | None, spec: str | None, input_text: str | None = None) -> Opened:
+def open_network_and_data(
+    network: str | None, *, weights: Path | None, spec: str | None, input_text: str | None = None
+) -> NetworkAndData:
     """Open network, weights and data; what is not given may stand in the weights' card.
 
     Args:
@@ -62,9 +58,14 @@ def opened(network: str | None, *, weights: Path | None, spec: str | None, input
     if file is None and not pruned and ":" not in network:
         raise InputError(f"--weights must be given for {network}, got none: it has to be a trained network")
     text = input_text or "x".join(map(str, data.input_shape))
-    found = network_of(network, weights=file, input_text=text, classes=data.classes)
-    reference = str(Path(network).resolve()) if pruned else network
-    return Opened(found, data, spec, reference, "" if file is None else str(file.resolve()))
+    found = open_network(network, weights=file, input_text=text, classes=data.classes)
+    origin = replace(
+        found.origin,
+        weights=given if pruned else "" if file is None else str(file.resolve()),
+        data=spec,
+        normalization=data.normalization,
+    )
+    return NetworkAndData(replace(found, origin=origin), data)
 
 
 def _card_of(weights: Path | None) -> Mapping[str, Any]:

@@ -1,20 +1,20 @@
-"""What NETWORK means on the command line: a zoo name, timm, a Python callable, a pruned folder, or a file."""
+"""Networks by reference: a name of the zoo, timm, a Python callable, a pruned folder, or a file."""
 
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from slimbit._imports import import_callable
 from slimbit.records.errors import InputError, MissingExtraError, closest
-from slimbit.records.keep import PRUNED
+from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from slimbit.artifacts.manifest import NetworkReference
     from slimbit.records.keep import KeepPlan
+    from slimbit.records.origin import NetworkOrigin
     from slimbit.survey.result import Survey
 
 FILES = (".onnx", ".pt2", ".safetensors")
@@ -43,12 +43,13 @@ def survey_of(reference: str, *, weights: Path | None = None, input_text: str | 
         raise InputError(f"NETWORK must be a network, got the weights file {reference}: give it with --weights")
     if pruned:
         found = _pruned_network(reference, weights=weights, input_text=input_text)
-        model, shape = found.model, found.form.input_shape
+        model, shape = found.model, found.origin.input_shape
     else:
         model, shape = model_of(reference, weights=weights, input_text=input_text)
+    from slimbit.numerics.batches import zeros_like_input
     from slimbit.survey.module import survey_network
 
-    survey = survey_network(model, example_of(shape), name=reference)
+    survey = survey_network(model, zeros_like_input(shape), name=reference)
     if weights is None and not pruned and ":" not in reference and default_weights(reference) is None:
         note = "The weights are a random initialization: give --weights for what depends on their values."
         survey = replace(survey, spec=replace(survey.spec, notes=(*survey.spec.notes, note)))
@@ -107,73 +108,80 @@ def is_pruned(reference: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Network:
+class OpenedNetwork:
     """A network, and how it is built again.
 
     Attributes:
         model: With its weights, in evaluation mode.
-        form: How the network, or what it was before ``slimbit prune``, is built.
-        keep: What ``slimbit prune`` left of the form; None: all of it.
+        origin: How the network, or what it was before ``slimbit prune``, is built.
+        keep: What ``slimbit prune`` left of it; None: all of it.
     """
 
     model: "nn.Module"
-    form: "NetworkReference"
+    origin: "NetworkOrigin"
     keep: "KeepPlan | None" = None
 
     @property
     def name(self) -> str:
         """For people."""
-        return self.form.source if self.keep is None else f"{self.form.source}, {self.keep.policy}, {self.keep.setting}"
+        source = self.origin.source
+        return source if self.keep is None else f"{source}, {self.keep.policy}, {self.keep.setting}"
 
 
-def network_of(reference: str, *, weights: Path | None, input_text: str | None, classes: int | None) -> Network:
-    """The network that NETWORK names, pruned or not; arguments as of `model_of`."""
-    from slimbit.artifacts.manifest import NetworkReference
+def open_network(
+    reference: str,
+    *,
+    weights: Path | None = None,
+    input_text: str | None = None,
+    classes: int | None = None,
+    allow_code: bool = False,
+) -> OpenedNetwork:
+    """The network that a reference names, pruned or not, with its weights; arguments as of `model_of`.
+
+    Args:
+        reference: As for `model_of`, or a folder that ``slimbit prune`` wrote.
+        weights: Weights to load into it.
+        input_text: ``3x32x32``; default: the network's own.
+        classes: Number of outputs of a zoo or timm network; default: its own.
+        allow_code: Whether code that a pruned folder names may be run.
+    """
+    from slimbit.records.origin import NetworkOrigin
 
     if is_pruned(reference):
-        return _pruned_network(reference, weights=weights, input_text=input_text, classes=classes)
+        return _pruned_network(
+            reference, weights=weights, input_text=input_text, classes=classes, allow_code=allow_code
+        )
     model, shape = model_of(reference, weights=weights, input_text=input_text, classes=classes)
-    return Network(model.eval(), NetworkReference(source=reference, input_shape=shape, classes=classes))
+    return OpenedNetwork(model.eval(), NetworkOrigin(source=reference, input_shape=shape, classes=classes))
 
 
 def _pruned_network(
-    folder: str, *, weights: Path | None, input_text: str | None, classes: int | None = None
-) -> Network:
+    folder: str,
+    *,
+    weights: Path | None,
+    input_text: str | None,
+    classes: int | None = None,
+    allow_code: bool = False,
+) -> OpenedNetwork:
     """The smaller network of a folder that ``slimbit prune`` has written."""
-    from slimbit.artifacts.pruned import load_pruned, pruned_from
+    from slimbit.apply.surgery import rebuild as rebuild_pruned
+    from slimbit.artifacts.pruned import read_pruned
+    from slimbit.artifacts.rebuild import rebuild
+    from slimbit.records.origin import NetworkOrigin
+    from slimbit.zoo.files import read_weights
 
     if weights is not None:
         raise InputError(f"--weights must not be given for a folder that has its own, got both for {folder}")
-    form, keep = pruned_from(folder)
+    found = read_pruned(folder)
+    form = found.network
     if classes is not None and form.classes not in (None, classes):
         raise InputError(f"data must have the {form.classes} classes of {folder}, got {classes}")
-    if ":" in form.source and not form.source.startswith("timm:"):
-        raise InputError(
-            f"the network of {folder} is built by running {form.source}: give as NETWORK a function of yours, "
-            f"package.module:function, that returns slimbit.load_pruned({folder!r}, allow_code=True)"
-        )
+    network = rebuild_pruned(
+        rebuild(form, allow_code=allow_code), found.plan, read_weights(Path(folder) / PRUNED_WEIGHTS)
+    )
     shape = form.input_shape if input_text is None else input_shape(input_text)
-    return Network(load_pruned(folder).eval(), form.model_copy(update={"input_shape": shape}), keep)
-
-
-def check_prunable(network: Network) -> None:
-    """Refuse what one plan for the form cannot say: a part of the only group that an earlier pruning has left."""
-    from torch.nn.modules.conv import _ConvNd
-
-    from slimbit.artifacts.rebuild import rebuild
-
-    if network.keep is None:
-        return
-    whole = dict(rebuild(network.form, without_memory=True).named_modules())
-    for name, module in network.model.named_modules():
-        before = whole.get(name)
-        if not (isinstance(module, _ConvNd) and isinstance(before, _ConvNd)):
-            continue
-        if module.groups == 1 < before.groups and module.out_channels > 1:
-            raise InputError(
-                f"grouped convolution {name} must have more than one group left to be pruned once more, got one: "
-                f"prune {network.form.source} anew"
-            )
+    origin = NetworkOrigin(source=form.source, classes=form.classes, input_shape=shape)
+    return OpenedNetwork(network.eval(), origin, found.plan)
 
 
 def check_runnable(reference: str) -> None:
@@ -202,13 +210,6 @@ def _built(reference: str, classes: int | None, seed: int) -> "tuple[nn.Module, 
         from slimbit import zoo
 
         return zoo.network(reference, classes=classes), zoo.default_input(reference)
-
-
-def example_of(shape: tuple[int, ...]) -> Any:
-    """One example of zeros that takes no memory."""
-    import torch
-
-    return torch.zeros(1).expand(1, *shape)
 
 
 def device_named(text: str) -> "torch.device":
