@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from slimbit.frontier.frontier import Frontier as Frontier
     from slimbit.frontier.frontier import open_run as open_run
     from slimbit.frontier.trace import trace_frontier as trace_frontier
-    from slimbit.measure.cost import cost as cost
+    from slimbit.compress.cost import cost as cost
     from slimbit.measure.hardware import HardwareModel as HardwareModel
     from slimbit.measure.hardware import hardware_names as hardware_names
-    from slimbit.measure.hardware import load_hardware as load_hardware
+    from slimbit.numerics.walk import predicted_signal_to_noise as predicted_signal_to_noise
     from slimbit.records.accuracy import Accuracy as Accuracy
     from slimbit.records.config import PruneConfig as PruneConfig
     from slimbit.records.config import QuantConfig as QuantConfig
@@ -32,16 +32,12 @@ if TYPE_CHECKING:
     from slimbit.records.errors import MissingExtraError as MissingExtraError
     from slimbit.records.errors import SlimbitError as SlimbitError
     from slimbit.records.files import StoreError as StoreError
-    from slimbit.records.keep import KeepPlan as KeepPlan
-    from slimbit.records.origin import NetworkOrigin as NetworkOrigin
-    from slimbit.records.plan import CompressionPlan as CompressionPlan
     from slimbit.records.point import FrontierPoint as FrontierPoint
     from slimbit.records.signal import EpochSignal as EpochSignal
     from slimbit.records.training import TrainConfig as TrainConfig
     from slimbit.records.training_run import TrainingRun as TrainingRun
     from slimbit.records.training_run import read_training_run as read_training_run
     from slimbit.training.tracker import SignalTracker as SignalTracker
-    from slimbit.zoo import load_weights as load_weights
     from slimbit.zoo import network as network
     from slimbit.zoo import open_data as open_data
 
@@ -50,16 +46,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "Accuracy": "slimbit.records.accuracy",
     "CompressedModel": "slimbit.compress.model",
-    "CompressionPlan": "slimbit.records.plan",
     "CostReport": "slimbit.records.cost",
     "EpochSignal": "slimbit.records.signal",
     "Frontier": "slimbit.frontier.frontier",
     "FrontierPoint": "slimbit.records.point",
     "HardwareModel": "slimbit.measure.hardware",
     "InputError": "slimbit.records.errors",
-    "KeepPlan": "slimbit.records.keep",
     "MissingExtraError": "slimbit.records.errors",
-    "NetworkOrigin": "slimbit.records.origin",
     "PreparedNetwork": "slimbit.compress.prepared",
     "PruneConfig": "slimbit.records.config",
     "QuantConfig": "slimbit.records.config",
@@ -70,14 +63,13 @@ _HOMES = {
     "TrainConfig": "slimbit.records.training",
     "TrainingRun": "slimbit.records.training_run",
     "TuneConfig": "slimbit.records.config",
-    "cost": "slimbit.measure.cost",
+    "cost": "slimbit.compress.cost",
     "hardware_names": "slimbit.measure.hardware",
     "load": "slimbit.compress.load",
-    "load_hardware": "slimbit.measure.hardware",
-    "load_weights": "slimbit.zoo",
     "network": "slimbit.zoo",
     "open_data": "slimbit.zoo",
     "open_run": "slimbit.frontier.frontier",
+    "predicted_signal_to_noise": "slimbit.numerics.walk",
     "prepare": "slimbit.compress.prepared",
     "prune": "slimbit.compress.prune",
     "quantize": "slimbit.compress.quantize",
@@ -88,4 +80,10 @@ _HOMES = {
 
 __all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604 - the table above is the list
 
-__getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__)
+_ROOMS = (
+    "apply", "artifacts", "cli", "compress", "frontier", "measure", "numerics", "plan", "records", "report", "sources",
+    "survey", "training", "zoo",
+)  # fmt: skip
+"""Packages inside; nothing in them is promised, but ``slimbit.zoo`` works whatever was imported before."""
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__, rooms=_ROOMS)

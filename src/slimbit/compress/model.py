@@ -67,8 +67,7 @@ class CompressedModel:
         if not self.origin.source or not self.origin.input_shape:
             raise InputError(
                 "origin of the network must be known to save it (source and input shape), got none: give one input "
-                "tensor as the example, or slimbit.prepare(..., origin=slimbit.NetworkOrigin(source=..., "
-                "input_shape=...))"
+                "tensor as the example, or slimbit.prepare(..., origin='package.module:function')"
             )
         return NetworkReference(
             source=self.origin.source,

@@ -53,7 +53,7 @@ def prepare(
     name: str = "",
     seed: int = 0,
     likelihood: Likelihood | str = "categorical",
-    origin: NetworkOrigin | None = None,
+    origin: NetworkOrigin | str | None = None,
     keep: KeepPlan | None = None,
 ) -> "PreparedNetwork":
     """Survey a network and get it ready to be compressed many times.
@@ -72,7 +72,8 @@ def prepare(
         seed: Of sampled labels and positions.
         likelihood: What the sensitivity samples labels from: "categorical" for classifiers, "gaussian" for regression
             and other heads, or a function, see `slimbit.measure.sensitivity`.
-        origin: Where network and data came from; default: the network's name in the zoo, if it has one.
+        origin: How the network is built again, for what is saved: a name of the zoo, ``timm:NAME``,
+            ``package.module:callable``, or a whole record; default: its name in the zoo, else the name of its class.
         keep: What pruning has left of the network of ``origin``, where ``model`` is a pruned one.
 
     Raises:
@@ -101,15 +102,15 @@ def prepare(
         digest=digest_of(model.state_dict()),
         seed=seed,
         likelihood=likelihood,
-        origin=origin or _origin_of(unwrapped(model), example_input),
+        origin=origin if isinstance(origin, NetworkOrigin) else _origin_of(unwrapped(model), example_input, origin),
         keep=keep,
     )
 
 
-def _origin_of(model: nn.Module, example_input: Inputs) -> NetworkOrigin:
+def _origin_of(model: nn.Module, example_input: Inputs, named: str | None) -> NetworkOrigin:
     shape = tuple(example_input.shape[1:]) if isinstance(example_input, Tensor) else ()
     kind = type(model)
-    source = getattr(model, "zoo_name", "") or f"{kind.__module__}:{kind.__qualname__}"
+    source = named or getattr(model, "zoo_name", "") or f"{kind.__module__}:{kind.__qualname__}"
     return NetworkOrigin(source=source, classes=getattr(model, "zoo_classes", None), input_shape=shape)
 
 
@@ -241,9 +242,8 @@ class PreparedNetwork:
         config = PAPER.model_copy(update={"statistics": "stored", "skip": skip})
         return replace(self.plan_bits(PRUNED_ONLY_BITS, config), policy="prune_only")
 
-    def plan_signal(self, epoch: EpochSignal, skip: tuple[str, ...]) -> CompressionPlan:
-        """Steps from a training epoch, carried out as plainly as the baselines are."""
-        config = PAPER.model_copy(update={"skip": skip})
+    def plan_signal(self, epoch: EpochSignal, config: QuantConfig = PAPER) -> CompressionPlan:
+        """Steps from a training epoch; by default carried out as plainly as the baselines are."""
         return step_by_signal(self.inputs(config, priced=False), epoch, config)
 
     # --- costs ---

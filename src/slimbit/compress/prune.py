@@ -82,7 +82,7 @@ def prune(
         protect: Layers that lose no filter, by name or pattern; over those of ``config``.
         config: Everything else.
         data: What the smaller network learns from, where ``config.tune`` says that it does: a data set of
-            `slimbit.open_data`, or a `slimbit.TrainTask`.
+            `slimbit.open_data`, or a `slimbit.training.task.TrainTask`.
         out: Folder where its training is kept: one that was stopped goes on there. None: a temporary one.
         progress: Called with a line for people after every epoch.
 

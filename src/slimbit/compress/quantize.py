@@ -11,10 +11,11 @@ from slimbit.apply.quantize import plain_levels
 from slimbit.compress.model import CompressedModel
 from slimbit.compress.prepared import PreparedNetwork, prepare
 from slimbit.plan.steps import METRICS as PRICED
-from slimbit.records.config import QuantConfig, check_positive
+from slimbit.records.config import PAPER, QuantConfig, check_positive
 from slimbit.records.cost import METRICS, CostReport
 from slimbit.records.errors import InputError, closest
 from slimbit.records.plan import CompressionPlan
+from slimbit.records.signal import EpochSignal
 from slimbit.survey.trace import Inputs
 
 ROUNDS = 6
@@ -32,17 +33,20 @@ def quantize(
     bits: float | None = None,
     price: float | None = None,
     budget: Mapping[str, float] | None = None,
+    signal: EpochSignal | None = None,
     metric: str | None = None,
     config: QuantConfig | None = None,
     seed: int = 0,
 ) -> CompressedModel:
     """Quantize the weights of a network; without labels, without training.
 
-    Exactly one of ``bits``, ``price`` and ``budget`` says how far:
+    Exactly one of ``bits``, ``price``, ``budget`` and ``signal`` says how far:
 
     * ``bits=b``: ``step = max|W| / 2^(b-1)`` in every layer, levels clipped to b bits.
     * ``price=p``: steps that minimize predicted loss + ``p`` x cost (closed forms, see docs/glossary.md).
     * ``budget={"esn_digital": 20e6}``: the smallest price whose network costs at most that, in every metric named.
+    * ``signal=epoch``: levels that cost, layer by layer, what the signal-to-noise ratio of a training epoch was worth
+      (Prune or quantize? (2019), Appendix B); carried out as plainly as the paper does unless ``config`` says more.
 
     Args:
         model: The trained network; or what `slimbit.prepare`, `slimbit.prune` or an earlier call returned. Not changed.
@@ -51,12 +55,13 @@ def quantize(
         bits: Bit width, 1 to 16; may be fractional.
         price: Loss (nats) one is willing to pay per unit of ``metric``.
         budget: Largest cost per image, by cost metric.
+        signal: Record of a training epoch of this network, from `slimbit.SignalTracker`.
         metric: Cost that steps are optimal for: "esn_digital" (default), "esn_analog" or "esn_filterwise".
         config: Grid, compensation, statistics and so on.
         seed: Of sampled labels and positions; not for a prepared network.
 
     Raises:
-        InputError: None or several of the three, a budget that no network fits, or what `slimbit.prepare` refuses.
+        InputError: None or several of the four, a budget that no network fits, or what `slimbit.prepare` refuses.
 
     >>> import slimbit, torch
     >>> net, images = slimbit.network("digits_resnet"), torch.randn(32, 1, 8, 8)
@@ -64,12 +69,15 @@ def quantize(
     >>> small.cost.total.esn_digital <= 200e3, small.plan.policy
     (True, 'optimal')
     """
-    given = [name for name, value in (("bits", bits), ("price", price), ("budget", budget)) if value is not None]
+    ways = {"bits": bits, "price": price, "budget": budget, "signal": signal}
+    given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
-        raise InputError(f"one of bits, price and budget must be given, got {' and '.join(given) or 'none'}")
+        raise InputError(f"one of {', '.join(ways)} must be given, got {' and '.join(given) or 'none'}")
     if metric is not None and metric not in PRICED:
         raise InputError(f"metric must be one of {', '.join(PRICED)}, got {metric!r}{closest(str(metric), PRICED)}")
     prepared = as_prepared(model, example_input, calibration, seed=seed)
+    if signal is not None:
+        return quantized(prepared, prepared.plan_signal(signal, config or PAPER))
     config = config or QuantConfig()
     if bits is not None:
         return quantized(prepared, prepared.plan_bits(bits, config))

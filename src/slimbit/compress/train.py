@@ -21,6 +21,7 @@ def train(
     out: str | Path,
     config: TrainConfig | None = None,
     fingerprint: str = "",
+    after_step: Callable[[nn.Module], None] | None = None,
     progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainResult:
     """Train ``model`` itself and keep everything in a folder; the same call continues a run that was stopped.
@@ -32,10 +33,11 @@ def train(
     Args:
         model: Changed: at the end it holds the chosen weights.
         data: A data set of `slimbit.open_data`, a tenth of whose training images is held out to choose the epoch by;
-            or a `slimbit.TrainTask`.
+            or, for a loss or images of one's own, a `slimbit.training.task.TrainTask`.
         out: Folder, new or of the same run.
         config: Settings.
         fingerprint: Of anything else that must be the same when the run is continued, e.g. of the first weights.
+        after_step: Called with the network after every optimizer step.
         progress: Called with every message of the training.
 
     Raises:
@@ -64,6 +66,8 @@ def train(
         }
         prints = f"{split.images.fingerprint()} {fingerprint}".strip()
         label = RunLabel(card=card, data=data.name, fingerprint=prints, test=split.test)
+    if after_step is not None:
+        task = replace(task, after_step=(*task.after_step, after_step))
     if progress is not None:
         task = replace(task, listener=progress)
     return train_network(model, task, settings, out, label=label)

@@ -185,7 +185,7 @@ class WidthSweep:
             self._keep_points("prune_only", [("prune_only", prepared.plan_pruned_only(quant.skip))])
         if signal and self.plan.keep_ratio == 1:
             self._keep_points(
-                "signal", [(f"signal-{epoch.epoch}", prepared.plan_signal(epoch, quant.skip)) for epoch in signal]
+                "signal", [(f"signal-{epoch.epoch}", prepared.plan_signal(epoch, plain)) for epoch in signal]
             )
         self._keep_points("sweep", self._different("sweep", plans), span=asdict(span))
 
