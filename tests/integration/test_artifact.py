@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from slimbit import zoo
 from slimbit.apply.compress import Compressed, compress
-from slimbit.export import artifact
 from slimbit.export.artifact import Origin, write_artifact
 from slimbit.export.load import load
 from slimbit.export.manifest import FILES, Accuracy, Manifest, NetworkReference, Normalization, read_manifest
@@ -257,7 +256,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"where it can be written, got .*net: No space left on device"):
         written(tmp_path / "net")
     assert not list(tmp_path.iterdir())

@@ -1,10 +1,6 @@
 """Ship a compressed network as a folder: packed levels, everything else of its state, plan, cost, and hashes."""
 
-import contextlib
 import hashlib
-import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +30,7 @@ from slimbit.export.weights import LayerLevels, layer_of, taken, tensors_of
 from slimbit.numerics.grid import GRIDS
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError
+from slimbit.records.files import write_folder
 from slimbit.records.network import LayerSpec, NetworkSpec
 from slimbit.records.plan import CompressionPlan
 
@@ -188,22 +185,12 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """All files under a temporary name beside the folder, then one rename."""
     if _holds(folder, files):
         return
-    temporary = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
     try:
-        temporary.mkdir(parents=True)
-        for name, content in files.items():
-            with (temporary / name).open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-        temporary.rename(folder)  # also over an empty folder, never over one with files
+        write_folder(folder, files)
     except OSError as error:
         # another process may have written the same artifact meanwhile
         if not _holds(folder, files):
             raise InputError(f"artifact must go where it can be written, got {folder}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary)
 
 
 def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:

@@ -10,11 +10,12 @@ from typing import Any
 from slimbit.frontier.info import RunInfo
 from slimbit.frontier.store import open_run
 from slimbit.records.errors import InputError
+from slimbit.records.files import write_whole
 from slimbit.records.plan import Recipe
 from slimbit.records.point import FrontierPoint
 from slimbit.report.figures import accuracy_figure, histogram_figure, template, widths_of
 from slimbit.report.frames import About, ReportData, report_data
-from slimbit.report.html import composed, written
+from slimbit.report.html import composed
 
 
 def write_report(run: str | Path, out: str | Path | None = None, *, storage: str | None = None) -> Path:
@@ -29,8 +30,8 @@ def write_report(run: str | Path, out: str | Path | None = None, *, storage: str
         The file.
 
     Raises:
-        InputError: The run, its study or a cost report is missing or damaged, no point is finished, or the file
-            cannot be written.
+        InputError: The run, its study or a cost report is missing or damaged, or no point is finished.
+        StoreError: The file cannot be written; an older one stays.
     """
     opened = open_run(run, storage=storage)
 
@@ -43,7 +44,9 @@ def write_report(run: str | Path, out: str | Path | None = None, *, storage: str
     baselines = [read(point, "plan") for point in points if point.baseline]
     facts = about(opened.info, run, points, baselines=baselines)
     text = page(report_data(facts, points, lambda point: read(point, "cost")))
-    return written(Path(out) if out is not None else opened.path / "report.html", text)
+    file = Path(out) if out is not None else opened.path / "report.html"
+    write_whole(file, text.encode())
+    return file
 
 
 def about(
