@@ -7,7 +7,13 @@ import typer
 from rich.console import Console
 
 from slimbit.cli.live import Screen
-from slimbit.cli.networks import check_prunable, device_named, example_of
+from slimbit.cli.networks import (
+    check_prunable,
+    check_trusted_data,
+    check_trusted_network,
+    device_named,
+    example_of,
+)
 from slimbit.cli.opened import Opened, opened
 from slimbit.cli.points import clampings, failures, points_table
 from slimbit.cli.slimming import calibration_of, slimming_of, tune_options
@@ -96,6 +102,9 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         str | None, typer.Option(help="Where networks are compressed and scored: cpu (default) or cuda.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try points again that failed.")] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let code run that a file (card, config, pruned folder) names; only where you trust it.")
+    ] = False,
 ) -> None:
     """Trace accuracy against cost of a trained network. Interrupt at will: the same command continues."""
     options: dict[str, Any] = {
@@ -125,8 +134,11 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "storage": storage,
         "device": device,
     }
-    settings = (load_config(config) if config is not None else FrontierConfig()).with_options(options)
-    result = trace(settings, out, retry_failed=retry_failed)
+    base = FrontierConfig() if config is None else load_config(config)
+    settings = base.with_options(options)
+    check_trusted_network(None if network else base.network, str(config), allow_code=allow_code)
+    check_trusted_data(None if data else base.data, str(config), allow_code=allow_code)
+    result = trace(settings, out, retry_failed=retry_failed, allow_code=allow_code)
     Console().print(points_table(result, result.points, result.metric), *clampings(result.points))
     for line in failures(result.points):
         Console(stderr=True, highlight=False, soft_wrap=True).print(line)
@@ -134,11 +146,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         raise SlimbitError(f"every point of {out} failed: the reasons are above")
 
 
-def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) -> Frontier:
+def trace(
+    settings: FrontierConfig, out: Path, *, retry_failed: bool = False, allow_code: bool = False
+) -> Frontier:
     """Trace what the settings name, shown as it goes."""
     signal = _signal(settings)
     weights = None if settings.weights is None else Path(settings.weights)
-    found = opened(settings.network, weights=weights, spec=settings.data, input_text=settings.input)
+    found = opened(settings.network, weights=weights, spec=settings.data, input_text=settings.input, allow_code=allow_code)
     slimming = _slimming(settings, found)
     from slimbit.frontier.trace import trace_frontier
     from slimbit.records.plan import Recipe

@@ -24,7 +24,9 @@ MOST_SIZES = 8
 """Dimensions of an input that any layer has; more are a slip."""
 
 
-def survey_of(reference: str, *, weights: Path | None = None, input_text: str | None = None) -> "Survey":
+def survey_of(
+    reference: str, *, weights: Path | None = None, input_text: str | None = None, allow_code: bool = False
+) -> "Survey":
     """Survey whatever NETWORK names.
 
     Args:
@@ -32,17 +34,18 @@ def survey_of(reference: str, *, weights: Path | None = None, input_text: str | 
             ``slimbit prune`` has written.
         weights: Weights to load into it.
         input_text: ``3x32x32``; default: the network's own.
+        allow_code: Whether code in a ``.pt2`` file, or that a pruned folder names, may run.
     """
     pruned = is_pruned(reference)
     suffix = "" if pruned else Path(reference).suffix.lower()
     if suffix in FILES and ":" not in reference:
         if weights is not None:
             raise InputError(f"--weights must not be given for a file that has its own, got both for {reference}")
-        return _survey_file(reference, suffix, input_text)
+        return _survey_file(reference, suffix, input_text, allow_code=allow_code)
     if suffix in WEIGHT_FILES:
         raise InputError(f"NETWORK must be a network, got the weights file {reference}: give it with --weights")
     if pruned:
-        found = _pruned_network(reference, weights=weights, input_text=input_text)
+        found = _pruned_network(reference, weights=weights, input_text=input_text, allow_code=allow_code)
         model, shape = found.model, found.form.input_shape
     else:
         model, shape = model_of(reference, weights=weights, input_text=input_text)
@@ -114,11 +117,13 @@ class Network:
         model: With its weights, in evaluation mode.
         form: How the network, or what it was before ``slimbit prune``, is built.
         keep: What ``slimbit prune`` left of the form; None: all of it.
+        allow_code: Whether the form may be built by code that a file names.
     """
 
     model: "nn.Module"
     form: "NetworkReference"
     keep: "KeepPlan | None" = None
+    allow_code: bool = False
 
     @property
     def name(self) -> str:
@@ -126,18 +131,22 @@ class Network:
         return self.form.source if self.keep is None else f"{self.form.source}, {self.keep.policy}, {self.keep.setting}"
 
 
-def network_of(reference: str, *, weights: Path | None, input_text: str | None, classes: int | None) -> Network:
-    """The network that NETWORK names, pruned or not; arguments as of `model_of`."""
+def network_of(
+    reference: str, *, weights: Path | None, input_text: str | None, classes: int | None, allow_code: bool = False
+) -> Network:
+    """The network that NETWORK names, pruned or not; arguments as of `model_of` and `survey_of`."""
     from slimbit.export.manifest import NetworkReference
 
     if is_pruned(reference):
-        return _pruned_network(reference, weights=weights, input_text=input_text, classes=classes)
+        return _pruned_network(
+            reference, weights=weights, input_text=input_text, classes=classes, allow_code=allow_code
+        )
     model, shape = model_of(reference, weights=weights, input_text=input_text, classes=classes)
     return Network(model.eval(), NetworkReference(source=reference, input_shape=shape, classes=classes))
 
 
 def _pruned_network(
-    folder: str, *, weights: Path | None, input_text: str | None, classes: int | None = None
+    folder: str, *, weights: Path | None, input_text: str | None, classes: int | None = None, allow_code: bool
 ) -> Network:
     """The smaller network of a folder that ``slimbit prune`` has written."""
     from slimbit.export.pruned import load_pruned, pruned_from
@@ -147,13 +156,10 @@ def _pruned_network(
     form, keep = pruned_from(folder)
     if classes is not None and form.classes not in (None, classes):
         raise InputError(f"data must have the {form.classes} classes of {folder}, got {classes}")
-    if ":" in form.source and not form.source.startswith("timm:"):
-        raise InputError(
-            f"the network of {folder} is built by running {form.source}: give as NETWORK a function of yours, "
-            f"package.module:function, that returns slimbit.load_pruned({folder!r}, allow_code=True)"
-        )
+    check_trusted_network(form.source, str(Path(folder) / PRUNED), allow_code=allow_code)
     shape = form.input_shape if input_text is None else input_shape(input_text)
-    return Network(load_pruned(folder).eval(), form.model_copy(update={"input_shape": shape}), keep)
+    model = load_pruned(folder, allow_code=allow_code).eval()
+    return Network(model, form.model_copy(update={"input_shape": shape}), keep, allow_code)
 
 
 def check_prunable(network: Network) -> None:
@@ -164,7 +170,7 @@ def check_prunable(network: Network) -> None:
 
     if network.keep is None:
         return
-    whole = dict(rebuild(network.form, without_memory=True).named_modules())
+    whole = dict(rebuild(network.form, allow_code=network.allow_code, without_memory=True).named_modules())
     for name, module in network.model.named_modules():
         before = whole.get(name)
         if not (isinstance(module, _ConvNd) and isinstance(before, _ConvNd)):
@@ -174,6 +180,46 @@ def check_prunable(network: Network) -> None:
                 f"grouped convolution {name} must have more than one group left to be pruned once more, got one: "
                 f"prune {network.form.source} anew"
             )
+
+
+def check_trusted_network(reference: str | None, file: str, *, allow_code: bool) -> None:
+    """Refuse a network that a file names and that is built by running code, unless the user has agreed to that.
+
+    What the user types runs; what a file says may have been written by anybody.
+
+    Args:
+        reference: The name in the file; None: there is none.
+        file: The file, for the message.
+        allow_code: Whether ``--allow-code`` was given.
+
+    >>> check_trusted_network("resnet20", "run.json", allow_code=False)
+    >>> check_trusted_network("os:getcwd", "run.json", allow_code=False)
+    Traceback (most recent call last):
+        ...
+    slimbit.records.errors.InputError: network named by run.json must be one that runs no code, got os:getcwd: where \
+the file is trusted, add --allow-code, or type the name as NETWORK
+    """
+    if not reference or allow_code or ":" not in reference or reference.startswith("timm:") or is_pruned(reference):
+        return
+    raise InputError(
+        f"network named by {file} must be one that runs no code, got {reference}: where the file is trusted, "
+        "add --allow-code, or type the name as NETWORK"
+    )
+
+
+def check_trusted_data(spec: str | None, file: str, *, allow_code: bool) -> None:
+    """The same for a data spec.
+
+    >>> check_trusted_data("digits", "card.json", allow_code=False)
+    """
+    from slimbit.zoo.data.request import parse
+
+    if not spec or allow_code or parse(spec).kind != "callable":
+        return
+    raise InputError(
+        f"data spec named by {file} must be one that runs no code, got {spec}: where the file is trusted, "
+        "add --allow-code, or type it with --data"
+    )
 
 
 def check_runnable(reference: str) -> None:
@@ -277,7 +323,7 @@ def _timm_model(name: str, classes: int | None) -> "tuple[nn.Module, tuple[int, 
     return model, tuple(model.pretrained_cfg["input_size"])
 
 
-def _survey_file(reference: str, suffix: str, input_text: str | None) -> "Survey":
+def _survey_file(reference: str, suffix: str, input_text: str | None, *, allow_code: bool) -> "Survey":
     path = Path(os.path.expandvars(reference)).expanduser()
     if suffix == ".onnx":
         from slimbit.survey.onnx_file import survey_onnx
@@ -288,7 +334,7 @@ def _survey_file(reference: str, suffix: str, input_text: str | None) -> "Survey
     if suffix == ".pt2":
         from slimbit.survey.exported import survey_exported
 
-        return survey_exported(path)
+        return survey_exported(path, allow_code=allow_code)
     from slimbit.survey.safetensors_file import survey_safetensors
 
     return survey_safetensors(path)

@@ -41,6 +41,9 @@ def pick(
         str | None, typer.Option(help="The float network, where the run does not say; see slimbit cost --help.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Its weights, where they have moved.")] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let code run that the run names; only where you trust it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write the point of a run that fits, as a folder that slimbit.load reads.
@@ -53,7 +56,7 @@ def pick(
         raise InputError("one of --budget and --min-accuracy must be given, got " + ("none" if not budget else "both"))
     opened = open_run(run, storage=storage)
     point = _chosen(opened, budget, min_accuracy)
-    manifest = _write(opened, point, out, _float_network(opened.info, network, weights))
+    manifest = _write(opened, point, out, _float_network(opened, network, weights, allow_code=allow_code))
     _tell(point, manifest, out, metric=_metric(opened, budget), as_json=as_json)
 
 
@@ -87,11 +90,15 @@ def _chosen(run: "Run", budget: str | None, min_accuracy: float | None) -> Front
     return cheapest_at_accuracy(points, run.info.metric, min_accuracy)
 
 
-def _float_network(info: "RunInfo", network: str | None, weights: Path | None) -> "Network":
+def _float_network(run: "Run", network: str | None, weights: Path | None, *, allow_code: bool) -> "Network":
     """The network that the run compressed, checked against the run's digest of it."""
-    from slimbit.cli.networks import is_pruned, network_of
+    from slimbit.cli.networks import check_trusted_network, is_pruned, network_of
+    from slimbit.frontier.info import NAME
     from slimbit.frontier.subject import digest_of
 
+    info = run.info
+    if not network:
+        check_trusted_network(info.reference, str(run.path / NAME), allow_code=allow_code)
     source = network or info.reference
     if not source:
         raise InputError("--network must be given for a run that was made from Python, got none")
@@ -99,7 +106,7 @@ def _float_network(info: "RunInfo", network: str | None, weights: Path | None) -
         raise InputError(f"the pruned folder of the run must still be there, got none at {source}: give --network")
     file = weights or (Path(info.weights) if info.weights else None)
     text = "x".join(map(str, info.input_shape)) or None
-    found = network_of(source, weights=file, input_text=text, classes=info.classes)
+    found = network_of(source, weights=file, input_text=text, classes=info.classes, allow_code=allow_code)
     digest = digest_of(found.model.state_dict())
     if digest != info.network_digest:
         raise InputError(

@@ -81,6 +81,9 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     evaluate_images: Annotated[int | None, typer.Option(help="Test images; default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampled images and labels.")] = 0,
     device: Annotated[str, typer.Option(help="Where the network is pruned and scored: cpu or cuda.")] = "cpu",
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let code run that a pruned folder names; only where you trust it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Remove filters, and with them everything that reads them: a smaller network, not just zeros."""
@@ -109,7 +112,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
         "tune": {"augment": {"flip": flip}},
     }
     settings = with_options(with_options(SlimmingConfig(), {"tune": tune_options(tune_config)}), options)
-    found = opened(network, weights=weights, spec=data)
+    found = opened(network, weights=weights, spec=data, allow_code=allow_code)
     check_prunable(found.network)
     subject = _subject(found, settings, images=calibration_images, seed=seed, device=device)
     from slimbit.export.pruned import check_pruned_folder

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from slimbit.cli.live import duration
+from slimbit.cli.networks import check_trusted_data, check_trusted_network
 from slimbit.records.errors import InputError
 from slimbit.records.toml import read_toml
 from slimbit.records.training import TrainConfig
@@ -55,6 +56,9 @@ def train(  # noqa: PLR0913 - one argument per option of the command
         bool | None, typer.Option("--keep-weights/--no-keep-weights", help="Keep the weights of every epoch.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of initial weights, order and augmentation.")] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let code run that --config names; only where you trust it.")
+    ] = False,
 ) -> None:
     """Train a network. Interrupt at will: the same command continues.
 
@@ -79,7 +83,10 @@ def train(  # noqa: PLR0913 - one argument per option of the command
         "schedule": {"name": schedule},
         "augment": {"crop": crop, "flip": flip},
     }
-    settings = _base(recipe, config).with_options(options)
+    base = _base(recipe, config)
+    settings = base.with_options(options)
+    check_trusted_network(None if network else base.network, str(config), allow_code=allow_code)
+    check_trusted_data(None if data else base.data, str(config), allow_code=allow_code)
     console = Console()
     with TrainScreen(console, folder=str(out)) as screen:
         result = train_from(settings, out, screen=screen)

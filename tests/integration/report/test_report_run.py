@@ -133,4 +133,4 @@ def test_a_full_disk_leaves_the_old_report(stored_run, tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="No space left on device"):
         write_report(stored_run, page)
     assert page.read_bytes() == whole
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out.html"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a run", "out.html"]
