@@ -125,7 +125,7 @@ def test_a_configuration_does_what_options_do(run: tuple[Path, str], place: Path
         'network = "digitnet:net"\nweights = "net.safetensors"\ndata = "digits"\npoints = 9\n'
         "calibration_images = 100\nevaluate_images = 200\n"
     )
-    options = ["frontier", "--config", "slimbit.toml", "--points", "4", "--out", str(run[0])]
+    options = ["frontier", "--config", "slimbit.toml", "--points", "4", "--allow-code", "--out", str(run[0])]
     result = runner.invoke(slimbit.cli.app, options, catch_exceptions=False)
     assert "0 evaluations" in result.output
 

@@ -141,7 +141,10 @@ def test_folders_that_are_no_network_here(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(InputError, match="data must have the 5 classes of moved, got 10"):
         CliRunner().invoke(slimbit_app, [*sweep, "none", "moved"], catch_exceptions=False)
     file.write_text(json.dumps({**known, "network": {**known["network"], "source": "mine:net"}}))
-    with pytest.raises(InputError, match=r"network named by .*prune.json must be one that runs no code, got mine:net: .* add --allow-code"):
+    with pytest.raises(
+        InputError,
+        match=r"network named by .*prune.json must be one that runs no code, got mine:net: .* add --allow-code",
+    ):
         CliRunner().invoke(slimbit_app, [*sweep, "none", "moved"], catch_exceptions=False)
     file.write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"must have a readable prune.json"):

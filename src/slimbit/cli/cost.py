@@ -50,7 +50,11 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
         list[str] | None, typer.Option(metavar="NETWORK2 ...", help="Other networks to compare with.")
     ] = None,
     allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let code run that a pruned folder names or a .pt2 file holds; only where you trust it.")
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Let code run that a pruned folder names or a .pt2 file holds; only where you trust it.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
@@ -77,7 +81,9 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
     report = _measured(network, counting, hardware or [], weights=weights, input_text=input_, allow_code=allow_code)
     _refuse_unused(report, policy=policy, grid=grid, formula=formula)
     compared = [*(versus or []), *(others or [])]  # `--versus A B`: click gives B to the arguments
-    reports = [_measured(other, counting, hardware or [], input_text=input_, allow_code=allow_code) for other in compared]
+    reports = [
+        _measured(other, counting, hardware or [], input_text=input_, allow_code=allow_code) for other in compared
+    ]
     _print(report, reports, as_json=as_json, as_csv=as_csv, layers=layers)
 
 

@@ -103,7 +103,11 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try points again that failed.")] = False,
     allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let code run that a file (card, config, pruned folder) names; only where you trust it.")
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Let code run that a file (card, config, pruned folder) names; only where you trust it.",
+        ),
     ] = False,
 ) -> None:
     """Trace accuracy against cost of a trained network. Interrupt at will: the same command continues."""
@@ -146,13 +150,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         raise SlimbitError(f"every point of {out} failed: the reasons are above")
 
 
-def trace(
-    settings: FrontierConfig, out: Path, *, retry_failed: bool = False, allow_code: bool = False
-) -> Frontier:
+def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False, allow_code: bool = False) -> Frontier:
     """Trace what the settings name, shown as it goes."""
     signal = _signal(settings)
     weights = None if settings.weights is None else Path(settings.weights)
-    found = opened(settings.network, weights=weights, spec=settings.data, input_text=settings.input, allow_code=allow_code)
+    found = opened(
+        settings.network, weights=weights, spec=settings.data, input_text=settings.input, allow_code=allow_code
+    )
     slimming = _slimming(settings, found)
     from slimbit.frontier.trace import trace_frontier
     from slimbit.records.plan import Recipe

@@ -110,7 +110,7 @@ def train_from(settings: TrainConfig, out: Path, *, screen: "TrainScreen | None"
     from slimbit.cli.networks import check_runnable, model_of
     from slimbit.train.run import train_network
     from slimbit.zoo.cards import read_card
-    from slimbit.zoo.data import open_data
+    from slimbit.zoo.data import Evaluator, open_data
 
     if not settings.network:
         raise InputError("NETWORK must be given, on the command line or in the settings, got none")
@@ -125,7 +125,8 @@ def train_from(settings: TrainConfig, out: Path, *, screen: "TrainScreen | None"
     )
     task, about = materials_of(settings, data, torch.zeros(1, *shape))
     begun = "" if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
-    about = replace(about, fingerprint=f"{about.fingerprint} {begun}".strip())
+    scored = [part.digest for part in (task.validate, about.test) if isinstance(part, Evaluator)]
+    about = replace(about, fingerprint=f"{about.fingerprint} {begun}".strip(), evaluation=" ".join(scored))
     if screen is not None:
         task = _shown(task, screen)
     return train_network(model, task, settings, out, about=about)
@@ -243,6 +244,9 @@ class TrainScreen:
 
     def __call__(self, progress: "Progress") -> None:
         """Show one message."""
+        if progress.message:
+            self.console.print(progress.message, markup=False, highlight=False, soft_wrap=True)
+            return
         if progress.finished is not None:
             self._seconds.append(progress.finished.seconds)
             self._done = progress.epoch

@@ -34,6 +34,7 @@ class RunInfo:
         calibration_images: Number of unlabelled images.
         calibration_digest: SHA-256 of them.
         evaluate_images: Number of images that accuracy is measured on; None where ``evaluate`` does not say.
+        evaluate_digest: SHA-256 of these images and their labels; "" where ``evaluate`` gives none.
         classes: Number of classes; None where ``evaluate`` does not say.
         scoring: What ``evaluate`` says that it measures, "" where it does not.
         seed: Seed of sampled labels and positions.
@@ -65,6 +66,7 @@ class RunInfo:
     calibration_images: int
     calibration_digest: str
     evaluate_images: int | None = None
+    evaluate_digest: str = ""
     classes: int | None = None
     scoring: str = ""
     seed: int
@@ -87,14 +89,15 @@ class RunInfo:
 
 FIXED = (
     "network_digest", "network", "data", "metric", "points", "baselines", "signal_epochs", "signal_digest",
-    "calibration_images", "calibration_digest", "evaluate_images", "seed", "likelihood", "recipe", "layout", "widths",
-    "slimming",
+    "calibration_images", "calibration_digest", "evaluate_images", "evaluate_digest", "seed", "likelihood",
+    "recipe", "layout", "widths", "slimming",
 )  # fmt: skip
 """Settings that a continued run must repeat, in the order in which a difference is reported."""
 
 SPOKEN = {
     "network_digest": "network's weights",
     "calibration_digest": "calibration images' content",
+    "evaluate_digest": "evaluation data (images, labels, normalization)",
     "signal_epochs": "training epochs (signal)",
     "signal_digest": "training signal's content",
     "slimming": "way of making narrower networks",
@@ -142,12 +145,31 @@ def check_same(stored: RunInfo, asked: Mapping[str, Any], folder: Path) -> None:
         InputError: One sentence that names the setting and both values.
     """
     for name in FIXED:
+        if name == "evaluate_digest" and not stored.evaluate_digest:
+            continue  # nothing to compare with: `cautions` says so
         if name in asked and _plain(getattr(stored, name)) != _plain(asked[name]):
             what = SPOKEN.get(name, name.replace("_", " "))
             raise InputError(
                 f"{what} of run {folder} must be {_shown(getattr(stored, name))} as when it began, "
                 f"got {_shown(asked[name])}: give another --out for a new run"
             )
+
+
+def cautions(stored: RunInfo, asked: Mapping[str, Any], versions: Mapping[str, str]) -> list[str]:
+    """What does not forbid to continue a run but should be known, as sentences.
+
+    Args:
+        stored: The run.
+        asked: Settings of this call.
+        versions: Of this process. Another one may change the last digits of results, and more where it brought a
+            fault or its repair.
+    """
+    pairs = [(name, stored.versions.get(name, "unknown"), after) for name, after in versions.items()]
+    changed = ", ".join(f"{name} {before} (now {after})" for name, before, after in pairs if before != after)
+    found = [f"the run began with {changed}: points measured from now on may differ a little"] if changed else []
+    if asked.get("evaluate_digest") and not stored.evaluate_digest:
+        found.append("the run keeps no digest of its evaluation data: that they are still the same was not checked")
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -34,7 +34,7 @@ class Scorer:
 
     Attributes:
         evaluate: From a network to a number, higher is better. It may say how many ``images`` and ``classes`` it
-            scores; then the number is a percentage.
+            scores; then the number is a percentage. It may also give a ``digest`` of what it scores on.
     """
 
     evaluate: Evaluate
@@ -48,6 +48,12 @@ class Scorer:
     def classes(self) -> int | None:
         """Number of classes, where it says so."""
         return _count(self.evaluate, "classes")
+
+    @property
+    def digest(self) -> str:
+        """Digest of images and labels, "" where it gives none."""
+        value = getattr(self.evaluate, "digest", "")
+        return value if isinstance(value, str) else ""
 
     def score(self, network: nn.Module) -> float:
         """The accuracy of a network.

@@ -84,7 +84,8 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
         example_input: One example with its batch dimension, e.g. ``torch.zeros(1, 3, 32, 32)``.
         calibration: Some hundred unlabelled images: a tensor, or batches, the same whenever the run is continued.
         evaluate: From a network to a number, higher is better. With attributes ``images`` and ``classes`` it says
-            that the number is a percentage of so many images.
+            that the number is a percentage of so many images; with an attribute ``digest`` (text) which data it
+            scores on, and the run is continued with the same only.
         out: Folder of the run (docs/reference/run-folder.md).
         metric: Cost to save: "esn_analog", "esn_digital" or "esn_filterwise".
         points: Number of points of each width, those for comparison not counted.
@@ -144,7 +145,13 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
         branches=branches,
         scorer=scorer,
         workspace=workspace,
-        settings={**asked, **narrowed, **_settings(subject), "evaluate_images": scorer.images},
+        settings={
+            **asked,
+            **narrowed,
+            **_settings(subject),
+            "evaluate_images": scorer.images,
+            "evaluate_digest": scorer.digest,
+        },
         about=_about(origin, scorer, example_input),
         listener=progress or silent,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from slimbit.frontier.branch import Branch
 from slimbit.frontier.decide import plan_refinement, plan_sweep, swept
-from slimbit.frontier.info import RunInfo, check_same
+from slimbit.frontier.info import RunInfo, cautions, check_same
 from slimbit.frontier.interval import is_near_chance
 from slimbit.frontier.measure_point import Scorer, measure_point, versions
 from slimbit.frontier.progress import Listener, Progress, Stage
@@ -54,6 +54,8 @@ class Worker:
             info = self.workspace.info()
             if info is not None:
                 check_same(info, self.settings, self.workspace.folder)
+                for caution in cautions(info, self.settings, versions()):
+                    self._tell("note", caution)
             self.workspace.begin(info.study if info else self.workspace.study_name, self.settings["metric"])
             self.info = info or self._begin()
 

@@ -47,18 +47,17 @@ def read_regular(path: str | Path, what: str, *, limit: int) -> bytes:
         ...
     slimbit.records.errors.InputError: model card must exist, got none at no/such.json
     """
+    check_regular(path, what, limit=limit)
     try:
-        check_regular(path, what, limit=limit)
         # Another process may have put a pipe there since: opening it must not wait for somebody to write.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise InputError(f"{what} must be a regular file, got {path}, which is none")
-            content = stream.read(limit + 1)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
+            is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            content = stream.read(limit + 1) if is_regular else b""
+    except OSError as error:
         raise InputError(f"{what} must be readable, got {_clipped(path)}: {_reason(error)}") from error
+    if not is_regular:
+        raise InputError(f"{what} must be a file, got {path}, which is a pipe or a device")
     if len(content) > limit:
         raise InputError(f"{what} must have at most {limit:,} bytes, got {path} with more")
     return content
@@ -124,12 +123,13 @@ def parse_json(content: str | bytes, where: str) -> Any:
     """
     try:
         text = content.decode() if isinstance(content, bytes) else content
-        if text.count("[") + text.count("{") > DEEPEST and _depth(text) > DEEPEST:
-            raise InputError(f"{where} must be nested at most {DEEPEST} levels deep, got more")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} must be UTF-8 text, got {error.reason} at byte {error.start}") from error
+    if text.count("[") + text.count("{") > DEEPEST and _depth(text) > DEEPEST:
+        raise InputError(f"{where} must be nested at most {DEEPEST} levels deep, got more")
+    try:
         return json.loads(text)
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also whole numbers of thousands of digits
         raise InputError(f"{where} must be complete JSON, got {_reason(error)}: it is damaged") from error
 
 
@@ -150,10 +150,8 @@ def write_whole(path: Path, content: bytes) -> None:
         StoreError: The disk is full, or the folder cannot be written; nothing is left behind.
     """
     temporary = None
+    path = _replaceable(path)
     try:
-        path = Path(os.path.realpath(path))
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} must be a file that can be replaced, got a folder, a pipe or a device")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:16]}-")
         with os.fdopen(descriptor, "wb") as stream:
@@ -162,9 +160,7 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(temporary, path)  # noqa: PTH105 - the tests make this very call fail
         temporary = None
         _sync_folder(path.parent)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+    except OSError as error:
         raise not_written(path, error) from error
     finally:
         if temporary is not None:
@@ -220,6 +216,18 @@ def not_written(path: Path | str, error: BaseException) -> StoreError:
     return StoreError(
         f"{path} could not be written: {_reason(error)}; everything before it is kept, run the command again"
     )
+
+
+def _replaceable(path: Path) -> Path:
+    """The file that a name leads to, which may be new."""
+    try:
+        found = Path(os.path.realpath(path))
+        is_other = found.exists() and not found.is_file()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise not_written(_clipped(path), error) from error
+    if is_other:
+        raise InputError(f"{path} must be a file that can be replaced, got a folder, a pipe or a device")
+    return found
 
 
 def _write(stream: Any, content: bytes) -> None:

@@ -82,6 +82,7 @@ def about(
         "weights": info.weights,
         "weights digest": info.network_digest[:16],
         "calibration digest": info.calibration_digest[:16],
+        "evaluation digest": info.evaluate_digest[:16],
         "seed": str(info.seed),
         "recipe": _listed(info.recipe),
         "of baselines": "; ".join(_distinct({name: plan.get(name) for name in recipe} for plan in baselines)),

@@ -43,6 +43,7 @@ class Progress:
         loss: Mean loss of this epoch so far.
         finished: The epoch's result, where it has just ended.
         signal: Its signal and noise.
+        message: What the reader of the results should know; the numbers are those of the moment.
     """
 
     epoch: int
@@ -52,6 +53,7 @@ class Progress:
     loss: float
     finished: TrainEpoch | None = None
     signal: EpochSignal | None = None
+    message: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -102,6 +102,9 @@ class Tuning:
         )
 
         def line(progress: Progress) -> None:
+            if progress.message:
+                tell(f"ADMM: {progress.message}")
+                return
             tell(f"ADMM, rho {self.admm.rho(progress.epoch):g}: {_line(progress)}, residual {admm.residuals[-1]:.4f}")
 
         task = replace(self._task(original), regularizer=admm)
@@ -122,10 +125,11 @@ class Tuning:
         tell: Callable[[Progress], None],
     ) -> None:
         def listen(progress: Progress) -> None:
-            if progress.finished is not None:
+            if progress.finished is not None or progress.message:
                 tell(progress)
 
-        about = About(data=self.data, fingerprint=content)
+        held_out = getattr(task.validate, "digest", "")
+        about = About(data=self.data, fingerprint=content, evaluation=held_out)
         train_network(network, replace(task, listener=listen), config, folder, about=about)
         network.eval()
 
@@ -135,6 +139,8 @@ def _until_last_stage(stages: int) -> dict[str, object]:
 
 
 def _line(progress: Progress) -> str:
+    if progress.message:
+        return progress.message
     done = progress.finished
     assert done is not None, "the caller asked"
     held = "" if done.accuracy is None else f", held out {done.accuracy:.2f} %"
