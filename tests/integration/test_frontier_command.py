@@ -139,7 +139,7 @@ def test_a_configuration_does_what_options_do(run: tuple[Path, str], place: Path
         (["resnet8", "--data", "digits", "--out", "x"], "--weights must be given for resnet8"),
         ([*OPTIONS, "--metric", "macs", "--out", "x"], "option metric must be"),
         ([*OPTIONS, "--evaluate-images", "501", "--out", "x"], "at most the 500 test images"),
-        ([*OPTIONS, "--config", "none.toml", "--out", "x"], "none.toml must be readable"),
+        ([*OPTIONS, "--config", "none.toml", "--out", "x"], "configuration must exist, got none at none.toml"),
     ],
 )
 def test_wrong_commands(arguments: list[str], said: str) -> None:

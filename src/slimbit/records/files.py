@@ -11,6 +11,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import tomllib
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -25,6 +26,10 @@ DEEPEST = 64
 _TEXTS = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 """Quoted text; the end is optional, so that text without one is not looked through again from every quote in it."""
 _UNLESS_BRACKET = re.compile(r"[^\[\]{}]+")
+
+
+LARGEST_TOML = 1 << 20
+_WITHIN_KEY = re.compile(r"[^.,=\[\]{}\n#]+")
 
 
 class StoreError(SlimbitError):
@@ -131,6 +136,52 @@ def parse_json(content: str | bytes, where: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also whole numbers of thousands of digits
         raise InputError(f"{where} must be complete JSON, got {_reason(error)}: it is damaged") from error
+
+
+def read_toml_table(path: str | Path, what: str, *, limit: int = LARGEST_TOML) -> dict[str, Any]:
+    """The table in a TOML file.
+
+    Raises:
+        InputError: As `read_text`, or as `parse_toml`.
+    """
+    return parse_toml(read_text(path, what, limit=limit), f"{what} {path}")
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    r"""The table of a TOML text whose keys have at most `DEEPEST` parts and whose values are not nested more deeply.
+
+    Args:
+        text: The text.
+        where: Where it stands, as the subject of an error.
+
+    Raises:
+        InputError: It is no TOML, or nested too deeply.
+
+    >>> parse_toml("[schedule]\nname = 'step'", "train.toml")
+    {'schedule': {'name': 'step'}}
+    >>> parse_toml("a." * 60_000 + "b = 1", "train.toml")
+    Traceback (most recent call last):
+        ...
+    slimbit.records.errors.InputError: train.toml must have keys of at most 64 parts, got more
+    """
+    # Python's reader takes a time that grows with the square of a key's parts: they are counted before it starts.
+    # In a quotation dots between words count as well; no setting has a text with so many before a comma.
+    if "." * DEEPEST in _WITHIN_KEY.sub("", text):
+        raise InputError(f"{where} must have keys of at most {DEEPEST} parts, got more")
+    try:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also whole numbers of thousands of digits
+        raise InputError(f"{where} must be TOML, got {_reason(error)}") from error
+    level: list[Any] = [table]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+        ]
+    if level:
+        raise InputError(f"{where} must be nested at most {DEEPEST} levels deep, got more")
+    return table
 
 
 def _depth(text: str) -> int:

@@ -1,6 +1,5 @@
 """Settings as TOML files: data in, unknown keys refused, errors with the path of the key."""
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,8 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slimbit.records.errors import InputError, closest
-
-LARGEST_FILE = 1 << 20
+from slimbit.records.files import read_toml_table
 
 
 class ConfigTable(BaseModel):
@@ -28,16 +26,7 @@ def read_toml(path: str | Path, kind: type[Config]) -> Config:
         InputError: The file cannot be read or is no TOML, or a key is unknown or has a wrong value; the sentence
             names file and key.
     """
-    file = Path(path)
-    try:
-        if file.stat().st_size > LARGEST_FILE:
-            raise InputError(f"configuration {file} must be at most {LARGEST_FILE:,} bytes, got more")
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"configuration {file} must be readable, got {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"configuration {file} must be TOML, got {error}") from error
-    return validated(kind, data, where=f"{file}: ")
+    return validated(kind, read_toml_table(path, "configuration"), where=f"{path}: ")
 
 
 def validated(kind: type[Config], data: Mapping[str, Any], *, where: str) -> Config:
