@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slimbit.frontier.trace import trace_frontier
-from slimbit.records.point import Frontier
+from slimbit.frontier.frontier import Frontier
 
 CLASSES = 5
 POINTS = 8

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimbit.apply.layers import weights_of
-from slimbit.plan.keep import Keeping, keep_by_norm
+from slimbit.plan.keep import keep_by_norm
+from slimbit.records.config import PruneConfig
 from slimbit.records.groups import Ties
 from slimbit.records.keep import KeepPlan
 from slimbit.survey.module import survey_network
@@ -34,7 +35,7 @@ def images(count: int = 2, *, side: int = 8, channels: int = 3, seed: int = 0) -
 def halved(model: nn.Module, example: Tensor, **keeping: object) -> tuple[Ties, KeepPlan]:
     ties = tied_filters(model, example, name="net")
     weights = weights_of(model, survey_network(model, example).spec)
-    return ties, keep_by_norm(ties, weights, Keeping(**keeping))
+    return ties, keep_by_norm(ties, weights, PruneConfig(**keeping))
 
 
 class InvertedResidual(nn.Module):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from slimbit._imports import lazy_names
 
 if TYPE_CHECKING:
+    from slimbit.compress.cost import cost as cost
     from slimbit.compress.load import load as load
     from slimbit.compress.model import CompressedModel as CompressedModel
     from slimbit.compress.prepared import PreparedNetwork as PreparedNetwork
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from slimbit.frontier.frontier import Frontier as Frontier
     from slimbit.frontier.frontier import open_run as open_run
     from slimbit.frontier.trace import trace_frontier as trace_frontier
-    from slimbit.compress.cost import cost as cost
     from slimbit.measure.hardware import HardwareModel as HardwareModel
     from slimbit.measure.hardware import hardware_names as hardware_names
     from slimbit.numerics.walk import predicted_signal_to_noise as predicted_signal_to_noise

@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from slimbit.frontier.info import RunInfo
+from slimbit.records.run import RunInfo
 
 import frontier_case as case
 from slimbit.frontier.store import Run, open_run

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save
-from slimbit.artifacts.load import load
-from slimbit.artifacts.weights import LayerLevels, with_levels
+from slimbit.compress.load import load
+from slimbit.numerics.levels import LayerLevels
+from slimbit.artifacts.packed import pack_model, unpack_model
 from torch import nn
 
 from slimbit.artifacts.artifact import Origin, write_artifact

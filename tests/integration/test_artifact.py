@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from slimbit.artifacts.load import load
-from slimbit.artifacts.weights import LayerLevels, with_levels
 from torch import Tensor, nn
 
 from slimbit import zoo
 from slimbit.apply.compress import Compressed, compress
-from slimbit.artifacts import artifact
 from slimbit.artifacts.artifact import Origin, write_artifact
+from slimbit.compress.load import load
 from slimbit.artifacts.manifest import FILES, Accuracy, Manifest, NetworkReference, Normalization, read_manifest
+from slimbit.numerics.levels import LayerLevels
+from slimbit.artifacts.packed import pack_model, unpack_model
 from slimbit.measure.cost import cost
 from slimbit.records.errors import InputError
 from slimbit.records.network import NetworkSpec
-from slimbit.records.plan import CompressionPlan, LayerPlan, PlanGrid
+from slimbit.records.plan import CompressionPlan, LayerPlan, Grid
 from slimbit.survey.module import survey_network
 
 
@@ -36,7 +36,7 @@ def shaken(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def compressed(model: nn.Module, example: Tensor, *, grid: PlanGrid = "midrise_zero", per_filter: bool = False) -> Any:
+def compressed(model: nn.Module, example: Tensor, *, grid: Grid = "midrise_zero", per_filter: bool = False) -> Any:
     """The network rounded to about 3 bits, its first layer without its filters 1 and 2; and its survey."""
     spec = survey_network(model, example).spec
     layers = []
@@ -80,7 +80,7 @@ def written(folder: Path, source: str = "resnet8@0.5", **how: Any) -> tuple[Comp
 
 @pytest.mark.parametrize("grid", ["midrise", "midrise_zero", "midtread"])
 @pytest.mark.parametrize("per_filter", [False, True])
-def test_outputs_are_equal_bit_for_bit(tmp_path: Path, grid: PlanGrid, per_filter: bool) -> None:
+def test_outputs_are_equal_bit_for_bit(tmp_path: Path, grid: Grid, per_filter: bool) -> None:
     result, *_ = written(tmp_path / "net", grid=grid, per_filter=per_filter)
     network = load(tmp_path / "net")
     assert type(network) is type(result.model)
@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"where it can be written, got .*net: No space left on device"):
         written(tmp_path / "net")
     assert not list(tmp_path.iterdir())

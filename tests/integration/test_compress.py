@@ -5,8 +5,9 @@ import dataclasses
 
 import pytest
 import torch
-from slimbit.apply.repair import remaining_shares
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.apply.compensation import compensation_factors
+from slimbit.plan.inputs import PlanInputs
+from slimbit.records.config import PAPER, QuantConfig
 from torch import nn
 
 from slimbit.apply.calibration import calibrate
@@ -58,7 +59,7 @@ def known():
     net, x = small_net(), images()
     spec = survey_network(net, x[:1]).spec
     sensitivity = measure_sensitivity(net, spec, x, generator=generator(2))
-    return net, x, spec, Evidence(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
+    return net, x, spec, PlanInputs(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
 
 
 def esn(levels, spec):
@@ -240,7 +241,7 @@ def test_every_kind_of_weight_ends_on_its_grid():
     tokens = torch.randint(11, (16, 5), generator=generator())
     spec = survey_network(net, tokens[:1]).spec
     sensitivity = measure_sensitivity(net, spec, tokens, generator=generator())
-    evidence = Evidence(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
+    evidence = PlanInputs(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
     plan = step_by_price(evidence, 1e-7, metric="esn_digital")
     for batches in (tokens, tokens.split(5)):
         result = compress(net, plan, spec, calibrate(net, spec, batches, join=False))
@@ -270,9 +271,9 @@ def test_plan_round_trips_and_its_digest_follows_its_content(known):
     assert dataclasses.replace(plan, refit=True).digest() != plan.digest()
 
 
-def test_remaining_shares_make_closed_forms_spend_less_where_repair_is_easy(known):
+def test_compensation_factors_make_closed_forms_spend_less_where_repair_is_easy(known):
     net, x, spec, evidence = known
-    shares = remaining_shares(net, spec, calibrate(net, spec, x))
+    shares = compensation_factors(net, spec, calibrate(net, spec, x))
     assert set(shares) == {layer.name for layer in spec.layers}
     assert all(0 < share <= 1.02 for share in shares.values())  # 1 % damping can lift it just above 1
     told = dataclasses.replace(evidence, remaining=shares)

@@ -16,7 +16,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
-from slimbit.frontier.store import open_run
+from slimbit.frontier.frontier import open_run
 from slimbit.records.errors import InputError
 
 

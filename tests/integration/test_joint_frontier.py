@@ -19,11 +19,11 @@ import frontier_case as case
 import slimbit
 from slimbit.cli import app
 from slimbit.frontier.progress import Progress
-from slimbit.frontier.store import open_run
-from slimbit.plan.keep import Keeping
+from slimbit.frontier.frontier import open_run
+from slimbit.records.config import PruneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
-from slimbit.records.point import Frontier
+from slimbit.frontier.frontier import Frontier
 
 WIDTHS = (1.0, 0.75, 0.5)
 EACH = case.POINTS + case.BASELINES + 1
@@ -191,7 +191,7 @@ def test_the_callers_network_is_untouched(tmp_path: Path) -> None:
     model = case.network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings = {"widths": (0.5,), "baselines": False, "points": 1}
-    case.trace(tmp_path, model=model, slimming=Slimming(keeping=Keeping(constants="zero")), **settings)
+    case.trace(tmp_path, model=model, slimming=Slimming(keeping=PruneConfig(constants="zero")), **settings)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model[0].out_channels == 6
 

@@ -141,7 +141,10 @@ def test_folders_that_are_no_network_here(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(InputError, match="data must have the 5 classes of moved, got 10"):
         CliRunner().invoke(slimbit_app, [*sweep, "none", "moved"], catch_exceptions=False)
     file.write_text(json.dumps({**known, "network": {**known["network"], "source": "mine:net"}}))
-    with pytest.raises(InputError, match=r"give as NETWORK a function .* returns slimbit.load_pruned"):
+    with pytest.raises(
+        InputError,
+        match=r"network named by .*prune.json must be one that runs no code, got mine:net: .* add --allow-code",
+    ):
         CliRunner().invoke(slimbit_app, [*sweep, "none", "moved"], catch_exceptions=False)
     file.write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"must have a readable prune.json"):
@@ -154,7 +157,7 @@ def test_the_only_group_left_is_not_cut_once_more() -> None:
     model, example = slimbit.network("mobilenet_v2"), torch.zeros(1, 3, 32, 32)
     ties, survey = slimbit.tied_filters(model, example), slimbit.survey_network(model, example)
     weights = {layer.name: model.get_parameter(layer.weight_key) for layer in survey.spec.layers}
-    plan = slimbit.keep_by_norm(ties, weights, slimbit.Keeping(ratio=0.5))
+    plan = slimbit.keep_by_norm(ties, weights, slimbit.PruneConfig(ratio=0.5))
     small = slimbit.prune(model, plan, example)
     check_prunable(Network(small, form, plan))  # depthwise: many groups are left
     small.get_submodule("features.1.conv.0.0").groups = 1

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimbit.frontier.select import best_within_budget, cheapest_at_accuracy, pareto_front
+from slimbit.frontier.select import best_within, cheapest_at_accuracy, pareto_front
 from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.point import FrontierPoint
 

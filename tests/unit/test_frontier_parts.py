@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from slimbit.frontier.interval import is_near_chance, wilson_interval
+from slimbit.records.accuracy import is_near_chance, wilson_interval
 from slimbit.frontier.levels import StoredPoint, pack_levels, unpack_levels
-from slimbit.frontier.span import _bracket, fidelity_of, kappa_of
-from slimbit.frontier.spread import bend_places
-from slimbit.frontier.subject import digest_of
+from slimbit.frontier.price_range import _bracket, fidelity_of, kappa_of
+from slimbit.frontier.spacing import refinement_prices
+from slimbit.compress.prepared import digest_of
 
-from slimbit.frontier.select import best_within_budget, cheapest_at_accuracy, pareto_front
+from slimbit.frontier.select import best_within, cheapest_at_accuracy, pareto_front
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
 
@@ -104,9 +104,9 @@ def test_nothing_fits_names_what_comes_closest() -> None:
 def test_refinement_goes_where_the_curve_bends() -> None:
     # flat from 16 to 4, then down 8 points per octave: the bend is at cost 4, price 3
     points = [(16.0, 90.0, 1.0), (8.0, 90.0, 2.0), (4.0, 90.0, 3.0), (2.0, 82.0, 4.0), (1.0, 74.0, 5.0)]
-    first, second = bend_places(points, 2)
+    first, second = refinement_prices(points, 2)
     assert 2.0 < first < 3.0 < second < 4.0
-    assert bend_places(points[:1], 2) == []
+    assert refinement_prices(points[:1], 2) == []
 
 
 def test_fidelity_and_kappa_by_hand() -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from slimbit.plan.keep import Keeping, keep_alive, keep_by_fisher, keep_by_norm, keep_within
+from slimbit.plan.keep import keep_live_filters, keep_by_fisher, keep_by_norm, keep_within
+from slimbit.records.config import PruneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.groups import FilterGroup, Member, Ties
 from slimbit.records.keep import AxisKeep, KeepPlan, kept_macs, plan_of_units
@@ -45,9 +46,9 @@ def test_tied_filters_rank_by_their_sum() -> None:
 
 
 def test_global_ranks_all_units_and_spares_the_last() -> None:
-    plan = keep_by_norm(TIES, WEIGHTS, Keeping(ratio=3 / 7, scope="global"))
+    plan = keep_by_norm(TIES, WEIGHTS, PruneConfig(ratio=3 / 7, scope="global"))
     assert units(plan) == {"a": (0, 2), "b": (0, 2), "c": (0, 1)}
-    assert units(keep_by_norm(TIES, WEIGHTS, Keeping(ratio=0.01, scope="global"))) == {
+    assert units(keep_by_norm(TIES, WEIGHTS, PruneConfig(ratio=0.01, scope="global"))) == {
         "a": (0,),
         "b": (0,),
         "c": (0, 1),
@@ -56,18 +57,18 @@ def test_global_ranks_all_units_and_spares_the_last() -> None:
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_ratio_one_keeps_all(scope: str) -> None:
-    assert keep_by_norm(TIES, WEIGHTS, Keeping(ratio=1, scope=scope)).axes == ()
+    assert keep_by_norm(TIES, WEIGHTS, PruneConfig(ratio=1, scope=scope)).axes == ()
 
 
 def test_ratios_by_pattern_and_protection() -> None:
-    assert units(keep_by_norm(TIES, WEIGHTS, Keeping(ratio={"[ab]": 0.25}))) == {"a": (0,), "b": (0,)}
-    assert units(keep_by_norm(TIES, WEIGHTS, Keeping(ratio={"b": 0.25, "c": 0.3}))) == {
+    assert units(keep_by_norm(TIES, WEIGHTS, PruneConfig(ratio={"[ab]": 0.25}))) == {"a": (0,), "b": (0,)}
+    assert units(keep_by_norm(TIES, WEIGHTS, PruneConfig(ratio={"b": 0.25, "c": 0.3}))) == {
         "a": (0,),
         "b": (0,),
         "c": (0, 1),
     }
-    assert units(keep_by_norm(TIES, WEIGHTS, Keeping(protect=("b",)))) == {"c": (0, 1, 2, 3)}
-    assert keep_by_norm(TIES, WEIGHTS, Keeping(protect=("*",))).axes == ()
+    assert units(keep_by_norm(TIES, WEIGHTS, PruneConfig(protect=("b",)))) == {"c": (0, 1, 2, 3)}
+    assert keep_by_norm(TIES, WEIGHTS, PruneConfig(protect=("*",))).axes == ()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_ratios_by_pattern_and_protection() -> None:
 )
 def test_refused(keeping: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        keep_by_norm(TIES, WEIGHTS, Keeping(**keeping))
+        keep_by_norm(TIES, WEIGHTS, PruneConfig(**keeping))
 
 
 def test_weights_and_scores_of_another_network() -> None:
@@ -116,17 +117,17 @@ def test_signal_of_training() -> None:
 def test_only_the_dead_go() -> None:
     weights = {"a": torch.tensor([[1.0], [0.01], [0.01], [1.0]]), "b": torch.tensor([[1.0], [0.01], [1.0], [1.0]])}
     weights["c"] = torch.zeros(6, 1)  # dead altogether: the best stays
-    plan = keep_alive(TIES, weights)
+    plan = keep_live_filters(TIES, weights)
     assert units(plan) == {"a": (0, 2, 3), "b": (0, 2, 3), "c": (0, 1)}
     wide = Member(name="wide", role="filters", size=40, channels=tuple((k,) for k in range(40)))
     many = Ties(network="net", groups=(FilterGroup(name="wide", units=40, members=(wide,)),), fixed={})
     alive = torch.zeros(40, 1).index_fill_(0, torch.tensor([3, 30]), 1.0)  # fewer than the percentile can see
-    assert units(keep_alive(many, {"wide": alive})) == {"wide": (3, 30)}
-    assert keep_alive(TIES, weights, constants="zero").constants == "zero"
-    assert units(keep_alive(TIES, weights, protect=("c",))) == {"a": (0, 2, 3), "b": (0, 2, 3)}
-    assert "a" not in units(keep_alive(TIES, weights, threshold=0.001))
+    assert units(keep_live_filters(many, {"wide": alive})) == {"wide": (3, 30)}
+    assert keep_live_filters(TIES, weights, constants="zero").constants == "zero"
+    assert units(keep_live_filters(TIES, weights, protect=("c",))) == {"a": (0, 2, 3), "b": (0, 2, 3)}
+    assert "a" not in units(keep_live_filters(TIES, weights, threshold=0.001))
     with pytest.raises(InputError, match="threshold must be above 0 and below 1"):
-        keep_alive(TIES, weights, threshold=1.0)
+        keep_live_filters(TIES, weights, threshold=1.0)
 
 
 SPEC = NetworkSpec("net", (
@@ -145,7 +146,7 @@ def test_predicted_macs() -> None:
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_budget_is_met_and_nothing_larger_meets_it(scope: str) -> None:
     def make(ratio: float) -> KeepPlan:
-        return keep_by_norm(TIES, WEIGHTS, Keeping(ratio=ratio, scope=scope))
+        return keep_by_norm(TIES, WEIGHTS, PruneConfig(ratio=ratio, scope=scope))
 
     def cost(plan: KeepPlan) -> int:
         return sum(kept_macs(SPEC, plan).values())

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.inputs import PlanInputs
+from slimbit.records.config import PAPER, QuantConfig
 
 from signal_case import epoch_signal
 from slimbit.apply.compress import compress
@@ -33,13 +34,13 @@ def network() -> nn.Module:
         ).eval()
 
 
-def evidence() -> Evidence:
+def evidence() -> PlanInputs:
     model = network()
     spec = survey_network(model, torch.zeros(1, 1, 6, 6)).spec
-    return Evidence(spec=spec, weights=weights_of(model, spec))
+    return PlanInputs(spec=spec, weights=weights_of(model, spec))
 
 
-def epoch_of(found: Evidence, ratio: float = 20.0, **but: float) -> EpochSignal:
+def epoch_of(found: PlanInputs, ratio: float = 20.0, **but: float) -> EpochSignal:
     return epoch_signal(found.spec, ratio, epoch=3, but={name.strip("_"): value for name, value in but.items()})
 
 
@@ -132,7 +133,7 @@ def test_dead_filters_take_no_part() -> None:
     found = evidence()
     weights = {name: value.clone() for name, value in found.weights.items()}
     weights["2"][:4] = 0
-    alive = Evidence(spec=found.spec, weights=weights)
+    alive = PlanInputs(spec=found.spec, weights=weights)
     plan = step_by_signal(alive, epoch_of(found))
     assert plan.layer("2").kept == (4, 5, 6, 7)
     step = plan.layer("2").steps[0]

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.survey.onnx_file import survey_onnx
-from slimbit.survey.result import StoredLevels, Survey
+from slimbit.numerics.levels import LayerLevels
+from slimbit.survey.result import Survey
 
 QONNX = "qonnx.custom_op.general"
 F = np.float32
@@ -42,11 +43,11 @@ def node(kind: str, inputs: str, output: str, domain: str = "", **attributes: ob
     return helper.make_node(kind, inputs.split(), [output], name=f"/{output}", domain=domain, **attributes)
 
 
-def one(survey: Survey) -> StoredLevels:
+def one(survey: Survey) -> LayerLevels:
     """The levels of the only layer."""
     (layer,) = survey.spec.layers
     stored = survey.weight(layer)
-    assert isinstance(stored, StoredLevels)
+    assert isinstance(stored, LayerLevels)
     assert tuple(stored.levels.shape) == layer.shape
     return stored
 

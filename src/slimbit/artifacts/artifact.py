@@ -1,10 +1,6 @@
 """Ship a compressed network as a folder: packed levels, everything else of its state, plan, cost, and hashes."""
 
-import contextlib
 import hashlib
-import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,7 @@ from slimbit.artifacts.manifest import (
 from slimbit.artifacts.packed import PackedModel
 from slimbit.records.cost import METRICS, CostReport
 from slimbit.records.errors import InputError
-from slimbit.records.files import read_bounded
+from slimbit.records.files import read_regular, write_folder
 from slimbit.records.origin import Normalization
 from slimbit.records.plan import CompressionPlan
 
@@ -93,22 +89,12 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """All files under a temporary name beside the folder, then one rename."""
     if _holds(folder, files):
         return
-    temporary = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
     try:
-        temporary.mkdir(parents=True)
-        for name, content in files.items():
-            with (temporary / name).open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-        temporary.rename(folder)  # also over an empty folder, never over one with files
+        write_folder(folder, files)
     except OSError as error:
         # another process may have written the same artifact meanwhile
         if not _holds(folder, files):
             raise InputError(f"artifact must go where it can be written, got {folder}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary)
 
 
 def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
@@ -124,7 +110,7 @@ def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
     for name, content in files.items():
         path = folder / name
         same = path.is_file() and path.stat().st_size == len(content)
-        if not same or read_bounded(path, what="artifact file", limit=len(content)) != content:
+        if not same or read_regular(path, "artifact file", limit=len(content)) != content:
             raise InputError(
                 f"artifact must go to a new or empty folder, got {folder}, which holds another or a damaged artifact"
             )

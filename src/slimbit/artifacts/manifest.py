@@ -10,10 +10,10 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from slimbit.artifacts.packing import Coding
-from slimbit.records.codec import canonical, digest, parse_json
+from slimbit.records.codec import canonical, digest
 from slimbit.records.config import Grid
 from slimbit.records.errors import InputError, closest
-from slimbit.records.files import read_bounded
+from slimbit.records.files import parse_json, read_regular
 from slimbit.records.network import LayerSpec
 from slimbit.records.origin import Normalization
 from slimbit.records.text import clipped
@@ -182,7 +182,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         InputError: No artifact, of another version, damaged, or with entries that no artifact has.
     """
     path = Path(folder) / MANIFEST
-    data = parse_json(read_bounded(path, what="artifact file", limit=LARGEST_MANIFEST), where=str(path))
+    data = parse_json(read_regular(path, "artifact file", limit=LARGEST_MANIFEST), where=str(path))
     if not isinstance(data, dict):
         raise InputError(f"{path} must be a JSON object, got {type(data).__name__}")
     if data.get("format") != "slimbit-artifact":

@@ -9,9 +9,9 @@ from safetensors.torch import save
 from torch import nn
 
 from slimbit.artifacts.manifest import NetworkReference
-from slimbit.records.codec import canonical, from_plain, parse_json, pretty, with_schema
+from slimbit.records.codec import canonical, from_plain, pretty, with_schema
 from slimbit.records.errors import InputError
-from slimbit.records.files import read_bounded, write_whole
+from slimbit.records.files import parse_json, read_regular, write_whole
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS, KeepPlan
 from slimbit.records.keep import SCHEMA as KEEP_SCHEMA
 
@@ -94,7 +94,7 @@ def read_pruned(folder: str | Path) -> PrunedFolder:
     """
     path = Path(folder) / PRUNED
     where = str(path)
-    data = parse_json(read_bounded(path, what="pruned network", limit=LARGEST), where=where)
+    data = parse_json(read_regular(path, "pruned network", limit=LARGEST), where=where)
     if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
         raise InputError(f"{where} must have schema {SCHEMA}, got {found!r}")

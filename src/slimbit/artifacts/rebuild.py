@@ -1,12 +1,10 @@
 """The network that a manifest names, with random weights."""
 
-import importlib
-from typing import Any
-
 import torch
 from torch import nn
 
 from slimbit import zoo
+from slimbit._imports import import_named
 from slimbit.artifacts.manifest import NetworkReference
 from slimbit.records.errors import InputError, MissingExtraError
 
@@ -60,13 +58,10 @@ def _called(source: str, *, allow_code: bool) -> nn.Module:
             f"model must be given for this artifact, or allow_code=True where it is trusted: "
             f"its network {source} is built by running code"
         )
-    module, _, path = source.partition(":")
     try:
-        built: Any = importlib.import_module(module)
-        for attribute in path.split("."):
-            built = getattr(built, attribute)
+        built = import_named(source, "network")
         network = built if isinstance(built, nn.Module) else built()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"network {source} of the artifact must be importable and callable, got {error}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"network {source} of the artifact must be a torch.nn.Module, got {type(network).__name__}")

@@ -49,6 +49,13 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
     versus: Annotated[
         list[str] | None, typer.Option(metavar="NETWORK2 ...", help="Other networks to compare with.")
     ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Let code run that a pruned folder names or a .pt2 file holds; only where you trust it.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     layers: Annotated[bool, typer.Option(help="List the layers.")] = True,
@@ -71,10 +78,12 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
         activation_bits=activation_bits,
         per=per or ("parameter" if bare else "mac"),
     )
-    report = _measured(network, counting, hardware or [], weights=weights, input_text=input_)
+    report = _measured(network, counting, hardware or [], weights=weights, input_text=input_, allow_code=allow_code)
     _refuse_unused(report, policy=policy, grid=grid, formula=formula)
     compared = [*(versus or []), *(others or [])]  # `--versus A B`: click gives B to the arguments
-    reports = [_measured(other, counting, hardware or [], input_text=input_) for other in compared]
+    reports = [
+        _measured(other, counting, hardware or [], input_text=input_, allow_code=allow_code) for other in compared
+    ]
     _print(report, reports, as_json=as_json, as_csv=as_csv, layers=layers)
 
 
@@ -94,11 +103,13 @@ def _measured(
     *,
     weights: Path | None = None,
     input_text: str | None = None,
+    allow_code: bool = False,
 ) -> CostReport:
     from slimbit.measure.cost import cost_of_survey, with_hardware
     from slimbit.sources.networks import survey_of
 
-    return with_hardware(cost_of_survey(survey_of(network, weights=weights, input_text=input_text), counting), hardware)
+    survey = survey_of(network, weights=weights, input_text=input_text, allow_code=allow_code)
+    return with_hardware(cost_of_survey(survey, counting), hardware)
 
 
 def _print(report: CostReport, others: list[CostReport], *, as_json: bool, as_csv: bool, layers: bool) -> None:

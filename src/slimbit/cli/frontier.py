@@ -12,6 +12,7 @@ from slimbit.cli.points import clampings, failures, points_table
 from slimbit.records.config import FrontierConfig, read_config
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.training import AugmentConfig
+from slimbit.sources.networks import check_trusted_data, check_trusted_network
 
 if TYPE_CHECKING:
     from slimbit.frontier.frontier import Frontier
@@ -87,6 +88,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         str | None, typer.Option(help="Where networks are compressed and scored: cpu (default) or cuda.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try points again that failed.")] = False,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Let code run that a file (card, config, pruned folder) names; only where you trust it.",
+        ),
+    ] = False,
 ) -> None:
     """Trace accuracy against cost of a trained network. Interrupt at will: the same command continues."""
     options: dict[str, Any] = {
@@ -116,7 +124,9 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "retry_failed": retry_failed or None,
     }
     base: FrontierConfig = FrontierConfig() if config is None else read_config(FrontierConfig, config)
-    result = trace(base.with_options(options), out)
+    check_trusted_network(None if network else base.network, str(config), allow_code=allow_code)
+    check_trusted_data(None if data else base.data, str(config), allow_code=allow_code)
+    result = trace(base.with_options(options), out, allow_code=allow_code)
     Console().print(points_table(result, result.points, result.metric), *clampings(result.points))
     for line in failures(result.points):
         Console(stderr=True, highlight=False, soft_wrap=True).print(line)
@@ -124,7 +134,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         raise SlimbitError(f"every point of {out} failed: the reasons are above")
 
 
-def trace(settings: FrontierConfig, out: Path) -> "Frontier":
+def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "Frontier":
     """Trace what the settings name, shown as it goes."""
     from slimbit.compress.prepared import prepare
     from slimbit.frontier.trace import trace_frontier
@@ -138,6 +148,7 @@ def trace(settings: FrontierConfig, out: Path) -> "Frontier":
         weights=None if settings.weights is None else Path(settings.weights),
         spec=settings.data,
         input_text=settings.input,
+        allow_code=allow_code,
     )
     device, tune = device_named(settings.device), settings.prune.tune
     augment = None

@@ -72,6 +72,8 @@ class Screen:
             return
         if progress.stage == "start":
             self._line(_outlook(progress.message, left))
+        elif progress.stage == "note":
+            self._line(progress.message)
         text = shown(progress.message) or progress.stage
         self._bars.update(
             self._task, description=text, completed=progress.done, total=max(progress.total, 1), left=left
@@ -87,7 +89,7 @@ class Screen:
             self._line(f"{progress.done}/{progress.total} {point.label}: {result}{cost}, {left}")
         elif progress.stage == "start":
             self._line(_outlook(progress.message, left))
-        elif progress.stage == "prune" or (progress.stage in SPOKEN and self._is_new(progress)):
+        elif progress.stage in ("prune", "note") or (progress.stage in SPOKEN and self._is_new(progress)):
             self._line(progress.message)
 
     def _is_new(self, progress: "Progress") -> bool:

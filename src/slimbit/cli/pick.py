@@ -49,7 +49,8 @@ def pick(
     """
     from slimbit.artifacts.manifest import read_manifest
     from slimbit.frontier.frontier import open_run
-    from slimbit.sources.networks import open_network
+    from slimbit.records.run import RUN_FILE
+    from slimbit.sources.networks import check_trusted_network, open_network
 
     if (not budget and min_accuracy is None) or (budget and min_accuracy is not None):
         raise InputError("one of --budget and --min-accuracy must be given, got " + ("both" if budget else "none"))
@@ -60,11 +61,14 @@ def pick(
     if network is not None or weights is not None:
         if not network and not info.origin.source:
             raise InputError("--network must be given with --weights for a run that was made from Python, got none")
+        if not network:
+            check_trusted_network(info.origin.source, str(run / RUN_FILE), allow_code=allow_code)
         found = open_network(
             network or info.origin.source,
             weights=weights,
             input_text="x".join(map(str, info.origin.input_shape)) or None,
             classes=info.classes,
+            allow_code=allow_code,
         )
         form = found.model
         if weights is not None:

@@ -73,6 +73,9 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     evaluate_images: Annotated[int | None, typer.Option(help="Test images; default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampled images and labels.")] = 0,
     device: Annotated[str, typer.Option(help="Where the network is pruned and scored: cpu or cuda.")] = "cpu",
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let code run that a pruned folder names; only where you trust it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Remove filters, and with them everything that reads them: a smaller network, not just zeros."""
@@ -121,7 +124,10 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     from slimbit.sources.network_and_data import open_network_and_data
     from slimbit.sources.networks import device_named
 
-    found, place = open_network_and_data(network, weights=weights, spec=data), device_named(device)
+    found, place = (
+        open_network_and_data(network, weights=weights, spec=data, allow_code=allow_code),
+        device_named(device),
+    )
     prepared = prepare(
         found.network.model.to(place),
         zeros_like_input(found.shape).to(place),

@@ -14,6 +14,7 @@ from slimbit.records.config import read_config
 from slimbit.records.errors import InputError
 from slimbit.records.training import TrainConfig
 from slimbit.records.training_run import EPOCHS, read_epochs
+from slimbit.sources.networks import check_trusted_data, check_trusted_network
 
 if TYPE_CHECKING:
     from slimbit.training.run import TrainResult
@@ -53,6 +54,9 @@ def train(  # noqa: PLR0913 - one argument per option of the command
         bool | None, typer.Option("--keep-weights/--no-keep-weights", help="Keep the weights of every epoch.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of initial weights, order and augmentation.")] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let code run that --config names; only where you trust it.")
+    ] = False,
 ) -> None:
     """Train a network. Interrupt at will: the same command continues.
 
@@ -77,7 +81,10 @@ def train(  # noqa: PLR0913 - one argument per option of the command
         "schedule": {"name": schedule},
         "augment": {"crop": crop, "flip": flip},
     }
-    settings = _base(recipe, config).with_options(options)
+    base = _base(recipe, config)
+    settings: TrainConfig = base.with_options(options)
+    check_trusted_network(None if network else base.network, str(config), allow_code=allow_code)
+    check_trusted_data(None if data else base.data, str(config), allow_code=allow_code)
     console = Console()
     with TrainScreen(console, folder=str(out)) as screen:
         result = train_from(settings, out, screen=screen)
@@ -155,6 +162,9 @@ class TrainScreen:
 
     def __call__(self, progress: "TrainingProgress") -> None:
         """Show one message."""
+        if progress.message:
+            self.console.print(progress.message, markup=False, highlight=False, soft_wrap=True)
+            return
         if progress.finished is not None:
             self._seconds.append(progress.finished.seconds)
             self._done = progress.epoch

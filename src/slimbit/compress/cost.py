@@ -30,6 +30,7 @@ def cost(
     steps: Steps | None = None,
     per: Per = "mac",
     hardware: HardwareLike | Iterable[HardwareLike] = (),
+    allow_code: bool = False,
     **counting: Any,
 ) -> CostReport:
     """What a network costs, layer by layer, in units that no particular chip distorts.
@@ -50,6 +51,7 @@ def cost(
         per: "mac" weighs a weight by its output positions ``c_l``, "parameter" by 1.
         hardware: Hardware cost models: names (`slimbit.hardware_names`), TOML files, functions from a layer's cost
             to a number, or `slimbit.HardwareModel`.
+        allow_code: Whether code in a ``.pt2`` file, or that a pruned folder names, may run.
         **counting: ``policy``, ``grid``, ``formula``, ``activation_bits`` of
             `slimbit.measure.cost_config.CostConfig`.
 
@@ -71,7 +73,9 @@ def cost(
         return cost_of_module(model, example_input, bits=bits, steps=steps, per=per, hardware=hardware, **counting)
     if isinstance(model, CompressedModel) and model.layers:
         if bits is not None or steps is not None or counting or per != model.cost.per:
-            raise InputError("bits, steps and other settings must not be given for a quantized model, which has its own")
+            raise InputError(
+                "bits, steps and other settings must not be given for a quantized model, which has its own"
+            )
         return with_hardware(model.cost, hardware)
     config = cost_config_from(bits=bits, steps=steps, per=per, **counting)
     if isinstance(model, PreparedNetwork):
@@ -82,6 +86,6 @@ def cost(
         return with_hardware(cost_of_survey(survey, config), hardware)
     if isinstance(model, str | PathLike):
         name = str(model) if isinstance(model, str) else str(Path(model))
-        return with_hardware(cost_of_survey(survey_of(name), config), hardware)
+        return with_hardware(cost_of_survey(survey_of(name, allow_code=allow_code), config), hardware)
     kind = type(model).__name__
     raise InputError(f"model must be a module, a compressed or prepared network, a path or a name, got {kind}")

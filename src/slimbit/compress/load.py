@@ -17,7 +17,7 @@ from slimbit.records.codec import from_json
 from slimbit.records.cost import SCHEMA as COST_SCHEMA
 from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
-from slimbit.records.files import read_bounded
+from slimbit.records.files import read_regular
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS, KeepPlan
 from slimbit.records.network import NetworkSpec
 from slimbit.records.origin import NetworkOrigin
@@ -134,7 +134,7 @@ def _load_pruned(path: Path, model: nn.Module | None, *, allow_code: bool) -> Co
 
 
 def _verified(path: Path, entry: FileEntry) -> bytes:
-    content = read_bounded(path, what="artifact file", limit=entry.bytes)
+    content = read_regular(path, "artifact file", limit=entry.bytes)
     if len(content) != entry.bytes:
         raise InputError(f"artifact file {path} must have {entry.bytes} bytes, got {len(content)}")
     if hashlib.sha256(content).hexdigest() != entry.sha256:

@@ -43,7 +43,7 @@ from slimbit.records.codec import digest, from_json, pretty, with_schema
 from slimbit.records.codec import record as stored_record
 from slimbit.records.config import PruneConfig
 from slimbit.records.errors import InputError
-from slimbit.records.files import not_written, read_bounded, write_whole
+from slimbit.records.files import not_written, read_regular, write_whole
 from slimbit.records.groups import Ties
 from slimbit.records.keep import KeepPlan
 from slimbit.records.signal import EpochSignal
@@ -330,7 +330,7 @@ class Pruner:
         file = folder / DONE
         if not file.exists():
             return None
-        content = read_bounded(file, what="pruned network", limit=LARGEST)
+        content = read_regular(file, "pruned network", limit=LARGEST)
         found = from_json(_StageRecord, content, where=str(file), schema=SCHEMA)
         weights = (folder / NETWORK).read_bytes() if (folder / NETWORK).is_file() else b""
         if hashlib.sha256(weights).hexdigest() != found.network:

@@ -65,7 +65,8 @@ def train(
             f"seed {settings.seed}{begun}",
         }
         prints = f"{split.images.fingerprint()} {fingerprint}".strip()
-        label = RunLabel(card=card, data=data.name, fingerprint=prints, test=split.test)
+        scored = [part.digest for part in (split.validate, split.test) if part is not None]
+        label = RunLabel(card=card, data=data.name, fingerprint=prints, evaluation=" ".join(scored), test=split.test)
     if after_step is not None:
         task = replace(task, after_step=(*task.after_step, after_step))
     if progress is not None:

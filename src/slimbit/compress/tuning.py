@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -17,8 +16,8 @@ from slimbit.training.admm import Admm, AdmmSettings, Choose
 from slimbit.training.images import TrainImages
 from slimbit.training.objectives import distillation
 from slimbit.training.run import RunLabel, train_network
-from slimbit.training.task import Score, TrainingProgress, TrainTask
-from slimbit.zoo.data import DataSet, Part
+from slimbit.training.task import TrainingProgress, TrainTask
+from slimbit.zoo.data import DataSet, Evaluator, Part
 from slimbit.zoo.data.splits import balanced_order
 
 TrainingData = DataSet | TrainTask
@@ -38,8 +37,8 @@ class TrainingSplit:
     """
 
     images: TrainImages
-    validate: Score | None
-    test: Score
+    validate: Evaluator | None
+    test: Evaluator
     held: int
 
 
@@ -80,13 +79,8 @@ def training_split(config: TrainConfig, data: DataSet, *, labelled: bool = True)
     validate = None
     if held and labels is not None:
         part = Part(data.train.images[order[:held]], labels[order[:held]])
-        scored = replace(data, name=f"{data.name} held out", test=part).evaluator(batch_size=250)
-        validate = _percent(scored)
-    return TrainingSplit(images, validate, _percent(data.evaluator(batch_size=250)), held)
-
-
-def _percent(evaluate: Callable[[nn.Module], Any]) -> Score:
-    return lambda network: float(evaluate(network))
+        validate = replace(data, name=f"{data.name} held out", test=part).evaluator(batch_size=250)
+    return TrainingSplit(images, validate, data.evaluator(batch_size=250), held)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +151,9 @@ class Tuning:
         )
 
         def line(now: TrainingProgress) -> None:
+            if now.message:
+                progress(f"ADMM: {now.message}")
+                return
             progress(f"ADMM, rho {settings.rho(now.epoch):g}: {_line(now)}, residual {admm.residuals[-1]:.4f}")
 
         task = replace(self._task(original), regularizer=admm)
@@ -177,10 +174,11 @@ class Tuning:
         progress: Callable[[TrainingProgress], None],
     ) -> None:
         def listen(now: TrainingProgress) -> None:
-            if now.finished is not None:
+            if now.finished is not None or now.message:
                 progress(now)
 
-        label = RunLabel(data=self.data, fingerprint=content)
+        held_out = getattr(task.validate, "digest", "")
+        label = RunLabel(data=self.data, fingerprint=content, evaluation=held_out)
         train_network(network, replace(task, listener=listen), config, folder, label=label)
         network.eval()
 
@@ -203,6 +201,8 @@ def tuning_for(tune: TuneConfig, data: TrainingData | None, prepared: PreparedNe
 
 
 def _line(now: TrainingProgress) -> str:
+    if now.message:
+        return now.message
     done = now.finished
     assert done is not None, "the caller asked"
     held = "" if done.accuracy is None else f", held out {done.accuracy:.2f} %"

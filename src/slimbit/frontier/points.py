@@ -52,7 +52,8 @@ class Scorer:
     @property
     def digest(self) -> str:
         """SHA-256 of the images and labels it scores on, "" where it does not say."""
-        return str(getattr(self.evaluate, "digest", ""))
+        value = getattr(self.evaluate, "digest", "")
+        return value if isinstance(value, str) else ""
 
     @property
     def name(self) -> str:

@@ -6,7 +6,9 @@ from typing import Literal
 
 from slimbit.records.point import FrontierPoint
 
-Stage = Literal["float accuracy", "prune", "sensitivity", "range", "start", "point", "refine", "waiting", "done"]
+Stage = Literal[
+    "float accuracy", "prune", "sensitivity", "range", "start", "point", "refine", "waiting", "note", "done"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,8 @@ class Progress:
         stage: "float accuracy", "prune" (a network is pruned and tuned, one message per epoch), "sensitivity" and
             "range" prepare; "start" comes once for each keep ratio, when what is left is known; then "point" before
             and after each point (``point`` is None before), "refine" when places for more points were chosen,
-            "waiting" while other processes hold what is left, and "done".
+            "waiting" while other processes hold what is left, "note" for what a reader of the results should know,
+            and "done".
         done: Points finished, by any process, in this or an earlier start.
         total: Points in all.
         seconds_left: Estimate; None before a network was compressed.

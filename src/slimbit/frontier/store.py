@@ -23,9 +23,9 @@ from filelock import FileLock, Timeout
 
 from slimbit.frontier import study as studies
 from slimbit.frontier.objects import Kind, read_object, write_object
-from slimbit.records.codec import canonical, from_json, parse_json
+from slimbit.records.codec import canonical, from_json
 from slimbit.records.errors import InputError
-from slimbit.records.files import not_written, read_bounded, write_whole
+from slimbit.records.files import not_written, parse_json, read_regular, write_whole
 from slimbit.records.point import FrontierPoint, PlannedPoint
 from slimbit.records.run import RUN_FILE, SCHEMA, RunInfo
 
@@ -204,7 +204,7 @@ def read_info(folder: Path) -> RunInfo:
     path = folder / RUN_FILE
     if not path.exists():
         raise InputError(f"run must be a folder with a {RUN_FILE}, got {folder}")
-    return from_json(RunInfo, read_bounded(path, what="run", limit=LARGEST_INFO), where=str(path), schema=SCHEMA)
+    return from_json(RunInfo, read_regular(path, "run", limit=LARGEST_INFO), where=str(path), schema=SCHEMA)
 
 
 @contextmanager

@@ -8,7 +8,9 @@ killed process leaves a running trial behind. Here a trial exists only when it i
 """
 
 import math
+import os
 import sqlite3
+import urllib.parse
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -45,8 +47,16 @@ _KNOBS: dict[str, BaseDistribution] = {
 
 
 def url_of(folder: Path, storage: str | None) -> str:
-    """The storage's address: the one given, or the run's own SQLite file."""
-    return storage or f"sqlite:///{folder.resolve() / NAME}"
+    """The storage's address: the one given, or the run's own SQLite file.
+
+    The file is named as a SQLite URI, where ``?``, ``%``, ``#`` and braces of a folder's name are escaped: in a plain
+    address they would mean something, and the database would lie elsewhere. SQLAlchemy escapes what it unescapes.
+    """
+    if storage:
+        return storage
+    path = urllib.parse.quote(os.fsencode(folder.resolve() / NAME))
+    url = sqlalchemy.engine.URL.create("sqlite", database=f"file:{path}", query={"uri": "true"})
+    return url.render_as_string(hide_password=False)
 
 
 def create_study(url: str, name: str, metric: str) -> optuna.Study:
@@ -172,8 +182,15 @@ def _check_sound(url: str) -> None:
 
 def sqlite_file(url: str) -> Path | None:
     """The file behind a SQLite address; None for any other."""
-    prefix = "sqlite:///"
-    return Path(url.removeprefix(prefix)) if url.startswith(prefix) and ":memory:" not in url else None
+    try:
+        parts = sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return None
+    if not parts.drivername.startswith("sqlite") or not parts.database or ":memory:" in parts.database:
+        return None
+    if "uri" not in parts.query:
+        return Path(parts.database)
+    return Path(os.fsdecode(urllib.parse.unquote_to_bytes(parts.database.removeprefix("file:"))))
 
 
 def _where(url: str) -> str:

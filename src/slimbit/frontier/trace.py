@@ -23,7 +23,7 @@ from slimbit.records.accuracy import Accuracy, is_near_chance
 from slimbit.records.codec import digest
 from slimbit.records.config import PAPER, RunConfig
 from slimbit.records.errors import InputError
-from slimbit.records.run import RunInfo, check_same
+from slimbit.records.run import RunInfo, cautions, check_same
 from slimbit.records.signal import EpochSignal
 from slimbit.records.training_run import read_training_run, spread_epochs
 from slimbit.survey.trace import Inputs
@@ -106,12 +106,13 @@ def trace_frontier(
     waiting = Progress(stage="waiting", message="another process prepares the run")
     with waiting_lock(folder, "prepare", lambda: listener(waiting)):
         fixed = _fixed(settings, root, scorer, signal, pruner)
-        store = begin_store(
-            folder,
-            storage=settings.storage,
-            metric=settings.metric,
-            check=lambda info: check_same(info, fixed, folder),
-        )
+
+        def check(info: RunInfo) -> None:
+            check_same(info, fixed, folder)
+            for caution in cautions(info, fixed, versions()):
+                listener(Progress(stage="note", message=caution))
+
+        store = begin_store(folder, storage=settings.storage, metric=settings.metric, check=check)
         if store.info is None:
             listener(Progress(stage="float accuracy", message="scoring the float network"))
             store.write_info(_begin(root, scorer, fixed, study_name(folder, settings.storage)))

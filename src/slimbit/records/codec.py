@@ -6,7 +6,6 @@ is finite. A fault is one sentence that names the place, the rule and what was f
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cache
@@ -15,6 +14,7 @@ from typing import Any, TypeVar, dataclass_transform
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from slimbit.records.errors import InputError, closest
+from slimbit.records.files import parse_json
 from slimbit.records.text import clipped
 
 Record = TypeVar("Record")
@@ -97,45 +97,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def parse_json(content: bytes | str, *, where: str) -> Any:
-    """JSON text as plain data.
-
-    Raises:
-        InputError: It is no complete JSON, or nested too deeply.
-
-    >>> parse_json(b"[1, 2", where="run.json")
-    Traceback (most recent call last):
-        ...
-    slimbit.records.errors.InputError: run.json must be complete JSON, got Expecting ',' delimiter: line 1 column 6 \
-(char 5): the file is damaged
-    """
-    try:
-        return json.loads(content, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} must be complete JSON, got {clipped(str(error))}: the file is damaged") from error
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"the number {constant}")
-
-
-def parse_toml(content: bytes, *, where: str) -> dict[str, Any]:
-    """TOML text as plain data.
-
-    Raises:
-        InputError: It is no TOML, or a number or a nesting is beyond all bounds.
-    """
-    try:
-        return tomllib.loads(content.decode())
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} must be UTF-8 text, got {error.reason}") from error
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise InputError(f"{where} must be TOML, got {clipped(str(error) or type(error).__name__)}") from error
-
-
 def from_json(kind: type[Record], content: bytes | str, *, where: str, schema: int | None = None) -> Record:
     """The record that JSON text holds; see `from_plain`."""
-    return from_plain(kind, parse_json(content, where=where), where=where, schema=schema)
+    return from_plain(kind, parse_json(content, where), where=where, schema=schema)
 
 
 def from_plain(kind: type[Record], data: Any, *, where: str, schema: int | None = None) -> Record:

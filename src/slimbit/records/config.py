@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from slimbit.records.codec import ConfigTable, parse_toml
+from slimbit.records.codec import ConfigTable
 from slimbit.records.errors import InputError, closest
-from slimbit.records.files import read_bounded
+from slimbit.records.files import read_toml_table
 from slimbit.records.network import NetworkSpec, Per
 from slimbit.records.signal import EpochSignal
 from slimbit.records.training import TrainConfig
@@ -27,7 +27,6 @@ By = Literal["norm", "signal", "fisher", "admm", "dead"]
 Scope = Literal["layer", "global"]
 Constants = Literal["fold", "zero"]
 
-LARGEST_FILE = 1 << 20
 SHORT_TRAINING = 40
 """Up to so many epochs the learning rate falls in two steps, as in the paper's 4 epochs; beyond along a cosine."""
 
@@ -289,8 +288,7 @@ def read_config(kind: type[ConfigTable], path: str | Path) -> Any:
         InputError: The file cannot be read or is no TOML, or a key is unknown or has a wrong value; the sentence
             names file and key.
     """
-    where = f"configuration {path}"
-    data = parse_toml(read_bounded(Path(path), what="configuration", limit=LARGEST_FILE), where=where)
+    data = read_toml_table(path, "configuration")
     try:
         return kind(**data)
     except InputError as error:

@@ -92,7 +92,7 @@ FIXED = (
 SPOKEN = {
     "network_digest": "network's weights",
     "calibration_digest": "calibration images' content",
-    "evaluate_digest": "content of the images and labels that accuracy is measured on",
+    "evaluate_digest": "evaluation data (images, labels, normalization)",
     "signal_epochs": "training epochs (signal)",
     "signal_digest": "training signal's content",
     "quant": "settings of quantization",
@@ -108,6 +108,8 @@ def check_same(stored: RunInfo, asked: Mapping[str, Any], folder: object) -> Non
         InputError: One sentence that names the setting and both values.
     """
     for name in FIXED:
+        if name == "evaluate_digest" and not stored.evaluate_digest:
+            continue  # nothing to compare with: `cautions` says so
         before, now = plain(getattr(stored, name)), plain(asked.get(name, getattr(stored, name)))
         if before == now:
             continue
@@ -119,6 +121,23 @@ def check_same(stored: RunInfo, asked: Mapping[str, Any], folder: object) -> Non
             f"{what} of run {folder} must be {_shown(before)} as when it began, "
             f"got {_shown(now)}: give another --out for a new run"
         )
+
+
+def cautions(stored: RunInfo, asked: Mapping[str, Any], versions: Mapping[str, str]) -> list[str]:
+    """What does not forbid to continue a run but should be known, as sentences.
+
+    Args:
+        stored: The run.
+        asked: Settings of this call.
+        versions: Of this process. Another one may change the last digits of results, and more where it brought a
+            fault or its repair.
+    """
+    pairs = [(name, stored.versions.get(name, "unknown"), after) for name, after in versions.items()]
+    changed = ", ".join(f"{name} {before} (now {after})" for name, before, after in pairs if before != after)
+    found = [f"the run began with {changed}: points measured from now on may differ a little"] if changed else []
+    if asked.get("evaluate_digest") and not stored.evaluate_digest:
+        found.append("the run keeps no digest of its evaluation data: that they are still the same was not checked")
+    return found
 
 
 def _shown(value: Any) -> str:

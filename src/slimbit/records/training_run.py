@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slimbit.records.codec import from_json, parse_json
+from slimbit.records.codec import from_json
 from slimbit.records.errors import InputError
-from slimbit.records.files import read_bounded
+from slimbit.records.files import parse_json, read_regular
 from slimbit.records.signal import EpochSignal
 from slimbit.records.signal_file import read_signal
 from slimbit.records.training import TrainEpoch
@@ -106,6 +106,6 @@ def _text(file: Path) -> str:
     if not file.exists():
         return ""
     try:
-        return read_bounded(file, what="training record", limit=LARGEST).decode()
+        return read_regular(file, "training record", limit=LARGEST).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{file} must be readable text, got {error}") from error

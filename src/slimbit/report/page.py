@@ -6,13 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slimbit.records.codec import parse_json, plain
+from slimbit.records.codec import plain
 from slimbit.records.errors import InputError
+from slimbit.records.files import parse_json, write_whole
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
 from slimbit.report.figures import accuracy_figure, histogram_figure, template, widths_of
 from slimbit.report.frames import ReportData, ReportFacts, report_data
-from slimbit.report.html import composed, written
+from slimbit.report.html import composed
 
 
 def write_report(
@@ -36,7 +37,8 @@ def write_report(
         The file.
 
     Raises:
-        InputError: A cost report is missing or damaged, no point is finished, or the file cannot be written.
+        InputError: A cost report is missing or damaged, or no point is finished.
+        StoreError: The file cannot be written; an older one stays.
     """
 
     def data(point: FrontierPoint, role: str) -> Any:
@@ -47,7 +49,9 @@ def write_report(
     baselines = [data(point, "plan").get("config", {}) for point in points if point.baseline]
     facts = about(info, run, points, baselines=baselines)
     text = page(report_data(facts, points, lambda point: data(point, "cost")))
-    return written(Path(out) if out is not None else Path(run) / "report.html", text)
+    file = Path(out) if out is not None else Path(run) / "report.html"
+    write_whole(file, text.encode())
+    return file
 
 
 def about(
@@ -82,6 +86,7 @@ def about(
         "weights": info.origin.weights,
         "weights digest": info.network_digest[:16],
         "calibration digest": info.calibration_digest[:16],
+        "evaluation digest": info.evaluate_digest[:16],
         "seed": str(info.seed),
         "quantization": _listed(plain(info.quant)),
         "of baselines": "; ".join(_distinct(baselines)),

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from slimbit.records.errors import InputError
 from slimbit.records.keep import PRUNED_WEIGHTS
-from slimbit.sources.networks import OpenedNetwork, check_runnable, default_weights, is_pruned, open_network
+from slimbit.sources.networks import (
+    OpenedNetwork,
+    check_runnable,
+    check_trusted_data,
+    check_trusted_network,
+    default_weights,
+    is_pruned,
+    open_network,
+)
 
 if TYPE_CHECKING:
     from slimbit.zoo.data import DataSet
@@ -32,7 +40,12 @@ class NetworkAndData:
 
 
 def open_network_and_data(
-    network: str | None, *, weights: Path | None, spec: str | None, input_text: str | None = None
+    network: str | None,
+    *,
+    weights: Path | None,
+    spec: str | None,
+    input_text: str | None = None,
+    allow_code: bool = False,
 ) -> NetworkAndData:
     """Open network, weights and data; what is not given may stand in the weights' card.
 
@@ -41,24 +54,30 @@ def open_network_and_data(
         weights: Its weights; default: those that come with it.
         spec: Data spec.
         input_text: Shape of one input, ``3x32x32``; default: the data's.
+        allow_code: Whether code that a file names (a card, a pruned folder) may run.
 
     Raises:
-        InputError: Something is missing, does not exist or does not fit.
+        InputError: Something is missing, does not exist or does not fit, or a file names code that may not run.
     """
     given = network or ""
     pruned = is_pruned(given)
     if not pruned:
         check_runnable(given)
     file = weights or default_weights(given)
-    card = _card_of(Path(given) / PRUNED_WEIGHTS if pruned else file)
+    card_file = Path(given) / PRUNED_WEIGHTS if pruned else file
+    card = _card_of(card_file)
     network = given or card.get("network")
     if not network:
         raise InputError("NETWORK must be given, on the command line, in --config or in the weights' card, got none")
+    if not given:
+        check_trusted_network(network, f"the card of {card_file}", allow_code=allow_code)
+    if not spec:
+        check_trusted_data(card.get("data"), f"the card of {card_file}", allow_code=allow_code)
     data, spec = _data(spec, card)
     if file is None and not pruned and ":" not in network:
         raise InputError(f"--weights must be given for {network}, got none: it has to be a trained network")
     text = input_text or "x".join(map(str, data.input_shape))
-    found = open_network(network, weights=file, input_text=text, classes=data.classes)
+    found = open_network(network, weights=file, input_text=text, classes=data.classes, allow_code=allow_code)
     origin = replace(
         found.origin,
         weights=given if pruned else "" if file is None else str(file.resolve()),

@@ -24,7 +24,9 @@ MOST_SIZES = 8
 """Dimensions of an input that any layer has; more are a slip."""
 
 
-def survey_of(reference: str, *, weights: Path | None = None, input_text: str | None = None) -> "Survey":
+def survey_of(
+    reference: str, *, weights: Path | None = None, input_text: str | None = None, allow_code: bool = False
+) -> "Survey":
     """Survey whatever NETWORK names.
 
     Args:
@@ -32,17 +34,18 @@ def survey_of(reference: str, *, weights: Path | None = None, input_text: str | 
             ``slimbit prune`` has written.
         weights: Weights to load into it.
         input_text: ``3x32x32``; default: the network's own.
+        allow_code: Whether code in a ``.pt2`` file, or that a pruned folder names, may run.
     """
     pruned = is_pruned(reference)
     suffix = "" if pruned else Path(reference).suffix.lower()
     if suffix in FILES and ":" not in reference:
         if weights is not None:
             raise InputError(f"--weights must not be given for a file that has its own, got both for {reference}")
-        return _survey_file(reference, suffix, input_text)
+        return _survey_file(reference, suffix, input_text, allow_code=allow_code)
     if suffix in WEIGHT_FILES:
         raise InputError(f"NETWORK must be a network, got the weights file {reference}: give it with --weights")
     if pruned:
-        found = _pruned_network(reference, weights=weights, input_text=input_text)
+        found = _pruned_network(reference, weights=weights, input_text=input_text, allow_code=allow_code)
         model, shape = found.model, found.origin.input_shape
     else:
         model, shape = model_of(reference, weights=weights, input_text=input_text)
@@ -176,12 +179,53 @@ def _pruned_network(
     form = found.network
     if classes is not None and form.classes not in (None, classes):
         raise InputError(f"data must have the {form.classes} classes of {folder}, got {classes}")
+    check_trusted_network(form.source, str(Path(folder) / PRUNED), allow_code=allow_code)
     network = rebuild_pruned(
         rebuild(form, allow_code=allow_code), found.plan, read_weights(Path(folder) / PRUNED_WEIGHTS)
     )
     shape = form.input_shape if input_text is None else input_shape(input_text)
     origin = NetworkOrigin(source=form.source, classes=form.classes, input_shape=shape)
     return OpenedNetwork(network.eval(), origin, found.plan)
+
+
+def check_trusted_network(reference: str | None, file: str, *, allow_code: bool) -> None:
+    """Refuse a network that a file names and that is built by running code, unless the user has agreed to that.
+
+    What the user types runs; what a file says may have been written by anybody.
+
+    Args:
+        reference: The name in the file; None: there is none.
+        file: The file, for the message.
+        allow_code: Whether ``--allow-code`` was given.
+
+    >>> check_trusted_network("resnet20", "run.json", allow_code=False)
+    >>> check_trusted_network("os:getcwd", "run.json", allow_code=False)
+    Traceback (most recent call last):
+        ...
+    slimbit.records.errors.InputError: network named by run.json must be one that runs no code, got os:getcwd: where \
+the file is trusted, add --allow-code, or type the name as NETWORK
+    """
+    if not reference or allow_code or ":" not in reference or reference.startswith("timm:") or is_pruned(reference):
+        return
+    raise InputError(
+        f"network named by {file} must be one that runs no code, got {reference}: where the file is trusted, "
+        "add --allow-code, or type the name as NETWORK"
+    )
+
+
+def check_trusted_data(spec: str | None, file: str, *, allow_code: bool) -> None:
+    """The same for a data spec.
+
+    >>> check_trusted_data("digits", "card.json", allow_code=False)
+    """
+    from slimbit.zoo.data.request import parse
+
+    if not spec or allow_code or parse(spec).kind != "callable":
+        return
+    raise InputError(
+        f"data spec named by {file} must be one that runs no code, got {spec}: where the file is trusted, "
+        "add --allow-code, or type it with --data"
+    )
 
 
 def check_runnable(reference: str) -> None:
@@ -278,7 +322,7 @@ def _timm_model(name: str, classes: int | None) -> "tuple[nn.Module, tuple[int, 
     return model, tuple(model.pretrained_cfg["input_size"])
 
 
-def _survey_file(reference: str, suffix: str, input_text: str | None) -> "Survey":
+def _survey_file(reference: str, suffix: str, input_text: str | None, *, allow_code: bool) -> "Survey":
     path = Path(os.path.expandvars(reference)).expanduser()
     if suffix == ".onnx":
         from slimbit.survey.onnx_file import survey_onnx
@@ -289,7 +333,7 @@ def _survey_file(reference: str, suffix: str, input_text: str | None) -> "Survey
     if suffix == ".pt2":
         from slimbit.survey.exported import survey_exported
 
-        return survey_exported(path)
+        return survey_exported(path, allow_code=allow_code)
     from slimbit.survey.safetensors_file import survey_safetensors
 
     return survey_safetensors(path)

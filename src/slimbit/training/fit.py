@@ -213,7 +213,7 @@ class _Run:
         """Percent on held-out images, scored once and told to all processes."""
         if self.task.validate is None:
             return None
-        value = self.task.validate(self.network) if self.fabric.is_global_zero else 0.0
+        value = float(self.task.validate(self.network)) if self.fabric.is_global_zero else 0.0
         return float(self.fabric.broadcast(value))
 
     def _remember(self, done: TrainEpoch) -> None:

@@ -13,16 +13,16 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import nn
 
-from slimbit.records.codec import canonical, parse_json, pretty
+from slimbit.records.codec import canonical, pretty
 from slimbit.records.errors import InputError
-from slimbit.records.files import not_written, read_bounded, write_whole
+from slimbit.records.files import not_written, parse_json, read_regular, write_whole
 from slimbit.records.signal import EpochSignal
 from slimbit.records.training import TrainConfig, TrainEpoch
 from slimbit.records.training_run import EPOCHS, SETTINGS, SIGNAL, read_epochs
 from slimbit.training.checkpoint import plain
 from slimbit.training.devices import is_first_process
 from slimbit.training.fit import CHECKPOINT, fit
-from slimbit.training.task import Score, TrainTask
+from slimbit.training.task import Score, TrainingProgress, TrainTask
 from slimbit.training.writers import JsonLinesWriter
 
 MODEL, WEIGHTS, LOCK = "model.safetensors", "weights", ".lock"
@@ -38,12 +38,14 @@ class RunLabel:
         data: Name of the data set; a run is continued with the same one only.
         fingerprint: Of everything else that must be the same when a run is continued (images, normalization, first
             weights, pruning); "" = not compared.
+        evaluation: Digest of held-out and test images with their labels; "" = not compared.
         test: Scores the chosen weights once, at the end; None = not scored.
     """
 
     card: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
     fingerprint: str = ""
+    evaluation: str = ""
     test: Score | None = None
 
 
@@ -103,10 +105,13 @@ def _trained(model: nn.Module, task: TrainTask, config: TrainConfig, folder: Pat
         fit(model, task, config, folder=folder)
         return TrainResult(epoch=0, epochs=(), test_accuracy=None)
     with _locked(folder):
-        settings = _begin(folder, config, label)
+        settings, caution = _begin(folder, config, label)
+        if caution and task.listener is not None:
+            now = TrainingProgress(epoch=1, epochs=config.epochs, step=0, steps=1, loss=float("nan"), message=caution)
+            task.listener(now)
         log = _Log(folder, config, task.epoch_done)
         chosen = fit(model, replace(task, epoch_done=log), config, folder=folder)
-        accuracy = None if label.test is None else label.test(model)
+        accuracy = None if label.test is None else float(label.test(model))
         result = TrainResult(epoch=chosen, epochs=tuple(log.epochs), test_accuracy=accuracy)
         _write_weights(folder / MODEL, model, _card(label, result))
         told = {"epoch": chosen, "accuracy": result.accuracy, "test_accuracy": accuracy}
@@ -128,8 +133,12 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _begin(folder: Path, config: TrainConfig, label: RunLabel) -> dict[str, Any]:
-    """Write ``train.json``, or check that the run that began is this one."""
+def _begin(folder: Path, config: TrainConfig, label: RunLabel) -> tuple[dict[str, Any], str]:
+    """Write ``train.json``, or check that the run that began is this one.
+
+    Returns:
+        What it holds, and a sentence on versions that have changed since, "" where none has.
+    """
     path = folder / SETTINGS
     said: dict[str, Any] = {
         "slimbit": version("slimbit"),
@@ -137,6 +146,7 @@ def _begin(folder: Path, config: TrainConfig, label: RunLabel) -> dict[str, Any]
         "digest": config.digest(),
         "data": label.data,
         "fingerprint": label.fingerprint,
+        "evaluation": label.evaluation,
         "environment": _environment(),
     }
     if not path.exists():
@@ -144,16 +154,16 @@ def _begin(folder: Path, config: TrainConfig, label: RunLabel) -> dict[str, Any]
         if others:
             raise InputError(f"run must be a new folder, an empty one or a run, got {folder} with {others[0]!r} in it")
         _write_json(path, said)
-        return said
+        return said, ""
     try:
-        before = parse_json(read_bounded(path, what="training settings", limit=LARGEST), where=str(path))
+        before = parse_json(read_regular(path, "training settings", limit=LARGEST), where=str(path))
         digest, data = before["digest"], before["data"]
-        fingerprint = before.get("fingerprint", "")
+        fingerprint, evaluation = before.get("fingerprint", ""), before.get("evaluation", "")
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} must be what slimbit train wrote, got {error!r}") from error
     if not (folder / CHECKPOINT).exists():  # nothing is trained yet: what was given first may have been wrong
         _write_json(path, said)
-        return said
+        return said, ""
     if not (folder / EPOCHS).exists():
         raise InputError(f"{folder / EPOCHS} must exist beside {CHECKPOINT}, got no such file")
     if digest != said["digest"]:
@@ -166,7 +176,21 @@ def _begin(folder: Path, config: TrainConfig, label: RunLabel) -> dict[str, Any]
             f"run {folder} must be continued with its images, normalization, weights and pruning, "
             "got others of the same name"
         )
-    return {**before, **({"config": said["config"]} if "config" not in before else {})}
+    if evaluation and label.evaluation and evaluation != label.evaluation:
+        raise InputError(
+            f"run {folder} must be continued with its held-out and test images and their labels, "
+            "got others of the same name"
+        )
+    return {**before, **({"config": said["config"]} if "config" not in before else {})}, _changed_versions(before)
+
+
+def _changed_versions(before: Mapping[str, Any]) -> str:
+    """What a run began with and is not continued with, as a sentence; "" where nothing has changed."""
+    environment = before.get("environment")
+    known = {"slimbit": before.get("slimbit"), **(environment if isinstance(environment, Mapping) else {})}
+    now = {"slimbit": version("slimbit"), **_environment()}
+    changed = [f"{name} {known[name]} (now {now[name]})" for name in now if known.get(name) not in (None, now[name])]
+    return f"the run began with {', '.join(changed)}: its last digits may depend on that" if changed else ""
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

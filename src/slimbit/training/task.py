@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ from slimbit.training.images import TrainImages
 
 Objective = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 """From network, images and labels to the loss of one batch."""
-Score = Callable[[nn.Module], float]
+Score = Callable[[nn.Module], SupportsFloat]
 
 
 class Regularizer(Protocol):
@@ -43,6 +43,7 @@ class TrainingProgress:
         loss: Mean loss of this epoch so far.
         finished: The epoch's result, where it has just ended.
         signal: Its signal and noise.
+        message: What the reader of the results should know; the numbers are those of the moment.
     """
 
     epoch: int
@@ -52,6 +53,7 @@ class TrainingProgress:
     loss: float
     finished: TrainEpoch | None = None
     signal: EpochSignal | None = None
+    message: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

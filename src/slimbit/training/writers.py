@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slimbit.records.errors import InputError, MissingExtraError
-from slimbit.records.files import not_written, write_whole
+from slimbit.records.files import append_whole, write_whole
 from slimbit.records.signal import DEAD_THRESHOLDS, EpochSignal, LayerSignal
 from slimbit.records.signal_file import read_signal, signal_line
 
@@ -134,11 +134,7 @@ class _Lines:
         if self._last is None or epoch <= self._last:
             write_whole(self.path, (before(epoch) + text).encode())
         else:
-            try:
-                with self.path.open("a", encoding="utf-8", newline="") as stream:
-                    stream.write(text)
-            except OSError as error:
-                raise not_written(self.path, error) from error
+            append_whole(self.path, text.encode())
         self._last = epoch
 
 

@@ -108,9 +108,7 @@ def default_classes(name: str) -> int:
     return _lookup(name)[0].classes
 
 
-def network(
-    name: str, *, weights: "str | os.PathLike[str] | None" = None, classes: int | None = None
-) -> "nn.Module":
+def network(name: str, *, weights: "str | os.PathLike[str] | None" = None, classes: int | None = None) -> "nn.Module":
     """A network of the zoo: with weights of a file in evaluation mode, else new ones in training mode.
 
     New weights are random (He initialization from torch's global generator).

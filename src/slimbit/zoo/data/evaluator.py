@@ -1,7 +1,11 @@
 """Top-1 accuracy of any classifier on the test images of a data set."""
 
+import hashlib
+import json
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +29,8 @@ class Evaluator:
         images: Number of test images that one call looks at.
         classes: Number of classes; guessing gives ``100 / classes`` percent.
         description: What is measured, for reports.
+        digest: SHA-256 of these images, their labels and their normalization, so that a run which is continued
+            with other ones is noticed.
 
     >>> from slimbit.zoo import network
     >>> from slimbit.zoo.data import open_data
@@ -46,6 +52,24 @@ class Evaluator:
         there = len(data.test.images)
         of = f"all {there}" if images == there else f"{images} of {there}"
         self.description = f"top-1 of {of} test images of {data.name}"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything but the model that the accuracy depends on."""
+        data, images = self._data, self._data.test.images
+        norm = data.normalization
+        about = [self.images, images.shape[1:], str(images.dtype), data.full_scale, norm.mean, norm.std]
+        total = hashlib.sha256(json.dumps(about).encode())
+        total.update(self._labels.numpy().tobytes())
+        content = getattr(images, "content", None)  # of pictures their files: decoding all of them takes minutes
+        for start in range(0, self.images, self._batch_size):
+            chosen = self._order[start : start + self._batch_size]
+            if content is None:
+                total.update(np.ascontiguousarray(images[chosen]).tobytes())
+                continue
+            for number in chosen:
+                total.update(hashlib.sha256(content(int(number))).digest())
+        return total.hexdigest()
 
     def __call__(self, model: nn.Module) -> float:
         """Percent, 0 to 100.
