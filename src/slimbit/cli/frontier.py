@@ -67,7 +67,14 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         bool | None,
         typer.Option("--augment", help="Crop and flip these images as in training: for absolute BatchNorm statistics."),
     ] = None,
-    evaluate_images: Annotated[int | None, typer.Option(help="Images to score on; default: all.")] = None,
+    select_images: Annotated[
+        int | None,
+        typer.Option(
+            help="Images that points are scored and chosen by; default: the training images held out, else half of "
+            "the test images; 0: all test images."
+        ),
+    ] = None,
+    evaluate_images: Annotated[int | None, typer.Option(help="Instead: so many test images, held out or not.")] = None,
     baselines: Annotated[
         bool | None, typer.Option("--baselines/--no-baselines", help="Add plain quantization at 8 to 2 bits.")
     ] = None,
@@ -115,6 +122,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "calibration_images": calibration_images,
         "calibration_augment": augment,
         "evaluate_images": evaluate_images,
+        "select_images": select_images,
         "baselines": baselines,
         "signal": None if signal is None else str(signal),
         "signal_epochs": None if signal_epochs is None else parse_epochs(signal_epochs),
@@ -168,7 +176,9 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
     with Screen(Console(), metric=settings.metric, folder=str(out)) as screen:
         return trace_frontier(
             prepared,
-            evaluate=found.data.evaluator(settings.evaluate_images),
+            evaluate=found.data.evaluator(settings.evaluate_images)
+            if settings.evaluate_images is not None
+            else found.data.selection(settings.select_images)[0],
             out=out,
             config=settings.run(),
             data=found.data,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +39,9 @@ def pick(
     weights: Annotated[
         Path | None, typer.Option(help="Weights of the float network, to check that they are the run's.")
     ] = None,
+    score: Annotated[
+        bool, typer.Option(help="Score the model once on images that did not choose it, where the data have such.")
+    ] = True,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run the code that the run names to build its network.")
     ] = False,
@@ -49,6 +53,7 @@ def pick(
     """
     from slimbit.artifacts.manifest import read_manifest
     from slimbit.frontier.frontier import open_run
+    from slimbit.frontier.quote import quoted_accuracy
     from slimbit.records.run import RUN_FILE
     from slimbit.sources.networks import check_trusted_network, open_network
 
@@ -74,21 +79,31 @@ def pick(
         if weights is not None:
             frontier.check_weights(form)
     small = frontier.load(point, model=form, allow_code=allow_code)
+    note = ""
+    if score:
+        quoted, note = quoted_accuracy(info, small.model, allow_code=allow_code)
+        small = small if quoted is None else replace(small, accuracy=quoted)
     small.save(out)
     metrics = tuple(within) or (frontier.metric,)
-    _print(point, read_manifest(out), out, metrics=metrics, as_json=as_json)
+    _print(point, read_manifest(out), out, metrics=metrics, note=note, as_json=as_json)
 
 
-def _print(point: FrontierPoint, manifest: "Manifest", out: Path, *, metrics: tuple[str, ...], as_json: bool) -> None:
+def _print(point: FrontierPoint, manifest: "Manifest", out: Path, *, metrics: tuple[str, ...], note: str, as_json: bool) -> None:
     if as_json:
         sizes = {name: entry.bytes for name, entry in manifest.files.items()}
-        data = {"schema": 1, "out": str(out), "point": point.to_dict(), "bytes": sizes}
+        measured = None if manifest.accuracy is None else manifest.accuracy.model_dump(mode="json")
+        data = {"schema": 1, "out": str(out), "point": point.to_dict(), "accuracy": measured, "bytes": sizes}
         typer.echo(json.dumps(data, indent=2, allow_nan=False))
         return
     what = point.label + (", for comparison" if point.baseline else "")
     costs: Mapping[str, float | None] = point.costs
     spent = ", ".join(f"{metric} {quantity(costs[metric])}" for metric in metrics)
     typer.echo(f"point {point.number} ({what}): accuracy {point.accuracy:g}, {spent}")
+    if note:
+        typer.echo(f"accuracy is that of the images which chose the point: {note}")
+    elif manifest.accuracy is not None and "did not choose" in manifest.accuracy.measured_on:
+        found = manifest.accuracy
+        typer.echo(f"accuracy {found.value:.2f} ({found.low:.1f}-{found.high:.1f}): {found.measured_on}")
     levels, state = manifest.files["levels.bin"].bytes, manifest.files["state.safetensors"].bytes
     typer.echo(f"wrote {out}: levels and steps {levels:,} bytes, other parameters and statistics {state:,} bytes")
     typer.echo(f"slimbit.load({str(out)!r}).model is the network")

@@ -1,8 +1,7 @@
 """What anything costs that Slimbit can open: a module, a compressed model, a file, a network by name."""
 
 from collections.abc import Iterable
-from os import PathLike
-from pathlib import Path
+from os import PathLike, fspath
 from typing import Any
 
 from torch import nn
@@ -84,8 +83,5 @@ def cost(
         network = model.model
         survey = Survey(model.spec, lambda layer: read_weight(network, layer))
         return with_hardware(cost_of_survey(survey, config), hardware)
-    if isinstance(model, str | PathLike):
-        name = str(model) if isinstance(model, str) else str(Path(model))
-        return with_hardware(cost_of_survey(survey_of(name, allow_code=allow_code), config), hardware)
-    kind = type(model).__name__
-    raise InputError(f"model must be a module, a compressed or prepared network, a path or a name, got {kind}")
+    name = model if isinstance(model, str) else fspath(model)
+    return with_hardware(cost_of_survey(survey_of(name, allow_code=allow_code), config), hardware)

@@ -65,11 +65,11 @@ class Scorer:
         """What it measures, "" where it does not say."""
         return str(getattr(self.evaluate, "description", ""))
 
-    def score(self, network: nn.Module) -> Accuracy | float:
-        """The accuracy of a network.
+    def score(self, network: nn.Module) -> float:
+        """The accuracy of a network; an `Accuracy` where the number of images is known.
 
         Raises:
-            ValueError: ``evaluate`` returned something else than a finite number or an `Accuracy`.
+            ValueError: ``evaluate`` returned something else than a finite number.
         """
         value = self.evaluate(network)
         if isinstance(value, Accuracy):
@@ -83,13 +83,13 @@ class Scorer:
         if isinstance(value, bool | str | bytes) or not math.isfinite(number):
             raise ValueError(f"evaluate must return a finite number, got {value}")
         if self.images and 0 <= number <= 100:
-            return Accuracy(percent=number, images=self.images)
+            return Accuracy(number, self.images)
         return number
 
 
-def interval_of(score: Accuracy | float) -> tuple[float | None, float | None]:
+def interval_of(score: float) -> tuple[float | None, float | None]:
     """95 % confidence interval, where the number of images is known."""
-    return wilson_interval(score.percent, score.images) if isinstance(score, Accuracy) else (None, None)
+    return wilson_interval(score, score.images) if isinstance(score, Accuracy) else (None, None)
 
 
 def _count(evaluate: Evaluate, name: str) -> int | None:

@@ -81,7 +81,7 @@ def trace_frontier(
     >>> import slimbit, tempfile, torch
     >>> net, images = slimbit.network("digits_resnet"), torch.randn(32, 1, 8, 8)
     >>> frontier = slimbit.trace_frontier(
-    ...     net, images[:1], images, lambda model: float(model(images).std()), out=tempfile.mkdtemp(), points=2
+    ...     net, images[:1], images, lambda model: float(model(images).detach().std()), out=tempfile.mkdtemp(), points=2
     ... )
     >>> frontier.best(within={"esn_digital": 1e6}).policy in ("optimal", "max_abs")
     True

@@ -2,59 +2,61 @@
 
 import base64
 import math
-from dataclasses import field
+from collections.abc import Sequence
 from statistics import NormalDist
 
-from slimbit.records.codec import record
 from slimbit.records.errors import InputError
 
 NORMAL_95 = NormalDist().inv_cdf(0.975)
 
 
-@record
-class Accuracy:
-    """What ``evaluate`` may return instead of a number.
+class Accuracy(float):
+    """A percentage that knows how many images it rests on, and which of them were right.
+
+    It is a number, so everything that takes one takes it; ``evaluate`` may return it in place of a plain one.
 
     Attributes:
-        percent: Share of the images that are right, 0 to 100.
         images: Number of images it rests on.
         hits: Which were right, a bit per image in the order of the images, most significant bit first, base64; ""
             where that is not known. Two accuracies on the same images are compared pairwise.
 
-    >>> Accuracy.of([True, False, True, True]).percent, Accuracy.of([True, False]).right()
+    >>> Accuracy.of([True, False, True, True]), Accuracy.of([True, False]).right()
     (75.0, (True, False))
     """
 
-    percent: float
     images: int
-    hits: str = field(default="", repr=False)
+    hits: str
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.percent <= 100 or self.images < 1:
-            raise InputError(
-                f"accuracy must be 0 to 100 percent of at least one image, got {self.percent} of {self.images}"
-            )
-        if self.hits and len(self.hits) != 4 * math.ceil(math.ceil(self.images / 8) / 3):
-            raise InputError(f"hits must hold a bit for each of {self.images} images, got {len(self.hits)} characters")
+    def __new__(cls, percent: float, images: int, hits: str | None = None) -> "Accuracy":
+        if not 0 <= percent <= 100 or images < 1:
+            raise InputError(f"accuracy must be 0 to 100 percent of at least one image, got {percent} of {images}")
+        if hits and len(hits) != 4 * math.ceil(math.ceil(images / 8) / 3):
+            raise InputError(f"hits must hold a bit for each of {images} images, got {len(hits)} characters")
+        made = super().__new__(cls, percent)
+        made.images, made.hits = images, hits or ""
+        return made
+
+    def __getnewargs__(self) -> tuple[float, int, str]:
+        return float(self), self.images, self.hits
 
     @classmethod
-    def of(cls, right: "list[bool] | tuple[bool, ...]") -> "Accuracy":
+    def of(cls, right: Sequence[bool]) -> "Accuracy":
         """The accuracy of images of which each was right or not."""
         packed = bytearray(math.ceil(len(right) / 8))
         for place, one in enumerate(right):
             packed[place // 8] |= bool(one) << (7 - place % 8)
-        count = sum(map(bool, right))
-        return cls(percent=100.0 * count / len(right), images=len(right), hits=base64.b64encode(packed).decode())
+        percent = 100.0 * sum(map(bool, right)) / len(right)
+        return cls(percent, len(right), base64.b64encode(packed).decode())
+
+    @property
+    def percent(self) -> float:
+        """The plain number."""
+        return float(self)
 
     def right(self) -> tuple[bool, ...]:
         """Which images were right; empty where that is not known."""
-        if not self.hits:
-            return ()
         packed = base64.b64decode(self.hits)
-        return tuple(bool(packed[k // 8] >> (7 - k % 8) & 1) for k in range(self.images))
-
-    def __float__(self) -> float:
-        return self.percent
+        return tuple(bool(packed[k // 8] >> (7 - k % 8) & 1) for k in range(self.images)) if self.hits else ()
 
 
 def wilson_interval(percent: float, images: int) -> tuple[float, float]:
@@ -86,7 +88,7 @@ def mcnemar(first: Accuracy, second: Accuracy) -> float:
     Raises:
         InputError: Accuracies of different images, or without their hits.
 
-    >>> mcnemar(Accuracy.of([True] * 6 + [False]), Accuracy.of([False] * 6 + [False]))  # 2 / 2^6
+    >>> round(mcnemar(Accuracy.of([True] * 6 + [False]), Accuracy.of([False] * 6 + [False])), 12)  # 2 / 2^6
     0.03125
     """
     if first.images != second.images or not first.hits or not second.hits:

@@ -7,11 +7,13 @@ is finite. A fault is one sentence that names the place, the rule and what was f
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar, dataclass_transform
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from slimbit.records.errors import InputError, closest
 from slimbit.records.files import parse_json
@@ -19,6 +21,7 @@ from slimbit.records.text import clipped
 
 Record = TypeVar("Record")
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_MISSING = ("missing", "missing_keyword_only_argument")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -49,7 +52,7 @@ class ConfigTable(BaseModel):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            raise InputError(_sentence(error, type(self), where="")) from error
+            raise InputError(_sentence(error, type(self), settings, where="")) from error
 
     def with_options(self, options: Mapping[str, Any]) -> Any:
         """The settings with others put over them; None means not given, an inner mapping is put over its table.
@@ -57,7 +60,7 @@ class ConfigTable(BaseModel):
         Raises:
             InputError: A wrong value.
         """
-        return type(self)(**_over(self.model_dump(exclude_unset=True), options))
+        return type(self)(**_over(_given(self), options))
 
 
 def plain(value: Any) -> Any:
@@ -133,7 +136,7 @@ def from_plain(kind: type[Record], data: Any, *, where: str, schema: int | None 
     try:
         read: Record = _adapter(kind).validate_json(text)  # type: ignore[arg-type] # every type can be a key
     except ValidationError as error:
-        raise InputError(_sentence(error, kind, where=where)) from error
+        raise InputError(_sentence(error, kind, data, where=where)) from error
     return read
 
 
@@ -147,42 +150,100 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
+def _given(table: ConfigTable) -> dict[str, Any]:
+    """The settings that were given, as the objects they are."""
+    return {name: getattr(table, name) for name in table.model_fields_set}
+
+
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for name, value in above.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(name, {}), Mapping):
-            inner = _over(merged.get(name, {}), value)
-            merged |= {name: inner} if inner else {}
+        inner = merged.get(name, {})
+        inner = _given(inner) if isinstance(inner, ConfigTable) else inner
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            both = _over(inner, value)
+            merged |= {name: both} if both else {}
         elif value is not None:
             merged[name] = value
     return merged
 
 
-def _sentence(error: ValidationError, kind: Any, *, where: str) -> str:
+def _sentence(error: ValidationError, kind: Any, data: Any, *, where: str) -> str:
     """The first fault: the place, the rule, what was found."""
-    faults = error.errors(include_url=False)
-    # a misspelt key is also missing under its right name: the misspelling is what helps
-    fault = next((one for one in faults if one["type"] in _UNKNOWN), faults[0])
-    steps = [str(step) for step in fault["loc"] if not str(step).startswith(("function-", "tagged-"))]
+    steps, fault = _first_fault(error, data)
     path, of = clipped(".".join(steps)), f" of {where}" if where else ""
     if fault["type"] == "union_tag_invalid":
         return f"kind of {path}{of} must be one of {fault['ctx']['expected_tags']}, got {fault['ctx']['tag']!r}"
     if fault["type"] in _UNKNOWN:
         hint = closest(steps[-1], _keys(kind, steps[:-1]))
         return f"{where or 'settings'} must hold only known keys, got {path}{hint}"
-    if fault["type"] in ("missing", "missing_keyword_only_argument"):
+    if fault["type"] in _MISSING:
         return f"{where or 'settings'} must hold {path}, got none"
     if fault["type"] == "value_error":  # a sentence of ours
         said = fault["msg"].removeprefix("Value error, ")
         return f"{path}: {said}" if path and not where else f"{where}: {said}" if where else said
-    rule = fault["msg"].removeprefix("Input should be ").replace("Input should", "a value that should")
-    return f"{path or 'value'}{of} must be {rule}, got {clipped(repr(fault['input']))}"
+    return f"{path or 'value'}{of} must be {_rule(fault)}, got {clipped(repr(fault['input']))}"
+
+
+def _first_fault(error: ValidationError, data: Any) -> tuple[list[str], ErrorDetails]:
+    """The path to the first fault and the fault; of a value that fits no type of a union, what is wrong deepest in it.
+
+    Settings within settings are objects of their own, whose errors hold a path of their own.
+    """
+    found = [(_path(fault, data), fault) for fault in error.errors(include_url=False)]
+    path, fault = found[0]
+    inside = [(steps, one) for steps, one in found if steps[: len(path)] == path]
+    path, fault = max(inside, key=lambda pair: len(pair[0]))
+    # a misspelt key is also missing under its right name: the misspelling is what helps
+    path, fault = next(((steps, one) for steps, one in found if one["type"] in _UNKNOWN), (path, fault))
+    cause = getattr(fault.get("ctx", {}).get("error"), "__cause__", None)
+    if isinstance(cause, ValidationError):
+        inner, fault = _first_fault(cause, fault["input"])
+        path = [*path, *inner]
+    return path, fault
+
+
+def _path(fault: ErrorDetails, data: Any) -> list[str]:
+    """Keys and positions that lead to a fault, without pydantic's names for the types of a union."""
+    path = []
+    for place, step in enumerate(fault["loc"]):
+        is_key = isinstance(data, Mapping) and step in data
+        is_position = isinstance(data, list | tuple) and isinstance(step, int) and step < len(data)
+        if is_key or is_position:
+            data = data[step]
+        elif not (fault["type"] in _MISSING and place == len(fault["loc"]) - 1):
+            continue
+        path.append(str(step))
+    return path
+
+
+def _rule(fault: ErrorDetails) -> str:
+    """What a value must be, in our words where pydantic's do not follow "must be"."""
+    context = fault.get("ctx", {})
+    if fault["type"] in ("tuple_type", "list_type"):
+        return "a list"
+    if fault["type"] in ("model_type", "dataclass_type"):
+        return f"a table with the fields of {context.get('class_name', 'a record')}"
+    if fault["type"] in ("too_short", "too_long"):
+        least = fault["type"] == "too_short"
+        bound = f"at least {context['min_length']}" if least else f"at most {context['max_length']}"
+        return f"a list of {bound}"
+    return fault["msg"].removeprefix("Input should be ").replace("Input should", "a value that should")
 
 
 def _keys(kind: Any, path: list[str]) -> tuple[str, ...]:
-    """Fields of the record at a path of inner ones, as far as it leads through records."""
+    """Fields of the record at a path of inner ones."""
     for step in path:
-        fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
-        field = fields.get(step)
-        kind = getattr(field, "annotation", None) or getattr(field, "type", None)
-    return tuple(getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {}))
+        known = _fields(kind)
+        kind = known.get(step) if known else next(iter(get_args(kind)), None)  # the record of a tuple
+    return tuple(_fields(kind))
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """Type of each field of a record, or of the record in a union; empty for anything else."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
+    if is_dataclass(kind):
+        return {one.name: one.type for one in fields(kind)}
+    arms = get_args(kind) if get_origin(kind) in (Annotated, Union, UnionType) else ()
+    return next((found for arm in arms if (found := _fields(arm))), {})

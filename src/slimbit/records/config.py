@@ -261,7 +261,9 @@ class FrontierConfig(RunConfig):
         input: Shape of one input, ``3x32x32``.
         calibration_images: Number of unlabelled images.
         calibration_augment: Whether they are cropped and flipped as in training.
-        evaluate_images: Number of images to score on; None = all.
+        evaluate_images: Number of test images to choose by; None = as of ``select_images``.
+        select_images: Number of images that points are chosen by, see `slimbit.zoo.data.DataSet.selection`; 0 = every
+            point is scored on all test images.
         device: Where networks are compressed and scored: cpu, cuda or cuda:1.
     """
 
@@ -272,6 +274,7 @@ class FrontierConfig(RunConfig):
     calibration_images: Count = 500
     calibration_augment: bool = False
     evaluate_images: Count | None = None
+    select_images: Annotated[int, Field(ge=0)] | None = None
     device: str = "cpu"
 
     def run(self) -> RunConfig:

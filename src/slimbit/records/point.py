@@ -99,7 +99,7 @@ class FrontierPoint(PlannedPoint):
         """
         if self.accuracy is None or self.images is None:
             raise InputError(f"point {self.number} must know how many images it was scored on, got none")
-        return Accuracy(percent=self.accuracy, images=self.images, hits=self.hits)
+        return Accuracy(self.accuracy, self.images, self.hits)
 
     def to_dict(self) -> dict[str, Any]:
         """Flat data for ``slimbit points --json``: every cost metric under its own name."""
