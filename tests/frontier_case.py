@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimbit.frontier.trace import trace_frontier
 from slimbit.frontier.frontier import Frontier
+from slimbit.frontier.trace import trace_frontier
 
 CLASSES = 5
 POINTS = 8

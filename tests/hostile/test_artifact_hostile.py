@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save
-from slimbit.compress.load import load
-from slimbit.numerics.levels import LayerLevels
-from slimbit.artifacts.packed import pack_model, unpack_model
 from torch import nn
 
 from slimbit.artifacts.artifact import Origin, write_artifact
 from slimbit.artifacts.manifest import FILES, NetworkReference, read_manifest
+from slimbit.compress.load import load
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
 from slimbit.survey.module import survey_network

@@ -5,8 +5,6 @@ import json
 
 import pytest
 import torch
-from slimbit.plan.inputs import PlanInputs
-from slimbit.records.config import PAPER, QuantConfig
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -14,6 +12,7 @@ from slimbit.apply.calibration import calibrate
 from slimbit.apply.compress import compress
 from slimbit.apply.layers import weights_of
 from slimbit.measure.sensitivity import measure_sensitivity
+from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_deviation, step_by_price, step_by_range
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe

@@ -7,12 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from slimbit.numerics.levels import LayerLevels
-from slimbit.artifacts.packed import pack_model, unpack_model
 from slimbit.frontier.levels import unpack_levels
-from slimbit.compress.prepared import prepare
-from slimbit.plan.inputs import PlanInputs
-from slimbit.records.config import PAPER, QuantConfig
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
@@ -23,7 +18,9 @@ from slimbit.frontier.trace import default_layout, trace_frontier
 from slimbit.measure.sensitivity import measure_sensitivity
 from slimbit.numerics.batches import as_called, joined, output_heads, pieces
 from slimbit.numerics.copies import plain_network
+from slimbit.numerics.levels import LayerLevels
 from slimbit.numerics.rounding import cholesky
+from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_range
 from slimbit.records.errors import InputError
 from slimbit.records.plan import Recipe

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from slimbit import zoo
 from slimbit.apply.compress import Compressed, compress
 from slimbit.artifacts.artifact import Origin, write_artifact
-from slimbit.compress.load import load
 from slimbit.artifacts.manifest import FILES, Accuracy, Manifest, NetworkReference, Normalization, read_manifest
-from slimbit.numerics.levels import LayerLevels
-from slimbit.artifacts.packed import pack_model, unpack_model
+from slimbit.compress.load import load
 from slimbit.measure.cost import cost
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError
 from slimbit.records.network import NetworkSpec
-from slimbit.records.plan import CompressionPlan, LayerPlan, Grid
+from slimbit.records.plan import CompressionPlan, Grid, LayerPlan
 from slimbit.survey.module import survey_network
 
 

@@ -5,18 +5,17 @@ import dataclasses
 
 import pytest
 import torch
-from slimbit.apply.compensation import compensation_factors
-from slimbit.plan.inputs import PlanInputs
-from slimbit.records.config import PAPER, QuantConfig
 from torch import nn
 
 from slimbit.apply.calibration import calibrate
+from slimbit.apply.compensation import compensation_factors
 from slimbit.apply.compress import compress
 from slimbit.apply.layers import weights_of
 from slimbit.measure.sensitivity import measure_sensitivity
 from slimbit.numerics.energy import level_bits
 from slimbit.numerics.grid import to_levels
 from slimbit.numerics.moments import channel_moments, paired_statistics
+from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_deviation, step_by_price, step_by_range
 from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
 from slimbit.survey.module import survey_network

@@ -13,15 +13,13 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from slimbit.frontier.levels import unpack_levels
-from slimbit.records.config import QuantConfig
 
 import frontier_case as case
+from slimbit.frontier.frontier import Frontier, open_run
 from slimbit.frontier.progress import Progress
-from slimbit.frontier.frontier import open_run
 from slimbit.measure.sensitivity import categorical
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, Recipe
-from slimbit.frontier.frontier import Frontier
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,11 @@ from slimbit.frontier.slim import Slimming
 import frontier_case as case
 import slimbit
 from slimbit.cli import app
+from slimbit.frontier.frontier import Frontier, open_run
 from slimbit.frontier.progress import Progress
-from slimbit.frontier.frontier import open_run
 from slimbit.records.config import PruneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
-from slimbit.frontier.frontier import Frontier
 
 WIDTHS = (1.0, 0.75, 0.5)
 EACH = case.POINTS + case.BASELINES + 1

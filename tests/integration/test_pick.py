@@ -9,13 +9,13 @@ import pytest
 import torch
 import typer
 from safetensors.torch import save_file
-from slimbit.compress.load import load
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from slimbit import zoo
 from slimbit.artifacts.manifest import read_manifest
 from slimbit.cli.pick import parse_budget, pick
+from slimbit.compress.load import load
 from slimbit.frontier.frontier import open_run
 from slimbit.frontier.trace import Origin, trace_frontier
 from slimbit.records.errors import InputError

@@ -22,7 +22,7 @@ from slimbit.records.training import TrainConfig
 from slimbit.training.checkpoint import read_checkpoint
 from slimbit.training.fit import TrainingError
 from slimbit.training.objectives import distillation
-from slimbit.training.run import RunLabel, train_network
+from slimbit.training.run import train_network
 from slimbit.zoo.cards import read_card
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from slimbit.artifacts import entropy, packing
 from slimbit.artifacts.packing import Packed, coding_grid, fixed_bytes, pack_levels, unpack_levels
-from slimbit.records.errors import InputError
 from slimbit.records.config import Grid
+from slimbit.records.errors import InputError
 
 GRIDS: tuple[Grid, ...] = ("midrise", "midrise_zero", "midtread")
 

@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slimbit.frontier.spacing import refinement_prices, bisection_order, even_targets, price_for
+
+from slimbit.frontier.spacing import bisection_order, even_targets, price_for, refinement_prices
 
 
 @given(st.floats(0.1, 3.0), st.floats(-6, 6), st.floats(0.01, 0.99))
@@ -30,7 +31,7 @@ def test_price_for_a_jump_ends_beside_it(edge: float, share: float) -> None:
 
 
 @given(st.integers(1, 40))
-def test_coarse_first_is_an_order_of_all(count: int) -> None:
+def test_bisection_is_an_order_of_all(count: int) -> None:
     assert sorted(bisection_order(count)) == list(range(count))
 
 
@@ -47,7 +48,7 @@ POINTS = st.lists(st.tuples(st.floats(1, 1e6), st.floats(0, 100), st.floats(1e-9
 
 
 @given(POINTS, st.integers(0, 5), st.randoms())
-def test_places_do_not_depend_on_the_order_of_arrival(points: list, count: int, random) -> None:
+def test_refinement_prices_do_not_depend_on_the_order_of_arrival(points: list, count: int, random) -> None:
     shuffled = list(points)
     random.shuffle(shuffled)
     places = refinement_prices(points, count)

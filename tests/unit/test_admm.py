@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import slimbit
+from slimbit.records.config import TuneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.training import TrainConfig
 from slimbit.training.admm import Admm, AdmmSettings
-from slimbit.training.hold import held_at_zero, tune_config
+from slimbit.training.hold import held_at_zero
 from slimbit.training.images import TrainImages
 from slimbit.training.run import train_network
 from slimbit.training.task import TrainTask
@@ -74,7 +75,7 @@ def half_of_each_convolution(values):
 
 
 def trained():
-    return slimbit.load_weights(slimbit.network("digits_resnet"), slimbit.zoo.shipped_weights("digits_resnet"))
+    return slimbit.network("digits_resnet", weights=slimbit.zoo.shipped_weights("digits_resnet"))
 
 
 def test_the_residual_falls_and_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
@@ -132,7 +133,7 @@ def test_weights_held_at_zero_stay_zero_through_training(tmp_path):
     masks = half_of_each_convolution(dict(model.named_parameters()))
     hold = held_at_zero(masks)
     hold(model)
-    config = tune_config(2, learning_rate=0.05, augment={"crop": 1, "flip": False})
+    config = TuneConfig(epochs=2, learning_rate=0.05, train={"augment": {"crop": 1, "flip": False}}).training()
     train_network(model, replace(digits_task(256), after_step=(hold,)), config, tmp_path)
     for name, mask in masks.items():
         value = dict(model.named_parameters())[name].detach()
@@ -141,10 +142,10 @@ def test_weights_held_at_zero_stay_zero_through_training(tmp_path):
 
 
 def test_tuning_follows_the_papers_settings():
-    four, long = tune_config(4), tune_config(160)
+    four, long = TuneConfig(epochs=4).training(), TuneConfig(epochs=160).training()
     assert (four.batch_size, four.schedule.name, four.schedule.milestones) == (64, "step", (2, 3))
     assert (long.batch_size, long.schedule.name, long.optimizer.weight_decay) == (100, "cosine", 5e-4)
-    with pytest.raises(InputError, match="tune_epochs must be a whole number of 1 or more, got 0"):
-        tune_config(0)
+    with pytest.raises(InputError, match="epochs must be greater than or equal to 1, got 0"):
+        TuneConfig(epochs=0)
     with pytest.raises(InputError, match="masks must be of parameters of the network, got 'w' of"):
         held_at_zero({"w": torch.ones(1)})(nn.Linear(1, 1))

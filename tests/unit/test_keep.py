@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from slimbit.plan.keep import keep_live_filters, keep_by_fisher, keep_by_norm, keep_within
+from slimbit.plan.keep import keep_by_fisher, keep_by_norm, keep_live_filters, keep_within
+from slimbit.records.codec import from_plain, plain
 from slimbit.records.config import PruneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.groups import FilterGroup, Member, Ties
@@ -46,9 +47,9 @@ def test_tied_filters_rank_by_their_sum() -> None:
 
 
 def test_global_ranks_all_units_and_spares_the_last() -> None:
-    plan = keep_by_norm(TIES, WEIGHTS, PruneConfig(ratio=3 / 7, scope="global"))
+    plan = keep_by_norm(TIES, WEIGHTS, PruneConfig(keep=3 / 7, scope="global"))
     assert units(plan) == {"a": (0, 2), "b": (0, 2), "c": (0, 1)}
-    assert units(keep_by_norm(TIES, WEIGHTS, PruneConfig(ratio=0.01, scope="global"))) == {
+    assert units(keep_by_norm(TIES, WEIGHTS, PruneConfig(keep=0.01, scope="global"))) == {
         "a": (0,),
         "b": (0,),
         "c": (0, 1),
@@ -57,12 +58,12 @@ def test_global_ranks_all_units_and_spares_the_last() -> None:
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_ratio_one_keeps_all(scope: str) -> None:
-    assert keep_by_norm(TIES, WEIGHTS, PruneConfig(ratio=1, scope=scope)).axes == ()
+    assert keep_by_norm(TIES, WEIGHTS, PruneConfig(keep=1, scope=scope)).axes == ()
 
 
 def test_ratios_by_pattern_and_protection() -> None:
-    assert units(keep_by_norm(TIES, WEIGHTS, PruneConfig(ratio={"[ab]": 0.25}))) == {"a": (0,), "b": (0,)}
-    assert units(keep_by_norm(TIES, WEIGHTS, PruneConfig(ratio={"b": 0.25, "c": 0.3}))) == {
+    assert units(keep_by_norm(TIES, WEIGHTS, PruneConfig(keep={"[ab]": 0.25}))) == {"a": (0,), "b": (0,)}
+    assert units(keep_by_norm(TIES, WEIGHTS, PruneConfig(keep={"b": 0.25, "c": 0.3}))) == {
         "a": (0,),
         "b": (0,),
         "c": (0, 1),
@@ -74,19 +75,25 @@ def test_ratios_by_pattern_and_protection() -> None:
 @pytest.mark.parametrize(
     ("keeping", "words"),
     [
-        ({"ratio": {"a": 0.5, "b": 0.25}}, "keep ratios must agree for the tied layers a, b"),
-        ({"ratio": {"d": 0.5}}, "keep ratio of 'd' must be 1, got 0.5: it is an output of the network"),
-        ({"ratio": {"layer9*": 0.5}}, "must match layers of net, got 'layer9\\*'"),
-        ({"protect": ("e",)}, "must match layers of net, got 'e'"),
-        ({"ratio": 0}, "keep ratio must be above 0 and at most 1, got 0"),
-        ({"ratio": 1.5}, "keep ratio must be above 0 and at most 1, got 1.5"),
-        ({"ratio": math.nan}, "keep ratio must be above 0"),
-        ({"ratio": True}, "keep ratio must be above 0"),
-        ({"ratio": {"a": -1}}, "keep ratio of 'a' must be above 0"),
-        ({"ratio": {"a": 0.5}, "scope": "global"}, "one number for the global scope"),
-        ({"scope": "network"}, "scope must be one of layer, global"),
-        ({"constants": "keep"}, "constants must be one of fold, zero"),
-        ({"protect": "conv1"}, "protect must be a tuple"),
+        ({"keep": {"a": 0.5, "b": 0.25}}, "keep ratios must agree for the tied layers a, b"),
+        ({"keep": {"d": 0.5}}, "keep ratio of 'd' must be 1, got 0.5: it is an output of the network"),
+        ({"keep": {"layer9*": 0.5}}, "must match layers, got 'layer9\\*'"),
+        ({"protect": ("e",)}, "must match layers, got 'e'"),
+        ({"keep": 0}, "keep must be greater than 0, got 0"),
+        ({"keep": 1.5}, "keep must be less than or equal to 1, got 1.5"),
+        ({"keep": math.nan}, "keep must be a finite number, got nan"),
+        ({"keep": True}, "keep must be a valid number, got True"),
+        ({"keep": {"a": -1}}, r"keep\.a must be greater than 0, got -1"),
+        ({"keep": {"a": 0.5}, "scope": "global"}, "one number for the global scope"),
+        ({"scope": "network"}, "scope must be 'layer' or 'global', got 'network'"),
+        ({"constants": "keep"}, "constants must be 'fold' or 'zero', got 'keep'"),
+        ({"protect": "conv1"}, "protect must be a list, got 'conv1'"),
+        ({"by": "size"}, "by must be 'norm', 'signal', 'fisher', 'admm' or 'dead', got 'size'"),
+        ({"by": "admm"}, "tune must be given for pruning by admm"),
+        ({"by": "signal"}, "signal must be given for pruning by signal"),
+        ({"signal": "run"}, "signal must be given for pruning by signal"),
+        ({"ratio": 0.5}, "only known keys, got ratio"),
+        ({"keeps": 0.5}, "only known keys, got keeps; did you mean keep"),
     ],
 )
 def test_refused(keeping: dict[str, object], words: str) -> None:
@@ -146,7 +153,7 @@ def test_predicted_macs() -> None:
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_budget_is_met_and_nothing_larger_meets_it(scope: str) -> None:
     def make(ratio: float) -> KeepPlan:
-        return keep_by_norm(TIES, WEIGHTS, PruneConfig(ratio=ratio, scope=scope))
+        return keep_by_norm(TIES, WEIGHTS, PruneConfig(keep=ratio, scope=scope))
 
     def cost(plan: KeepPlan) -> int:
         return sum(kept_macs(SPEC, plan).values())
@@ -162,6 +169,7 @@ def test_budget_is_met_and_nothing_larger_meets_it(scope: str) -> None:
 
 
 AXIS = {"name": "a", "role": "filters", "size": 3, "kept": [0, 2]}
+PLAN = {"network": "n", "policy": "p", "axes": [AXIS]}
 
 
 @pytest.mark.parametrize(
@@ -171,34 +179,36 @@ AXIS = {"name": "a", "role": "filters", "size": 3, "kept": [0, 2]}
         ({"kept": [2, 0]}, "rising numbers below 3"),
         ({"kept": [0, 3]}, "rising numbers below 3"),
         ({"kept": [0, 0]}, "rising numbers below 3"),
-        ({"kept": [0.0, 2]}, "rising numbers below 3"),
-        ({"kept": ["0"]}, "rising numbers"),
-        ({"size": "3"}, "rising numbers"),
-        ({"kept": 2}, "a list of what is kept"),
-        ({"role": "outputs"}, "role of 'a' must be one of"),
-        ({"more": 1}, "only known keys, got more"),
+        ({"kept": [0.0, 2]}, r"axes\.0\.kept\.0 of prune\.json must be a valid integer, got 0\.0"),
+        ({"kept": ["0"]}, r"axes\.0\.kept\.0 of prune\.json must be a valid integer, got '0'"),
+        ({"size": "3"}, r"axes\.0\.size of prune\.json must be a valid integer, got '3'"),
+        ({"kept": 2}, r"axes\.0\.kept of prune\.json must be a list, got 2"),
+        ({"role": "outputs"}, r"axes\.0\.role of prune\.json must be 'filters'"),
+        ({"more": 1}, r"prune\.json must hold only known keys, got axes\.0\.more"),
+        ({"siz": 3}, r"prune\.json must hold only known keys, got axes\.0\.siz; did you mean size"),
     ],
 )
 def test_plan_files_are_checked(change: dict[str, object], words: str) -> None:
-    data = {"schema": 1, "network": "n", "policy": "p", "axes": [AXIS | change]}
     with pytest.raises(InputError, match=words):
-        KeepPlan.from_dict(data)
+        from_plain(KeepPlan, PLAN | {"axes": [AXIS | change]}, where="prune.json")
 
 
 @pytest.mark.parametrize(
     "change", [{"schema": 2}, {"axes": None}, {"policy": 3}, {"extra": "x"}, {"axes": [AXIS, AXIS]}, {"constants": "x"}]
 )
 def test_broken_plans(change: dict[str, object]) -> None:
+    assert from_plain(KeepPlan, {"schema": 1} | PLAN, where="x", schema=1).axes[0].kept == (0, 2)
     with pytest.raises(InputError):
-        KeepPlan.from_dict({"schema": 1, "network": "n", "policy": "p", "axes": [AXIS]} | change)
-    with pytest.raises(InputError):
-        KeepPlan.from_dict({"schema": 1, "axes": [AXIS]})
+        from_plain(KeepPlan, {"schema": 1} | PLAN | change, where="x", schema=1)
+    with pytest.raises(InputError, match="x must hold network, got none"):
+        from_plain(KeepPlan, {"schema": 1, "axes": [AXIS]}, where="x", schema=1)
 
 
 def test_round_trip_and_digest() -> None:
     plan = keep_by_norm(TIES, WEIGHTS)
-    assert KeepPlan.from_dict(plan.to_dict()) == plan
-    assert KeepPlan.from_dict(plan.to_dict()).digest() == plan.digest() != replace(plan, constants="zero").digest()
+    again = from_plain(KeepPlan, plain(plan), where="x")
+    assert again == plan
+    assert again.digest() == plan.digest() != replace(plan, constants="zero").digest()
 
 
 def test_units_that_are_not_there() -> None:

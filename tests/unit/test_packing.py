@@ -8,8 +8,8 @@ import pytest
 
 from slimbit.artifacts import entropy
 from slimbit.artifacts.packing import Packed, fixed_bytes, pack_levels, unpack_levels
-from slimbit.records.errors import InputError
 from slimbit.records.config import Grid
+from slimbit.records.errors import InputError
 
 FILTERS, WEIGHTS = 64, 576
 

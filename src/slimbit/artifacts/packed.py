@@ -115,7 +115,7 @@ def _pack_layer(layer: LayerLevels, spec: LayerSpec, tensors: Mapping[str, Tenso
     weight = taken(tensors, spec)
     _check_layer(layer, spec, weight)
     doubled = (layer.levels.cpu().double() * 2).numpy()
-    if not np.array_equal(doubled, np.rint(doubled)):
+    if not (np.isfinite(doubled).all() and np.array_equal(doubled, np.rint(doubled))):
         raise InputError(f"levels of layer {spec.name!r} must be whole or half numbers, got others")
     grid = coding_grid(doubled.astype(np.int64), layer.grid)
     try:

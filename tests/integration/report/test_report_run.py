@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from slimbit.records.run import RunInfo
 from slimbit.frontier.workspace import Workspace, canonical
 from typer.testing import CliRunner
 
@@ -16,6 +15,7 @@ from slimbit.records.errors import InputError
 from slimbit.records.files import StoreError
 from slimbit.records.plan import CompressionPlan, LayerPlan
 from slimbit.records.point import FrontierPoint
+from slimbit.records.run import RunInfo
 from slimbit.report.page import write_report
 
 
