@@ -147,7 +147,6 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
     from slimbit.compress.prepared import prepare
     from slimbit.frontier.trace import trace_frontier
     from slimbit.numerics.batches import zeros_like_input
-    from slimbit.sources.calibration import calibration_images
     from slimbit.sources.network_and_data import open_network_and_data
     from slimbit.sources.networks import device_named
 
@@ -159,10 +158,10 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
         allow_code=allow_code,
     )
     device, tune = device_named(settings.device), settings.prune.tune
-    augment = None
-    if settings.calibration_augment:
-        augment = AugmentConfig() if tune is None else tune.train.augment
-    images = calibration_images(found.data, settings.calibration_images, seed=settings.seed, augment=augment)
+    augment: AugmentConfig | bool = settings.calibration_augment
+    if augment and tune is not None:
+        augment = tune.train.augment
+    images = found.data.calibration(settings.calibration_images, seed=settings.seed, augment=augment)
     prepared = prepare(
         found.network.model.to(device),
         zeros_like_input(found.shape).to(device),

@@ -88,7 +88,9 @@ def pick(
     _print(point, read_manifest(out), out, metrics=metrics, note=note, as_json=as_json)
 
 
-def _print(point: FrontierPoint, manifest: "Manifest", out: Path, *, metrics: tuple[str, ...], note: str, as_json: bool) -> None:
+def _print(
+    point: FrontierPoint, manifest: "Manifest", out: Path, *, metrics: tuple[str, ...], note: str, as_json: bool
+) -> None:
     if as_json:
         sizes = {name: entry.bytes for name, entry in manifest.files.items()}
         measured = None if manifest.accuracy is None else manifest.accuracy.model_dump(mode="json")

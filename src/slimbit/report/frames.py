@@ -14,7 +14,7 @@ from slimbit.records.point import FrontierPoint, point_label
 from slimbit.records.terminal import MISSING, UNITS, quantity
 from slimbit.report.answer import Answer, answer
 from slimbit.report.assumptions import assumptions
-from slimbit.report.headline import Headline, headline
+from slimbit.report.headline import Headline, headlines
 
 CostData = Mapping[str, Any]
 """JSON of one `CostReport`."""
@@ -79,13 +79,13 @@ class PointFrame:
     error: str
     clamped: tuple[str, ...] = ()
     """Layers that could not get the step which the policy asked for."""
-    width: float = 1.0
+    keep_ratio: float = 1.0
     """Share of the filters that was kept."""
 
     @property
     def label(self) -> str:
         """Width, policy and setting."""
-        return point_label(self.width, self.policy, self.setting)
+        return point_label(self.keep_ratio, self.policy, self.setting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +126,12 @@ class LayersFrame:
 class ReportData:
     """Everything a report shows; ``start`` is the number of the point it opens with.
 
-    ``answers`` tell which width is best at which cost, one per metric, where a run has several widths.
+    ``headlines`` say how many times cheaper it is, one per accuracy that people ask for. ``answers`` tell which keep
+    ratio is best at which cost, one per metric, where a run has several.
     """
 
     about: ReportFacts
-    headline: Headline
+    headlines: tuple[Headline, ...]
     answers: tuple[Answer, ...]
     start: int
     metrics: tuple[MetricFrame, ...]
@@ -171,7 +172,7 @@ def report_data(
     whole = max(map(_filters, reports.values()))
     return ReportData(
         about=about,
-        headline=headline(done, reports, names_of_metrics, about.unit),
+        headlines=headlines(done, reports, names_of_metrics, float_accuracy=about.float_accuracy, unit=about.unit),
         answers=tuple(
             found
             for name in names_of_metrics
@@ -258,7 +259,7 @@ def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> Po
         seconds=f"{sum(point.seconds.values()):.1f} s" if point.seconds else MISSING,
         error=point.error,
         clamped=point.clamped,
-        width=point.keep_ratio,
+        keep_ratio=point.keep_ratio,
     )
 
 

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slimbit.numerics.augment import draw_moves, largest_shift, moved
 from slimbit.records.errors import InputError
 from slimbit.records.training import AugmentConfig
 
@@ -111,7 +111,7 @@ class Batches:
         self, images: TrainImages, augment: AugmentConfig, *, device: torch.device, channels_last: bool = True
     ) -> None:
         self._images, self._augment, self._device = images, augment, device
-        self._most = min(images.pixels.shape[2:]) // 8 if augment.crop is None else augment.crop
+        self._largest = largest_shift(augment, images.pixels.shape)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         whole = isinstance(images.pixels, np.ndarray)
         self._pixels = torch.from_numpy(images.pixels).to(device) if whole else None
@@ -130,11 +130,8 @@ class Batches:
             ``accumulate`` pairs of images ``(part, channels, height, width)`` and labels ``(part,)``.
         """
         count = len(self._images)
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(count, generator=generator)
-        shift = torch.randint(2 * self._most + 1, (2, count), generator=generator)
-        flip = torch.rand(count, generator=generator) < (0.5 if self._augment.flip else 0.0)
-        order, shift, flip = (drawn.to(self._device) for drawn in (order, shift, flip))  # once: a copy waits
+        drawn = draw_moves(count, self._augment, largest=self._largest, seed=seed)
+        order, shift, flip = drawn.to(self._device)  # once: a copy waits
         parts = share.accumulate * share.processes
         for start in range(0, count - share.batch_size + 1, share.batch_size):
             firsts = range(start + share.rank, start + parts, share.processes)
@@ -147,40 +144,11 @@ class Batches:
             stored = self._pixels[indices]
         else:
             stored = torch.from_numpy(self._images.pixels[indices.cpu().numpy()]).to(self._device)
-        moved = stored
-        if self._most or self._augment.flip:
-            moved = _moved(stored, shift, flip, most=self._most)
-        batch = moved.to(torch.float32)
-        if moved.dtype == torch.uint8:
+        pixels = stored
+        if self._largest or self._augment.flip:
+            pixels = moved(stored, shift, flip, largest=self._largest)
+        batch = pixels.to(torch.float32)
+        if pixels.dtype == torch.uint8:
             batch = batch.div_(self._images.full_scale)
         batch = batch.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
         return batch, None if self._labels is None else self._labels[indices]
-
-
-def augmented_images(images: TrainImages, augment: AugmentConfig, *, seed: int = 0) -> Tensor:
-    """Every chosen image once, cropped and flipped as training sees it: what BatchNorm statistics were collected on.
-
-    Args:
-        images: Which images; labels are not used.
-        augment: Crops and flips.
-        seed: Another seed, another order and other crops.
-
-    Returns:
-        Shape ``(images, channels, height, width)``, normalized, on the CPU.
-    """
-    batches = Batches(images, augment, device=torch.device("cpu"), channels_last=False)
-    (((batch, _),),) = batches.epoch(seed, Share(batch_size=len(images)))
-    return batch
-
-
-def _moved(stored: Tensor, shift: Tensor, flip: Tensor, *, most: int) -> Tensor:
-    """Each image moved by its own whole number of pixels and mirrored or not, by one indexing operation."""
-    count, _, height, width = stored.shape
-    device = stored.device
-    padded = F.pad(stored, (most,) * 4) if most else stored
-    columns = torch.arange(width, device=device).expand(count, width)
-    columns = torch.where(flip[:, None], width - 1 - columns, columns) + shift[1][:, None]
-    rows = torch.arange(height, device=device) + shift[0][:, None]
-    # indices around the slice of channels: their dimensions come first, so the result is channels-last
-    image = torch.arange(count, device=device)[:, None, None]
-    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from slimbit.records.errors import InputError
 from slimbit.records.origin import Normalization
+from slimbit.records.training import AugmentConfig
 from slimbit.zoo.data.splits import balanced_order
 
 if TYPE_CHECKING:
@@ -111,7 +112,12 @@ class DataSet:
         return tuple(self.test.images.shape[1:])
 
     def calibration(
-        self, images: int = 500, *, batch_size: int = CALIBRATION_BATCH, seed: int = 0
+        self,
+        images: int = 500,
+        *,
+        batch_size: int = CALIBRATION_BATCH,
+        seed: int = 0,
+        augment: AugmentConfig | bool = False,
     ) -> "CalibrationBatches":
         """Unlabelled training images, chosen at random by ``seed``, as normalized float batches.
 
@@ -119,6 +125,9 @@ class DataSet:
             images: How many.
             batch_size: Images per batch; the last may have fewer.
             seed: Another seed, another choice.
+            augment: Whether they are cropped and flipped as in training, which BatchNorm statistics averaged anew need
+                in order to be fair; True = as ``slimbit train`` does by default, or the settings of a training
+                (``slimbit.TrainConfig().augment``).
 
         Returns:
             A sequence of float32 tensors ``(batch, channels, height, width)``; every pass gives the same.
@@ -130,7 +139,8 @@ class DataSet:
 
         images = _counted(images, len(self.train.images), f"calibration images of {self.name}", "training images")
         order = np.random.default_rng(seed).permutation(len(self.train.images))
-        return CalibrationBatches(self, order[:images], _batch_size(batch_size))
+        settings = AugmentConfig() if augment is True else augment or None
+        return CalibrationBatches(self, order[:images], _batch_size(batch_size), augment=settings, seed=seed)
 
     def evaluator(self, images: int | None = None, *, batch_size: int = EVALUATION_BATCH) -> "Evaluator":
         """A function from a model to its top-1 accuracy in percent on test images.
