@@ -8,8 +8,11 @@ from torch import nn
 
 from slimbit.artifacts.manifest import AccuracyEntry, LayerEntry, NetworkReference
 from slimbit.artifacts.packed import PackedModel, unpack_model
+from slimbit.artifacts.rebuild import rebuild
 from slimbit.compress.load import form_of
 from slimbit.compress.model import CompressedModel
+from slimbit.compress.prune import pruned_from_state
+from slimbit.measure.cost import cost
 from slimbit.numerics.batches import zeros_like_input
 from slimbit.records.codec import from_json
 from slimbit.records.cost import SCHEMA as COST_SCHEMA
@@ -58,10 +61,7 @@ def restored_point(
     keep = from_json(KeepPlan, json("keep"), where=f"keep plan of {where}") if "keep" in point.objects else None
     origin = info.origin
     if form is None:
-        if not origin.source or not origin.input_shape:
-            raise InputError(f"model must be given for {where}: the run does not know how its network is built")
-        reference = NetworkReference(source=origin.source, classes=origin.classes, input_shape=origin.input_shape)
-        form = form_of(reference, packed, keep, model=None, allow_code=allow_code, where=where)
+        form = form_of(_reference(info, where), packed, keep, model=None, allow_code=allow_code, where=where)
     network, layers = unpack_model(packed, form, keep=keep, where=where)
     spec = NetworkSpec(info.network, tuple(entry.spec() for entry in entries))
     if origin.input_shape:
@@ -86,6 +86,38 @@ def restored_point(
         accuracy=accuracy,
         provenance={"point": point.number, "seed": info.seed, **point.provenance},
     )
+
+
+def restored_pruned(
+    info: RunInfo, keep: KeepPlan, state: bytes, *, form: nn.Module | None, allow_code: bool
+) -> CompressedModel:
+    """The float network that a pruning of a run has left.
+
+    Args:
+        info: The run.
+        keep: What is left of the original.
+        state: Its weights, see `slimbit.compress.prune.packed_state`.
+        form: A network of the original's form; None: it is built by its name.
+        allow_code: Whether code that the run names may be run to build it.
+
+    Raises:
+        InputError: Damaged weights, or a network that cannot be built or called without an example.
+    """
+    where = f"the pruned network of {info.network}"
+    if form is None:
+        form = rebuild(_reference(info, where), allow_code=allow_code)
+    network = pruned_from_state(form, keep, state)
+    example = zeros_like_input(info.origin.input_shape)
+    spec = survey_network(network, example, name=info.network).spec
+    return CompressedModel(model=network, cost=cost(network, example), spec=spec, keep=keep, origin=info.origin)
+
+
+def _reference(info: RunInfo, where: str) -> NetworkReference:
+    """How the network of a run is built again."""
+    origin = info.origin
+    if not origin.source or not origin.input_shape:
+        raise InputError(f"model must be given for {where}: the run does not know how its network is built")
+    return NetworkReference(source=origin.source, classes=origin.classes, input_shape=origin.input_shape)
 
 
 def without_folders(spec: str) -> str:

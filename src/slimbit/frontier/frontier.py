@@ -107,6 +107,26 @@ class Frontier:
         form = model if model is not None else self._form
         return restored_point(self.info, point, self._store.read, form=form, allow_code=allow_code)
 
+    def pruned(
+        self, keep_ratio: float, *, model: "nn.Module | None" = None, allow_code: bool = False
+    ) -> "CompressedModel":
+        """The pruned network of a keep ratio as it was before quantization, tuned where the run tunes.
+
+        Args:
+            keep_ratio: One of the run's ``keep_ratios`` below 1, with a finished point.
+            model: As for `load`.
+            allow_code: As for `load`.
+
+        Raises:
+            InputError: No such keep ratio, a missing or damaged object, or a network that cannot be built.
+        """
+        from slimbit.compress.restore import restored_pruned
+        from slimbit.frontier.width_sweep import pruned_objects
+
+        found = pruned_objects(self._store, self.points, keep_ratio)
+        form = model if model is not None else self._form
+        return restored_pruned(self.info, *found, form=form, allow_code=allow_code)
+
     def check_weights(self, model: "nn.Module") -> None:
         """Raise `InputError` unless a network has the weights that the run began with."""
         from slimbit.compress.prepared import digest_of

@@ -24,6 +24,8 @@ from slimbit.records.signal import EpochSignal
 PLAN_STAGES = ("sweep", "refine", "baselines", "prune_only", "signal")
 """In the order of work: points for comparison wait until the places of the refinement are known."""
 BASELINE_BITS = (8, 7, 6, 5, 4, 3, 2)
+PRUNED = "slim"
+"""Under this name a run notes how a pruned network is kept."""
 REFINED_SHARE = 4
 """One point in so many is placed where the curve bends."""
 LEAST_SHARE = 1e-6
@@ -37,6 +39,10 @@ def sweep_size(points: int) -> int:
     (12, 3)
     """
     return points - points // REFINED_SHARE
+
+
+def _key(keep_ratio: float, name: str) -> str:
+    return name if keep_ratio == 1 else f"width-{keep_ratio:g}-{name}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class SweepPlan:
 
     def key(self, name: str) -> str:
         """The name of something of this keep ratio within the run."""
-        return name if self.keep_ratio == 1 else f"width-{self.keep_ratio:g}-{name}"
+        return _key(self.keep_ratio, name)
 
     def planned(self, stage: str) -> tuple[PlannedPoint, ...] | None:
         """The points of a stage, or None before they were decided on."""
@@ -119,7 +125,7 @@ class WidthSweep:
 
     def _pruned(self, pruner: Pruner, stages: Path, report: Report) -> PreparedNetwork:
         """Prune and tune, or take what the run has of it."""
-        store, name, root = self.plan.store, self.plan.key("slim"), pruner.prepared
+        store, name, root = self.plan.store, self.plan.key(PRUNED), pruner.prepared
         noted = store.noted(name, _PrunedNote)
         if noted is None:
             made = pruner.stage(pruner.plan(self.plan.keep_ratio), stages, report)
@@ -228,6 +234,21 @@ class WidthSweep:
             for name, plan in named
         ]
         self.plan.store.plan_points(self.plan.key(stage), points, **about)
+
+
+def pruned_objects(store: RunStore, points: Sequence[FrontierPoint], keep_ratio: float) -> tuple[KeepPlan, bytes]:
+    """What leads from the original's form to the pruned network of a keep ratio, and its weights.
+
+    Raises:
+        InputError: The run has no such network, or an object is missing or damaged.
+    """
+    note = store.noted(_key(keep_ratio, PRUNED), _PrunedNote)
+    keep = next((p.objects["keep"] for p in points if p.keep_ratio == keep_ratio and "keep" in p.objects), None)
+    if note is None or keep is None:
+        there = ", ".join(f"{ratio:g}" for ratio in sorted({p.keep_ratio for p in points} - {1.0}, reverse=True))
+        raise InputError(f"keep_ratio must be one that the run has pruned to ({there or 'none'}), got {keep_ratio!r}")
+    plan = from_json(KeepPlan, store.read(keep, "json"), where=f"keep plan {keep}")
+    return plan, store.read(note.network, "safetensors")
 
 
 def priced_cost(report: Any, metric: str, skip: tuple[str, ...]) -> float:
