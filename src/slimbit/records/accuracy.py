@@ -28,6 +28,11 @@ class Accuracy(float):
     hits: str
 
     def __new__(cls, percent: float, images: int, hits: str | None = None) -> "Accuracy":
+        """The number with what it rests on.
+
+        Raises:
+            InputError: A number that is no percentage, no images, or hits of another number of images.
+        """
         if not 0 <= percent <= 100 or images < 1:
             raise InputError(f"accuracy must be 0 to 100 percent of at least one image, got {percent} of {images}")
         if hits and len(hits) != 4 * math.ceil(math.ceil(images / 8) / 3):

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from slimbit.records.codec import ConfigTable
 from slimbit.records.errors import InputError, closest
@@ -128,6 +128,11 @@ class TuneConfig(ConfigTable):
     admm_epochs: Annotated[int, Field(ge=1, le=10_000)] = 3
     admm_learning_rate: Annotated[float, Field(gt=0)] = 0.05
     train: TrainConfig = TrainConfig()
+
+    @field_serializer("train")
+    def _given(self, train: TrainConfig) -> dict[str, Any]:
+        """What was set: it goes over the settings that follow from the others, so defaults must not."""
+        return train.model_dump(mode="json", exclude_unset=True)
 
     @model_validator(mode="after")
     def _once(self) -> Self:

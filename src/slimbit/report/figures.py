@@ -30,8 +30,8 @@ COLOURS = {
 def accuracy_figure(data: ReportData, metric: str) -> FigureData:
     """Accuracy against one cost metric: Pareto front, other points, baselines, float accuracy.
 
-    Traces, in the order of the templates: where there are several keep ratios one for each, pruning alone, and baselines of
-    narrower networks; then other points, front, baselines, steps from training, the selected point.
+    Traces, in the order of the templates: where there are several keep ratios one for each, pruning alone, and
+    baselines of pruned networks; then other points, front, baselines, steps from training, the selected point.
     ``customdata`` holds the numbers of the points; the selected one is filled in by the page. The layout opens on the
     useful part of the accuracy; ``layout.meta.ranges`` has that and the whole ("useful", "all").
 
@@ -78,7 +78,7 @@ def keep_ratios_of(data: ReportData) -> list[float]:
 
 
 def _of_keep_ratios(by_cost: Sequence[PointFrame], data: ReportData, frame: MetricFrame) -> list[FigureData]:
-    """A curve for each keep ratio, what pruning alone reaches, and (hidden until asked for) baselines of pruned networks."""
+    """A curve for each keep ratio, what pruning alone reaches, and (hidden at first) baselines of pruned networks."""
     ours = [point for point in by_cost if point.kind == "ours"]
     curves = [
         _trace(
@@ -91,8 +91,8 @@ def _of_keep_ratios(by_cost: Sequence[PointFrame], data: ReportData, frame: Metr
         for ratio in keep_ratios_of(data)
     ]
     alone = [point for point in by_cost if point.kind == "pruned"]
-    narrow = [point for point in by_cost if point.kind == "baseline" and point.keep_ratio != 1]
-    hidden = {**_trace("slim, then max_abs", narrow, data, frame, lines=False), "visible": "legendonly"}
+    pruned = [point for point in by_cost if point.kind == "baseline" and point.keep_ratio != 1]
+    hidden = {**_trace("prune, then max_abs", pruned, data, frame, lines=False), "visible": "legendonly"}
     return [*curves, _trace("prune only, 8 bits", alone, data, frame, lines=True), hidden]
 
 
@@ -214,8 +214,8 @@ def _ratio_styles(colours: dict[str, str], keep_ratios: int) -> list[dict[str, A
     ]
     alone = {"marker": {"color": colours["ink"], "symbol": "x", "size": 8},
              "line": {"color": colours["ink"], "width": 1.5, "dash": "dash"}, "error_y": bars}  # fmt: skip
-    narrow = {"marker": {"color": colours["base"], "symbol": "diamond-open", "size": 8}, "error_y": bars}
-    return [*curves, alone, narrow]
+    pruned = {"marker": {"color": colours["base"], "symbol": "diamond-open", "size": 8}, "error_y": bars}
+    return [*curves, alone, pruned]
 
 
 def _trace_styles(colours: dict[str, str], *, keep_ratios: int) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def _trace_styles(colours: dict[str, str], *, keep_ratios: int) -> dict[str, Any
     ring = {"symbol": "circle-open", "size": 20, "color": colours["ink"], "line": {"width": 2}}
     return {
         "scatter": [
-            *(_ratio_styles(colours, keep_ratios) if widths > 1 else ()),
+            *(_ratio_styles(colours, keep_ratios) if keep_ratios > 1 else ()),
             {"marker": {"color": colours["quiet"], "symbol": "circle-open", "size": 8}, "error_y": bars},
             {**front, "error_y": bars},
             {"marker": {"color": colours["base"], "symbol": "diamond", "size": 9},

@@ -112,7 +112,7 @@ class LayersFrame:
         widest: Bits of the widest level.
         decibels: S/N in dB, None where nothing was rounded.
         shares: Share of the network's cost by metric, 0 to 1.
-        filters: Number of filters by bit width, from 0 (pruned, those of a narrower network included).
+        filters: Number of filters by bit width, from 0 (pruned, those of a pruned network included).
     """
 
     mean_bits: tuple[float, ...]

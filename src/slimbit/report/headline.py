@@ -82,7 +82,7 @@ def headlines(
     ours = [point for point in points if not point.baseline]
     scale = 1.0 if unit else abs(float_accuracy) / 100
     return tuple(
-        _headline(drop, float_accuracy - drop * scale, ours, reference, points, reports, metrics=metrics, unit=unit)
+        _headline(drop, float_accuracy - drop * scale, ours, reference, reports, metrics=metrics, unit=unit)
         for drop in DROPS
     )
 
@@ -92,7 +92,6 @@ def _headline(
     target: float,
     ours: Sequence[FrontierPoint],
     reference: FrontierPoint | None,
-    points: Sequence[FrontierPoint],
     reports: Mapping[int, CostData],
     *,
     metrics: Sequence[str],
@@ -129,10 +128,11 @@ def _pairwise(chosen: FrontierPoint, reference: FrontierPoint) -> list[str]:
     first, second = chosen.measured(), reference.measured()
     pairs = list(zip(first.right(), second.right(), strict=True))
     won, lost = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    return [
+    text = (
         f"Pairwise on {chosen.images:,} images: point {chosen.number} is right on {won} that the {REFERENCE_BITS}-bit "
         f"network gets wrong, and wrong on {lost} that it gets right (McNemar p = {mcnemar(first, second):.2g})."
-    ]
+    )
+    return [text]
 
 
 def _cheapest(ours: Sequence[FrontierPoint], metric: str, target: float) -> FrontierPoint | None:

@@ -41,7 +41,7 @@
       ...(signals ? [`${signals} from training`] : []), ...(failed ? [`${failed} failed`] : []),
     ].join(" · ");
     at("drop").replaceChildren(...report.headlines.map((one, place) =>
-      node("option", `${one.drop} ${about.unit ? "points" : "%"}`, { value: place })));
+      node("option", `${one.drop} ${about.unit ? (one.drop === 1 ? "point" : "points") : "%"}`, { value: place })));
     at("drop").value = report.headlines.findIndex((one) => one.drop === 1);
     at("drop").addEventListener("change", drawHeadline);
     drawHeadline();
