@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
 from slimbit.frontier.frontier import open_run
+from slimbit.frontier.store import begin_store, check_folder
 from slimbit.frontier.objects import object_path, read_object, write_object
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import StoreError, write_whole
@@ -53,7 +54,7 @@ def damage(path: Path, how: str) -> None:
 def test_damaged_run_or_study_is_named(run: Path, name: str, how: str) -> None:
     damage(run / name, how)
     where = str(run) if (name, how) == ("run.json", "removed") else str(run / name)
-    for use in (lambda: open_run(run).points(), lambda: case.trace(run, **SMALL)):
+    for use in (lambda: open_run(run).points, lambda: case.trace(run, **SMALL)):
         with pytest.raises(InputError) as raised:
             use()
         assert where in str(raised.value)
@@ -61,19 +62,21 @@ def test_damaged_run_or_study_is_named(run: Path, name: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "emptied", "overwritten", "removed"])
-@pytest.mark.parametrize("role", ["plan", "levels", "cost"])
+@pytest.mark.parametrize("role", ["plan", "cost", "layers", "levels", "state"])
 def test_damaged_object_is_named_and_not_returned(run: Path, role: str, how: str) -> None:
     opened = open_run(run)
-    digest = opened.points()[0].objects[role]
-    kind = "safetensors" if role == "levels" else "json"
+    digest = opened.points[0].objects[role]
+    kind = {"levels": "bin", "state": "safetensors"}.get(role, "json")
     damage(object_path(run, digest, kind), how)
     with pytest.raises(InputError, match=digest):
         opened.read_object(digest, kind)
+    with pytest.raises(InputError, match=digest):
+        opened.load(opened.points[0], model=case.network())
 
 
 def test_a_damaged_plan_is_not_carried_out(run: Path) -> None:
     opened = open_run(run)
-    point = opened.points()[-1]
+    point = opened.points[-1]
     with closing(sqlite3.connect(run / "study.db")) as connection:
         connection.execute("DELETE FROM trials WHERE number = ?", (point.number,))
         connection.commit()
@@ -114,12 +117,16 @@ def test_strange_run_json_is_refused(run: Path, text: str) -> None:
         ("float_accuracy", "high"),
         ("float_accuracy", float("nan")),
         ("float_low", "z"),
-        ("weights", 7),
+        ("network", 7),
+        ("origin", {"weights": 7}),
         ("points", True),
         ("seed", 1.5),
-        ("input_shape", "3x32x32"),
-        ("input_shape", [1, "2"]),
-        ("recipe", [1]),
+        ("origin", {"input_shape": "3x32x32"}),
+        ("origin", {"input_shape": [1, "2"]}),
+        ("quant", [1]),
+        ("quant", {"grid": "midrize"}),
+        ("prune", "norm"),
+        ("keep_ratios", 0.5),
         ("versions", {"torch": 2}),
         ("study", None),
     ],
@@ -140,15 +147,15 @@ def test_wrong_types_in_a_trial_are_refused_by_name(run: Path, name: str, text: 
         connection.execute("UPDATE trial_user_attributes SET value_json = ? WHERE key = ?", (text, name))
         connection.commit()
     with pytest.raises(InputError, match=rf"{name}\S* of trial 0 of study .*study\.db must be"):
-        open_run(run).points()
+        open_run(run).points
 
 
 def test_a_trial_of_somebody_else_is_refused(run: Path) -> None:
     with closing(sqlite3.connect(run / "study.db")) as connection:
         connection.execute("DELETE FROM trial_user_attributes WHERE key = 'objects'")
         connection.commit()
-    with pytest.raises(InputError, match="got trial 0 without objects"):
-        open_run(run).points()
+    with pytest.raises(InputError, match="trial 0.*objects"):
+        open_run(run).points
 
 
 @pytest.mark.parametrize(
@@ -161,10 +168,9 @@ def test_a_run_does_not_settle_in_somebody_elses_place(tmp_path: Path, make: Cal
 
 
 def test_a_report_is_part_of_a_run_folder(tmp_path: Path) -> None:
-    from slimbit.frontier.workspace import Workspace
-
     (tmp_path / "report.html").write_text("")
-    assert Workspace(tmp_path, storage=None).info() is None
+    check_folder(tmp_path)
+    assert begin_store(tmp_path, storage=None, metric="esn_digital", check=lambda _: None).info is None
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write to")
@@ -217,7 +223,7 @@ def test_full_disk_is_one_sentence_and_the_run_continues(
     assert str(tmp_path / "run") in message
     hidden = [p for p in (tmp_path / "run").rglob(".*") if p.is_file()]
     assert hidden == []  # nothing half-written, not even under another name
-    expected = case.outcome(open_run(finished).frontier())
+    expected = case.outcome(open_run(finished))
     assert case.outcome(case.trace(tmp_path / "run", **SMALL)) == expected
 
 
@@ -231,7 +237,7 @@ def test_full_disk_under_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(StoreError, match=r"study\.db .*: database or disk is full"):
         case.trace(tmp_path / "run", **SMALL)
     monkeypatch.undo()
-    assert case.outcome(case.trace(tmp_path / "run", **SMALL)) == case.outcome(open_run(finished).frontier())
+    assert case.outcome(case.trace(tmp_path / "run", **SMALL)) == case.outcome(open_run(finished))
 
 
 def test_write_that_stops_in_the_middle_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,7 @@ def test_packed_levels_have_the_same_bytes_in_every_process() -> None:
     code = (
         f"import sys, hashlib; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_frontier_parts import *\n"
+        "from slimbit.records.codec import canonical\n"
         "p = pack_model(*quantized(), SPEC)\n"
         "print(hashlib.sha256(canonical(list(p.entries)) + p.levels + p.state).hexdigest())"
     )

@@ -93,6 +93,7 @@ def as_prepared(
     calibration: Iterable[Any] | Tensor | None,
     *,
     seed: int = 0,
+    likelihood: str = "categorical",
 ) -> PreparedNetwork:
     """A prepared network of whatever the public functions take.
 
@@ -112,8 +113,10 @@ def as_prepared(
         raise InputError("example_input must be given, e.g. torch.zeros(1, 3, 32, 32), got none")
     if isinstance(model, CompressedModel):
         name, origin, keep = model.spec.name, model.origin, model.keep
-        return prepare(network, example_input, calibration, name=name, seed=seed, origin=origin, keep=keep)
-    return prepare(network, example_input, calibration, seed=seed)
+        return prepare(
+            network, example_input, calibration, name=name, seed=seed, likelihood=likelihood, origin=origin, keep=keep
+        )
+    return prepare(network, example_input, calibration, seed=seed, likelihood=likelihood)
 
 
 def quantized(prepared: PreparedNetwork, plan: CompressionPlan) -> CompressedModel:

@@ -77,11 +77,13 @@ class Scorer:
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu()
         try:
-            number = float(value) if not isinstance(value, str | bytes) else math.nan
+            number = None if isinstance(value, bool | str | bytes) else float(value)
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"evaluate must return a number, got {type(value).__name__}") from None
-        if isinstance(value, bool | str | bytes) or not math.isfinite(number):
-            raise ValueError(f"evaluate must return a finite number, got {value}")
+            number = None
+        if number is None:
+            raise ValueError(f"evaluate must return a number, got {type(value).__name__}")
+        if not math.isfinite(number):
+            raise ValueError(f"evaluate must return a finite number, got {number}")
         if self.images and 0 <= number <= 100:
             return Accuracy(number, self.images)
         return number
