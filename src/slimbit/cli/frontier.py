@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from slimbit.cli.live import Screen
-from slimbit.cli.options import tune_options
+from slimbit.cli.options import parse_budget, tune_options
 from slimbit.cli.points import clampings, failures, points_table
 from slimbit.records.config import FrontierConfig, read_config
 from slimbit.records.errors import InputError, SlimbitError
@@ -41,7 +41,17 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         str | None, typer.Option(help="esn_digital (default), esn_analog or esn_filterwise.", show_default=False)
     ] = None,
     points: Annotated[
-        int | None, typer.Option(help="Points of each width, those for comparison not counted; default 16.")
+        int | None,
+        typer.Option(
+            help="Points of each network, those for comparison not counted; default 16. More of a finished run are added."
+        ),
+    ] = None,
+    near: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Add points near an accuracy or a cost: accuracy=91, esn_digital=10M; repeatable.",
+        ),
     ] = None,
     widths: Annotated[
         str | None,
@@ -111,6 +121,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "input": input_,
         "metric": metric,
         "points": points,
+        "near": dict(map(parse_budget, near)) if near else None,
         "keep_ratios": None if widths is None else parse_widths(widths),
         "stages": None if stages is None else str(stages),
         "prune": {

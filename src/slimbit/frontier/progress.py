@@ -25,6 +25,7 @@ class Progress:
         total: Points in all.
         seconds_left: Estimate; None before a network was compressed.
         point: The finished point.
+        points: Every point that is finished, by any process, in this or an earlier start.
         message: For people.
     """
 
@@ -33,6 +34,7 @@ class Progress:
     total: int = 0
     seconds_left: float | None = None
     point: FrontierPoint | None = None
+    points: tuple[FrontierPoint, ...] = ()
     message: str = ""
 
 

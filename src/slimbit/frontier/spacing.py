@@ -113,6 +113,36 @@ def refinement_prices(points: Sequence[tuple[float, float, float]], count: int) 
     return sorted(prices)
 
 
+def nearby_prices(
+    points: Sequence[tuple[float, float, float]], count: int, target: float, *, by_cost: bool
+) -> list[float]:
+    """Prices of further points between the two neighbours that a cost or an accuracy lies between.
+
+    Args:
+        points: Cost, accuracy and price of each measured point; costs positive.
+        count: How many prices.
+        target: A cost, or an accuracy; accuracies are made monotone first. Beyond all points the last two count.
+        by_cost: Whether the target is a cost.
+
+    Returns:
+        Prices from low to high, evenly spread in log price; none where fewer than two points have different costs.
+
+    >>> points = [(8.0, 92.0, 1.0), (4.0, 90.0, 2.0), (1.0, 10.0, 8.0)]
+    >>> [round(price, 3) for price in nearby_prices(points, 1, 91.0, by_cost=False)]
+    [1.414]
+    """
+    nodes: list[tuple[float, float, float]] = []
+    for cost, accuracy, price in sorted(points, key=lambda p: (p[0], -p[1], p[2])):
+        if cost > 0 and (not nodes or cost > nodes[-1][0]):
+            nodes.append((cost, max(accuracy, nodes[-1][1]) if nodes else accuracy, price))
+    if len(nodes) < 2:
+        return []
+    values = [node[0] if by_cost else node[1] for node in nodes]
+    place = min(max(sum(value < target for value in values), 1), len(nodes) - 1)
+    a, b = sorted(math.log(node[2]) for node in nodes[place - 1 : place + 1])
+    return [math.exp(a + (b - a) * k / (count + 1)) for k in range(1, count + 1)]
+
+
 def _monotone(points: Sequence[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
     """Log cost, best accuracy up to that cost, price; rising in cost, one node per cost."""
     nodes: list[tuple[float, float, float]] = []

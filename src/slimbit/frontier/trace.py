@@ -92,7 +92,13 @@ def trace_frontier(
         raise InputError(f"out must be the path of a folder, got {type(out).__name__}")
     settings: RunConfig = (config or RunConfig()).with_options({"metric": metric, "points": points})
     settings = settings.model_copy(update={"quant": settings.quant.for_metric(settings.metric)})
-    root = as_prepared(model, example_input, calibration, seed=settings.seed)
+    root = as_prepared(model, example_input, calibration, seed=settings.seed, likelihood=settings.likelihood)
+    for name in ("seed", "likelihood"):
+        given, there = getattr(settings, name), getattr(root, name)
+        if name in settings.model_fields_set and given != there:
+            raise InputError(
+                f"{name} must be given to slimbit.prepare for a prepared network, got {given} beside {there}"
+            )
     signal = _signal(settings, root)
     settings.quant.check_names(root.spec)
     if all(layer.name in settings.quant.skip for layer in root.spec.layers):

@@ -9,11 +9,11 @@ from typing import Any
 from slimbit.compress.prepared import PreparedNetwork, prepare
 from slimbit.compress.prune import Pruner, packed_state, pruned_from_state
 from slimbit.frontier.price_range import find_price_range
-from slimbit.frontier.spacing import bisection_order, even_targets, price_for, refinement_prices
+from slimbit.frontier.spacing import bisection_order, even_targets, nearby_prices, price_for, refinement_prices
 from slimbit.frontier.store import RunStore
 from slimbit.records.codec import canonical, from_json
 from slimbit.records.codec import record as stored_record
-from slimbit.records.config import PAPER, RunConfig
+from slimbit.records.config import NEAR_POINTS, PAPER, RunConfig
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.records.plan import CompressionPlan
@@ -69,25 +69,44 @@ class SweepPlan:
 
     def decided(self) -> list[PlannedPoint]:
         """Every point so far, in the order of work."""
-        return [point for stage in PLAN_STAGES for point in self.planned(stage) or ()]
+        return [point for stage in (*PLAN_STAGES, *self.added()) for point in self.planned(stage) or ()]
+
+    @property
+    def begun_with(self) -> int:
+        """Points that were asked for when the run began."""
+        assert self.store.info is not None, "a run is planned once its float network was scored"
+        return self.store.info.points
 
     @property
     def refinement(self) -> int:
         """Number of points that refine the sweep."""
-        return self.config.points - sweep_size(self.config.points)
+        return self.begun_with - sweep_size(self.begun_with)
+
+    def added(self) -> tuple[str, ...]:
+        """Stages that were added to the run after it began, in order."""
+        return self.store.noted(self.key("added"), tuple[str, ...]) or ()
+
+    def wanted(self) -> dict[str, int]:
+        """Stages beyond sweep and refinement that the settings ask for, with their number of points."""
+        more = self.config.points - self.begun_with
+        stages = {f"more-{self.config.points}": more} if more > 0 else {}
+        return stages | {f"near-{name}-{amount:g}": NEAR_POINTS for name, amount in self.config.near.items()}
 
     def is_done(self, finished: set[str]) -> bool:
         """Whether every point is decided on and finished."""
         refined = self.refinement == 0 or self.planned("refine") is not None
-        return self.planned("sweep") is not None and refined and {p.key for p in self.decided()} <= finished
+        known = self.planned("sweep") is not None and refined and {*self.wanted()} <= {*self.added()}
+        return known and {p.key for p in self.decided()} <= finished
 
     def size(self, signal_epochs: int) -> int:
         """Points in all: as many as were asked for until they are decided."""
+        added = self.added()
+        left = sum(count for stage, count in self.wanted().items() if stage not in added)
         if self.planned("sweep") is None:
             signal = signal_epochs if self.keep_ratio == 1 else 0
             baselines = len(BASELINE_BITS) if self.config.baselines else 0
-            return self.config.points + signal + baselines + (len(self.config.keep_ratios) > 1)
-        return len(self.decided()) + (self.refinement if self.planned("refine") is None else 0)
+            return self.begun_with + left + signal + baselines + (len(self.config.keep_ratios) > 1)
+        return len(self.decided()) + left + (self.refinement if self.planned("refine") is None else 0)
 
 
 @stored_record
@@ -179,7 +198,7 @@ class WidthSweep:
         dearest = cost_of(span.low)
         if dearest <= 0:
             raise InputError(f"{metric} of {prepared.name} must be above 0 to be saved, got 0")
-        count = sweep_size(config.points)
+        count = sweep_size(self.plan.begun_with)
         targets = even_targets(dearest, max(cost_of(span.high), LEAST_SHARE * dearest), count)
         prices = [price_for(cost_of, target, span.low, span.high) for target in targets]
         plans = [prepared.plan_at(prices[i], metric, quant) for i in bisection_order(len(prices))]
@@ -201,17 +220,42 @@ class WidthSweep:
         Args:
             measured: The finished points of the sweep; the order does not matter.
         """
-        config, read = self.plan.config, self.plan.store.read
-        places = [
+        places = self._places(measured, self.plan.config.metric)
+        return self._plan_at("refine", refinement_prices(places, self.plan.refinement), measured)
+
+    def plan_added(self, stage: str, count: int, measured: Sequence[FrontierPoint]) -> int:
+        """Keep the plans of points that were asked for after the run began; how many there are.
+
+        Args:
+            stage: ``more-24``, ``near-accuracy-91`` or ``near-esn_digital-1e+07``.
+            count: How many.
+            measured: All finished points with a price.
+        """
+        kind, name, amount = [*stage.split("-", 2), "", ""][:3]
+        if kind == "more":
+            prices = refinement_prices(self._places(measured, self.plan.config.metric), count)
+        else:
+            metric = self.plan.config.metric if name == "accuracy" else name
+            prices = nearby_prices(self._places(measured, metric), count, float(amount), by_cost=name != "accuracy")
+        found = self._plan_at(stage, prices, measured)
+        self.plan.store.note(self.plan.key("added"), [*self.plan.added(), stage])
+        return found
+
+    def _places(self, measured: Sequence[FrontierPoint], metric: str) -> list[tuple[float, float, float]]:
+        """Cost, accuracy and price of each point."""
+        return [
             (cost, p.accuracy, p.price)
             for p in measured
-            if p.accuracy is not None and p.price is not None and (cost := p.costs.get(config.metric)) is not None
+            if p.accuracy is not None and p.price is not None and (cost := p.costs.get(metric)) is not None
         ]
+
+    def _plan_at(self, stage: str, prices: Iterable[float], measured: Sequence[FrontierPoint]) -> int:
+        """Keep the plans of prices, but for those that a point has already."""
+        config, read = self.plan.config, self.plan.store.read
         known = {from_json(CompressionPlan, read(p.plan, "json"), where=p.key).layers for p in measured}
-        prices = refinement_prices(places, self.plan.refinement)
         plans = [self.prepared.plan_at(price, config.metric, config.quant) for price in prices]
-        chosen = self._different("refine", [plan for plan in plans if plan.layers not in known])
-        self._keep_points("refine", chosen)
+        chosen = self._different(stage, [plan for plan in plans if plan.layers not in known])
+        self._keep_points(stage, chosen)
         return len(chosen)
 
     def _different(self, stage: str, plans: Iterable[CompressionPlan]) -> list[tuple[str, CompressionPlan]]:

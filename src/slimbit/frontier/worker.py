@@ -61,7 +61,7 @@ class Worker:
     def work(self) -> None:
         """Measure points until every point of the run is finished, by this process or by others."""
         left = [plan for plan in self._plans if not plan.is_done(self._finished())]
-        if not left:
+        if self._begun_with or not left:
             self._report_start()
         while left:
             moved = [self._move(plan) for plan in left]
@@ -125,16 +125,28 @@ class Worker:
         self._report("point", point=point)
 
     def _refine(self, sweep: WidthSweep) -> None:
-        """Decide on the refinement of a keep ratio once its whole sweep is measured."""
-        plan = sweep.plan
-        wanted = {planned.key for planned in plan.planned("sweep") or ()}
-        if plan.refinement == 0 or plan.planned("refine") is not None or not wanted <= self._finished():
+        """Decide on further points of a keep ratio once those are measured that tell where they should go."""
+        plan, finished = sweep.plan, self._finished()
+        swept = {planned.key for planned in plan.planned("sweep") or ()}
+        if plan.refinement and plan.planned("refine") is None:
+            if swept <= finished:
+                with self.store.lock(plan.key("refine")) as mine:
+                    if mine and plan.planned("refine") is None:
+                        count = sweep.plan_refinement(self._measured(swept))
+                        self._report("refine", f"{count} more points where the curve bends")
             return
-        with self.store.lock(plan.key("refine")) as mine:
-            if not mine or plan.planned("refine") is not None:
-                return
-            count = sweep.plan_refinement([p for p in self._points if p.key in wanted and p.state == "done"])
-        self._report("refine", f"{count} more points where the curve bends")
+        for stage, number in plan.wanted().items():
+            own = {planned.key for planned in plan.decided() if planned.price is not None}
+            if stage in plan.added() or not own <= finished:
+                continue  # a stage is decided on when the one before it is measured
+            with self.store.lock(plan.key("refine")) as mine:
+                if not mine or stage in plan.added():
+                    continue
+                count = sweep.plan_added(stage, number, self._measured(own))
+            self._report("refine", f"{count} more points: {stage.replace('-', ' ')}")
+
+    def _measured(self, keys: set[str]) -> list[FrontierPoint]:
+        return [point for point in self._points if point.key in keys and point.state == "done"]
 
     def _refresh(self) -> None:
         self._points = self.store.points()
@@ -155,11 +167,23 @@ class Worker:
     def _report(self, stage: Stage, message: str = "", *, point: FrontierPoint | None = None) -> None:
         done, total = len(self._finished()), sum(plan.size(len(self.signal)) for plan in self._plans)
         left = self._seconds_left(done, total)
-        self.listener(Progress(stage=stage, done=done, total=total, seconds_left=left, point=point, message=message))
+        self.listener(
+            Progress(
+                stage=stage,
+                done=done,
+                total=total,
+                seconds_left=left,
+                point=point,
+                points=self._points,
+                message=message,
+            )
+        )
 
     def _report_start(self) -> None:
-        left = sum(plan.size(len(self.signal)) for plan in self._plans) - len(self._finished())
-        self._report("start", f"{left} evaluations of about {self.info.evaluate_seconds:.3g} s each are left")
+        done, total = len(self._finished()), sum(plan.size(len(self.signal)) for plan in self._plans)
+        found = f"{done} of {total} points found, " if done else ""
+        each = f"evaluations of about {self.info.evaluate_seconds:.3g} s each are left"
+        self._report("start", f"{found}{total - done} {each}")
 
     def _seconds_left(self, done: int, total: int) -> float | None:
         """By the pace so far, of all processes; before that by what one point took or is likely to take.

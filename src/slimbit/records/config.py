@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_serializer, model_validator
 
 from slimbit.records.codec import ConfigTable
+from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError, closest
 from slimbit.records.files import read_toml_table
 from slimbit.records.network import NetworkSpec, Per
@@ -27,6 +28,8 @@ By = Literal["norm", "signal", "fisher", "admm", "dead"]
 Scope = Literal["layer", "global"]
 Constants = Literal["fold", "zero"]
 
+NEAR_POINTS = 4
+"""Points that are added where the user looks."""
 SHORT_TRAINING = 40
 """Up to so many epochs the learning rate falls in two steps, as in the paper's 4 epochs; beyond along a cosine."""
 
@@ -208,7 +211,9 @@ class RunConfig(ConfigTable):
 
     Attributes:
         metric: Cost metric of the sweep.
-        points: Number of points of each network, those for comparison not counted.
+        points: Number of points of each network, those for comparison not counted; a finished run that is continued
+            with a larger number gets the others where its curve bends.
+        near: Where further points are wanted, by accuracy or cost metric: ``{"accuracy": 91}`` adds `NEAR_POINTS`.
         baselines: Whether to add the paper's quantize-only at 8 to 2 bits.
         keep_ratios: Shares of the filters to keep, each a network of its own; 1 = the network as it is.
         signal: Training run, or its ``signal.jsonl``, whose epochs give further points.
@@ -224,6 +229,7 @@ class RunConfig(ConfigTable):
 
     metric: Metric = "esn_digital"
     points: Annotated[int, Field(ge=1, le=1000)] = 16
+    near: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     baselines: bool = True
     keep_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1, strict=False)] = (1.0,)
     signal: str | None = None
@@ -242,6 +248,10 @@ class RunConfig(ConfigTable):
         alike = len({f"{ratio:g}" for ratio in self.keep_ratios}) < len(self.keep_ratios)
         if alike:  # results are kept by these names
             raise InputError(f"keep_ratios must differ in six digits, got {list(self.keep_ratios)}")
+        for name in self.near:
+            if name != "accuracy" and name not in METRICS:
+                known = ("accuracy", *METRICS)
+                raise InputError(f"near must be of {', '.join(known)}, got {name!r}{closest(name, known)}")
         if self.signal_epochs is not None and self.signal is None:
             raise InputError("signal must be given with signal_epochs, got none")
         if self.prunes and self.prune.by == "dead":

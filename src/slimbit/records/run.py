@@ -22,7 +22,7 @@ class RunInfo:
         network_digest: SHA-256 of its weights and buffers.
         origin: Where network and data came from.
         metric: Cost metric of the sweep.
-        points: Points asked for, baselines not counted.
+        points: Points asked for when it began, baselines not counted; more may have been added.
         baselines: Whether the quantize-only baselines were asked for.
         signal_epochs: Training epochs whose signal-to-noise ratio gave steps.
         signal_digest: SHA-256 of their records, "" where there are none.
@@ -83,7 +83,7 @@ class RunInfo:
 
 
 FIXED = (
-    "network_digest", "network", "metric", "points", "baselines", "signal_epochs", "signal_digest",
+    "network_digest", "network", "metric", "baselines", "signal_epochs", "signal_digest",
     "calibration_images", "calibration_digest", "evaluate_images", "evaluate_digest", "seed", "likelihood", "quant",
     "keep_ratios", "prune", "training",
 )  # fmt: skip
