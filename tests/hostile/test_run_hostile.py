@@ -115,7 +115,6 @@ def test_strange_run_json_is_refused(run: Path, text: str) -> None:
     ("name", "value"),
     [
         ("float_accuracy", "high"),
-        ("float_accuracy", float("nan")),
         ("float_low", "z"),
         ("network", 7),
         ("origin", {"weights": 7}),
@@ -138,9 +137,32 @@ def test_wrong_types_in_run_json_are_refused_by_name(run: Path, name: str, value
         open_run(run)
 
 
+def test_numbers_that_are_none_are_refused_in_run_json(run: Path) -> None:
+    data = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**data, "float_accuracy": float("nan")}))
+    with pytest.raises(InputError, match=r"run\.json must be complete JSON, got the number NaN"):
+        open_run(run)
+
+
+def test_numbers_that_are_none_are_refused_in_a_trial(run: Path) -> None:
+    with closing(sqlite3.connect(run / "study.db")) as connection:
+        connection.execute("UPDATE trial_user_attributes SET value_json = 'NaN' WHERE key = 'esn_analog'")
+        connection.commit()
+    said = r"trial 0 of study .*study\.db must hold finite numbers and text only, got nan at costs\.esn_analog"
+    with pytest.raises(InputError, match=said):
+        open_run(run).points  # noqa: B018 - reading them is what fails
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("esn_digital", '"x"'), ("accuracy", '"high"'), ("esn_analog", "NaN"), ("seconds", "[1]"), ("policy", "3")],
+    [
+        ("esn_digital", '"x"'),
+        ("accuracy", '"high"'),
+        ("esn_analog", "true"),
+        ("setting", '{"kind": "knob"}'),
+        ("seconds", "[1]"),
+        ("policy", "3"),
+    ],
 )
 def test_wrong_types_in_a_trial_are_refused_by_name(run: Path, name: str, text: str) -> None:
     with closing(sqlite3.connect(run / "study.db")) as connection:
@@ -154,7 +176,7 @@ def test_a_trial_of_somebody_else_is_refused(run: Path) -> None:
     with closing(sqlite3.connect(run / "study.db")) as connection:
         connection.execute("DELETE FROM trial_user_attributes WHERE key = 'objects'")
         connection.commit()
-    with pytest.raises(InputError, match="trial 0.*objects"):
+    with pytest.raises(InputError, match="trial 0 of study .* must hold objects, got none"):
         open_run(run).points
 
 
@@ -175,7 +197,7 @@ def test_a_report_is_part_of_a_run_folder(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write to")
 def test_a_folder_that_cannot_be_made() -> None:
-    with pytest.raises(InputError, match="run must be a folder that can be made, got /proc/nothing"):
+    with pytest.raises(InputError, match="run must be a folder that can be made and read, got /proc/nothing"):
         case.trace("/proc/nothing", **SMALL)
 
 

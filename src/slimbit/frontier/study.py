@@ -114,8 +114,9 @@ def point_of(trial: FrozenTrial, url: str) -> FrontierPoint:
     state = "done" if trial.state == TrialState.COMPLETE else "failed"
     values = {**known, "number": trial.number, "state": state, "costs": costs}
     point = from_plain(FrontierPoint, values, where=where)
-    if not point.key:
-        raise InputError(f"{where} must hold key, got none")
+    missing = [name for name in ("key", "plan", "objects") if not getattr(point, name)]
+    if missing:
+        raise InputError(f"{where} must hold {missing[0]}, got none")
     return point
 
 

@@ -6,7 +6,8 @@ is finite. A fault is one sentence that names the place, the rule and what was f
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from types import UnionType
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from slimbit.records.errors import InputError, closest
-from slimbit.records.files import parse_json
+from slimbit.records.files import DEEPEST, parse_json
 from slimbit.records.text import clipped
 
 Record = TypeVar("Record")
@@ -132,12 +133,26 @@ def from_plain(kind: type[Record], data: Any, *, where: str, schema: int | None 
         # through JSON text, since a strict reader takes a list for a tuple only there
         text = json.dumps(data, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{where} must hold finite numbers and text only, got {clipped(str(error))}") from error
+        place = next(_not_json(data), None)
+        what = clipped(str(error)) if place is None else f"{clipped(repr(place[1]))} at {clipped(place[0])}"
+        raise InputError(f"{where} must hold finite numbers and text only, got {what}") from error
     try:
         read: Record = _adapter(kind).validate_json(text)  # type: ignore[arg-type] # every type can be a key
     except ValidationError as error:
         raise InputError(_sentence(error, kind, data, where=where)) from error
     return read
+
+
+def _not_json(data: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Place and value of what JSON cannot hold."""
+    if isinstance(data, Mapping) and len(path) < DEEPEST:
+        for key, value in data.items():
+            yield from _not_json(value, (*path, str(key)))
+    elif isinstance(data, list | tuple) and len(path) < DEEPEST:
+        for place, value in enumerate(data):
+            yield from _not_json(value, (*path, str(place)))
+    elif not isinstance(data, str | int | float | None) or (isinstance(data, float) and not math.isfinite(data)):
+        yield ".".join(path) or "the top", data
 
 
 def with_schema(value: Any, schema: int) -> dict[str, Any]:
