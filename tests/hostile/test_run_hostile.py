@@ -16,8 +16,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
 from slimbit.frontier.frontier import open_run
-from slimbit.frontier.store import begin_store, check_folder
 from slimbit.frontier.objects import object_path, read_object, write_object
+from slimbit.frontier.store import begin_store, check_folder
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import StoreError, write_whole
 

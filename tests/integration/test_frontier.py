@@ -18,9 +18,9 @@ from slimbit.frontier.frontier import Frontier, open_run
 from slimbit.frontier.progress import Progress
 from slimbit.frontier.trace import trace_frontier
 from slimbit.measure.sensitivity import categorical
-from slimbit.records.errors import InputError
 from slimbit.records.codec import from_json
 from slimbit.records.config import PAPER, QuantConfig, RunConfig
+from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
 from slimbit.records.setting import Bits
 

@@ -108,7 +108,7 @@ def read_state(content: bytes, where: str) -> dict[str, Tensor]:
         return load_tensors(content)
     # Beside its own error the reader lets through whatever torch raises at impossible shapes and types.
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
-        raise InputError(f"{where} must hold complete safetensors, got {clipped(str(error), 120)}") from error
+        raise InputError(f"state of {where} must be complete safetensors, got {clipped(str(error), 120)}") from error
 
 
 def _pack_layer(layer: LayerLevels, spec: LayerSpec, tensors: Mapping[str, Tensor]) -> tuple[LayerEntry, bytes]:

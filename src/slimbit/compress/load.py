@@ -64,7 +64,7 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_code: bool
         raise InputError(f"{path / 'plan.json'} must be the plan of the manifest, got {plan.digest()[:12]}")
     keep = from_json(KeepPlan, files[KEEP], where=str(path / KEEP)) if KEEP in files else None
     packed = PackedModel(manifest.layers, files["levels.bin"], files["state.safetensors"])
-    where = f"artifact {path}"
+    where = f"artifact {path}" if model is not None else f"artifact {path} of network {manifest.network.source}"
     form = form_of(manifest.network, packed, keep, model=model, allow_code=allow_code, where=where)
     network, layers = unpack_model(packed, form, keep=keep, where=where)
     return CompressedModel(

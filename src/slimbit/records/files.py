@@ -57,8 +57,10 @@ def read_regular(path: str | Path, what: str, *, limit: int) -> bytes:
         # Another process may have put a pipe there since: opening it must not wait for somebody to write.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as stream:
-            is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            content = stream.read(limit + 1) if is_regular else b""
+            status = os.fstat(descriptor)
+            is_regular = stat.S_ISREG(status.st_mode)
+            # memory is taken for as much as is asked for: a limit of terabytes must not ask for them
+            content = stream.read(min(limit, status.st_size) + 1) if is_regular else b""
     except OSError as error:
         raise InputError(f"{what} must be readable, got {_clipped(path)}: {_reason(error)}") from error
     if not is_regular:
