@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 
 import slimbit
 from slimbit.numerics.energy import level_bits, level_sums
-from slimbit.numerics.grid import to_levels
+from slimbit.numerics.grid import largest_level, to_levels
 
 
 def _cost(name: str, **options):
@@ -177,3 +177,12 @@ def test_a_zero_beside_all_codes_of_a_width_takes_one_bit_more():
 def test_one_mid_tread_bit_holds_only_zero():
     layer = nn.Linear(3, 2, bias=False)
     assert slimbit.cost(layer, torch.zeros(1, 3), bits=1, grid="midtread").notes[0].startswith("Every weight is 0")
+
+
+@pytest.mark.parametrize("grid", ["midrise", "midtread"])
+def test_the_width_of_a_whole_number_of_codes_has_that_many(grid):
+    # log2 rounds up for many counts (2^log2(13) = 13.000000000000002): these are still 13 codes, not 14
+    top = {"midrise": lambda codes: codes - 0.5, "midtread": lambda codes: codes - 1.0}[grid]
+    assert all(largest_level(1 + math.log2(codes), grid) == top(codes) for codes in range(1, 2**15 + 1))
+    assert largest_level(1 + math.log2(13.5), grid) == top(14)  # any other width rounds the number of codes up
+    assert largest_level(1 + math.log2(13.001), grid) == top(14)

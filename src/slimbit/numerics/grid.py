@@ -27,7 +27,7 @@ def largest_level(bits: float, grid: Grid = "midrise") -> float:
 
     Without this clip the extreme positive weight of nearly every layer lands one level too high,
     because its ratio to the step is exactly ``2^(bits-1)``. A width that is not whole (a smooth sweep of
-    ``max_abs``) rounds the number of levels up.
+    ``max_abs``) rounds the number of levels up, unless a power of two is a whole number but for its last digits.
 
     Args:
         bits: Bit width, at least 1; may be fractional.
@@ -35,8 +35,11 @@ def largest_level(bits: float, grid: Grid = "midrise") -> float:
 
     >>> largest_level(4), largest_level(4, "midtread"), largest_level(1)
     (7.5, 7.0, 0.5)
+    >>> largest_level(1 + math.log2(13))  # 2^log2(13) is 13.000000000000002 in floating point
+    12.5
     """
-    codes = math.ceil(float(2 ** (bits - 1)))
+    wanted = float(2 ** (bits - 1))
+    codes = round(wanted) if math.isclose(wanted, round(wanted), rel_tol=1e-9) else math.ceil(wanted)
     return codes - 1.0 if grid == "midtread" else codes - 0.5
 
 
