@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from slimbit.records.errors import SlimbitError
@@ -20,15 +20,16 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         StoreError: The disk is full, or the folder cannot be written; nothing is left behind.
     """
-    temporary = None
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:16]}-")
-        with os.fdopen(descriptor, "wb") as stream:
+        # `tempfile` makes files that only their owner may read; a file opened with "x" is new and follows the umask
+        name = path.parent / f".{path.name[:16]}-{secrets.token_hex(8)}"
+        with name.open("xb") as stream:
+            temporary = name
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp lets nobody else read
         os.replace(temporary, path)  # noqa: PTH105 - the tests make this very call fail
         temporary = None
         _sync_folder(path.parent)
@@ -37,20 +38,13 @@ def write_whole(path: Path, content: bytes) -> None:
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)  # noqa: PTH108 - beside os.replace above
+                temporary.unlink()
 
 
 def not_written(path: Path | str, error: BaseException) -> StoreError:
     """The one sentence about a file that could not be written."""
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
     return StoreError(f"{path} could not be written: {reason}; everything before it is kept, run the command again")
-
-
-def _umask() -> int:
-    """What the user takes away from new files; the system tells only when it is set."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:
