@@ -44,7 +44,7 @@ class Flight:
     def quantize(self) -> None:
         """Quantize every layer that hooks reach; with ``paired_layerwise``, correct statistics on the way."""
         self._fly(self._events("layer", *(("bias", "batchnorm") if self.plan.statistics == "paired_layerwise" else ())))
-        for name in self.bounds.keys() - self.done.keys():
+        for name in [name for name in self.bounds if name not in self.done]:
             # reached by the float network, but not by the compressed one, whose data took another path
             self._quantize(name)
 

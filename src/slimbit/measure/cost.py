@@ -107,11 +107,20 @@ def cost_of_survey(
 
 
 def with_hardware(report: CostReport, hardware: HardwareLike | Iterable[HardwareLike]) -> CostReport:
-    """The report with hardware cost models added: one or several names, TOML files or functions."""
+    """The report with hardware cost models added: one or several names, TOML files or functions.
+
+    Raises:
+        InputError: Two models of one name, or as of `slimbit.measure.hardware.load_hardware` and `hardware_cost`.
+    """
     several = isinstance(hardware, Iterable) and not isinstance(hardware, str | PathLike)
     models: Iterable[HardwareLike] = hardware if several else [hardware]  # type: ignore[assignment,list-item] # told apart above
-    costs = [hardware_cost(load_hardware(model), report.layers) for model in models]
-    return replace(report, hardware={**report.hardware, **{entry.model: entry for entry in costs}})
+    costs = dict(report.hardware)
+    for model in models:
+        entry = hardware_cost(load_hardware(model), report.layers)
+        if entry.model in costs:
+            raise InputError(f"names of hardware models must differ, got {entry.model!r} twice")
+        costs[entry.model] = entry
+    return replace(report, hardware=costs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from slimbit.records.errors import InputError
 from slimbit.records.network import OtherParameter, OtherWork, Per
 
 SCHEMA = 1
@@ -190,7 +191,11 @@ class CostReport:
         return text.getvalue()
 
     def versus(self, other: "CostReport") -> "Comparison":
-        """How many times cheaper this network is than ``other``, metric by metric."""
+        """How many times cheaper this network is than ``other``, metric by metric.
+
+        Raises:
+            InputError: One report is per MAC and the other per parameter.
+        """
         return Comparison(self, other)
 
     def __rich__(self) -> Any:
@@ -202,10 +207,18 @@ class CostReport:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two cost reports side by side."""
+    """Two cost reports side by side.
+
+    Raises:
+        InputError: One report is per MAC and the other per parameter.
+    """
 
     report: CostReport
     other: CostReport
+
+    def __post_init__(self) -> None:
+        if self.report.per != self.other.per:
+            raise InputError(f"compared reports must both be per {self.report.per}, got one per {self.other.per}")
 
     def ratios(self) -> dict[str, float]:
         """``other / report`` for every metric and hardware model that both have: above 1, ``report`` is cheaper."""
@@ -214,7 +227,7 @@ class Comparison:
     def _ratios(self) -> Iterator[tuple[str, float]]:
         for name in METRICS:
             yield from _ratio(name, self.report.total[name], self.other.total[name])
-        for name in self.report.hardware.keys() & self.other.hardware.keys():
+        for name in (name for name in self.report.hardware if name in self.other.hardware):
             yield from _ratio(name, self.report.hardware[name].total, self.other.hardware[name].total)
 
     def to_dict(self) -> dict[str, Any]:
