@@ -32,7 +32,16 @@ from slimbit.measure.planned import budget_in
 from slimbit.measure.sensitivity import Likelihood
 from slimbit.numerics.batches import call_network, inputs_of
 from slimbit.numerics.copies import copied, plain_network
-from slimbit.plan.keep import Keeping, Scores, keep_alive, keep_as_many, keep_by_fisher, keep_by_norm, keep_within
+from slimbit.plan.keep import (
+    Keeping,
+    Scores,
+    keep_alive,
+    keep_as_many,
+    keep_by_fisher,
+    keep_by_norm,
+    keep_by_score,
+    keep_within,
+)
 from slimbit.records.config import By
 from slimbit.records.errors import InputError, check_choice
 from slimbit.records.files import not_written, write_whole
@@ -158,6 +167,17 @@ class Slimmer:
         if self.slimming.by == "fisher":
             return keep_by_fisher(self.ties, self._fisher, keeping)
         return keep_by_norm(self.ties, self._weights, keeping, signal=self.slimming.signal)
+
+    def check_width(self, width: float) -> None:
+        """Raise `InputError` where a width below 1 removes nothing: its points would be those of the whole network."""
+        if width == 1:
+            return
+        keeping = replace(self.slimming.keeping, ratio=width)
+        alike = {group.name: [0.0] * group.units for group in self.ties.groups}  # how many stay depends on no score
+        if not keep_by_score(self.ties, alike, keeping, policy=self.slimming.by).axes:
+            raise InputError(
+                f"width {width:g} must remove filters of {self.ties.network}, got a network that keeps all of them"
+            )
 
     def plan_within(self, metric: str, amount: float, *, bits: float = 8) -> KeepPlan:
         """What stays within a budget; an amount of at most 1 is a share of the whole network's cost."""

@@ -115,7 +115,8 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
         StoreError: The run's folder cannot be written; the same call continues when it can.
     """
     _check(metric=metric, points=points, seed=seed, likelihood=likelihood)
-    _check_widths(widths)
+    slimming = slimming or Slimming()
+    _check_widths(widths, slimming)
     recipe, layout = recipe or Recipe(), layout or default_layout(metric)
     _check_plans(metric, recipe, layout)
     subject = Subject.of(
@@ -131,10 +132,12 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
     )
     _check_layers(subject)
     _check_signal(subject)
-    scorer, origin, slimming = Scorer(evaluate), origin or Origin(), slimming or Slimming()
+    scorer, origin = Scorer(evaluate), origin or Origin()
+    slimmer = Slimmer(subject.model, example_input, subject.batches, slimming, network_name, seed, likelihood)
+    for width in widths:
+        slimmer.check_width(width)
     workspace = Workspace(Path(out), storage=storage)
     folder = workspace.folder / STAGES if stages is None else Path(stages)
-    slimmer = Slimmer(subject.model, example_input, subject.batches, slimming, network_name, seed, likelihood)
     branches = tuple(
         Branch(subject, workspace, width, None if width == 1 else slimmer, folder, likelihood) for width in widths
     )
@@ -169,11 +172,16 @@ def _check(*, metric: str, points: int, seed: int, likelihood: Likelihood | str)
         raise InputError(f"likelihood must be {', '.join(DIVERGENCES)} or a function, got {likelihood!r}")
 
 
-def _check_widths(widths: Sequence[float]) -> None:
+def _check_widths(widths: Sequence[float], slimming: Slimming) -> None:
     numbers = all(isinstance(width, int | float) and not isinstance(width, bool) for width in widths)
     alike = numbers and len({f"{width:g}" for width in widths}) < len(widths)  # results are kept by these names
     if not widths or not numbers or not all(0 < width <= 1 for width in widths) or alike:
         raise InputError(f"widths must be numbers above 0 and at most 1 that differ in six digits, got {list(widths)}")
+    if slimming.by == "dead" and any(width < 1 for width in widths):
+        raise InputError(
+            "widths must be 1 for pruning by dead, which decides by itself how many filters stay, got "
+            f"{list(widths)}: prune the network first, then trace the frontier of what is left"
+        )
 
 
 def _check_plans(metric: str, recipe: Recipe, layout: Layout) -> None:
