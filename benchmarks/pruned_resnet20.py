@@ -24,7 +24,7 @@ def main(runs: int = 15) -> None:
     torch.set_num_threads(1)
     model = slimbit.network("resnet20").eval()
     survey, ties = slimbit.survey_network(model, EXAMPLE), slimbit.tied_filters(model, EXAMPLE)
-    weights = {layer.name: model.get_parameter(layer.weight_key) for layer in survey.spec.layers}
+    weights = {layer.name: survey.weight(layer) for layer in survey.spec.layers}
     whole = counted(model)
     x = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for ratio in (0.75, 0.5, 0.25):

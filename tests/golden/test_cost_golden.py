@@ -10,6 +10,9 @@ from torch.nn.utils import prune
 import slimbit
 from slimbit.numerics.energy import level_bits, level_sums
 from slimbit.numerics.grid import largest_level, to_levels
+from slimbit.numerics.steps import gaussian_step
+from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.steps import step_by_deviation
 
 
 def _cost(name: str, **options):
@@ -186,3 +189,23 @@ def test_the_width_of_a_whole_number_of_codes_has_that_many(grid):
     assert all(largest_level(1 + math.log2(codes), grid) == top(codes) for codes in range(1, 2**15 + 1))
     assert largest_level(1 + math.log2(13.5), grid) == top(14)  # any other width rounds the number of codes up
     assert largest_level(1 + math.log2(13.001), grid) == top(14)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "filter"])
+def test_sigma_means_one_thing_in_costs_and_in_plans(granularity):
+    weight = torch.randn(6, 50, generator=torch.Generator().manual_seed(3)) + 0.7  # far from a mean of 0
+    weight[:, ::5] = 0.0  # pruned
+    layer = nn.Linear(50, 6, bias=False)
+    layer.weight.data = weight
+    rows = weight if granularity == "filter" else weight.reshape(1, -1)
+    by_hand = [math.sqrt(sum(float(w) ** 2 for w in row) / sum(float(w) != 0 for w in row)) for row in rows]
+    spec = slimbit.survey_network(layer, torch.zeros(1, 50)).spec
+    evidence = Evidence(spec=spec, weights={"Linear": weight})
+    plan = step_by_deviation(evidence, 0.3, layout=Layout(granularity=granularity, grid="midtread"))
+    assert plan.layers[0].steps == pytest.approx([0.3 * sigma for sigma in by_hand], rel=1e-6)
+    if granularity == "layer":
+        cost = slimbit.cost(layer, torch.zeros(1, 50), bits=4, policy="sigma")
+        assert cost.layers[0].steps == pytest.approx([gaussian_step(4) * by_hand[0]], rel=1e-6)
+    # S/N = ||W||^2 / (||W||_0 step^2 / 12) = 12 / k^2
+    fine = slimbit.cost(layer, torch.zeros(1, 50), steps=torch.tensor(plan.layers[0].steps).squeeze(), grid="midtread")
+    assert fine.layers[0].signal_to_noise == pytest.approx(12 / 0.3**2, rel=0.15)

@@ -86,11 +86,11 @@ def test_max_abs_clips_the_extreme_weight(known):
         assert result.levels[layer.name].abs().max() == 3.5
 
 
-def test_sigma_steps_are_multiples_of_the_deviation_of_each_filter(known):
+def test_sigma_steps_are_multiples_of_the_root_mean_square_of_each_filter(known):
     _, _, spec, evidence = known
     plan = step_by_deviation(evidence, 0.5, layout=Layout(granularity="filter"))
     weight = evidence.weights[spec.layers[0].name]
-    assert plan.layers[0].steps == pytest.approx([0.5 * float(row.std(correction=0)) for row in weight])
+    assert plan.layers[0].steps == pytest.approx([0.5 * float(row.square().mean().sqrt()) for row in weight])
 
 
 @pytest.mark.parametrize("metric", ["esn_analog", "esn_digital"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from slimbit.numerics.copies import plain_network
-from slimbit.numerics.grid import filters_first, filters_stored, to_weights
+from slimbit.numerics.grid import filters_stored, layer_weight, to_weights
 from slimbit.records.errors import InputError, closest
 from slimbit.records.network import LayerSpec, NetworkSpec
 from slimbit.records.plan import PlanGrid
@@ -105,9 +105,8 @@ def place(tensors: dict[str, Tensor], layer: LayerSpec, weights: Tensor) -> None
 
 def taken(tensors: Mapping[str, Tensor], layer: LayerSpec) -> Tensor:
     """The layer's weights, filters first, as the network keeps them now."""
-    rows = rows_of(tensors, layer)
-    stored = tensors[layer.weight_key][rows]
-    return filters_first(stored, transposed=layer.transposed, groups=layer.groups)
+    rows_of(tensors, layer)
+    return layer_weight(tensors[layer.weight_key], layer)
 
 
 def rows_of(tensors: Mapping[str, Tensor], layer: LayerSpec) -> slice:

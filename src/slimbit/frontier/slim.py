@@ -32,6 +32,7 @@ from slimbit.measure.planned import budget_in
 from slimbit.measure.sensitivity import Likelihood
 from slimbit.numerics.batches import call_network, inputs_of
 from slimbit.numerics.copies import copied, plain_network
+from slimbit.numerics.grid import layer_weight
 from slimbit.plan.keep import (
     Keeping,
     Scores,
@@ -242,7 +243,8 @@ class Slimmer:
             return keep_as_many(self.ties, weights, plan, policy="admm")
 
         def choose(values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-            named = {layer.name: values[layer.weight_key] for layer in spec.layers if layer.weight_key in values}
+            stored = ((layer, values.get(layer.weight_key)) for layer in spec.layers)
+            named = {layer.name: layer_weight(value, layer) for layer, value in stored if value is not None}
             return held_masks(stays(named), network)
 
         assert self.slimming.tuner is not None, "checked by the settings"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slimbit.apply.calibration import Calibration, calibrate
 from slimbit.apply.compress import Compressed
-from slimbit.apply.layers import weights_of
+from slimbit.apply.layers import bind, weights_of
 from slimbit.apply.quantize import plain_levels
 from slimbit.apply.repair import remaining_shares
 from slimbit.frontier.levels import StoredPoint
@@ -157,10 +157,10 @@ class Subject:
     def _predicted(self, price: float) -> CostReport:
         if price not in self._reports:
             plan = self.plan_at(price)
-            levels, steps = {}, {}
+            levels, steps, bounds = {}, {}, bind(self.model, self.survey.spec)
             for layer in plan.layers:
-                weights = self.evidence.weights[layer.name].float()
-                levels[layer.name], steps[layer.name] = plain_levels(weights, layer)
+                weights, mask = self.evidence.weights[layer.name].float(), bounds[layer.name].mask()
+                levels[layer.name], steps[layer.name] = plain_levels(weights, layer, mask=mask)
             self._reports[price] = self.cost(plan, levels, steps)
         return self._reports[price]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slimbit.measure.counting import Counting, Steps, counting_from, step_of
 from slimbit.measure.hardware import HardwareLike, hardware_cost, load_hardware
-from slimbit.numerics.energy import LevelSums, Rounding, code_bits, level_sums, quantized_sums
+from slimbit.numerics.energy import LevelSums, Rounding, code_bits, inputs_read, level_sums, quantized_sums
 from slimbit.records.cost import CostReport, LayerCost, TotalCost
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, Per
@@ -156,7 +156,7 @@ def _stored_facts(layer: LayerSpec, stored: StoredLevels, counting: Counting) ->
     return _Facts(
         sums=sums,
         grid=stored.grid,
-        filter_bits=code_bits(sums, stored.grid, counting.formula),
+        filter_bits=code_bits(sums, stored.grid, counting.formula, groups=layer.groups),
         activation_bits=QUANTIZED_ACTIVATION_BITS,
         declared_bits=stored.bits,
         steps=stored.step,
@@ -185,7 +185,7 @@ def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: Counting, keep: T
     return _Facts(
         sums=sums,
         grid=counting.grid,
-        filter_bits=code_bits(sums, counting.grid, counting.formula),
+        filter_bits=code_bits(sums, counting.grid, counting.formula, groups=layer.groups),
         activation_bits=QUANTIZED_ACTIVATION_BITS,
         steps=step,
         signal_to_noise=sums.signal / sums.error if sums.error > 0 else None,
@@ -235,9 +235,7 @@ def _weights_left(layer: LayerSpec, sums: LevelSums) -> Tensor:
     inputs = layer.shape[1] if len(layer.shape) > 1 else 1
     if sums.reads is None:
         return torch.full((layer.filters,), inputs * kernel, device=sums.peak.device)
-    grouped = sums.reads.reshape(layer.groups, layer.filters // layer.groups, inputs)
-    surviving = grouped.any(dim=1, keepdim=True).sum(dim=2).expand(grouped.shape[:2]).reshape(-1)
-    return surviving * kernel * (sums.peak > 0)
+    return inputs_read(sums, layer.groups).sum(dim=1) * kernel * (sums.peak > 0)
 
 
 def _total(layers: Sequence[LayerCost], survey: Survey) -> TotalCost:

@@ -18,6 +18,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from slimbit.records.network import LayerSpec
+
 Grid = Literal["midrise", "midrise_zero", "midtread"]
 GRIDS: tuple[Grid, ...] = get_args(Grid)
 
@@ -100,6 +102,23 @@ def filters_first(weights: Tensor, *, transposed: bool = False, groups: int = 1)
         .transpose(1, 2)
         .reshape(groups * filters, inputs // groups, *kernel)
     )
+
+
+def layer_weight(stored: Tensor, layer: LayerSpec) -> Tensor:
+    """A layer's weight, filters first, from the tensor that a module stores: its rows, in their order. A view if it can.
+
+    Also for whatever has the shape of that tensor: a gradient, a pruning mask, the values of a regularizer.
+
+    Args:
+        stored: The tensor under ``layer.weight_key``.
+        layer: The layer.
+
+    >>> layer = LayerSpec(name="up", kind="conv_transpose1d", weight_key="up.weight", shape=(2, 3, 1), transposed=True)
+    >>> layer_weight(torch.arange(6).reshape(3, 2, 1), layer).flatten(1).tolist()  # stored: three inputs, two filters
+    [[0, 2, 4], [1, 3, 5]]
+    """
+    rows = stored[slice(*(layer.rows or (None,)))]
+    return filters_first(rows, transposed=layer.transposed, groups=layer.groups)
 
 
 def filters_stored(weights: Tensor, *, transposed: bool = False, groups: int = 1) -> Tensor:

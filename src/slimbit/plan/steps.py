@@ -9,7 +9,7 @@ from torch import Tensor
 from slimbit.numerics.allocate import WidthTable, analog_step, best_widths, digital_step
 from slimbit.numerics.grid import along_filters, largest_level, to_levels
 from slimbit.numerics.rounding import level_cost
-from slimbit.numerics.steps import max_abs_step
+from slimbit.numerics.steps import max_abs_step, sigma
 from slimbit.plan.evidence import Evidence, Layout
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec
@@ -49,7 +49,10 @@ def step_by_range(
 def step_by_deviation(
     evidence: Evidence, k: float, *, layout: Layout = LAYOUT, recipe: Recipe = RECIPE
 ) -> CompressionPlan:
-    """``step = k * std(W)``: equal signal-to-noise ratio everywhere, policy ``sigma``.
+    """``step = k * sigma``: equal signal-to-noise ratio everywhere, 12 / k^2; policy ``sigma``.
+
+    Sigma is the root mean square of the weights that are not zero, as in ``slimbit.cost(policy="sigma")``, see
+    `slimbit.numerics.steps.sigma`.
 
     Raises:
         InputError: ``k`` not positive.
@@ -58,14 +61,9 @@ def step_by_deviation(
         raise InputError(f"k must be positive, got {k!r}")
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
-        return layer_plan(layer, weights, [k * _deviation(part) for part in _parts(weights, layout)], layout)
+        return layer_plan(layer, weights, [k * float(sigma(part)) for part in _parts(weights, layout)], layout)
 
     return make_plan("sigma", evidence, steps, layout=layout, recipe=recipe, setting=f"k = {k:g}")
-
-
-def _deviation(weights: Tensor) -> float:
-    """Standard deviation; of weights that are all equal their size, since no step can be zero."""
-    return float(weights.double().std(correction=0)) or float(weights.double().square().mean().sqrt())
 
 
 def step_by_price(
