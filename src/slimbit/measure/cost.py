@@ -213,7 +213,7 @@ def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
         activation_bits=facts.activation_bits,
         steps=() if facts.steps is None else tuple(facts.steps.reshape(-1).tolist()),
         filter_bits=tuple(facts.filter_bits.tolist()),
-        parameters=owned * (layer.weights + layer.bias_parameters),
+        parameters=owned * layer.weights + layer.bias_parameters,
         macs=macs,
         nonzero_macs=c * sums.nonzero,
         esn_analog=c * sums.squares if has_levels else None,

@@ -59,8 +59,8 @@ def code_bits(sums: "LevelSums", grid: Grid, formula: Formula = "standard", *, g
     """Width of the codes of each filter, int32, shape ``(filters,)``; 0 = pruned.
 
     The bits of its widest level. The mid-rise levels of b bits use all ``2^b`` codes, so a zero beside them takes one
-    bit more, unless the widest level leaves a code free (0 and +-0.5, +-1.5, +-2.5 are seven codes of three bits). Zeros
-    of inputs that no filter of the group reads need no code: they go with the channel.
+    bit more, unless the widest level leaves a code free (0 and +-0.5, +-1.5, +-2.5 are seven codes of three bits).
+    Zeros of inputs that no filter of the group reads need no code: they go with the channel.
 
     Args:
         sums: Sums over the levels of a layer.

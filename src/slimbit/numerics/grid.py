@@ -105,7 +105,7 @@ def filters_first(weights: Tensor, *, transposed: bool = False, groups: int = 1)
 
 
 def layer_weight(stored: Tensor, layer: LayerSpec) -> Tensor:
-    """A layer's weight, filters first, from the tensor that a module stores: its rows, in their order. A view if it can.
+    """A layer's weight, filters first, from the tensor that a module stores; a view where possible.
 
     Also for whatever has the shape of that tensor: a gradient, a pruning mask, the values of a regularizer.
 

@@ -153,6 +153,7 @@ def _layer(model: nn.Module, key: LayerKey, use: Use, seen: dict[Any, str], *, p
     shape = _filters_first_shape(use, tuple(stored.shape), groups)
     shared_with = seen.setdefault((_identity(module, use.parameter), use.rows), name)
     bias = _tensor(module, use.bias)
+    owns_bias = bias is not None and seen.setdefault((_identity(module, use.bias), use.rows), name) == name
     return LayerSpec(
         name=name,
         kind=use.kind,
@@ -162,7 +163,7 @@ def _layer(model: nn.Module, key: LayerKey, use: Use, seen: dict[Any, str], *, p
         positions=positions,
         calls=calls,
         transposed=use.kind.startswith("conv_transpose"),
-        bias_parameters=0 if bias is None else shape[0],
+        bias_parameters=shape[0] if owns_bias else 0,
         shared_with="" if shared_with == name else shared_with,
         rows=use.rows,
     )
