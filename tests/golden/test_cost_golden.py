@@ -209,3 +209,25 @@ def test_sigma_means_one_thing_in_costs_and_in_plans(granularity):
     # S/N = ||W||^2 / (||W||_0 step^2 / 12) = 12 / k^2
     fine = slimbit.cost(layer, torch.zeros(1, 50), steps=torch.tensor(plan.layers[0].steps).squeeze(), grid="midtread")
     assert fine.layers[0].signal_to_noise == pytest.approx(12 / 0.3**2, rel=0.15)
+
+
+@pytest.mark.parametrize("kdim", [None, 6], ids=["stacked", "widths of their own"])
+def test_pruned_attention_by_hand(kdim):
+    attention = nn.MultiheadAttention(4, 2, kdim=kdim, vdim=kdim, batch_first=True).eval()
+    names = ["in_proj_weight"] if kdim is None else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    for name in names:
+        prune.ln_structured(attention, name, 0.5, n=2, dim=0)  # half of the rows
+    prune.l1_unstructured(attention.out_proj, "weight", 6)
+    keys = torch.zeros(1, 5, kdim or 4)
+    example = {"query": torch.zeros(1, 3, 4), "key": keys, "value": keys}
+    report = slimbit.cost(attention, example, bits=1)
+    # 1 bit per weight that is left: half of each of 4 x 4 (or 4 x 6) at 3 or 5 tokens, and 10 of 16 at 3
+    rows = {layer.name: sum(bits > 0 for bits in layer.filter_bits) for layer in report.layers[:3]}
+    assert sum(rows.values()) == 6
+    inputs = {"q_proj": 4, "k_proj": kdim or 4, "v_proj": kdim or 4}
+    tokens = {"q_proj": 3, "k_proj": 5, "v_proj": 5}
+    by_hand = {name: tokens[name] * rows[name] * inputs[name] for name in rows}
+    assert {layer.name: layer.esn_digital for layer in report.layers} == {**by_hand, "out_proj": 3 * 10}
+    for name in names:
+        prune.remove(attention, name)
+    assert slimbit.cost(attention, example, bits=1).total.esn_digital > report.total.esn_digital  # zeros, not pruned
