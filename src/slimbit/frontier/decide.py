@@ -41,11 +41,13 @@ def plan_sweep(branch: Branch, count: int, *, baselines: bool, pruned_only: bool
     span = find_span(subject, tell)
 
     def cost_of(price: float) -> float:
-        return float(subject.predicted(price)[subject.metric] or 0.0)
+        cost = subject.predicted(price)[subject.metric]
+        assert cost is not None, "a layer is quantized, so every metric of a sweep exists"
+        return float(cost)
 
     dearest = cost_of(span.low)
     if dearest <= 0:
-        raise InputError(f"{subject.metric} of {subject.survey.spec.name} must be above 0 to be saved, got 0")
+        raise InputError(f"{subject.metric} of {subject.survey.spec.name} must be above 0 to be saved, got {dearest:g}")
     targets = even_targets(dearest, max(cost_of(span.high), LEAST_SHARE * dearest), count)
     prices = [price_for(cost_of, target, span.low, span.high) for target in targets]
     plans = [subject.plan_at(prices[i]) for i in coarse_first(len(prices))]
@@ -70,7 +72,11 @@ def plan_refinement(branch: Branch, count: int, *, measured: Sequence[FrontierPo
         count: How many.
         measured: The finished points of the sweep; the order does not matter.
     """
-    places = [(cost_of(p), p.accuracy, p.price) for p in measured if p.accuracy is not None and p.price is not None]
+    places = [
+        (cost, point.accuracy, point.price)
+        for point in measured
+        if (cost := cost_of(point)) is not None and point.accuracy is not None and point.price is not None
+    ]
     known = {_plan(branch, point).layers for point in measured}
     plans = [branch.subject.plan_at(price) for price in bend_places(places, count)]
     chosen = _different(branch, "refine", [plan for plan in plans if plan.layers not in known])
@@ -78,9 +84,9 @@ def plan_refinement(branch: Branch, count: int, *, measured: Sequence[FrontierPo
     return chosen
 
 
-def cost_of(point: FrontierPoint) -> float:
-    """Cost of a point by the metric of its own price; 0 where it has none."""
-    return float(point.costs.get(point.metric or "") or 0.0)
+def cost_of(point: FrontierPoint) -> float | None:
+    """Cost of a point by the metric of its own price; None where it has none."""
+    return None if point.metric is None else point.costs.get(point.metric)
 
 
 def _plan(branch: Branch, point: FrontierPoint) -> CompressionPlan:

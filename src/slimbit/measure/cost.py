@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from slimbit.measure.counting import Counting, Steps, counting_from, step_of
 from slimbit.measure.hardware import HardwareLike, hardware_cost, load_hardware
 from slimbit.numerics.energy import LevelSums, Rounding, code_bits, inputs_read, level_sums, quantized_sums
-from slimbit.records.cost import CostReport, LayerCost, TotalCost
+from slimbit.records.cost import LEVEL_METRICS, CostReport, LayerCost, TotalCost
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, Per
 from slimbit.survey.module import explicit_mask, survey_network
@@ -21,6 +21,9 @@ from slimbit.survey.trace import Inputs
 
 FLOAT_ACTIVATION_BITS = 32
 QUANTIZED_ACTIVATION_BITS = 8
+# Grids whose rounding error is as good as uniform on +-step/2, as Eq. (4) supposes. On midrise_zero a weight becomes 0
+# below a quarter of a step, so that the error of the levels 0 and +-0.5 has other bounds.
+UNIFORM_ERROR = ("midrise", "midtread")
 # Below this S/N (13 dB) a Gaussian layer's Eq. (4) estimate is more than 5 % off (derived, docs/glossary.md).
 RELIABLE_SIGNAL_TO_NOISE = 20.0
 
@@ -134,6 +137,7 @@ class _Facts:
     declared_bits: int = 0
     steps: Tensor | None = None
     signal_to_noise: float | None = None
+    nonzero_weights: int | None = None
 
 
 def _layer_cost(
@@ -189,6 +193,7 @@ def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: Counting, keep: T
         activation_bits=QUANTIZED_ACTIVATION_BITS,
         steps=step,
         signal_to_noise=sums.signal / sums.error if sums.error > 0 else None,
+        nonzero_weights=sums.nonzero_weights,
     )
 
 
@@ -200,7 +205,9 @@ def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
     macs = c * int(weights_left.sum())
     owned = 0 if layer.shared_with else 1
     has_levels = facts.steps is not None
-    ratio = facts.signal_to_noise
+    ratio, nonzero = facts.signal_to_noise, facts.nonzero_weights
+    uniform = c * nonzero / 12 if nonzero is not None and facts.grid in UNIFORM_ERROR else None
+    estimate, plus = (None, None) if uniform is None or ratio is None else (uniform * ratio, uniform * (ratio + 1))
     return LayerCost(
         name=layer.name,
         kind=layer.kind,
@@ -224,8 +231,8 @@ def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
         weight_bytes=owned * filterwise / 8,
         mean_bits=sums.bits / layer.weights,
         signal_to_noise=ratio,
-        esn_analog_estimate=None if ratio is None else c * sums.nonzero * ratio / 12,
-        esn_analog_estimate_plus=None if ratio is None else c * sums.nonzero * (ratio + 1) / 12,
+        esn_analog_estimate=estimate,
+        esn_analog_estimate_plus=plus,
     )
 
 
@@ -239,9 +246,11 @@ def _weights_left(layer: LayerSpec, sums: LevelSums) -> Tensor:
 
 
 def _total(layers: Sequence[LayerCost], survey: Survey) -> TotalCost:
+    with_levels = [layer for layer in layers if layer.has_levels]
+
     def exact(metric: str) -> Any:
-        values = [layer[metric] for layer in layers]
-        if any(value is None for value in values):
+        values = [layer[metric] for layer in (with_levels if metric in LEVEL_METRICS else layers)]
+        if not values or any(value is None for value in values):
             return None
         whole = all(isinstance(value, int) for value in values)
         return sum(values) if whole else math.fsum(values)  # type: ignore[arg-type] # no None is left
@@ -275,8 +284,14 @@ _SUMMED = (
 def _notes(layers: Sequence[LayerCost]) -> Iterator[str]:
     if all(layer.nonzero_macs == 0 and layer.mean_bits == 0 for layer in layers):
         yield "Every weight is 0: nothing is left to cost."
-    ratios = [(layer.name, layer.signal_to_noise) for layer in layers if layer.signal_to_noise is not None]
-    off = [name for name, ratio in ratios if ratio < RELIABLE_SIGNAL_TO_NOISE]
+    floats = [layer.name for layer in layers if not layer.has_levels]
+    if 0 < len(floats) < len(layers):
+        yield (
+            f"esn_analog and esn_analog_class_a are sums over {len(layers) - len(floats)} of {len(layers)} layers: the "
+            f"others are float and have no levels (first: {floats[0]})."
+        )
+    estimated = [layer for layer in layers if layer.esn_analog_estimate is not None]
+    off = [layer.name for layer in estimated if (layer.signal_to_noise or 0.0) < RELIABLE_SIGNAL_TO_NOISE]
     if off:
         yield (
             f"Eq. (4) estimates esn_analog from S/N and is unreliable below S/N {RELIABLE_SIGNAL_TO_NOISE:g}, "

@@ -102,6 +102,7 @@ class LevelSums:
             for that input are 0. None = every filter reads every input.
         signal: ``sum (step q + error)^2 = ||W||^2`` over kept weights; 0 where no weights were given.
         error: ``||W - step q||^2``; 0 where no weights were given.
+        nonzero_weights: ``||W||_0``, kept weights that are not 0 before they are rounded; None without weights.
     """
 
     squares: float
@@ -112,6 +113,7 @@ class LevelSums:
     reads: Tensor | None = None
     signal: float = 0.0
     error: float = 0.0
+    nonzero_weights: int | None = None
 
 
 def level_sums(levels: Tensor, formula: Formula = "standard") -> LevelSums:
@@ -151,7 +153,8 @@ def quantized_sums(weights: Tensor, step: Tensor, rounding: Rounding, *, keep: T
             part = part * keep[rows]
         sums = _sums(levels, rounding.formula, zeros=keep is not None or rounding.grid != "midrise")
         error = _power(part - to_weights(levels, part_step))
-        parts.append(replace(sums, signal=_power(part), error=error))
+        nonzero = int(torch.count_nonzero(part))
+        parts.append(replace(sums, signal=_power(part), error=error, nonzero_weights=nonzero))
     return _add(parts)
 
 
@@ -174,6 +177,7 @@ def _sums(levels: Tensor, formula: Formula, *, zeros: bool = True) -> LevelSums:
 def _add(parts: list[LevelSums]) -> LevelSums:
     full = [part.reads is None for part in parts]
     some = None if all(full) else parts[full.index(False)].reads
+    counts = [part.nonzero_weights for part in parts]
     return LevelSums(
         squares=math.fsum(part.squares for part in parts),
         bits=sum(part.bits for part in parts),
@@ -183,6 +187,7 @@ def _add(parts: list[LevelSums]) -> LevelSums:
         reads=None if some is None else torch.cat([_by_input(x.reads, x, some, default=True) for x in parts]),
         signal=math.fsum(part.signal for part in parts),
         error=math.fsum(part.error for part in parts),
+        nonzero_weights=None if None in counts else sum(counts),
     )
 
 

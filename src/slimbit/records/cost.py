@@ -17,13 +17,16 @@ METRICS = (
     "bit_operations", "weight_bytes", "mean_bits",
 )  # fmt: skip
 """Every cost metric by name, in the order of tables, JSON and CSV."""
+LEVEL_METRICS = ("esn_analog", "esn_analog_class_a", "esn_analog_estimate", "esn_analog_estimate_plus")
+"""Those that a float layer does not have; the total is over the layers that have levels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
     """The cost metrics of a layer or of a network; also readable by name: ``metrics["macs"]``.
 
-    Per image and in exact sums. A float network has no levels, so its analog metrics are None.
+    Per image and in exact sums. A float layer has no levels, so its analog metrics are None; the total of a network
+    that stays float in part is over its other layers, and a note of the report says so.
 
     Attributes:
         parameters: Parameter elements (weights and biases).
@@ -37,7 +40,8 @@ class Metrics:
         weight_bytes: Weight memory with one bit width per filter.
         mean_bits: Bits per weight, pruned weights included as 0.
         signal_to_noise: ``||W||^2 / ||W - step * levels||^2``, a power ratio; None where nothing was rounded.
-        esn_analog_estimate: Eq. (4): ``positions * nonzero * S/N / 12``.
+        esn_analog_estimate: Eq. (4): ``positions * nonzero weights * S/N / 12``; None where the rounding error is not
+            uniform (the grid ``midrise_zero``), or where the weights behind the levels are not known.
         esn_analog_estimate_plus: Its next order, with ``S/N + 1`` (derived).
     """
 
@@ -111,6 +115,11 @@ class LayerCost(Metrics):
     activation_bits: int
     steps: tuple[float, ...] = ()
     filter_bits: tuple[int, ...] = ()
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether its weights are levels; a float layer has none."""
+        return self.esn_analog is not None
 
 
 @dataclass(frozen=True)
@@ -221,12 +230,17 @@ class Comparison:
             raise InputError(f"compared reports must both be per {self.report.per}, got one per {self.other.per}")
 
     def ratios(self) -> dict[str, float]:
-        """``other / report`` for every metric and hardware model that both have: above 1, ``report`` is cheaper."""
+        """``other / report`` for every metric and hardware model that both have: above 1, ``report`` is cheaper.
+
+        Analog metrics are left out where one network stays float in layers in which the other has levels.
+        """
         return dict(self._ratios())
 
     def _ratios(self) -> Iterator[tuple[str, float]]:
+        floats = [{layer.name for layer in x.layers if not layer.has_levels} for x in (self.report, self.other)]
         for name in METRICS:
-            yield from _ratio(name, self.report.total[name], self.other.total[name])
+            if name not in LEVEL_METRICS or floats[0] == floats[1]:
+                yield from _ratio(name, self.report.total[name], self.other.total[name])
         for name in (name for name in self.report.hardware if name in self.other.hardware):
             yield from _ratio(name, self.report.hardware[name].total, self.other.hardware[name].total)
 
