@@ -11,8 +11,8 @@ from slimbit.numerics.rounding import (
     Quantizer,
     cholesky,
     compensate,
+    coordinate_descent,
     damped,
-    polish,
     refit_step,
     round_levels,
     weighted_error,
@@ -107,7 +107,7 @@ def quantize_layer(
             target = fit_to_outputs(weights, moments)
         levels = compensate(target, h, quantizer) if plan.compensation else round_levels(target, quantizer)
         if plan.compensation and SWEEPS:
-            levels = polish(target, levels, h, quantizer, sweeps=SWEEPS)
+            levels = coordinate_descent(target, levels, h, quantizer, sweeps=SWEEPS)
     step = quantizer.step
     if plan.refit:
         h = damped(torch.eye(weights[0].numel())[None]) if h is None else h
