@@ -71,7 +71,7 @@ def _training(run: Path, data, images: int | None) -> list[dict]:
         {
             "series": "training",
             "setting": f"epoch {signal.epoch}",
-            "esn_analog": signal.esn_analog,
+            "esn_analog": signal.esn_analog_estimate,
             "accuracy": evaluate(slimbit.load_weights(model, _weights_of(run, signal.epoch))),
         }
         for signal in slimbit.read_training_run(run).signal

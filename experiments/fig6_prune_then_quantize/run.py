@@ -28,7 +28,7 @@ from slimbit.apply.reestimate import reestimate
 from slimbit.export.manifest import NetworkReference
 from slimbit.export.pruned import write_pruned
 from slimbit.frontier.narrow import narrow_network
-from slimbit.plan.keep import keep_alive
+from slimbit.plan.keep import keep_live_filters
 from slimbit.zoo.data import Part
 from slimbit.zoo.data.splits import balanced_order
 
@@ -173,7 +173,7 @@ def _alive(arguments: argparse.Namespace) -> None:
         example = torch.zeros(1, 3, 32, 32)
         network = narrow_network(slimbit.network("resnet20"), point.objects, run.read_object)
         spec = slimbit.survey_network(network, example).spec
-        alive = keep_alive(slimbit.tied_filters(network, example), weights_of(network, spec))
+        alive = keep_live_filters(slimbit.tied_filters(network, example), weights_of(network, spec))
         before = slimbit.KeepPlan.from_dict(json.loads(run.read_object(point.objects["keep"], "json")))
         write_pruned(
             folder,

@@ -24,7 +24,7 @@ from torch import nn
 
 import slimbit
 from slimbit.apply.calibration import calibrate
-from slimbit.plan.evidence import Evidence
+from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.signal import step_by_signal
 from slimbit.records.signal import LayerSignal
 from slimbit.train.recipes import recipe
@@ -99,7 +99,7 @@ def _landscape(data, arguments, seed: int, rate: float) -> list[dict]:
         signal = _signal(
             {name: network.get_parameter(layers[name].weight_key).detach() for name in layers}, start, layers
         )
-        plan = step_by_signal(Evidence(spec=survey.spec, weights=start), signal)
+        plan = step_by_signal(PlanInputs(spec=survey.spec, weights=start), signal)
         quantized = slimbit.compress(trained, plan, survey.spec, calibration)
         rows.append(
             {
@@ -141,9 +141,9 @@ def _signal(now: dict, start: dict, layers: dict) -> slimbit.EpochSignal:
     """S/N of the way walked so far, not averaged over steps, so that it can be set beside one loss."""
     records = tuple(
         LayerSignal(
-            layer=name,
+            name=name,
             epoch=1,
-            weights=int(now[name].count_nonzero()),
+            nonzero_weights=int(now[name].count_nonzero()),
             positions=layers[name].positions,
             filter_signal=tuple(now[name].flatten(1).double().square().sum(1).tolist()),
             filter_noise=tuple((now[name] - start[name]).flatten(1).double().square().sum(1).tolist()),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from slimbit.measure.hardware import HardwareModel as HardwareModel
     from slimbit.measure.hardware import hardware_names as hardware_names
     from slimbit.measure.hardware import load_hardware as load_hardware
-    from slimbit.plan.evidence import Layout as Layout
+    from slimbit.plan.inputs import Layout as Layout
     from slimbit.plan.keep import Keeping as Keeping
     from slimbit.plan.keep import keep_by_fisher as keep_by_fisher
     from slimbit.plan.keep import keep_by_norm as keep_by_norm
@@ -62,7 +62,7 @@ _HOMES = {
     "FrontierPoint": "slimbit.records.point",
     "HardwareModel": "slimbit.measure.hardware",
     "InputError": "slimbit.records.errors",
-    "Layout": "slimbit.plan.evidence",
+    "Layout": "slimbit.plan.inputs",
     "Recipe": "slimbit.records.plan",
     "SlimbitError": "slimbit.records.errors",
     "compress": "slimbit.apply.compress",

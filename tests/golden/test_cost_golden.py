@@ -13,7 +13,7 @@ from slimbit.measure.counting import Counting
 from slimbit.numerics.energy import level_bits, level_sums
 from slimbit.numerics.grid import largest_level, to_levels
 from slimbit.numerics.steps import gaussian_step
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.inputs import Layout, PlanInputs
 from slimbit.plan.steps import step_by_deviation
 from slimbit.survey.result import StoredLevels, Survey
 
@@ -203,7 +203,7 @@ def test_sigma_means_one_thing_in_costs_and_in_plans(granularity):
     rows = weight if granularity == "filter" else weight.reshape(1, -1)
     by_hand = [math.sqrt(sum(float(w) ** 2 for w in row) / sum(float(w) != 0 for w in row)) for row in rows]
     spec = slimbit.survey_network(layer, torch.zeros(1, 50)).spec
-    evidence = Evidence(spec=spec, weights={"Linear": weight})
+    evidence = PlanInputs(spec=spec, weights={"Linear": weight})
     plan = step_by_deviation(evidence, 0.3, layout=Layout(granularity=granularity, grid="midtread"))
     assert plan.layers[0].steps == pytest.approx([0.3 * sigma for sigma in by_hand], rel=1e-6)
     if granularity == "layer":

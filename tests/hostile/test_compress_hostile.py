@@ -12,7 +12,7 @@ from slimbit.apply.calibration import calibrate
 from slimbit.apply.compress import compress
 from slimbit.apply.layers import weights_of
 from slimbit.measure.sensitivity import measure_sensitivity
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.inputs import Layout, PlanInputs
 from slimbit.plan.steps import step_by_deviation, step_by_price, step_by_range
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
@@ -34,7 +34,7 @@ def net_of(*layers):
 def evidence_of(net, x):
     spec = survey_network(net, x[:1]).spec
     found = measure_sensitivity(net, spec, x, generator=torch.Generator().manual_seed(0), likelihood="gaussian")
-    return Evidence(spec=spec, weights=weights_of(net, spec), sensitivity=found)
+    return PlanInputs(spec=spec, weights=weights_of(net, spec), sensitivity=found)
 
 
 def images(count=12):
@@ -96,7 +96,7 @@ def test_a_weight_that_is_not_finite_is_named():
     net, x = net_of(nn.Conv2d(3, 2, 3)), images()
     spec = survey_network(net, x[:1]).spec
     net[0].weight.data[0, 0, 0, 0] = float("nan")
-    evidence = Evidence(spec=spec, weights=weights_of(net, spec))
+    evidence = PlanInputs(spec=spec, weights=weights_of(net, spec))
     with pytest.raises(InputError, match="weight of layer '0' must be finite"):
         step_by_range(evidence, 4)
 

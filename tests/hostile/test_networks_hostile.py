@@ -21,7 +21,7 @@ from slimbit.measure.sensitivity import measure_sensitivity
 from slimbit.numerics.batches import as_called, joined, output_heads, pieces
 from slimbit.numerics.copies import plain_network
 from slimbit.numerics.rounding import cholesky
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.inputs import Layout, PlanInputs
 from slimbit.plan.steps import step_by_range
 from slimbit.records.errors import InputError
 from slimbit.records.plan import Recipe
@@ -226,7 +226,7 @@ def test_layers_that_are_zero_stay_zero_without_a_zero_level():
     spec = survey_network(model, images(1)).spec
     weights = {str(i): model[i].weight.detach() for i in (0, 2, 5)}
     plan = step_by_range(
-        Evidence(spec=spec, weights=weights), 4, layout=Layout(grid="midrise"), recipe=Recipe(statistics="absolute")
+        PlanInputs(spec=spec, weights=weights), 4, layout=Layout(grid="midrise"), recipe=Recipe(statistics="absolute")
     )
     levels = compress(model, plan, spec, images()).levels
     assert not levels["2"].any()
@@ -251,7 +251,7 @@ def test_statistics_of_a_shared_batchnorm_are_not_those_of_its_first_call():
     model.eval()
     spec = survey_network(model, images(1)).spec
     plan = step_by_range(
-        Evidence(spec=spec, weights={"conv": model.conv.weight.detach()}),
+        PlanInputs(spec=spec, weights={"conv": model.conv.weight.detach()}),
         10,
         layout=Layout(grid="midrise"),
         recipe=Recipe(compensation=False, target="weights", statistics="absolute"),
@@ -370,9 +370,9 @@ def test_inputs_too_large_to_be_squared_are_rounded_plainly():
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 5)).eval()
     spec, x = survey_network(model, images(1)).spec, images() * 1e20
     weights = {"0": model[0].weight.detach(), "2": model[2].weight.detach()}
-    plan = step_by_range(Evidence(spec=spec, weights=weights), 4, recipe=Recipe(statistics="stored"))
+    plan = step_by_range(PlanInputs(spec=spec, weights=weights), 4, recipe=Recipe(statistics="stored"))
     alone = step_by_range(
-        Evidence(spec=spec, weights=weights),
+        PlanInputs(spec=spec, weights=weights),
         4,
         recipe=Recipe(compensation=False, target="weights", statistics="stored"),
     )

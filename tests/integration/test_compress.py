@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 import slimbit
 from slimbit.apply.calibration import calibrate
+from slimbit.apply.compensation import compensation_factors
 from slimbit.apply.compress import compress
 from slimbit.apply.layers import weights_of
-from slimbit.apply.repair import remaining_shares
 from slimbit.export.weights import LayerLevels, with_levels
 from slimbit.frontier.trace import trace_frontier
 from slimbit.measure.sensitivity import measure_sensitivity
 from slimbit.numerics.energy import level_bits
 from slimbit.numerics.grid import to_levels
 from slimbit.numerics.moments import channel_moments, paired_statistics
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.inputs import Layout, PlanInputs
 from slimbit.plan.steps import step_by_deviation, step_by_price, step_by_range
 from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
 from slimbit.survey.module import survey_network
@@ -62,7 +62,7 @@ def known():
     net, x = small_net(), images()
     spec = survey_network(net, x[:1]).spec
     sensitivity = measure_sensitivity(net, spec, x, generator=generator(2))
-    return net, x, spec, Evidence(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
+    return net, x, spec, PlanInputs(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
 
 
 def esn(levels, spec):
@@ -244,7 +244,7 @@ def test_every_kind_of_weight_ends_on_its_grid():
     tokens = torch.randint(11, (16, 5), generator=generator())
     spec = survey_network(net, tokens[:1]).spec
     sensitivity = measure_sensitivity(net, spec, tokens, generator=generator())
-    evidence = Evidence(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
+    evidence = PlanInputs(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
     plan = step_by_price(evidence, 1e-7, metric="esn_digital")
     for batches in (tokens, tokens.split(5)):
         result = compress(net, plan, spec, calibrate(net, spec, batches, join=False))
@@ -274,12 +274,12 @@ def test_plan_round_trips_and_its_digest_follows_its_content(known):
     assert dataclasses.replace(plan, refit=True).digest() != plan.digest()
 
 
-def test_remaining_shares_make_closed_forms_spend_less_where_repair_is_easy(known):
+def test_compensation_factors_make_closed_forms_spend_less_where_repair_is_easy(known):
     net, x, spec, evidence = known
-    shares = remaining_shares(net, spec, calibrate(net, spec, x))
+    shares = compensation_factors(net, spec, calibrate(net, spec, x))
     assert set(shares) == {layer.name for layer in spec.layers}
     assert all(0 < share <= 1.02 for share in shares.values())  # 1 % damping can lift it just above 1
-    told = dataclasses.replace(evidence, remaining=shares)
+    told = dataclasses.replace(evidence, compensation_factors=shares)
     plain, repaired = (step_by_price(e, 1e-9, metric="esn_digital") for e in (evidence, told))
     for layer, before, after in zip(spec.layers, plain.layers, repaired.layers, strict=True):
         # step^2 = 12 price c / (s share ln 2)
@@ -367,7 +367,7 @@ def test_tied_weights_are_followed_in_whatever_order_they_are_used(first: str, t
     )
     assert {point.state for point in frontier.points} == {"done"}
     sensitivity = measure_sensitivity(net, spec, [x], generator=torch.Generator().manual_seed(0))
-    evidence = Evidence(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
+    evidence = PlanInputs(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
     result = compress(net, step_by_range(evidence, 3), spec, x)
     assert result.model.a.weight is result.model.b.weight
     assert set(result.levels) == {first, "head"}

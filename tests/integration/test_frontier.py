@@ -20,7 +20,7 @@ from slimbit.frontier.select import pareto_front
 from slimbit.frontier.store import open_run
 from slimbit.frontier.trace import default_layout
 from slimbit.measure.sensitivity import categorical
-from slimbit.plan.evidence import Layout
+from slimbit.plan.inputs import Layout
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, Recipe
 from slimbit.records.point import Frontier

@@ -22,7 +22,7 @@ from slimbit.apply.surgery import prune, rebuild
 from slimbit.measure.cost import cost
 from slimbit.numerics.batches import output_heads
 from slimbit.numerics.grid import GRIDS
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.inputs import Layout, PlanInputs
 from slimbit.plan.steps import step_by_range
 from slimbit.records.keep import AxisKeep, KeepPlan, kept_macs, plan_of_units
 from slimbit.survey.module import survey_network
@@ -176,7 +176,7 @@ def test_a_masked_network_is_quantized_like_the_pruned_one() -> None:
     for name, network in (("masked", masked), ("small", small)):
         survey = survey_network(network, x[:1])
         weights = weights_of(network, survey.spec)
-        chosen = step_by_range(Evidence(spec=survey.spec, weights=weights), 4, layout=Layout(grid="midrise"))
+        chosen = step_by_range(PlanInputs(spec=survey.spec, weights=weights), 4, layout=Layout(grid="midrise"))
         chosen = replace(chosen, compensation=False, statistics="stored")
         done = compress(network, chosen, survey.spec)
         results[name] = {layer: int((levels != 0).sum()) for layer, levels in done.levels.items()}

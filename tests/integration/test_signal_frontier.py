@@ -15,7 +15,7 @@ import frontier_case as case
 from signal_case import epoch_signal
 from slimbit.cli.points import point_rows
 from slimbit.frontier.store import open_run
-from slimbit.plan.evidence import Layout
+from slimbit.plan.inputs import Layout
 from slimbit.plan.signal import target_of
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan

@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pruning_case as case
 import slimbit
-from slimbit.plan.keep import Keeping, keep_alive, keep_by_fisher, keep_by_norm, keep_within
+from slimbit.plan.keep import Keeping, keep_by_fisher, keep_by_norm, keep_live_filters, keep_within
 from slimbit.records.errors import InputError
 from slimbit.records.groups import FilterGroup, Member, Ties
 from slimbit.records.keep import AxisKeep, KeepPlan, kept_macs, plan_of_units
@@ -110,7 +110,7 @@ def test_weights_and_scores_of_another_network() -> None:
 def test_signal_of_training() -> None:
     def layer(name: str, *signal: float) -> LayerSignal:
         zeros = (0.0,) * len(signal)
-        return LayerSignal(layer=name, epoch=1, weights=9, positions=1, filter_signal=signal, filter_noise=zeros)
+        return LayerSignal(name=name, epoch=1, nonzero_weights=9, positions=1, filter_signal=signal, filter_noise=zeros)
 
     layers = (layer("a", 1, 1, 1, 1), layer("b", 0, 3, 1, 2), layer("c", 0, 1, 2, 0, 0, 5))
     plan = keep_by_norm(TIES, {}, signal=EpochSignal(epoch=1, iterations=1, layers=layers))
@@ -121,17 +121,17 @@ def test_signal_of_training() -> None:
 def test_only_the_dead_go() -> None:
     weights = {"a": torch.tensor([[1.0], [0.01], [0.01], [1.0]]), "b": torch.tensor([[1.0], [0.01], [1.0], [1.0]])}
     weights["c"] = torch.zeros(6, 1)  # dead altogether: the best stays
-    plan = keep_alive(TIES, weights)
+    plan = keep_live_filters(TIES, weights)
     assert units(plan) == {"a": (0, 2, 3), "b": (0, 2, 3), "c": (0, 1)}
     wide = Member(name="wide", role="filters", size=40, channels=tuple((k,) for k in range(40)))
     many = Ties(network="net", groups=(FilterGroup(name="wide", units=40, members=(wide,)),), fixed={})
     alive = torch.zeros(40, 1).index_fill_(0, torch.tensor([3, 30]), 1.0)  # fewer than the percentile can see
-    assert units(keep_alive(many, {"wide": alive})) == {"wide": (3, 30)}
-    assert keep_alive(TIES, weights, constants="zero").constants == "zero"
-    assert units(keep_alive(TIES, weights, protect=("c",))) == {"a": (0, 2, 3), "b": (0, 2, 3)}
-    assert "a" not in units(keep_alive(TIES, weights, threshold=0.001))
+    assert units(keep_live_filters(many, {"wide": alive})) == {"wide": (3, 30)}
+    assert keep_live_filters(TIES, weights, constants="zero").constants == "zero"
+    assert units(keep_live_filters(TIES, weights, protect=("c",))) == {"a": (0, 2, 3), "b": (0, 2, 3)}
+    assert "a" not in units(keep_live_filters(TIES, weights, threshold=0.001))
     with pytest.raises(InputError, match="threshold must be above 0 and below 1"):
-        keep_alive(TIES, weights, threshold=1.0)
+        keep_live_filters(TIES, weights, threshold=1.0)
 
 
 SPEC = NetworkSpec("net", (

@@ -19,7 +19,7 @@ from slimbit.records.training import TrainConfig
 if TYPE_CHECKING:
     from slimbit.frontier.slim import Slimming
     from slimbit.frontier.trace import Origin
-    from slimbit.plan.evidence import Layout
+    from slimbit.plan.inputs import Layout
     from slimbit.records.signal import EpochSignal
 
 MOST_EPOCHS = 8

@@ -36,12 +36,12 @@ from slimbit.numerics.grid import layer_weight
 from slimbit.plan.keep import (
     Keeping,
     Scores,
-    keep_alive,
-    keep_as_many,
     keep_by_fisher,
     keep_by_norm,
     keep_by_score,
+    keep_live_filters,
     keep_within,
+    match_counts,
 )
 from slimbit.records.config import By
 from slimbit.records.errors import InputError, check_choice
@@ -164,7 +164,7 @@ class Slimmer:
         """What stays at a keep ratio; by ADMM, how many stay: it finds out which."""
         keeping = replace(self.slimming.keeping, ratio=ratio)
         if self.slimming.by == "dead":
-            return keep_alive(self.ties, self._weights, protect=keeping.protect, constants=keeping.constants)
+            return keep_live_filters(self.ties, self._weights, protect=keeping.protect, constants=keeping.constants)
         if self.slimming.by == "fisher":
             return keep_by_fisher(self.ties, self._fisher, keeping)
         return keep_by_norm(self.ties, self._weights, keeping, signal=self.slimming.signal)
@@ -240,7 +240,7 @@ class Slimmer:
         network, spec = copied(self.model), self.survey.spec
 
         def stays(weights: Mapping[str, Tensor]) -> KeepPlan:
-            return keep_as_many(self.ties, weights, plan, policy="admm")
+            return match_counts(self.ties, weights, plan, policy="admm")
 
         def choose(values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             stored = ((layer, values.get(layer.weight_key)) for layer in spec.layers)

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from slimbit.apply.calibration import Calibration, calibrate
+from slimbit.apply.compensation import compensation_factors
 from slimbit.apply.compress import Compressed
 from slimbit.apply.layers import bind, weights_of
 from slimbit.apply.quantize import plain_levels
-from slimbit.apply.repair import remaining_shares
 from slimbit.frontier.levels import StoredPoint
 from slimbit.measure.cost import cost_of_survey
 from slimbit.measure.counting import Counting
 from slimbit.numerics.batches import as_called, checked_batches, count_of, elements_of, joined, pieces
 from slimbit.numerics.copies import plain_network, unwrapped
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.inputs import Layout, PlanInputs
 from slimbit.plan.signal import PAPER_LAYOUT, PLAIN, step_by_signal
 from slimbit.plan.steps import step_by_price, step_by_range
 from slimbit.records.cost import CostReport, TotalCost
@@ -85,12 +85,12 @@ class Subject:
         return cls(network, plain, batches, digest=digest_of(model.state_dict()), **settings)
 
     @cached_property
-    def evidence(self) -> Evidence:
+    def plan_inputs(self) -> PlanInputs:
         """What policies look at; the sensitivity must be known."""
         spec = self.survey.spec
         weights = weights_of(self.model, spec)
-        remaining = remaining_shares(self.model, spec, self.calibration) if self.recipe.compensation else {}
-        return Evidence(spec=spec, weights=weights, sensitivity=self.sensitivity, remaining=remaining)
+        factors = compensation_factors(self.model, spec, self.calibration) if self.recipe.compensation else {}
+        return PlanInputs(spec=spec, weights=weights, sensitivity=self.sensitivity, compensation_factors=factors)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -114,27 +114,27 @@ class Subject:
 
     def plan_at(self, price: float) -> CompressionPlan:
         """The plan of a price."""
-        return step_by_price(self.evidence, price, metric=self.metric, layout=self.layout, recipe=self.recipe)
+        return step_by_price(self.plan_inputs, price, metric=self.metric, layout=self.layout, recipe=self.recipe)
 
     def baselines(self) -> Iterator[CompressionPlan]:
         """The paper's quantize-only: ``max_abs`` steps on the mid-rise grid, absolute statistics, nothing else."""
         for bits in BASELINE_BITS:
-            yield step_by_range(self.evidence, bits, layout=self.paper_layout, recipe=PLAIN)
+            yield step_by_range(self.plan_inputs, bits, layout=self.paper_layout, recipe=PLAIN)
 
     def pruned_only(self) -> CompressionPlan:
         """8 bits and nothing else: what pruning alone reaches."""
         recipe = replace(PLAIN, statistics="stored")
-        plan = step_by_range(self.evidence, PRUNED_ONLY_BITS, layout=self.paper_layout, recipe=recipe)
+        plan = step_by_range(self.plan_inputs, PRUNED_ONLY_BITS, layout=self.paper_layout, recipe=recipe)
         return replace(plan, policy="prune_only")
 
     def signal_plans(self) -> Iterator[CompressionPlan]:
         """Steps from training epochs, carried out as plainly as the baselines are."""
         for epoch in self.signal:
-            yield step_by_signal(self.evidence, epoch, layout=self.paper_layout, recipe=PLAIN)
+            yield step_by_signal(self.plan_inputs, epoch, layout=self.paper_layout, recipe=PLAIN)
 
     def forget(self) -> None:
         """Let go of what was measured for the plans; it is measured again where it is asked for again."""
-        for name in ("calibration", "probe", "evidence"):
+        for name in ("calibration", "probe", "plan_inputs"):
             self.__dict__.pop(name, None)
         self._reports.clear()
 
@@ -150,7 +150,7 @@ class Subject:
     def predicted_bits(self, price: float) -> float:
         """Mean bits per weight of the layers that the price decides on: not of look-ups, not of skipped layers."""
         spec = self.survey.spec
-        free = {*self.layout.skip} | {x.name for x in spec.layers if not self.evidence.positions(x, self.layout.per)}
+        free = {*self.layout.skip} | {x.name for x in spec.layers if not self.plan_inputs.positions(x, self.layout.per)}
         counted = [x for x in self._predicted(price).layers if x.name not in free]
         return sum(x.mean_bits * x.weights for x in counted) / max(1, sum(x.weights for x in counted))
 
@@ -159,7 +159,7 @@ class Subject:
             plan = self.plan_at(price)
             levels, steps, bounds = {}, {}, bind(self.model, self.survey.spec)
             for layer in plan.layers:
-                weights, mask = self.evidence.weights[layer.name].float(), bounds[layer.name].mask()
+                weights, mask = self.plan_inputs.weights[layer.name].float(), bounds[layer.name].mask()
                 levels[layer.name], steps[layer.name] = plain_levels(weights, layer, mask=mask)
             self._reports[price] = self.cost(plan, levels, steps)
         return self._reports[price]

@@ -17,7 +17,7 @@ from slimbit.frontier.worker import Worker
 from slimbit.frontier.workspace import STAGES, Workspace, canonical
 from slimbit.measure.sensitivity import DIVERGENCES, Likelihood
 from slimbit.numerics.batches import inputs_of
-from slimbit.plan.evidence import Layout
+from slimbit.plan.inputs import Layout
 from slimbit.plan.signal import check_signal
 from slimbit.plan.steps import METRICS
 from slimbit.records.errors import InputError, closest

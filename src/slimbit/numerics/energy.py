@@ -177,7 +177,7 @@ def _sums(levels: Tensor, formula: Formula, *, zeros: bool = True) -> LevelSums:
 def _add(parts: list[LevelSums]) -> LevelSums:
     full = [part.reads is None for part in parts]
     some = None if all(full) else parts[full.index(False)].reads
-    counts = [part.nonzero_weights for part in parts]
+    counts = [part.nonzero_weights for part in parts if part.nonzero_weights is not None]
     return LevelSums(
         squares=math.fsum(part.squares for part in parts),
         bits=sum(part.bits for part in parts),
@@ -187,7 +187,7 @@ def _add(parts: list[LevelSums]) -> LevelSums:
         reads=None if some is None else torch.cat([_by_input(x.reads, x, some, default=True) for x in parts]),
         signal=math.fsum(part.signal for part in parts),
         error=math.fsum(part.error for part in parts),
-        nonzero_weights=None if None in counts else sum(counts),
+        nonzero_weights=sum(counts) if len(counts) == len(parts) else None,
     )
 
 

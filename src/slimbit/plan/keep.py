@@ -75,7 +75,7 @@ def keep_by_norm(
     if signal is None:
         norms = {name: weight.double().flatten(1).square().sum(1).tolist() for name, weight in weights.items()}
     else:
-        norms = {layer.layer: list(layer.filter_signal) for layer in signal.layers}
+        norms = {layer.name: list(layer.filter_signal) for layer in signal.layers}
     scores = {group.name: _summed(group, norms) for group in ties.groups}
     return keep_by_score(ties, scores, keeping, policy="norm" if signal is None else "signal")
 
@@ -115,7 +115,7 @@ def keep_by_score(ties: Ties, scores: Scores, keeping: Keeping | None = None, *,
     return plan_of_units(ties, kept, policy=policy, setting=setting, constants=keeping.constants)
 
 
-def keep_alive(
+def keep_live_filters(
     ties: Ties,
     weights: Mapping[str, Tensor],
     *,
@@ -150,7 +150,7 @@ def keep_alive(
     return plan_of_units(ties, kept, policy="dead", setting=f"threshold {threshold:g}", constants=constants)
 
 
-def keep_as_many(ties: Ties, weights: Mapping[str, Tensor], plan: KeepPlan, *, policy: str) -> KeepPlan:
+def match_counts(ties: Ties, weights: Mapping[str, Tensor], plan: KeepPlan, *, policy: str) -> KeepPlan:
     """Of every group as many units as a plan keeps, those with the largest norm: a projection onto such networks.
 
     Args:

@@ -10,7 +10,7 @@ from slimbit.numerics.allocate import WidthTable, analog_step, best_widths, digi
 from slimbit.numerics.grid import along_filters, largest_level, to_levels
 from slimbit.numerics.rounding import level_cost
 from slimbit.numerics.steps import max_abs_step, sigma
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.inputs import Layout, PlanInputs
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec
 from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
@@ -22,12 +22,12 @@ METRICS = ("esn_analog", "esn_digital", "esn_filterwise")
 
 
 def step_by_range(
-    evidence: Evidence, bits: float, *, layout: Layout = LAYOUT, recipe: Recipe = RECIPE
+    inputs: PlanInputs, bits: float, *, layout: Layout = LAYOUT, recipe: Recipe = RECIPE
 ) -> CompressionPlan:
     """``step = max|W| / 2^(bits-1)``: the paper's quantize-only baseline, policy ``max_abs``.
 
     Args:
-        evidence: Layers and weights.
+        inputs: Layers and weights.
         bits: At least 1; fractions make a smooth sweep. Levels are clipped to `largest_level(bits)`.
         layout: Grid, granularity, layers to skip.
         recipe: How the plan will be carried out.
@@ -43,11 +43,11 @@ def step_by_range(
         chosen = [float(max_abs_step(part, bits)) for part in _parts(weights, layout)]
         return layer_plan(layer, weights, chosen, layout, limits=(limit,))
 
-    return make_plan("max_abs", evidence, steps, layout=layout, recipe=recipe, setting=f"{bits:g} bits")
+    return make_plan("max_abs", inputs, steps, layout=layout, recipe=recipe, setting=f"{bits:g} bits")
 
 
 def step_by_deviation(
-    evidence: Evidence, k: float, *, layout: Layout = LAYOUT, recipe: Recipe = RECIPE
+    inputs: PlanInputs, k: float, *, layout: Layout = LAYOUT, recipe: Recipe = RECIPE
 ) -> CompressionPlan:
     """``step = k * sigma``: equal signal-to-noise ratio everywhere, 12 / k^2; policy ``sigma``.
 
@@ -63,16 +63,16 @@ def step_by_deviation(
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         return layer_plan(layer, weights, [k * float(sigma(part)) for part in _parts(weights, layout)], layout)
 
-    return make_plan("sigma", evidence, steps, layout=layout, recipe=recipe, setting=f"k = {k:g}")
+    return make_plan("sigma", inputs, steps, layout=layout, recipe=recipe, setting=f"k = {k:g}")
 
 
 def step_by_price(
-    evidence: Evidence, price: float, *, metric: str, layout: Layout = LAYOUT, recipe: Recipe = RECIPE
+    inputs: PlanInputs, price: float, *, metric: str, layout: Layout = LAYOUT, recipe: Recipe = RECIPE
 ) -> CompressionPlan:
     """Policy ``optimal``: the closed forms of `slimbit.numerics.allocate`, or widths per filter for ESN'_d.
 
     Args:
-        evidence: Layers, weights, and the sensitivity.
+        inputs: Layers, weights, and the sensitivity.
         price: Loss (nats) one is willing to pay per unit of the metric; cost falls when it grows.
         metric: "esn_analog", "esn_digital" or "esn_filterwise".
         layout: Grid, granularity, layers to skip. ESN'_d always has one step per filter.
@@ -82,25 +82,25 @@ def step_by_price(
         InputError: Unknown metric, a price that is not positive, no sensitivity, or ESN'_d with ``midrise_zero``.
     """
     _check_price(price, metric)
-    sensitivity = evidence.checked_sensitivity()
+    sensitivity = inputs.checked_sensitivity()
     if metric == "esn_filterwise":
-        return _filterwise(evidence, price, layout=layout, recipe=recipe)
+        return _filterwise(inputs, price, layout=layout, recipe=recipe)
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         s = sensitivity.filters[layer.name] if layout.granularity == "filter" else (sensitivity.layer(layer.name),)
-        left = _left(evidence, layer, recipe)
-        c = evidence.positions(layer, layout.per)
+        left = _compensation_factor(inputs, layer, recipe)
+        c = inputs.positions(layer, layout.per)
         parts = _parts(weights, layout)
         chosen = [_priced_step(metric, price, c, part, left * value) for part, value in zip(parts, s, strict=True)]
         plan = layer_plan(layer, weights, chosen, layout, rate=_rates(recipe, price * c, s))
         return _prune_what_pays(plan, weights, metric=metric, charge=price * c, sensitivity=s)
 
-    return make_plan("optimal", evidence, steps, layout=layout, recipe=recipe, metric=metric, price=price)
+    return make_plan("optimal", inputs, steps, layout=layout, recipe=recipe, metric=metric, price=price)
 
 
-def _left(evidence: Evidence, layer: LayerSpec, recipe: Recipe) -> float:
+def _compensation_factor(inputs: PlanInputs, layer: LayerSpec, recipe: Recipe) -> float:
     """Share of the layer's sensitivity that compensation will leave."""
-    return evidence.remaining.get(layer.name, 1.0) if recipe.compensation else 1.0
+    return inputs.compensation_factors.get(layer.name, 1.0) if recipe.compensation else 1.0
 
 
 def _priced_step(metric: str, price: float, c: float, weights: Tensor, sensitivity: float) -> float:
@@ -136,19 +136,19 @@ def _prune_what_pays(
     return LayerPlan(**{**asdict(plan), "kept": tuple(stays.nonzero().reshape(-1).tolist())})
 
 
-def _filterwise(evidence: Evidence, price: float, *, layout: Layout, recipe: Recipe) -> CompressionPlan:
+def _filterwise(inputs: PlanInputs, price: float, *, layout: Layout, recipe: Recipe) -> CompressionPlan:
     if layout.grid == "midrise_zero":
         raise InputError("grid must be midrise or midtread for esn_filterwise, got midrise_zero")
-    sensitivity = evidence.checked_sensitivity()
+    sensitivity = inputs.checked_sensitivity()
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
-        table = evidence.width_table(layer, layout.grid)
-        s = weights.new_tensor(sensitivity.filters[layer.name]) * _left(evidence, layer, recipe)
-        macs = evidence.positions(layer, layout.per) * layer.weights / layer.filters
+        table = inputs.width_table(layer, layout.grid)
+        s = weights.new_tensor(sensitivity.filters[layer.name]) * _compensation_factor(inputs, layer, recipe)
+        macs = inputs.positions(layer, layout.per) * layer.weights / layer.filters
         widths = best_widths(table, price, sensitivity=s, macs_per_filter=macs)
         return _by_width(layer, table, widths.tolist(), layout, stretch=STRETCH if recipe.compensation else 1.0)
 
-    return make_plan("optimal", evidence, steps, layout=layout, recipe=recipe, metric="esn_filterwise", price=price)
+    return make_plan("optimal", inputs, steps, layout=layout, recipe=recipe, metric="esn_filterwise", price=price)
 
 
 STRETCH = 1.25
@@ -198,7 +198,7 @@ def layer_plan(
 
 def make_plan(
     policy: str,
-    evidence: Evidence,
+    inputs: PlanInputs,
     steps: Callable[[LayerSpec, Tensor], LayerPlan],
     *,
     layout: Layout,
@@ -206,8 +206,8 @@ def make_plan(
     **said: object,
 ) -> CompressionPlan:
     """The plan of a policy: ``steps`` gives the entry of each layer to quantize, ``said`` the plan's other fields."""
-    layers = tuple(steps(layer, evidence.weight(layer)) for layer in evidence.layers(layout))
-    about: Mapping[str, object] = {"network": evidence.spec.name, "policy": policy, **said}
+    layers = tuple(steps(layer, inputs.weight(layer)) for layer in inputs.layers(layout))
+    about: Mapping[str, object] = {"network": inputs.spec.name, "policy": policy, **said}
     return CompressionPlan(layers=layers, **about, **asdict(recipe))  # type: ignore[arg-type]  # checked by the record
 
 

@@ -15,8 +15,8 @@ from slimbit.numerics.rounding import compensation_factor, damped
 from slimbit.records.network import NetworkSpec
 
 
-def remaining_shares(model: nn.Module, spec: NetworkSpec, calibration: Calibration) -> dict[str, float]:
-    """Factor by which compensation lowers each layer's sensitivity, for `slimbit.plan.evidence.Evidence`.
+def compensation_factors(model: nn.Module, spec: NetworkSpec, calibration: Calibration) -> dict[str, float]:
+    """Factor by which compensation lowers each layer's sensitivity, for `slimbit.plan.inputs.PlanInputs`.
 
     The Fisher sensitivity charges every weight error in full. Two parts of it are free: the part that moves only
     the mean output where a bias or BatchNorm absorbs it, and the part that the other columns repair. What is left is

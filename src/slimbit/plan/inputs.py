@@ -48,21 +48,21 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class PlanInputs:
     """What policies look at; measured once per network and used for every point.
 
     Attributes:
         spec: The surveyed network.
         weights: Float weight of each layer by name, filters first.
         sensitivity: See `slimbit.measure.sensitivity`.
-        remaining: Share of each layer's sensitivity that compensation leaves, see `slimbit.apply.repair`; a layer
-            without an entry keeps all of it.
+        compensation_factors: Share of each layer's sensitivity that compensation leaves, see
+            `slimbit.apply.compensation`; a layer without an entry keeps all of it.
     """
 
     spec: NetworkSpec
     weights: Mapping[str, Tensor]
     sensitivity: Sensitivity | None = None
-    remaining: Mapping[str, float] = field(default_factory=dict)
+    compensation_factors: Mapping[str, float] = field(default_factory=dict)
     _tables: dict[tuple[str, str], WidthTable] = field(default_factory=dict, repr=False, compare=False)
 
     def layers(self, layout: Layout) -> Iterator[LayerSpec]:
@@ -88,7 +88,7 @@ class Evidence:
     def checked_sensitivity(self) -> Sensitivity:
         """The sensitivity, of every layer."""
         if self.sensitivity is None:
-            raise InputError("evidence must hold a sensitivity for a priced policy, got none")
+            raise InputError("plan inputs must hold a sensitivity for a priced policy, got none")
         missing = [x.name for x in self.spec.layers if not x.shared_with and x.name not in self.sensitivity.filters]
         if missing:
             raise InputError(f"sensitivity must cover every layer, got none for {', '.join(missing)}")
