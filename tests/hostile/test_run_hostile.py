@@ -16,8 +16,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
 from slimbit.frontier.frontier import open_run
-from slimbit.frontier.store import begin_store, check_folder
 from slimbit.frontier.objects import object_path, read_object, write_object
+from slimbit.frontier.store import begin_store, check_folder
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import StoreError, write_whole
 
@@ -251,6 +251,23 @@ def test_write_that_stops_in_the_middle_leaves_the_old_file(tmp_path: Path, monk
         write_whole(tmp_path / "file", b"new content")
     assert (tmp_path / "file").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has a umask")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o000])
+def test_written_files_follow_the_umask_which_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    previous = os.umask(umask)
+    with monkeypatch.context() as patched:
+        # a umask is the process's: another thread that made a file in that moment would make it with the wrong one
+        patched.setattr(os, "umask", lambda mask: pytest.fail("write_whole must leave the umask alone"))
+        try:
+            write_whole(tmp_path / "file", b"content")
+        finally:
+            patched.undo()
+            os.umask(previous)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_writing_an_object_again_heals_it(tmp_path: Path) -> None:

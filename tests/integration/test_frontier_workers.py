@@ -45,7 +45,9 @@ def start(
     keep_ratios: tuple[float, ...] = (1.0,),
     together: bool = False,
 ) -> Any:
-    process = context.Process(target=case.work, args=(str(out), str(log), pause, keep_ratios), kwargs={"together": together})
+    process = context.Process(
+        target=case.work, args=(str(out), str(log), pause, keep_ratios), kwargs={"together": together}
+    )
     process.start()
     return process
 

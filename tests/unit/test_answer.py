@@ -14,7 +14,13 @@ ONE_PLACE = 10 ** (2.2 / PLACES) - 1
 
 
 def point(keep_ratio: float, cost: float, accuracy: float, **rest: object) -> FrontierPoint:
-    settings = {"policy": "optimal", "setting": Price(1.0, METRIC), "state": "done", "number": 0, "costs": {METRIC: cost}}
+    settings = {
+        "policy": "optimal",
+        "setting": Price(1.0, METRIC),
+        "state": "done",
+        "number": 0,
+        "costs": {METRIC: cost},
+    }
     return FrontierPoint(**{**settings, "keep_ratio": keep_ratio, "accuracy": accuracy, **rest})
 
 
