@@ -141,7 +141,35 @@ class TwoHeads(nn.Module):
         return {"boxes": self.boxes(x), "kinds": (self.kinds(F.relu(self.hidden(x.amax((2, 3))))), None)}
 
 
-FOREIGN = {"inverted residual": Mobile, "dense": Dense, "attention": Attention, "unet": UNet, "two heads": TwoHeads}
+class Transposed(nn.Module):
+    """Transposed convolutions, which store inputs first: as many inputs as filters, other numbers, and in groups.
+
+    In stored order, the rows of the first two are inputs of rising size and filters of falling size, so that whoever
+    takes rows for filters keeps the wrong ones.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.same = nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.other = nn.ConvTranspose2d(8, 6, 3, padding=1)
+        self.grouped = nn.ConvTranspose2d(6, 12, 3, padding=1, groups=3)
+        self.head = nn.Conv2d(12, 4, 1)
+        with torch.no_grad():
+            for module in (self.same, self.other):
+                inputs, filters = module.weight.shape[:2]
+                module.weight *= torch.linspace(0.2, 2.0, inputs)[:, None, None, None]
+                module.weight *= torch.linspace(2.0, 0.2, filters)[:, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.other(F.relu(self.same(F.relu(self.stem(x))))))
+        return self.head(F.relu(self.grouped(x)))
+
+
+FOREIGN = {
+    "inverted residual": Mobile, "dense": Dense, "attention": Attention, "unet": UNet, "two heads": TwoHeads,
+    "transposed": Transposed,
+}  # fmt: skip
 
 
 def foreign(name: str) -> nn.Module:

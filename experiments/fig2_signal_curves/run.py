@@ -74,7 +74,7 @@ def _rows(run: Path, decay: float, seed: int) -> list[dict]:
             "accuracy_3_epochs": average,
             "signal_to_noise": signal.signal_to_noise,
             "predicted_signal_to_noise": prediction,
-            "esn_analog": signal.esn_analog,
+            "esn_analog": signal.esn_analog_estimate,
             "dead_filters": signal.dead_filters[0.05],
         }
         for epoch, signal, prediction, average in zip(epochs, recorded.signal, predicted, smooth, strict=True)

@@ -67,7 +67,7 @@ def _rows(run: Path, rate: float, seed: int) -> list[dict]:
             "loss": epoch.loss,
             "accuracy": epoch.accuracy,
             "signal_to_noise": signal.signal_to_noise,
-            "esn_analog": signal.esn_analog,
+            "esn_analog": signal.esn_analog_estimate,
             **{f"dead_{share:g}": count for share, count in signal.dead_filters.items()},
             "filters": signal.filters,
             "decay_so_far": math.exp(-shrink * steps * epoch.epoch),

@@ -275,6 +275,23 @@ def test_write_that_stops_in_the_middle_leaves_the_old_file(tmp_path: Path, monk
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has a umask")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o000])
+def test_written_files_follow_the_umask_which_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    previous = os.umask(umask)
+    with monkeypatch.context() as patched:
+        # a umask is the process's: another thread that made a file in that moment would make it with the wrong one
+        patched.setattr(os, "umask", lambda mask: pytest.fail("write_whole must leave the umask alone"))
+        try:
+            write_whole(tmp_path / "file", b"content")
+        finally:
+            patched.undo()
+            os.umask(previous)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_writing_an_object_again_heals_it(tmp_path: Path) -> None:
     digest = write_object(tmp_path, b"{}", "json")
     object_path(tmp_path, digest, "json").write_bytes(b"{")

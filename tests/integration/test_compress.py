@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import slimbit
 from slimbit.apply.calibration import calibrate
 from slimbit.apply.compensation import compensation_factors
 from slimbit.apply.compress import compress
@@ -86,11 +88,11 @@ def test_max_abs_clips_the_extreme_weight(known):
         assert result.levels[layer.name].abs().max() == 3.5
 
 
-def test_sigma_steps_are_multiples_of_the_deviation_of_each_filter(known):
+def test_sigma_steps_are_multiples_of_the_root_mean_square_of_each_filter(known):
     _, _, spec, evidence = known
     plan = step_by_deviation(evidence, 0.5, layout=Layout(granularity="filter"))
     weight = evidence.weights[spec.layers[0].name]
-    assert plan.layers[0].steps == pytest.approx([0.5 * float(row.std(correction=0)) for row in weight])
+    assert plan.layers[0].steps == pytest.approx([0.5 * float(row.square().mean().sqrt()) for row in weight])
 
 
 @pytest.mark.parametrize("metric", ["esn_analog", "esn_digital"])
@@ -275,7 +277,7 @@ def test_compensation_factors_make_closed_forms_spend_less_where_repair_is_easy(
     shares = compensation_factors(net, spec, calibrate(net, spec, x))
     assert set(shares) == {layer.name for layer in spec.layers}
     assert all(0 < share <= 1.02 for share in shares.values())  # 1 % damping can lift it just above 1
-    told = dataclasses.replace(evidence, remaining=shares)
+    told = dataclasses.replace(evidence, compensation_factors=shares)
     plain, repaired = (step_by_price(e, 1e-9, metric="esn_digital") for e in (evidence, told))
     for layer, before, after in zip(spec.layers, plain.layers, repaired.layers, strict=True):
         # step^2 = 12 price c / (s share ln 2)
@@ -324,3 +326,51 @@ def test_a_plan_for_a_filter_count_that_does_not_fit_is_refused(known):
     )
     with pytest.raises(ValueError, match=r"steps of layer '.*' must be 1 or 8 numbers, got 2"):
         compress(net, bad, spec)
+
+
+class TiedLater(nn.Module):
+    """Two layers share a weight that was registered with the one that runs last, or first."""
+
+    def __init__(self, *, first: str) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.b.weight, self.first = self.a.weight, first
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = (self.a, self.b) if self.first == "a" else (self.b, self.a)
+        for layer in order:
+            x = torch.relu(layer(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_tied_weights_are_followed_in_whatever_order_they_are_used(first: str, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(2)
+        net, x = TiedLater(first=first).eval(), torch.randn(64, 6)
+    second = {"a": "b", "b": "a"}[first]
+    spec = survey_network(net, x[:1]).spec
+    assert [(layer.name, layer.shared_with) for layer in spec.layers] == [(first, ""), (second, first), ("head", "")]
+    # the tied weight once, a bias for each of the two layers, the head
+    assert (
+        slimbit.cost(net, x[:1]).total.parameters == 36 + 2 * 6 + (18 + 3) == sum(p.numel() for p in net.parameters())
+    )
+
+    def agreement(network: nn.Module) -> float:
+        with torch.no_grad():
+            return 100.0 * float((network(x).argmax(1) == net(x).argmax(1)).double().mean())
+
+    frontier = trace_frontier(
+        net, example_input=x[:1], calibration=x, evaluate=agreement, out=tmp_path / "run", points=2
+    )
+    assert {point.state for point in frontier.points} == {"done"}
+    sensitivity = measure_sensitivity(net, spec, [x], generator=torch.Generator().manual_seed(0))
+    evidence = PlanInputs(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
+    result = compress(net, step_by_range(evidence, 3), spec, x)
+    assert result.model.a.weight is result.model.b.weight
+    assert set(result.levels) == {first, "head"}
+    levels = {n: LayerLevels(q, result.scales[n], result.plan.layer(n).grid) for n, q in result.levels.items()}
+    state = {key: value for key, value in result.model.state_dict().items() if key.endswith("bias")}
+    again = with_levels(net, spec, levels, state=state)
+    with torch.no_grad():
+        assert torch.equal(again(x), result.model(x))

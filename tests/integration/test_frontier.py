@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -299,3 +300,24 @@ def test_arguments_win_over_the_settings(tmp_path: Path) -> None:
         config=RunConfig(points=9, baselines=False),
     )  # fmt: skip
     assert (frontier.metric, len(frontier.points)) == ("esn_analog", 1)
+
+
+@pytest.mark.parametrize("metric", ["esn_analog", "esn_digital", "esn_filterwise"])
+@pytest.mark.parametrize("skip", [("0",), ("3", "7")])
+def test_layers_that_stay_float_leave_every_metric_and_are_no_part_of_the_analog_ones(
+    tmp_path: Path, metric: str, skip: tuple[str, ...]
+) -> None:
+    layout = replace(default_layout(metric), skip=skip)
+    points = case.trace(tmp_path / "run", metric=metric, layout=layout).points
+    assert {point.state for point in points} == {"done"}
+    run = open_run(tmp_path / "run")
+    for point in points:
+        report = json.loads(run.read_object(point.objects["cost"], "json"))
+        analog = [layer["esn_analog"] for layer in report["layers"] if layer["name"] not in skip]
+        assert point.costs["esn_analog"] == report["total"]["esn_analog"] == sum(analog)
+        assert {layer["esn_analog"] for layer in report["layers"] if layer["name"] in skip} == {None}
+        assert f"sums over {3 - len(skip)} of 3 layers" in " ".join(report["notes"])
+    costs = {point.key: point.costs[metric] for point in points if not point.baseline}
+    assert len(set(costs.values())) > 4
+    assert all(cost is not None and cost > 0 for cost in costs.values())
+    assert [p.key for p in pareto_front(points, metric)]

@@ -285,6 +285,28 @@ def test_options_that_cannot_be(tmp_path: Path, options: list[str], words: str) 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("widths", "slimming", "words"),
+    [
+        # by="dead" keeps what is alive, whatever the width says: a network of 100 % of the filters is no width 0.5
+        ((1.0, 0.5), Slimming(by="dead"), "widths must be 1 for pruning by dead, which decides by itself how many"),
+        ((0.5,), Slimming(by="dead"), "widths must be 1 for pruning by dead"),
+        # 0.95 of 6 filters and of 8 filters are 6 and 8
+        ((1.0, 0.95), Slimming(), "width 0.95 must remove filters of case, got a network that keeps all of them"),
+        ((0.95,), Slimming(by="fisher"), "width 0.95 must remove filters"),
+        ((1.0, 0.5), Slimming(keeping=Keeping(protect=("*",))), "width 0.5 must remove filters"),
+        ((0.99,), Slimming(keeping=Keeping(scope="global")), "width 0.99 must remove filters"),  # of 14 filters
+    ],
+)
+def test_no_point_is_named_after_a_width_that_its_network_has_not(
+    tmp_path: Path, widths: tuple[float, ...], slimming: Slimming, words: str
+) -> None:
+    evaluate = case.Agreement()
+    with pytest.raises(InputError, match=words):
+        case.trace(tmp_path / "run", widths=widths, slimming=slimming, evaluate=evaluate)
+    assert (evaluate.calls, (tmp_path / "run" / "run.json").exists()) == (0, False)
+
+
 def test_admm_presses_before_it_cuts(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     (tmp_path / "tune.toml").write_text("batch_size = 32\n[augment]\nflip = false\n")

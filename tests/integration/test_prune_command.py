@@ -156,8 +156,8 @@ def test_the_only_group_left_is_not_cut_once_more() -> None:
     form = NetworkReference(source="mobilenet_v2", input_shape=(3, 32, 32))
     model, example = slimbit.network("mobilenet_v2"), torch.zeros(1, 3, 32, 32)
     ties, survey = slimbit.tied_filters(model, example), slimbit.survey_network(model, example)
-    weights = {layer.name: model.get_parameter(layer.weight_key) for layer in survey.spec.layers}
     plan = slimbit.keep_by_norm(ties, weights, slimbit.PruneConfig(ratio=0.5))
+    weights = {layer.name: survey.weight(layer) for layer in survey.spec.layers}
     small = slimbit.prune(model, plan, example)
     check_prunable(Network(small, form, plan))  # depthwise: many groups are left
     small.get_submodule("features.1.conv.0.0").groups = 1

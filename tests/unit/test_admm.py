@@ -1,12 +1,16 @@
 """ADMM beside its formulas written out, and on a real training."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import pruning_case as case
 import slimbit
 from slimbit.records.config import TuneConfig
 from slimbit.records.errors import InputError
@@ -105,6 +109,31 @@ def test_the_residual_falls_and_a_stopped_run_goes_on_to_the_same_bits(tmp_path)
     assert again.residuals == whole.residuals
     for (name, a), (_, b) in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("name", ["transposed", "unet"])
+def test_admm_presses_filters_not_inputs_of_transposed_convolutions(name, tmp_path):
+    """What it chooses is what ranking by the norms of the filters themselves chooses, whatever order is stored."""
+
+    class Tuner:
+        name = "none"
+
+        def press(self, network, choose, **_):
+            self.masks = choose(dict(network.named_parameters()))
+            return ()
+
+    model, x, tuner = case.foreign(name), case.images(), Tuner()
+    slimmer = Slimmer(model, x[:1], [x], Slimming(by="admm", tuner=tuner, statistics="stored"))
+    wanted = slimmer.plan(0.5)  # by norm; ADMM keeps as many
+    tuner.tune = lambda network, **_: None
+    assert slimmer.slim(wanted, tmp_path, print).plan.axes == wanted.axes
+    for module_name, module in model.named_modules():
+        if isinstance(module, nn.ConvTranspose2d) and module.groups == 1:
+            axis = wanted.axis(module_name, "filters")
+            norms = module.weight.detach().square().sum((0, 2, 3))  # stored: inputs, filters, kernel
+            assert sorted(norms.argsort(descending=True)[: len(axis.kept)].tolist()) == list(axis.kept)
+            stays = tuner.masks[f"{module_name}.weight"].any(0).flatten(1).any(1)
+            assert stays.nonzero().flatten().tolist() == list(axis.kept)
 
 
 def test_a_state_of_other_masks_is_refused():

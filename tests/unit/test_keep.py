@@ -1,7 +1,9 @@
 """Policies and plans: what they keep, and what they refuse."""
 
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,10 @@ import torch
 from slimbit.plan.keep import keep_by_fisher, keep_by_norm, keep_live_filters, keep_within
 from slimbit.records.codec import from_plain, plain
 from slimbit.records.config import PruneConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import pruning_case as case
+import slimbit
 from slimbit.records.errors import InputError
 from slimbit.records.groups import FilterGroup, Member, Ties
 from slimbit.records.keep import AxisKeep, KeepPlan, kept_macs, plan_of_units
@@ -113,7 +119,7 @@ def test_weights_and_scores_of_another_network() -> None:
 def test_signal_of_training() -> None:
     def layer(name: str, *signal: float) -> LayerSignal:
         zeros = (0.0,) * len(signal)
-        return LayerSignal(layer=name, epoch=1, weights=9, positions=1, filter_signal=signal, filter_noise=zeros)
+        return LayerSignal(name=name, epoch=1, nonzero_weights=9, positions=1, filter_signal=signal, filter_noise=zeros)
 
     layers = (layer("a", 1, 1, 1, 1), layer("b", 0, 3, 1, 2), layer("c", 0, 1, 2, 0, 0, 5))
     plan = keep_by_norm(TIES, {}, signal=EpochSignal(epoch=1, iterations=1, layers=layers))
@@ -217,3 +223,20 @@ def test_units_that_are_not_there() -> None:
             plan_of_units(TIES, kept, policy="mine")
     with pytest.raises(InputError, match="twice"):
         KeepPlan(network="n", policy="p", axes=(AxisKeep(name="a", role="norm", size=2, kept=(0,)),) * 2)
+
+
+@pytest.mark.parametrize("name", ["transposed", "unet"])
+def test_the_recipe_of_the_how_to_ranks_filters_of_transposed_convolutions(name: str) -> None:
+    model, x = case.foreign(name), case.images()[:1]
+    survey = slimbit.survey_network(model, x)
+    weights = {layer.name: survey.weight(layer) for layer in survey.spec.layers}  # as in docs/how-to/prune.md
+    plan = slimbit.keep_by_norm(slimbit.tied_filters(model, x), weights, Keeping(ratio=0.5))
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.ConvTranspose2d) and module.groups == 1:
+            norms = module.weight.detach().square().sum((0, 2, 3))  # stored: inputs, filters, kernel
+            axis = plan.axis(path, "filters")
+            assert axis is not None
+            assert sorted(norms.argsort(descending=True)[: len(axis.kept)].tolist()) == list(axis.kept)
+    how_to = (Path(__file__).parents[2] / "docs" / "how-to" / "prune.md").read_text(encoding="utf-8")
+    assert "survey.weight(layer)" in how_to
+    assert "get_parameter" not in how_to

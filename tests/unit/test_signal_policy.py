@@ -49,11 +49,11 @@ def spent(weights: Tensor, step: float, grid: str = "midrise") -> float:
 
 
 def test_target_is_the_analog_cost_of_one_position() -> None:
-    record = LayerSignal(layer="a", epoch=1, weights=120, positions=9, filter_signal=(6.0,), filter_noise=(2.0,))
+    record = LayerSignal(name="a", epoch=1, nonzero_weights=120, positions=9, filter_signal=(6.0,), filter_noise=(2.0,))
     assert target_of(record) == 120 * 3 / 12
-    assert record.esn_analog == 9 * target_of(record)
+    assert record.esn_analog_estimate == 9 * target_of(record)
     # all zero: no weight, however still it stands, costs anything
-    still = LayerSignal(layer="a", epoch=1, weights=0, positions=9, filter_signal=(1.0,), filter_noise=(0.0,))
+    still = LayerSignal(name="a", epoch=1, nonzero_weights=0, positions=9, filter_signal=(1.0,), filter_noise=(0.0,))
     assert target_of(still) == 0
 
 
@@ -156,13 +156,13 @@ def test_skipped_layers_need_no_record() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"layer": "conv9"}, "must be of layers of Sequential, got 'conv9'"),
+        ({"name": "conv9"}, "must be of layers of Sequential, got 'conv9'"),
         ({"filter_signal": (1.0,) * 5}, "layer '0', must have 6 filters, got 5"),
         ({"filter_noise": (math.nan,) * 6}, "layer '0', must have finite powers from 0, got nan"),
         ({"filter_signal": (math.inf,) * 6}, "layer '0', must have finite powers from 0, got inf"),
         ({"filter_noise": (-1.0,) * 6}, "layer '0', must have finite powers from 0, got -1.0"),
-        ({"weights": 55}, "layer '0', must have at most 54 non-zero weights, got 55"),
-        ({"layer": "2"}, "must name each layer once, got 3 records of 2 layers"),
+        ({"nonzero_weights": 55}, "layer '0', must have at most 54 non-zero weights, got 55"),
+        ({"name": "2"}, "must name each layer once, got 3 records of 2 layers"),
     ],
 )
 def test_records_of_another_network_are_refused(changed: dict, said: str) -> None:

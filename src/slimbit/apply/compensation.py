@@ -11,16 +11,16 @@ from slimbit.apply.calibration import Calibration
 from slimbit.apply.layers import Bound, bind, first_input
 from slimbit.numerics.copies import copied
 from slimbit.numerics.moments import PatchSums, patches
-from slimbit.numerics.rounding import damped, remaining_error
+from slimbit.numerics.rounding import compensation_factor, damped
 from slimbit.records.network import NetworkSpec
 
 
 def compensation_factors(model: nn.Module, spec: NetworkSpec, calibration: Calibration) -> dict[str, float]:
-    """Factor by which compensation lowers each layer's sensitivity, for `slimbit.plan.evidence.Evidence`.
+    """Factor by which compensation lowers each layer's sensitivity, for `slimbit.plan.inputs.PlanInputs`.
 
     The Fisher sensitivity charges every weight error in full. Two parts of it are free: the part that moves only
     the mean output where a bias or BatchNorm absorbs it, and the part that the other columns repair. What is left is
-    ``tr(cov) / tr(H) * mean_j 1 / U_jj^2`` (see `remaining_error`). Layers differ by several times, so closed forms
+    ``tr(cov) / tr(H) * mean_j 1 / U_jj^2`` (see `compensation_factor`). Layers differ by several times, so closed forms
     that leave it out give well-conditioned layers too few bits.
 
     Args:
@@ -55,7 +55,7 @@ def _measure(name: str, bound: Bound, calibration: Calibration, shares: dict[str
         left, whole = (sums.moments(centred=c).inputs.diagonal(dim1=1, dim2=2).mean() for c in (free, False))
         spread = float(left / whole) if 0 < float(whole) < math.inf else 1.0
         # a layer whose input never varies would look free of charge: keep a floor, so that its step stays finite
-        shares[name] = max(spread * remaining_error(damped(sums.moments(centred=free).inputs)), FLOOR)
+        shares[name] = max(spread * compensation_factor(damped(sums.moments(centred=free).inputs)), FLOOR)
 
     return hook
 

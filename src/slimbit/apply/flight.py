@@ -47,7 +47,7 @@ class Flight:
         self._fly(
             self._events("layer", *(("bias", "batchnorm") if self.plan.config.statistics == "paired_layerwise" else ()))
         )
-        for name in self.bounds.keys() - self.done.keys():
+        for name in [name for name in self.bounds if name not in self.done]:
             # reached by the float network, but not by the compressed one, whose data took another path
             self._quantize(name)
 

@@ -44,14 +44,15 @@ def quantizer_of(plan: LayerPlan, metric: str | None, weights: Tensor) -> Quanti
     )
 
 
-def plain_levels(weights: Tensor, layer: LayerPlan) -> LayerLevels:
+def plain_levels(weights: Tensor, layer: LayerPlan, *, mask: Tensor | None = None) -> LayerLevels:
     """Levels and step of one layer by nearest rounding alone: what a plan costs, nearly, before any data is seen.
 
     Args:
         weights: Float, filters first.
         layer: Its entry; a rate takes no part.
+        mask: False where a weight was pruned and stays zero; None = none was.
     """
-    quantizer = quantizer_of(replace(layer, rate=()), None, weights)
+    quantizer = replace(quantizer_of(replace(layer, rate=()), None, weights), mask=mask)
     return LayerLevels(_cut(round_levels(weights, quantizer), layer), quantizer.step, layer.grid)
 
 

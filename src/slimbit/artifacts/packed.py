@@ -14,7 +14,7 @@ from slimbit.apply.surgery import cut_as
 from slimbit.artifacts.manifest import LayerEntry
 from slimbit.artifacts.packing import Packed, coding_grid, pack_levels, unpack_levels
 from slimbit.numerics.copies import plain_network
-from slimbit.numerics.grid import GRIDS, filters_first, filters_stored
+from slimbit.numerics.grid import GRIDS, filters_stored, layer_weight
 from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError, closest
 from slimbit.records.keep import KeepPlan
@@ -250,9 +250,8 @@ def place(tensors: dict[str, Tensor], layer: LayerSpec, weights: Tensor) -> None
 
 def taken(tensors: Mapping[str, Tensor], layer: LayerSpec) -> Tensor:
     """The layer's weights, filters first, as the network keeps them now."""
-    rows = rows_of(tensors, layer)
-    stored = tensors[layer.weight_key][rows]
-    return filters_first(stored, transposed=layer.transposed, groups=layer.groups)
+    rows_of(tensors, layer)
+    return layer_weight(tensors[layer.weight_key], layer)
 
 
 def rows_of(tensors: Mapping[str, Tensor], layer: LayerSpec) -> slice:

@@ -43,7 +43,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     points: Annotated[
         int | None,
         typer.Option(
-            help="Points of each network, those for comparison not counted; default 16. More of a finished run are added."
+            help="Points of each network, without those for comparison; default 16. More of a finished run are added."
         ),
     ] = None,
     near: Annotated[

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from slimbit.apply.calibration import Calibration, calibrate
 from slimbit.apply.compensation import compensation_factors
-from slimbit.apply.layers import weights_of
+from slimbit.apply.layers import bind, weights_of
 from slimbit.apply.quantize import plain_levels
 from slimbit.measure.cost import cost_of_survey
 from slimbit.measure.cost_config import CostConfig
@@ -167,6 +167,12 @@ class PreparedNetwork:
         """Float weight of every layer by name, filters first."""
         return weights_of(self.model, self.spec)
 
+    @cached_property
+    def masks(self) -> dict[str, Tensor]:
+        """Which weights a pruning mask keeps, filters first, of the layers that have one."""
+        found = {name: bound.mask() for name, bound in bind(self.model, self.spec).items()}
+        return {name: mask for name, mask in found.items() if mask is not None}
+
     @property
     def sensitivity(self) -> Sensitivity:
         """How much the loss cares for each filter; measured once."""
@@ -252,7 +258,9 @@ class PreparedNetwork:
         """What a plan costs when weights are simply rounded: no data, no pass, within a few percent."""
         key = plan.digest()
         if key not in self._predicted:
-            rounded = {x.name: plain_levels(self.weights[x.name].float(), x) for x in plan.layers}
+            rounded = {
+                x.name: plain_levels(self.weights[x.name].float(), x, mask=self.masks.get(x.name)) for x in plan.layers
+            }
             self._predicted[key] = self.cost(plan, rounded)
         return self._predicted[key]
 

@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from slimbit.apply.layers import bind, weights_of
+from slimbit.apply.layers import weights_of
 from slimbit.apply.mask import held_masks
 from slimbit.apply.reestimate import reestimate
 from slimbit.apply.surgery import prune as cut
@@ -38,7 +38,16 @@ from slimbit.measure.group_sensitivity import measure_group_sensitivity
 from slimbit.measure.planned import budget_in
 from slimbit.numerics.batches import call_network
 from slimbit.numerics.copies import copied
-from slimbit.plan.keep import Scores, keep_by_fisher, keep_by_norm, keep_live_filters, keep_within, match_counts
+from slimbit.numerics.grid import layer_weight
+from slimbit.plan.keep import (
+    Scores,
+    keep_by_fisher,
+    keep_by_norm,
+    keep_by_score,
+    keep_live_filters,
+    keep_within,
+    match_counts,
+)
 from slimbit.records.codec import digest, from_json, pretty, with_schema
 from slimbit.records.codec import record as stored_record
 from slimbit.records.config import PruneConfig
@@ -187,6 +196,17 @@ class Pruner:
             return keep_by_fisher(self.groups, self._fisher, config)
         return keep_by_norm(self.groups, weights, config, signal=self.signal)
 
+    def check_ratio(self, ratio: float) -> None:
+        """Raise `InputError` where a keep ratio below 1 removes nothing: its points would be the whole network's."""
+        if ratio == 1 or self.config.by == "dead":
+            return
+        config = self.config.model_copy(update={"keep": ratio})
+        alike = {group.name: [0.0] * group.units for group in self.groups.groups}  # how many stay depends on no score
+        if not keep_by_score(self.groups, alike, config, policy=config.by).axes:
+            raise InputError(
+                f"keep ratio {ratio:g} must remove filters of {self.prepared.name}, got one that keeps all of them"
+            )
+
     def plan_within(self, metric: str, amount: float, *, bits: float = 8) -> KeepPlan:
         """What stays within a budget; an amount of at most 1 is a share of the whole network's cost."""
         counted = CostConfig(bits=bits) if metric.startswith("esn") else None
@@ -270,15 +290,13 @@ class Pruner:
     ) -> tuple[nn.Module, KeepPlan, tuple[float, ...]]:
         """A copy whose filters training has driven to zero, but for as many of each group as the plan keeps."""
         network, spec = copied(self.prepared.model), self.prepared.spec
-        bound = bind(network, spec)
 
         def stays(weights: Mapping[str, Tensor]) -> KeepPlan:
             return match_counts(self.groups, weights, plan, policy="admm")
 
         def choose(values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-            named = {
-                name: one.arranged(values[key]) for name, one in bound.items() if (key := one.spec.weight_key) in values
-            }
+            stored = ((layer, values.get(layer.weight_key)) for layer in spec.layers)
+            named = {layer.name: layer_weight(value, layer) for layer, value in stored if value is not None}
             return held_masks(stays(named), network)
 
         assert self.tuning is not None, "checked by the settings"

@@ -202,7 +202,8 @@ def predicted_loss(prepared: PreparedNetwork, plan: CompressionPlan) -> float:
     sensitivity, total = inputs.checked_sensitivity(), 0.0
     for layer in plan.layers:
         weights = inputs.weights[layer.name].float()
-        gap = (weights - plain_levels(weights, layer).weights()).double().square().flatten(1).sum(1)
+        rounded = plain_levels(weights, layer, mask=prepared.masks.get(layer.name))
+        gap = (weights - rounded.weights()).double().square().flatten(1).sum(1)
         s = gap.new_tensor(sensitivity.filters[layer.name])
         total += 0.5 * float((s * gap).sum()) * inputs.compensation_factors.get(layer.name, 1.0)
     return total

@@ -103,10 +103,7 @@ def trace_frontier(
     settings.quant.check_names(root.spec)
     if all(layer.name in settings.quant.skip for layer in root.spec.layers):
         raise InputError(f"skip must leave a layer of {root.name} to compress, got all of them")
-    pruner = None
-    if settings.prunes:
-        tune = settings.prune.tune
-        pruner = Pruner(root, settings.prune, None if tune is None else tuning_for(tune, data, root))
+    pruner = _pruner(settings, root, data)
     scorer, listener, folder = Scorer(evaluate), progress or silent, Path(out)
     check_folder(folder)
     waiting = Progress(stage="waiting", message="another process prepares the run")
@@ -157,6 +154,17 @@ def _signal(config: RunConfig, root: PreparedNetwork) -> tuple[EpochSignal, ...]
     for epoch in chosen:
         check_signal(root.spec, plain, epoch)
     return tuple(chosen)
+
+
+def _pruner(config: RunConfig, root: PreparedNetwork, data: TrainingData | None) -> Pruner | None:
+    """What makes the smaller networks, every keep ratio checked; None where there are none."""
+    if not config.prunes:
+        return None
+    tune = config.prune.tune
+    pruner = Pruner(root, config.prune, None if tune is None else tuning_for(tune, data, root))
+    for ratio in config.keep_ratios:
+        pruner.check_ratio(ratio)
+    return pruner
 
 
 def _fixed(

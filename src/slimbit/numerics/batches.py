@@ -154,6 +154,27 @@ def pieces(batches: Iterable[Any], size: int) -> Iterator[Any]:
             yield batch
 
 
+def output_tensors(outputs: Any) -> list[Tensor]:
+    """Every tensor of a network's output, in any nesting of containers, dataclasses and other objects.
+
+    >>> [x.shape[0] for x in output_tensors({"logits": torch.zeros(2), "boxes": (torch.zeros(3), None)})]
+    [2, 3]
+    """
+    return list(_every_tensor(outputs, ()))
+
+
+def _every_tensor(value: Any, inside: tuple[int, ...]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    if isinstance(value, Tensor | nn.Module) or id(value) in inside:
+        return
+    parts = value.values() if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping | list | tuple):
+        parts = vars(value).values() if hasattr(value, "__dict__") else ()
+    for part in parts:
+        yield from _every_tensor(part, (*inside, id(value)))
+
+
 def output_heads(outputs: Any) -> list[Tensor]:
     """The float tensors of a network's output: of a tensor itself, its ``logits``, or every head of a container.
 

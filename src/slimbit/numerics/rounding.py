@@ -106,7 +106,7 @@ def compensate(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> Tensor:
     work = weights.reshape(groups, -1, features).to(moment.dtype).clone()
     if weights[0].numel() != features or len(weights) % groups:
         raise InputError(f"second moments must match the weights, got {tuple(moment.shape)} for {tuple(weights.shape)}")
-    order = moment.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    order = column_order(moment)
     work = work.gather(2, order[:, None, :].expand_as(work))
     upper = _inverse_factor(moment, order)
     nearest = replace(quantizer, rate=0.0, mask=None)
@@ -173,17 +173,32 @@ def _weighed(values: Tensor, weight: Tensor, quantizer: Quantizer) -> Tensor:
     return round_levels(flat, quantizer).reshape(values.shape)
 
 
-def remaining_error(moment: Tensor) -> float:
+def column_order(moment: Tensor) -> Tensor:
+    """Columns of each group in the order in which compensation rounds them: strongest input first, weakest last.
+
+    Args:
+        moment: ``H`` of each group, ``(groups, features, features)``.
+
+    Returns:
+        Column numbers, ``(groups, features)``; equally strong columns keep their order.
+
+    >>> column_order(torch.diag(torch.tensor([1.0, 3.0, 1.0]))[None]).tolist()
+    [[1, 0, 2]]
+    """
+    return moment.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+
+
+def compensation_factor(moment: Tensor) -> float:
     """What compensation leaves of plain rounding's output error, for ``H`` with a mean diagonal of 1.
 
     Rounding column j costs ``1 / U_jj^2`` once the later columns have adapted, ``H_jj`` if they may not; so the
-    share is ``mean_j 1 / U_jj^2``, which is 1 for independent inputs.
+    share is ``mean_j 1 / U_jj^2``, which is 1 for independent inputs. It depends on the order of the columns, which is
+    that of `compensate`: `column_order`.
 
-    >>> remaining_error(torch.eye(3)[None])
+    >>> compensation_factor(torch.eye(3)[None])
     1.0
     """
-    order = torch.arange(moment.shape[1], device=moment.device).expand(len(moment), -1)
-    pivots = _inverse_factor(moment, order).diagonal(dim1=1, dim2=2)
+    pivots = _inverse_factor(moment, column_order(moment)).diagonal(dim1=1, dim2=2)
     return float((1.0 / pivots.square()).mean())
 
 

@@ -39,7 +39,7 @@ def keep_by_norm(
     if signal is None:
         norms = {name: weight.double().flatten(1).square().sum(1).tolist() for name, weight in weights.items()}
     else:
-        norms = {layer.layer: list(layer.filter_signal) for layer in signal.layers}
+        norms = {layer.name: list(layer.filter_signal) for layer in signal.layers}
     scores = {group.name: _summed(group, norms) for group in ties.groups}
     return keep_by_score(ties, scores, config, policy="norm" if signal is None else "signal")
 

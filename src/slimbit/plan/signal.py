@@ -52,10 +52,11 @@ def step_by_signal(inputs: PlanInputs, epoch: EpochSignal, config: QuantConfig =
 def target_of(layer: LayerSignal) -> float:
     """``||W||_0 S/N / 12``: ESN_a by Eq. (4) of HkxAS6VFDB for one position.
 
-    >>> target_of(LayerSignal(layer="a", epoch=1, weights=6, positions=9, filter_signal=(8.0,), filter_noise=(1.0,)))
+    >>> powers = {"filter_signal": (8.0,), "filter_noise": (1.0,)}
+    >>> target_of(LayerSignal(name="a", epoch=1, nonzero_weights=6, positions=9, **powers))
     4.0
     """
-    return layer.weights * layer.signal_to_noise / 12 if layer.weights else 0.0
+    return layer.nonzero_weights * layer.signal_to_noise / 12 if layer.nonzero_weights else 0.0
 
 
 def check_signal(spec: NetworkSpec, config: QuantConfig, epoch: EpochSignal) -> None:
@@ -65,17 +66,17 @@ def check_signal(spec: NetworkSpec, config: QuantConfig, epoch: EpochSignal) -> 
     if config.granularity != "layer":
         raise InputError(f"granularity must be layer for policy signal, got {config.granularity}")
     layers = {layer.name: layer for layer in spec.layers}
-    recorded = {record.layer for record in epoch.layers}
+    recorded = {record.name for record in epoch.layers}
     where = f"signal of epoch {epoch.epoch}"
     if len(recorded) < len(epoch.layers):
         raise InputError(
             f"{where} must name each layer once, got {len(epoch.layers)} records of {len(recorded)} layers"
         )
     for record in epoch.layers:
-        if record.layer not in layers:
-            hint = closest(record.layer, tuple(layers))
-            raise InputError(f"{where} must be of layers of {spec.name}, got {record.layer!r}{hint}")
-        _check_record(layers[record.layer], record, where)
+        if record.name not in layers:
+            hint = closest(record.name, tuple(layers))
+            raise InputError(f"{where} must be of layers of {spec.name}, got {record.name!r}{hint}")
+        _check_record(layers[record.name], record, where)
     needed = [x.name for x in spec.layers if not x.shared_with and x.name not in config.skip]
     missing = [name for name in needed if name not in recorded]
     if missing:
@@ -90,5 +91,5 @@ def _check_record(layer: LayerSpec, record: LayerSignal, where: str) -> None:
         wrong = [value for value in values if not (math.isfinite(value) and value >= 0)]
         if wrong:
             raise InputError(f"{what} must have finite powers from 0, got {wrong[0]}")
-    if not 0 <= record.weights <= layer.weights:
-        raise InputError(f"{what} must have at most {layer.weights} non-zero weights, got {record.weights}")
+    if not 0 <= record.nonzero_weights <= layer.weights:
+        raise InputError(f"{what} must have at most {layer.weights} non-zero weights, got {record.nonzero_weights}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from slimbit.numerics.allocate import WidthTable, analog_step, best_widths, digital_step
 from slimbit.numerics.grid import along_filters, largest_level, to_levels
 from slimbit.numerics.rounding import level_cost
-from slimbit.numerics.steps import max_abs_step
+from slimbit.numerics.steps import max_abs_step, sigma
 from slimbit.plan.inputs import PlanInputs
 from slimbit.records.config import PAPER, Grid, QuantConfig
 from slimbit.records.errors import InputError
@@ -45,7 +45,10 @@ def step_by_range(inputs: PlanInputs, bits: float, config: QuantConfig = PAPER) 
 
 
 def step_by_deviation(inputs: PlanInputs, k: float, config: QuantConfig = PAPER) -> CompressionPlan:
-    """``step = k * std(W)``: equal signal-to-noise ratio everywhere, policy ``sigma``.
+    """``step = k * sigma``: equal signal-to-noise ratio everywhere, 12 / k^2; policy ``sigma``.
+
+    Sigma is the root mean square of the weights that are not zero, as in ``slimbit.cost(policy="sigma")``, see
+    `slimbit.numerics.steps.sigma`.
 
     Raises:
         InputError: ``k`` not positive.
@@ -56,14 +59,9 @@ def step_by_deviation(inputs: PlanInputs, k: float, config: QuantConfig = PAPER)
     config = config.for_metric(None)
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
-        return layer_plan(layer, weights, [k * _deviation(part) for part in _parts(weights, config)], config)
+        return layer_plan(layer, weights, [k * float(sigma(part)) for part in _parts(weights, config)], config)
 
     return make_plan("sigma", inputs, steps, config, Sigma(float(k)))
-
-
-def _deviation(weights: Tensor) -> float:
-    """Standard deviation; of weights that are all equal their size, since no step can be zero."""
-    return float(weights.double().std(correction=0)) or float(weights.double().square().mean().sqrt())
 
 
 def step_by_price(inputs: PlanInputs, price: float, metric: str, config: QuantConfig | None = None) -> CompressionPlan:
@@ -88,7 +86,7 @@ def step_by_price(inputs: PlanInputs, price: float, metric: str, config: QuantCo
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         s = sensitivity.filters[layer.name] if config.granularity == "filter" else (sensitivity.layer(layer.name),)
-        left = _left(inputs, layer, config)
+        left = _compensation_factor(inputs, layer, config)
         c = inputs.positions(layer, config.per)
         parts = _parts(weights, config)
         chosen = [_priced_step(metric, price, c, part, left * value) for part, value in zip(parts, s, strict=True)]
@@ -98,7 +96,7 @@ def step_by_price(inputs: PlanInputs, price: float, metric: str, config: QuantCo
     return make_plan("optimal", inputs, steps, config, setting)
 
 
-def _left(inputs: PlanInputs, layer: LayerSpec, config: QuantConfig) -> float:
+def _compensation_factor(inputs: PlanInputs, layer: LayerSpec, config: QuantConfig) -> float:
     """Share of the layer's sensitivity that compensation will leave."""
     return inputs.compensation_factors.get(layer.name, 1.0) if config.compensation else 1.0
 
@@ -143,7 +141,7 @@ def _filterwise_steps(
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         table = inputs.width_table(layer, grid)
-        s = weights.new_tensor(sensitivity.filters[layer.name]) * _left(inputs, layer, config)
+        s = weights.new_tensor(sensitivity.filters[layer.name]) * _compensation_factor(inputs, layer, config)
         macs = inputs.positions(layer, config.per) * layer.weights / layer.filters
         widths = best_widths(table, price, sensitivity=s, macs_per_filter=macs)
         return _by_width(layer, table, widths.tolist(), grid, stretch=STRETCH if config.compensation else 1.0)

@@ -41,7 +41,7 @@ class Accuracy(float):
         made.images, made.hits = images, hits or ""
         return made
 
-    def __getnewargs__(self) -> tuple[float, int, str]:
+    def __getnewargs__(self) -> tuple[float, int, str]:  # type: ignore[override]  # pickle hands all to __new__
         return float(self), self.images, self.hits
 
     @classmethod

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slimbit.records.codec import record, strict, with_schema
+from slimbit.records.errors import InputError
 from slimbit.records.network import OtherParameter, OtherWork, Per
 from slimbit.records.terminal import MISSING, UNITS, Fitted, quantity, shown
 from slimbit.records.text import printable
@@ -25,13 +26,16 @@ METRICS = (
     "bit_operations", "weight_bytes", "mean_bits",
 )  # fmt: skip
 """Every cost metric by name, in the order of tables, JSON and CSV."""
+LEVEL_METRICS = ("esn_analog", "esn_analog_class_a", "esn_analog_estimate", "esn_analog_estimate_plus")
+"""Those that a float layer does not have; the total is over the layers that have levels."""
 
 
 @record
 class Metrics:
     """The cost metrics of a layer or of a network; also readable by name: ``metrics["macs"]``.
 
-    Per image and in exact sums. A float network has no levels, so its analog metrics are None.
+    Per image and in exact sums. A float layer has no levels, so its analog metrics are None; the total of a network
+    that stays float in part is over its other layers, and a note of the report says so.
 
     Attributes:
         parameters: Parameter elements (weights and biases).
@@ -45,7 +49,8 @@ class Metrics:
         weight_bytes: Weight memory with one bit width per filter.
         mean_bits: Bits per weight, pruned weights included as 0.
         signal_to_noise: ``||W||^2 / ||W - step * levels||^2``, a power ratio; None where nothing was rounded.
-        esn_analog_estimate: Eq. (4): ``positions * nonzero * S/N / 12``.
+        esn_analog_estimate: Eq. (4): ``positions * nonzero weights * S/N / 12``; None where the rounding error is not
+            uniform (the grid ``midrise_zero``), or where the weights behind the levels are not known.
         esn_analog_estimate_plus: Its next order, with ``S/N + 1`` (derived).
     """
 
@@ -120,6 +125,11 @@ class LayerCost(Metrics):
     steps: tuple[float, ...] = ()
     filter_bits: tuple[int, ...] = ()
 
+    @property
+    def has_levels(self) -> bool:
+        """Whether its weights are levels; a float layer has none."""
+        return self.esn_analog is not None
+
 
 @dataclass(frozen=True)
 @strict
@@ -190,7 +200,11 @@ class CostReport:
         return text.getvalue()
 
     def versus(self, other: "CostReport") -> "Comparison":
-        """How many times cheaper this network is than ``other``, metric by metric."""
+        """How many times cheaper this network is than ``other``, metric by metric.
+
+        Raises:
+            InputError: One report is per MAC and the other per parameter.
+        """
         return Comparison(self, other)
 
     def __rich__(self) -> "CostTable":
@@ -203,19 +217,32 @@ class CostReport:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two cost reports side by side."""
+    """Two cost reports side by side.
+
+    Raises:
+        InputError: One report is per MAC and the other per parameter.
+    """
 
     report: CostReport
     other: CostReport
 
+    def __post_init__(self) -> None:
+        if self.report.per != self.other.per:
+            raise InputError(f"compared reports must both be per {self.report.per}, got one per {self.other.per}")
+
     def ratios(self) -> dict[str, float]:
-        """``other / report`` for every metric and hardware model that both have: above 1, ``report`` is cheaper."""
+        """``other / report`` for every metric and hardware model that both have: above 1, ``report`` is cheaper.
+
+        Analog metrics are left out where one network stays float in layers in which the other has levels.
+        """
         return dict(self._ratios())
 
     def _ratios(self) -> Iterator[tuple[str, float]]:
+        floats = [{layer.name for layer in x.layers if not layer.has_levels} for x in (self.report, self.other)]
         for name in METRICS:
-            yield from _ratio(name, self.report.total[name], self.other.total[name])
-        for name in self.report.hardware.keys() & self.other.hardware.keys():
+            if name not in LEVEL_METRICS or floats[0] == floats[1]:
+                yield from _ratio(name, self.report.total[name], self.other.total[name])
+        for name in (name for name in self.report.hardware if name in self.other.hardware):
             yield from _ratio(name, self.report.hardware[name].total, self.other.hardware[name].total)
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import re
 import secrets
 import shutil
 import stat
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from itertools import accumulate
@@ -206,14 +205,15 @@ def write_whole(path: Path, content: bytes) -> None:
         InputError: A folder, a pipe or a device has that name.
         StoreError: The disk is full, or the folder cannot be written; nothing is left behind.
     """
-    temporary = None
+    temporary: Path | None = None
     path = _replaceable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:16]}-")
-        with os.fdopen(descriptor, "wb") as stream:
+        # `tempfile` makes files that only their owner may read; a file opened with "x" is new and follows the umask
+        name = path.parent / f".{path.name[:16]}-{secrets.token_hex(8)}"
+        with name.open("xb") as stream:
+            temporary = name
             _write(stream, content)
-        os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp lets nobody else read
         os.replace(temporary, path)  # noqa: PTH105 - the tests make this very call fail
         temporary = None
         _sync_folder(path.parent)
@@ -222,7 +222,7 @@ def write_whole(path: Path, content: bytes) -> None:
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)  # noqa: PTH108 - beside os.replace above
+                temporary.unlink()
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -301,13 +301,6 @@ def _reason(error: BaseException) -> str:
 def _clipped(path: str | Path) -> str:
     text = str(path)
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _umask() -> int:
-    """What the user takes away from new files; the system tells only when it is set."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

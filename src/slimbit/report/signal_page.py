@@ -55,8 +55,8 @@ TABLE = (
     ("accuracy", "accuracy"),
     ("S/N", "signal_to_noise"),
     ("closed form", "predicted_signal_to_noise"),
-    ("ESN_a", "esn_analog"),
-    ("corrected", "esn_analog_corrected"),
+    ("ESN_a", "esn_analog_estimate"),
+    ("corrected", "esn_analog_estimate_plus"),
 )
 """Headings and fields of the table, dead filters not among them."""
 

@@ -78,8 +78,9 @@ class Admm:
 
     Args:
         model: The network whose training is to be constrained; not changed.
-        choose: Which entries stay; called with ``W + U`` of the parameters that it returns masks for. The same keep
-            ratios each time, e.g. ``held_masks(keep_by_norm(...))``.
+        choose: Which entries stay; called with ``W + U`` of the parameters that it returns masks for, as the network
+            stores them: a transposed convolution has its inputs first (`slimbit.numerics.grid.layer_weight` puts
+            filters first). The same keep ratios each time, e.g. ``held_masks(keep_by_norm(...))``.
         settings: Stages.
 
     Attributes:
@@ -97,7 +98,7 @@ class Admm:
         self.settings = settings or AdmmSettings()
         self.residuals: list[float] = []
         self._choose, self._epoch = choose, 1
-        start = {name: value.detach().clone() for name, value in model.named_parameters()}
+        start = {name: value.detach().clone() for name, value in _parameters(model).items()}
         self._names = tuple(choose(start))
         if not self._names:
             raise InputError("masks must be of at least one parameter, got none: nothing is to be removed")
@@ -109,14 +110,14 @@ class Admm:
 
     def penalty(self, model: nn.Module) -> Tensor:
         """``sum_l rho/2 ||W_l - Z_l + U_l||^2``, with a gradient."""
-        parameters = dict(model.named_parameters())
+        parameters = _parameters(model)
         self._follow(parameters[self._names[0]].device)
         distances = [(parameters[name] - self._z[name] + self._u[name]).square().sum() for name in self._names]
         return 0.5 * self.settings.rho(self._epoch) * torch.stack(distances).sum()
 
     def end_epoch(self, model: nn.Module, epoch: int) -> None:
         """Note how far the weights are from the constraint; at the end of a stage project, and move the multipliers."""
-        weights = {name: value.detach() for name, value in model.named_parameters()}
+        weights = {name: value.detach() for name, value in _parameters(model).items()}
         self._follow(weights[self._names[0]].device)
         far = math.fsum(float(gap.double().square().sum()) for gap in self._outside(weights))
         whole = math.fsum(float(weights[name].double().square().sum()) for name in self._names)
@@ -169,3 +170,8 @@ class Admm:
         if self._z[self._names[0]].device != device:
             self._z = {name: value.to(device) for name, value in self._z.items()}
             self._u = {name: value.to(device) for name, value in self._u.items()}
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By every name: a tied parameter has those of all its owners."""
+    return dict(model.named_parameters(remove_duplicate=False))

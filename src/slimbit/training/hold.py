@@ -24,7 +24,7 @@ def held_at_zero(masks: Mapping[str, Tensor]) -> Callable[[nn.Module], None]:
     """
 
     def hold(model: nn.Module) -> None:
-        parameters = dict(model.named_parameters())
+        parameters = dict(model.named_parameters(remove_duplicate=False))  # a tied one by all of its names
         for name, mask in masks.items():
             if name not in parameters or parameters[name].shape != mask.shape:
                 raise InputError(f"masks must be of parameters of the network, got {name!r} of {tuple(mask.shape)}")

@@ -93,7 +93,7 @@ class SignalCallback(Callback):
     def _end_epoch(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         record = self._running.end_epoch()
         pl_module.log("signal_to_noise", record.signal_to_noise)
-        if record.esn_analog is not None:
-            pl_module.log("esn_analog", record.esn_analog)
+        if record.esn_analog_estimate is not None:
+            pl_module.log("esn_analog", record.esn_analog_estimate)
         for writer in self._writers if trainer.is_global_zero else ():
             writer(record)

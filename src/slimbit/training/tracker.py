@@ -254,9 +254,9 @@ class SignalTracker:
     def _layer_signal(self, layer: LayerSpec, weight: TrackedWeight, total: Tensor) -> LayerSignal:
         signal, noise, nonzero = (weight.of_filters(values, layer) for values in total)
         return LayerSignal(
-            layer=layer.name,
+            name=layer.name,
             epoch=self._epoch,
-            weights=int(nonzero.sum()),
+            nonzero_weights=int(nonzero.sum()),
             positions=self._positions.get(layer.name),
             filter_signal=tuple((signal / self._iterations).tolist()),
             filter_noise=tuple((noise / self._iterations).tolist()),

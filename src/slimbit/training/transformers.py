@@ -68,7 +68,7 @@ class SignalCallback(TrainerCallback):
             return
         record = self._running.end_epoch()
         entry: dict[str, Any] = {"epoch": state.epoch, "step": state.global_step}
-        entry |= {"signal_to_noise": record.signal_to_noise, "esn_analog": record.esn_analog}
+        entry |= {"signal_to_noise": record.signal_to_noise, "esn_analog": record.esn_analog_estimate}
         state.log_history.append({name: value for name, value in entry.items() if value is not None})
         for writer in self._writers if state.is_world_process_zero else ():
             writer(record)

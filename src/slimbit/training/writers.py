@@ -145,16 +145,16 @@ def _csv(rows: list[list[Any]]) -> str:
 
 
 def _row(row: LayerSignal) -> list[Any]:
-    values = [row.signal, row.noise, row.signal_to_noise, row.esn_analog, row.esn_analog_corrected]
-    return [row.layer, row.epoch, *values, len(row.filter_signal), *row.dead_filters.values()]
+    values = [row.signal, row.noise, row.signal_to_noise, row.esn_analog_estimate, row.esn_analog_estimate_plus]
+    return [row.name, row.epoch, *values, len(row.filter_signal), *row.dead_filters.values()]
 
 
 def _scalars(record: EpochSignal) -> dict[str, float]:
     found: dict[str, float | None] = {
         "signal_to_noise": record.signal_to_noise,
-        "esn_analog": record.esn_analog,
+        "esn_analog": record.esn_analog_estimate,
         **{f"dead_filters/{threshold:g}": count for threshold, count in record.dead_filters.items()},
     }
     for layer in record.layers:
-        found |= {f"signal_to_noise/{layer.layer}": layer.signal_to_noise}
+        found |= {f"signal_to_noise/{layer.name}": layer.signal_to_noise}
     return {name: value for name, value in found.items() if value is not None}
