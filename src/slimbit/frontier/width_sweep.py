@@ -24,7 +24,7 @@ from slimbit.records.signal import EpochSignal
 PLAN_STAGES = ("sweep", "refine", "baselines", "prune_only", "signal")
 """In the order of work: points for comparison wait until the places of the refinement are known."""
 BASELINE_BITS = (8, 7, 6, 5, 4, 3, 2)
-PRUNED = "slim"
+PRUNED = "pruned"
 """Under this name a run notes how a pruned network is kept."""
 REFINED_SHARE = 4
 """One point in so many is placed where the curve bends."""
