@@ -19,8 +19,10 @@ from slimbit.numerics.moments import (
     PatchSums,
     channel_moments,
     merge_moments,
+    output_sizes,
     paired_statistics,
     patches,
+    sampled_positions,
     sampled_rows,
 )
 from slimbit.numerics.rounding import (
@@ -141,10 +143,13 @@ def test_patches_times_weights_are_the_outputs(module):
     axis = 1 if window.kernel else -1
     expected = (module(inputs) - 0).detach()
     for samples in (0, 5):
-        rows = patches(inputs, window, samples=samples, generator=generator(1))
+        total = expected.numel() // expected.shape[axis]
+        assert math.prod(output_sizes(inputs, window)) == total
+        at = sampled_positions(total, samples, generator(1))
+        rows = patches(inputs, window, at=at if samples else None)
         by_group = weight.reshape(window.groups, -1, rows.shape[2])
         computed = torch.einsum("pgd,gfd->pgf", rows, by_group).flatten(1) + module.bias.detach()
-        wanted = sampled_rows(expected, channel_axis=axis, samples=samples, generator=generator(1))
+        wanted = sampled_rows(expected, channel_axis=axis, at=at)
         torch.testing.assert_close(computed, wanted)
 
 

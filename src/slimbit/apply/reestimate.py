@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slimbit.apply.calibration import Calibration, batchnorms, calibrate
-from slimbit.apply.flight import Flight
+from slimbit.apply.layerwise import LayerwisePass
 from slimbit.numerics.batches import Forward, call_network
 from slimbit.numerics.copies import copied, plain_network
 from slimbit.numerics.moments import ChannelMoments
@@ -53,7 +53,7 @@ def reestimate(
         found = _kept(calibrate(source, nothing, batches, forward=forward), network, plan)
         _restore(network, source, plan)
     recipe = CompressionPlan(network=nothing.name, policy="none", layers=(), compensation=False, statistics=form)
-    Flight(network, recipe, {}, found).correct()
+    LayerwisePass(network, recipe, {}, found).correct()
     return network
 
 

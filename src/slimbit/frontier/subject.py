@@ -21,7 +21,7 @@ from slimbit.apply.repair import remaining_shares
 from slimbit.frontier.levels import StoredPoint
 from slimbit.measure.cost import cost_of_survey
 from slimbit.measure.counting import Counting
-from slimbit.numerics.batches import as_called, checked_batches, count_of, elements_of, joined, pieces
+from slimbit.numerics.batches import Regrouped, as_called, checked_batches, count_of
 from slimbit.numerics.copies import plain_network, unwrapped
 from slimbit.plan.evidence import Evidence, Layout
 from slimbit.plan.signal import PAPER_LAYOUT, PLAIN, step_by_signal
@@ -35,9 +35,6 @@ from slimbit.records.signal import EpochSignal
 from slimbit.survey.module import read_weight, survey_network
 from slimbit.survey.result import StoredLevels, Survey
 
-# Above this many input elements (500 images of 96 x 96) calibration batches are worked off one by one: more passes,
-# but the activations of only one batch in memory.
-JOINED_ELEMENTS = 500 * 3 * 96 * 96
 PROBE_IMAGES, PROBE_SAMPLES = 192, 4096
 JUDGED_IMAGES = 128
 BASELINE_BITS = (8, 7, 6, 5, 4, 3, 2)
@@ -95,16 +92,15 @@ class Subject:
     @cached_property
     def calibration(self) -> Calibration:
         """The float network's statistics on all calibration images."""
-        join = sum(map(elements_of, self.batches)) <= JOINED_ELEMENTS
-        return calibrate(self.model, self.survey.spec, self.batches, seed=self.seed, join=join)
+        return calibrate(self.model, self.survey.spec, self.batches, seed=self.seed)
 
     @cached_property
     def probe(self) -> tuple[Calibration, Any]:
         """Few images to compress with, and others to judge the result by: on its own it looks too good."""
-        first = joined(self.batches)[0]
-        images = count_of(first)
-        fitted, *rest = pieces((first,), min(PROBE_IMAGES, images - max(1, images // 3)) or 1)
-        judged = next(pieces(rest, JUDGED_IMAGES), fitted)
+        images = self.images()
+        fitting = min(PROBE_IMAGES, images - max(1, images // 3)) or 1
+        fitted, *rest = Regrouped(self.batches, fitting, fitting + JUDGED_IMAGES)
+        judged = rest[0] if rest else fitted
         spec = self.survey.spec
         return calibrate(self.model, spec, (fitted,), seed=self.seed, samples=PROBE_SAMPLES), judged
 
