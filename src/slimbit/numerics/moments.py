@@ -56,27 +56,31 @@ def patches(inputs: Tensor, window: Window, *, at: Tensor | None = None) -> Tens
     if not window.kernel:
         rows = inputs.reshape(-1, inputs.shape[-1])
         return (rows if at is None else rows[at]).unsqueeze(1)
-    sizes = output_sizes(inputs, window)
-    at = torch.arange(math.prod(sizes), device=inputs.device) if at is None else at
-    last = _channels_last(inputs, window)
-    reach = [
-        math.prod(last.shape[d + 1 : -1]) for d in range(last.ndim - 1)
-    ]  # pixels between neighbours of a dimension
-    start = torch.zeros_like(at)
-    stride = (1,) * len(window.kernel) if window.transposed else window.stride
-    for place, step, pixels in zip(torch.unravel_index(at, sizes), (1, *stride), reach, strict=True):
-        start += place * (step * pixels)
-    offsets = torch.zeros(1, dtype=torch.long, device=inputs.device)
-    for kernel, dilation, pixels in zip(window.kernel, window.dilation, reach[1:], strict=True):
-        taps = torch.arange(kernel, device=inputs.device) * (dilation * pixels)
-        offsets = (offsets[:, None] + taps).flatten()
-    offsets = offsets.flip(0) if window.transposed else offsets
+    sizes, padding = output_sizes(inputs, window), window.padding
+    if window.padding_mode != "constant" and any(map(any, padding)):
+        inputs = F.pad(inputs, [side for pair in reversed(padding) for side in pair], mode=window.padding_mode)
+        padding = ((0, 0),) * len(padding)
+    places = torch.unravel_index(torch.arange(math.prod(sizes), device=inputs.device) if at is None else at, sizes)
+    # pixel that each tap of each position reads, and whether there is one: zeros of padding and of spreading are not
+    pixels, inside = places[0][:, None], torch.ones_like(places[0], dtype=torch.bool)[:, None]
+    for d, kernel in enumerate(window.kernel):
+        stride, size = window.stride[d], inputs.shape[2 + d]
+        taps = torch.arange(kernel, device=inputs.device) * window.dilation[d] - padding[d][0]
+        if window.transposed:
+            spread = places[1 + d][:, None] + taps.flip(0)
+            read, there = spread.div(stride, rounding_mode="floor"), spread % stride == 0
+        else:
+            read = places[1 + d][:, None] * stride + taps
+            there = torch.ones_like(read, dtype=torch.bool)
+        there &= (read >= 0) & (read < size)
+        pixels = (pixels[:, :, None] * size + read.clamp_(0, size - 1)[:, None]).flatten(1)
+        inside = (inside[:, :, None] & there[:, None]).flatten(1)
     # whole pixels, one after the other in memory, are copied several times faster than elements of a strided view
-    channels = last.shape[-1]
-    rows = last.reshape(-1, channels).index_select(0, (start[:, None] + offsets).flatten())
-    inputs_per_group = channels // window.groups
-    rows = rows.reshape(len(at), len(offsets), window.groups, inputs_per_group)
-    return rows.permute(0, 2, 3, 1).reshape(len(at), window.groups, inputs_per_group * len(offsets))
+    rows = inputs.movedim(1, -1).reshape(-1, inputs.shape[1]).index_select(0, pixels.flatten())
+    rows.masked_fill_(~inside.reshape(-1, 1), 0.0)
+    groups, taps_in_all = window.groups, pixels.shape[1]
+    rows = rows.reshape(len(pixels), taps_in_all, groups, inputs.shape[1] // groups)
+    return rows.permute(0, 2, 3, 1).reshape(len(pixels), groups, inputs.shape[1] // groups * taps_in_all)
 
 
 def output_sizes(inputs: Tensor, window: Window) -> tuple[int, ...]:
@@ -253,26 +257,6 @@ def check_finite(values: Tensor, what: str) -> None:
         raise InputError(f"{what} must be finite, got NaN or infinity")
 
 
-def _channels_last(inputs: Tensor, window: Window) -> Tensor:
-    """Inputs, padded (of a transposed convolution spread, too), ``(images, *size, channels)``, contiguous."""
-    if window.transposed:
-        inputs = _spread(inputs, window.stride)
-    pads = [side for pair in reversed(window.padding) for side in pair]
-    if not any(pads):
-        return inputs.movedim(1, -1).contiguous()
-    if window.padding_mode == "constant":
-        return F.pad(inputs.movedim(1, -1), (0, 0, *pads)).contiguous()
-    return F.pad(inputs, pads, mode=window.padding_mode).movedim(1, -1).contiguous()
-
-
-def _spread(inputs: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """Inputs with ``stride - 1`` zeros between neighbours, as a transposed convolution sees them."""
-    size = [(n - 1) * s + 1 for n, s in zip(inputs.shape[2:], stride, strict=True)]
-    wide = inputs.new_zeros(*inputs.shape[:2], *size)
-    wide[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = inputs
-    return wide
-
-
 @dataclass(frozen=True)
 class PatchMoments:
     """What a layer reads, and what the float network made of it, at the sampled positions.
@@ -360,7 +344,7 @@ class PatchSums:
 
 LARGE = 2048
 """Matrices of more features are kept and worked on in float32: at 4,608 that is 85 instead of 170 MB each."""
-TRIANGLE = 512
+TRIANGLE = 128
 """Rows of a second moment that are made at once; what is left of them is the mirror image of what is above."""
 
 
