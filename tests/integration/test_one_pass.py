@@ -250,10 +250,10 @@ def test_images_that_do_not_fit_into_memory_are_left_out_and_it_says_so():
     each = live_bytes(net, x[:4], lambda model, batch: model(batch), set(net.modules())) / 4
     # input and output of the widest layer of one image, 8 + 8 channels of 6 x 6, and the branch beside it
     assert 2 * 8 * 36 * 4 <= each <= 4 * 8 * 36 * 4
-    whole = calibrate(net, spec, x, memory=int(40 * each))
+    whole = calibrate(net, spec, x, memory_bytes=int(40 * each))
     assert whole.notes == ()
     assert sum(map(len, whole.batches)) == 40
-    part = calibrate(net, spec, x, memory=int(10.5 * each))
+    part = calibrate(net, spec, x, memory_bytes=int(10.5 * each))
     assert sum(map(len, part.batches)) == 10
     assert part.notes[0].startswith("calibration uses 10 of 40 images: all of them need ")
     wanted = calibrate(net, spec, x[:10])

@@ -157,7 +157,7 @@ def calibrate(
     samples: int = SAMPLES,
     seed: int = 0,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory_bytes: int | None = None,
     forward: Forward = call_network,
 ) -> Calibration:
     """Run the float network once over unlabelled images and keep what every point needs.
@@ -173,7 +173,7 @@ def calibrate(
         seed: Seed of the positions.
         batch_size: Images whose activations are worked on at once; default: as many as have activations of 128 MiB.
             What cannot be cut or joined stays as it is.
-        memory: Bytes that the activations of all images may take while they wait; default: half of what is free. If
+        memory_bytes: What the activations of all images may take while they wait; default: half of what is free. If
             they need more, only the first images are used, and ``notes`` says so.
         forward: How to call the network on a batch, for anything but a tensor, a tuple or a mapping; batches are then
             used as they are.
@@ -185,7 +185,7 @@ def calibrate(
         raise InputError(f"batch size must be a whole number of 1 or more, got {batch_size!r}")
     network = copied(model).eval()
     bounds = {name: b for name, b in bind(network, spec).items() if b.window is not None}
-    parts, notes = _divided(network, checked_batches(batches), bounds, batch_size, memory, forward)
+    parts, notes = _divided(network, checked_batches(batches), bounds, batch_size, memory_bytes, forward)
     found = Calibration(parts, forward, samples, seed, notes=notes)
     _Watch(found, bounds, network).run()
     return found
@@ -196,7 +196,7 @@ def _divided(
     batches: tuple[Any, ...],
     bounds: Mapping[str, Bound],
     batch_size: int | None,
-    memory: int | None,
+    memory_bytes: int | None,
     forward: Forward,
 ) -> tuple[Sequence[Any], tuple[str, ...]]:
     """Batches of a good size, of as many images as fit into memory, and notes where that is not all of them."""
@@ -205,7 +205,7 @@ def _divided(
     stops = {*(b.module for b in bounds.values()), *batchnorms(network).values()}
     each = live_bytes(network, probe, forward, stops) / count_of(probe)
     device = next((x.device for x in network.state_dict().values() if isinstance(x, Tensor)), torch.device("cpu"))
-    limit = free_bytes(device) // 2 if memory is None else memory
+    limit = free_bytes(device) // 2 if memory_bytes is None else memory_bytes
     images = sum(map(count_of, batches))
     fitting = max(1, int(limit // max(each, 1)))
     size = batch_size or max(1, min(int(min(BATCH_BYTES, limit) // max(each, 1)), images))
@@ -285,17 +285,17 @@ class _Watch:
     def _note(self, place: tuple[str, str], values: dict[int, Tensor]) -> None:
         """What is noted once all batches are at a layer's output or a BatchNorm's input."""
         kind, name = place
-        what = f"output of layer {name!r}" if kind == "layer" else f"input of {name!r}"
-        for value in values.values():
-            check_finite(value, f"{what} on the calibration images")
+        what = f"{f'output of layer {name!r}' if kind == 'layer' else f'input of {name!r}'} on the calibration images"
         if place not in self.found.events:
             self.found.events.append(place)
         if kind == "batchnorm":
-            _add(self.found.batchnorms, name, channel_moments([*values.values()]))
+            _add(self.found.batchnorms, name, channel_moments([*values.values()], what=what))
             return
         bound = self.bounds[name]
         bias, axis = bound.bias(), bound.channel_axis
         outputs = {number: bound.batched(value) for number, value in values.items()}
+        for output in outputs.values():
+            check_finite(output, what)
         if bias is not None:
             _add(self.found.outputs, name, channel_moments([*outputs.values()], axis=axis))
         numbers = range(len(self.found.batches))

@@ -98,15 +98,17 @@ class LayerwisePass:
         if event in self._finished:
             return None  # a batch whose data took another path comes late: what is decided stays
         self._finished.add(event)
-        for value in values.values():
-            check_finite(value, f"{'output' if kind == 'bias' else 'input'} of {name!r} while calibrating")
+        what = f"{'output' if kind == 'bias' else 'input'} of {name!r} while calibrating"
         if kind == "layer":
+            for value in values.values():
+                check_finite(value, what)
             self._quantize(name, self._patch_sums(name, values))
         elif kind == "bias":
             bound = self.bounds[name]
             bias = bound.bias()
             assert bias is not None
-            found = channel_moments([bound.batched(value) for value in values.values()], axis=bound.channel_axis)
+            outputs = [bound.batched(value) for value in values.values()]
+            found = channel_moments(outputs, axis=bound.channel_axis, what=what)
             return correct_bias(bias, original=self.calibration.outputs[name], quantized=found)
         else:
             # one set of statistics for several calls: what the first call sees is only a part of it
@@ -114,7 +116,7 @@ class LayerwisePass:
             correct_batchnorm(
                 self._norms[name],
                 original=self.calibration.batchnorms[name],
-                quantized=channel_moments([*values.values()]),
+                quantized=channel_moments([*values.values()], what=what),
                 form="absolute" if absolute else "paired",
             )
         return None

@@ -167,11 +167,7 @@ class ChannelMoments:
     count: int
 
 
-CHUNK = 1 << 17
-"""Elements that are worked on at once where values are read twice: they stay in the cache."""
-
-
-def channel_moments(values: Tensor | Sequence[Tensor], *, axis: int = 1) -> ChannelMoments:
+def channel_moments(values: Tensor | Sequence[Tensor], *, axis: int = 1, what: str = "") -> ChannelMoments:
     """Mean and variance of each channel over images and positions, of one tensor or of several.
 
     Each image has its own mean and variance in the type of the values; these are put together in float64. The result
@@ -180,6 +176,10 @@ def channel_moments(values: Tensor | Sequence[Tensor], *, axis: int = 1) -> Chan
     Args:
         values: Images first; at least one image.
         axis: Axis of the channels.
+        what: Name of the values, which must then be finite.
+
+    Raises:
+        InputError: They are not.
 
     >>> channel_moments(torch.tensor([[1.0, 5.0], [3.0, 5.0]])).variance.tolist()
     [1.0, 0.0]
@@ -187,20 +187,43 @@ def channel_moments(values: Tensor | Sequence[Tensor], *, axis: int = 1) -> Chan
     parts = [values] if isinstance(values, Tensor) else [part for part in values if part.numel()]
     axis %= parts[0].ndim
     if axis == 0:
-        parts = [part.unsqueeze(0) for part in parts]
-        axis = 1
-    total = None
-    for chunk in in_chunks(parts, max(1, CHUNK // parts[0][0].numel())):
-        wide = chunk if chunk.dtype == torch.float64 else chunk.float()
-        wide = wide.movedim(axis, 1).flatten(2) if wide.ndim > 2 else wide.unsqueeze(2)
-        means = wide.mean(2, keepdim=True)
-        spread = (wide - means).square_().mean(2).double()
-        means = means.squeeze(2).double()
-        mean = means.mean(0)
-        part = ChannelMoments(mean, (means - mean).square_().add_(spread).mean(0), len(wide) * wide.shape[2])
-        total = part if total is None else merge_moments(total, part)
+        parts, axis = [part.unsqueeze(0) for part in parts], 1
+    each = [_moments_of_images(part, axis) for part in parts]
+    total: ChannelMoments | None = None
+    for chunk in in_chunks(each, max(1, CHUNK // each[0][0].numel())):
+        means, variances, positions = chunk[:, 0], chunk[:, 1], chunk[:, 2, :1]
+        count = positions.sum()
+        mean = (means * positions).sum(0) / count
+        spread = ((variances + (means - mean).square()) * positions).sum(0) / count
+        here = ChannelMoments(mean, spread, int(count))
+        total = here if total is None else merge_moments(total, here)
     assert total is not None
+    if what and not bool(total.variance.isfinite().all()):
+        for part in parts:
+            check_finite(part, what)
     return total
+
+
+CHUNK = 1 << 17
+"""Elements that are worked on at once: they stay in the cache."""
+CANCELLED = 1 / 32
+"""Below this share of the squared mean, a variance is not taken from the mean square, but from differences."""
+
+
+def _moments_of_images(values: Tensor, axis: int) -> Tensor:
+    """Mean, variance and number of positions of each channel of each image, float64, ``(images, 3, channels)``."""
+    wide = values if values.dtype == torch.float64 else values.float()
+    wide = wide.movedim(axis, 1).flatten(2) if wide.ndim > 2 else wide.unsqueeze(2)
+    positions = wide.shape[2]
+    means = wide.mean(2)
+    variances = torch.zeros_like(means, dtype=torch.float64)
+    if positions > 1:
+        variances = torch.linalg.vector_norm(wide, dim=2).double().square_() / positions - means.double().square()
+        # one pass over the values does, unless the mean is so large that little is left of the difference
+        close = (variances < CANCELLED * means.double().square()).any(1).nonzero().flatten()
+        for images in close.split(max(1, CHUNK // wide[0].numel())):
+            variances[images] = (wide[images] - means[images].unsqueeze(2)).square_().mean(2).double()
+    return torch.stack([means.double(), variances, torch.full_like(variances, positions)], 1)
 
 
 def merge_moments(left: ChannelMoments, right: ChannelMoments) -> ChannelMoments:
