@@ -16,7 +16,7 @@ from slimbit.apply.compress import compress
 from slimbit.frontier.frontier import open_run
 from slimbit.frontier.trace import default_layout, trace_frontier
 from slimbit.measure.sensitivity import measure_sensitivity
-from slimbit.numerics.batches import as_called, joined, output_heads, pieces
+from slimbit.numerics.batches import Regrouped, as_called, output_heads, pieces
 from slimbit.numerics.copies import plain_network
 from slimbit.numerics.levels import LayerLevels
 from slimbit.numerics.rounding import cholesky
@@ -307,7 +307,7 @@ def test_batches_follow_the_example():
         assert torch.equal(found["left"], a)
     (found,) = as_called([{"left": a, "label": label}], Two(), {"left": a[:1]})
     assert found.keys() == {"left"}
-    (whole,) = joined(({"left": a, "right": b}, {"left": a[:1], "right": b[:1]}))
+    (whole,) = Regrouped(({"left": a, "right": b}, {"left": a[:1], "right": b[:1]}), 4)
     assert whole["left"].shape == (4, 2)
     assert [len(part["right"]) for part in pieces([whole], 3)] == [3, 1]
 

@@ -162,7 +162,7 @@ def test_one_flight_equals_layer_after_layer_with_several_batches(known):
     double = copy.deepcopy(net).double()
     plan = step_by_price(inputs, 2e-9, "esn_analog", QuantConfig(target="outputs"))
     fast = compress(double, plan, spec, calibrate(double, spec, x.double(), samples=0))
-    slow = compress(double, plan, spec, calibrate(double, spec, x.double().split(7), samples=0, join=False))
+    slow = compress(double, plan, spec, calibrate(double, spec, x.double().split(7), samples=0, batch_size=7))
     assert all(torch.equal(fast.layers[name].levels, slow.layers[name].levels) for name in fast.layers)
     for key, value in fast.model.state_dict().items():
         torch.testing.assert_close(value, slow.model.state_dict()[key])
@@ -253,7 +253,7 @@ def test_every_kind_of_weight_ends_on_its_grid():
     inputs = PlanInputs(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
     plan = step_by_price(inputs, 1e-7, "esn_digital")
     for batches in (tokens, tokens.split(5)):
-        result = compress(net, plan, spec, calibrate(net, spec, batches, join=False))
+        result = compress(net, plan, spec, calibrate(net, spec, batches, batch_size=5))
         assert set(result.layers) == {layer.name for layer in spec.layers if not layer.shared_with}
         assert result.model.head.weight is result.model.embed.weight
         for layer in plan.layers:

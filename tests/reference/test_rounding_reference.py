@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from slimbit.apply.layers import window_of
+from slimbit.numerics import rounding
 from slimbit.numerics.allocate import analog_step, best_widths, digital_step, width_table
 from slimbit.numerics.energy import level_bits
 from slimbit.numerics.grid import GRIDS, filters_first, largest_level, to_levels
@@ -19,12 +20,15 @@ from slimbit.numerics.moments import (
     PatchSums,
     channel_moments,
     merge_moments,
+    output_sizes,
     paired_statistics,
     patches,
+    sampled_positions,
     sampled_rows,
 )
 from slimbit.numerics.rounding import (
     Quantizer,
+    cholesky,
     column_order,
     compensate,
     compensation_factor,
@@ -70,6 +74,56 @@ def test_compensation_equals_naive_obq(grid):
     step = torch.tensor(0.7, dtype=torch.float64)
     fast = compensate(weights, h, Quantizer(step, grid))
     assert torch.equal(fast, naive_obq(weights, h[0], step, grid))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_blocks_of_columns_give_the_levels_of_single_columns(groups, monkeypatch):
+    """The blocked loops against the same loops with a block of one column: every update goes to all columns at once."""
+    h = moment(150, groups)
+    weights = torch.randn(3 * groups, 150, generator=generator(3), dtype=torch.float64)
+    steps = torch.rand(3 * groups, generator=generator(4), dtype=torch.float64) + 0.2
+    rate = torch.rand(3 * groups, generator=generator(5), dtype=torch.float64) / 10
+    mask = torch.rand(weights.shape, generator=generator(6)) > 0.2
+    for quantizer in (Quantizer(steps), Quantizer(steps[0], "midtread", 3.0), Quantizer(steps, rate=rate, mask=mask)):
+        found = []
+        for block in (1, 64, 128, 1000):
+            monkeypatch.setattr(rounding, "BLOCK", block)
+            levels = compensate(weights, h, quantizer)
+            found.append((levels, coordinate_descent(weights, levels, h, quantizer)))
+        assert all(torch.equal(a, found[0][0]) and torch.equal(b, found[0][1]) for a, b in found)
+        assert not torch.equal(*found[0])
+
+
+def test_coordinate_descent_equals_a_slow_loop_that_computes_every_loss():
+    h = moment(12)
+    weights = torch.randn(4, 12, generator=generator(3), dtype=torch.float64)
+    step = torch.tensor(0.6, dtype=torch.float64)
+    start = to_levels(weights, step)
+    slow = start.clone()
+    choices = torch.arange(-12, 12, dtype=torch.float64) + 0.5
+    for f, j in itertools.product(range(4), range(12)):
+        trials = slow[f].repeat(len(choices), 1)
+        trials[:, j] = choices
+        delta = weights[f] - step * trials
+        slow[f] = trials[((delta @ h[0]) * delta).sum(1).argmin()]
+    assert torch.equal(coordinate_descent(weights, start, h, Quantizer(step), sweeps=1), slow)
+    assert not torch.equal(start, slow)
+
+
+def test_compensation_factor_is_what_the_inverse_says():
+    """``mean 1 / U_jj^2`` with ``H^-1 = U^T U``, of which optimal brain quantization speaks."""
+    h = moment(20)
+    order = column_order(h)[0]
+    upper = torch.linalg.cholesky(torch.linalg.inv(h[0][order][:, order])).T
+    # the last pivot of H^-1 = L L^T belongs to the last column: U = L^T
+    assert compensation_factor(h) == pytest.approx(float((1 / upper.diagonal().square()).mean()))
+
+
+def test_what_float32_cannot_factor_is_tried_in_float64():
+    bad = torch.tensor([[[1.0, 1.0], [1.0, 1.0 - 6e-8]]])  # below positive definite by one rounding
+    assert int(torch.linalg.cholesky_ex(bad)[1]) > 0
+    factor = cholesky(bad)
+    torch.testing.assert_close(factor @ factor.transpose(1, 2), bad, rtol=1e-5, atol=1e-5)
 
 
 def test_compensation_of_groups_is_compensation_of_each_group():
@@ -142,10 +196,13 @@ def test_patches_times_weights_are_the_outputs(module):
     axis = 1 if window.kernel else -1
     expected = (module(inputs) - 0).detach()
     for samples in (0, 5):
-        rows = patches(inputs, window, samples=samples, generator=generator(1))
+        total = expected.numel() // expected.shape[axis]
+        assert math.prod(output_sizes(inputs, window)) == total
+        at = sampled_positions(total, samples, generator(1))
+        rows = patches(inputs, window, at=at if samples else None)
         by_group = weight.reshape(window.groups, -1, rows.shape[2])
         computed = torch.einsum("pgd,gfd->pgf", rows, by_group).flatten(1) + module.bias.detach()
-        wanted = sampled_rows(expected, channel_axis=axis, samples=samples, generator=generator(1))
+        wanted = sampled_rows(expected, channel_axis=axis, at=at)
         torch.testing.assert_close(computed, wanted)
 
 
@@ -198,6 +255,36 @@ def test_merged_moments_are_those_of_everything():
     parts = merge_moments(channel_moments(values[:6]), channel_moments(values[6:]))
     torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(parts.variance, whole.variance, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(20, 4, 3, 3), (20, 4), (20, 3, 5, 2), (20, 1, 1, 1)])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_channel_moments_do_not_depend_on_how_images_are_divided(shape, offset):
+    values = torch.randn(shape, generator=generator()) + offset
+    for axis in (1, -1):
+        whole = channel_moments(values, axis=axis)
+        for sizes in ([3, 17], [1] * 20, [20]):
+            parts = channel_moments(values.split(sizes), axis=axis)
+            assert torch.equal(parts.mean, whole.mean)
+            assert torch.equal(parts.variance, whole.variance)
+            assert parts.count == whole.count == values.numel() // values.shape[axis]
+        rows = values.double().movedim(axis, -1).reshape(-1, values.shape[axis])
+        torch.testing.assert_close(whole.mean, rows.mean(0), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(whole.variance, rows.var(0, correction=0), rtol=2e-5, atol=0)
+
+
+def test_patch_sums_of_many_features_are_those_of_the_formula():
+    """The triangle in blocks, and sums that another layer has made."""
+    rows = torch.randn(200, 1, 300, generator=generator(), dtype=torch.float64) + 1
+    outputs = torch.randn(200, 5, generator=generator(1), dtype=torch.float64)
+    first = PatchSums()
+    first.add(rows)
+    second = PatchSums(first)
+    second.add(rows, outputs)
+    for sums in (first, second):
+        moments = sums.moments(centred=False)
+        torch.testing.assert_close(moments.inputs[0], rows[:, 0].T @ rows[:, 0] / 200)
+    torch.testing.assert_close(moments.outputs[0], outputs.T @ rows[:, 0] / 200)
 
 
 def test_closed_forms_minimize_loss_plus_price_times_cost():

@@ -4,13 +4,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from slimbit.apply.calibration import Calibration
-from slimbit.apply.layers import Bound, bind, first_input
+from slimbit.apply.layers import bind, first_input
+from slimbit.apply.lockstep import Lockstep
 from slimbit.numerics.copies import copied
-from slimbit.numerics.moments import PatchSums, patches
 from slimbit.numerics.rounding import compensation_factor, damped
 from slimbit.records.network import NetworkSpec
 
@@ -26,7 +25,7 @@ def compensation_factors(model: nn.Module, spec: NetworkSpec, calibration: Calib
     Args:
         model: The float network; not changed.
         spec: Its survey.
-        calibration: Its calibration; only the first batch is used.
+        calibration: Its calibration.
 
     Returns:
         A number in (0, 1] by layer name; layers that hooks do not reach are left out (nothing repairs them).
@@ -34,28 +33,30 @@ def compensation_factors(model: nn.Module, spec: NetworkSpec, calibration: Calib
     network = copied(model).eval()
     bounds = bind(network, spec)
     shares: dict[str, float] = {}
+
+    def measure(name: str, values: dict[int, Tensor]) -> None:
+        if name in shares:
+            return
+        sums = calibration.patch_sums(bounds[name], values)
+        free = name in calibration.normalized or bounds[name].bias() is not None
+        inputs = sums.moments(centred=free).inputs
+        left, whole = (x.diagonal(dim1=1, dim2=2).mean() for x in (inputs, sums.moments(centred=False).inputs))
+        spread = float(left / whole) if 0 < float(whole) < math.inf else 1.0
+        # a layer whose input never varies would look free of charge: keep a floor, so that its step stays finite
+        shares[name] = max(spread * compensation_factor(damped(inputs)), FLOOR)
+
+    lockstep = Lockstep(network, calibration.batches, calibration.forward, measure)
     for name in calibration.reached:
-        bounds[name].module.register_forward_pre_hook(
-            _measure(name, bounds[name], calibration, shares), with_kwargs=True
-        )
-    with torch.no_grad():
-        calibration.forward(network, calibration.batches[0])
+        bounds[name].module.register_forward_pre_hook(_hook(name, lockstep), with_kwargs=True)
+    lockstep.run(calibration.reached.index)
     return shares
 
 
-def _measure(name: str, bound: Bound, calibration: Calibration, shares: dict[str, float]) -> Callable[..., None]:
+def _hook(name: str, lockstep: Lockstep) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         values = first_input(args, kwargs)
-        if name in shares or not isinstance(values, Tensor) or bound.window is None or not values.numel():
-            return
-        generator = calibration.generator(name, 0)
-        sums = PatchSums()
-        sums.add(patches(bound.batched(values).float(), bound.window, samples=calibration.samples, generator=generator))
-        free = name in calibration.normalized or bound.bias() is not None
-        left, whole = (sums.moments(centred=c).inputs.diagonal(dim1=1, dim2=2).mean() for c in (free, False))
-        spread = float(left / whole) if 0 < float(whole) < math.inf else 1.0
-        # a layer whose input never varies would look free of charge: keep a floor, so that its step stays finite
-        shares[name] = max(spread * compensation_factor(damped(sums.moments(centred=free).inputs)), FLOOR)
+        if isinstance(values, Tensor) and values.numel():
+            lockstep.wait(name, values)
 
     return hook
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from slimbit.apply.calibration import Calibration, calibrate
-from slimbit.apply.flight import Flight
 from slimbit.apply.layers import bind
+from slimbit.apply.layerwise import LayerwisePass
 from slimbit.apply.quantize import quantize_layer
 from slimbit.numerics.copies import copied
 from slimbit.numerics.levels import LayerLevels
@@ -89,10 +89,10 @@ def _carry_out(
             bound.store(plain[name].weights())
     if calibration is None:
         return plain
-    flight = Flight(network, plan, planned, calibration)
-    flight.done.update(plain)
+    layerwise = LayerwisePass(network, plan, planned, calibration)
+    layerwise.done.update(plain)
     if plan.config.compensation or plan.config.statistics == "paired_layerwise":
-        flight.quantize()
+        layerwise.quantize()
     if plan.config.statistics in ("absolute", "paired"):
-        flight.correct()
-    return {name: flight.done[name] for name in planned}
+        layerwise.correct()
+    return {name: layerwise.done[name] for name in planned}

@@ -110,13 +110,12 @@ def fit_to_outputs(weights: Tensor, moments: PatchMoments) -> Tensor:
     h = moments.inputs
     groups, features, _ = h.shape
     w = weights.reshape(groups, -1, features).to(h.dtype)
-    scale = h.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
-    eye = torch.eye(features, dtype=h.dtype, device=h.device)
-    ridge = h + torch.where(scale > 0, RIDGE * scale, 1.0) * eye
+    scale = h.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None]
+    ridge = h.clone()
+    ridge.diagonal(dim1=1, dim2=2).add_(torch.where(scale > 0, RIDGE * scale, 1.0))
     residual = moments.outputs - torch.bmm(w, h)
-    factor = cholesky(ridge.double())
-    shift = torch.cholesky_solve(residual.transpose(1, 2).double(), factor).transpose(1, 2)
-    return (w + shift.to(h.dtype)).reshape(weights.shape).to(weights.dtype)
+    shift = torch.cholesky_solve(residual.transpose(1, 2), cholesky(ridge)).transpose(1, 2)
+    return (w + shift).reshape(weights.shape).to(weights.dtype)
 
 
 SWEEPS = 2

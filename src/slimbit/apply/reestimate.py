@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slimbit.apply.calibration import Calibration, batchnorms, calibrate
-from slimbit.apply.flight import Flight
+from slimbit.apply.layerwise import LayerwisePass
 from slimbit.numerics.batches import Forward, call_network
 from slimbit.numerics.copies import copied, plain_network
 from slimbit.numerics.moments import ChannelMoments
@@ -55,7 +55,7 @@ def reestimate(
         _restore(network, source, plan)
     config = QuantConfig(compensation=False, statistics=form)
     plan_of_none = CompressionPlan(network=nothing.name, policy="none", layers=(), config=config)
-    Flight(network, plan_of_none, {}, found).correct()
+    LayerwisePass(network, plan_of_none, {}, found).correct()
     return network
 
 

@@ -18,7 +18,7 @@ from slimbit.apply.quantize import plain_levels
 from slimbit.measure.cost import cost_of_survey
 from slimbit.measure.cost_config import CostConfig
 from slimbit.measure.sensitivity import DIVERGENCES, Likelihood, measure_sensitivity
-from slimbit.numerics.batches import as_called, checked_batches, count_of, elements_of, inputs_of, joined, pieces
+from slimbit.numerics.batches import Regrouped, as_called, checked_batches, count_of, inputs_of
 from slimbit.numerics.copies import plain_network, unwrapped
 from slimbit.numerics.levels import LayerLevels
 from slimbit.plan.inputs import PlanInputs
@@ -37,9 +37,6 @@ from slimbit.survey.module import read_weight, survey_network
 from slimbit.survey.result import Survey
 from slimbit.survey.trace import Inputs
 
-# Above this many input elements (500 images of 96 x 96) calibration batches are worked off one by one: more passes,
-# but the activations of only one batch in memory.
-JOINED_ELEMENTS = 500 * 3 * 96 * 96
 PROBE_IMAGES, PROBE_SAMPLES = 192, 4096
 JUDGED_IMAGES = 128
 PRUNED_ONLY_BITS = 8
@@ -195,16 +192,14 @@ class PreparedNetwork:
     def calibration(self) -> Calibration:
         """The float network's statistics on all calibration images."""
         self._needs_images("compensation and new statistics")
-        join = sum(map(elements_of, self.batches)) <= JOINED_ELEMENTS
-        return calibrate(self.model, self.spec, self.batches, seed=self.seed, join=join)
+        return calibrate(self.model, self.spec, self.batches, seed=self.seed)
 
     @cached_property
     def probe(self) -> tuple[Calibration, Any]:
         """Few images to compress with, and others to judge the result by: on its own it looks too good."""
-        first = joined(self.batches)[0]
-        images = count_of(first)
-        fitted, *rest = pieces((first,), min(PROBE_IMAGES, images - max(1, images // 3)) or 1)
-        judged = next(pieces(rest, JUDGED_IMAGES), fitted)
+        fitting = min(PROBE_IMAGES, self.images - max(1, self.images // 3)) or 1
+        fitted, *rest = Regrouped(self.batches, fitting, fitting + JUDGED_IMAGES)
+        judged = rest[0] if rest else fitted
         return calibrate(self.model, self.spec, (fitted,), seed=self.seed, samples=PROBE_SAMPLES), judged
 
     @cached_property
