@@ -19,7 +19,7 @@ import slimbit
 from slimbit.apply.calibration import calibrate
 from slimbit.apply.compress import compress
 from slimbit.numerics.copies import plain_network
-from slimbit.plan.evidence import Evidence
+from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_range
 from slimbit.records.errors import InputError
 from slimbit.survey.module import read_weight, survey_network
@@ -241,8 +241,8 @@ def _quantized(model: nn.Module, example: Tensor, layers: Sequence[str]) -> str:
     network = plain_network(model)
     spec = survey_network(network, example).spec
     weights = {layer.name: read_weight(network, layer) for layer in spec.layers}
-    plan = step_by_range(Evidence(spec=spec, weights=weights), 4)
-    found = compress(network, plan, spec, example).levels
+    plan = step_by_range(PlanInputs(spec=spec, weights=weights), 4)
+    found = compress(network, plan, spec, example).layers
     before = survey_network(model, example).spec.layers
     names = [now.name for now, was in zip(spec.layers, before, strict=True) if was.name in layers]
     compensated = _share(calibrate(network, spec, example).rows, names)

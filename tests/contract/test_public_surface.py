@@ -7,7 +7,7 @@ import slimbit
 
 PUBLIC = [
     *("CompressionPlan", "CostReport", "EpochSignal", "Frontier", "FrontierPoint", "HardwareModel", "InputError"),
-    *("KeepPlan", "Keeping", "Layout", "Recipe", "SignalTracker", "SlimbitError", "Slimming", "TrainConfig"),
+    *("KeepPlan", "PruneConfig", "Layout", "Recipe", "SignalTracker", "SlimbitError", "Slimming", "TrainConfig"),
     *(
         "TrainImages",
         "TrainTask",

@@ -11,9 +11,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
-from slimbit.frontier.info import RunInfo
 from slimbit.frontier.store import Run, open_run
 from slimbit.records.cost import METRICS
+from slimbit.records.run import RunInfo
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "run-folder.md"
 

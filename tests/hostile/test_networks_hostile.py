@@ -7,21 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from slimbit.frontier.levels import unpack_levels
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from slimbit.apply.calibration import calibrate
 from slimbit.apply.compress import compress
-from slimbit.export.weights import LayerLevels, with_levels
-from slimbit.frontier.levels import unpack_levels
-from slimbit.frontier.store import open_run
-from slimbit.frontier.subject import Subject
+from slimbit.frontier.frontier import open_run
 from slimbit.frontier.trace import default_layout, trace_frontier
 from slimbit.measure.sensitivity import measure_sensitivity
-from slimbit.numerics.batches import as_called, joined, output_heads, pieces
+from slimbit.numerics.batches import Regrouped, as_called, output_heads, pieces
 from slimbit.numerics.copies import plain_network
+from slimbit.numerics.levels import LayerLevels
 from slimbit.numerics.rounding import cholesky
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_range
 from slimbit.records.errors import InputError
 from slimbit.records.plan import Recipe
@@ -226,7 +225,7 @@ def test_layers_that_are_zero_stay_zero_without_a_zero_level():
     spec = survey_network(model, images(1)).spec
     weights = {str(i): model[i].weight.detach() for i in (0, 2, 5)}
     plan = step_by_range(
-        Evidence(spec=spec, weights=weights), 4, layout=Layout(grid="midrise"), recipe=Recipe(statistics="absolute")
+        PlanInputs(spec=spec, weights=weights), 4, layout=Layout(grid="midrise"), recipe=Recipe(statistics="absolute")
     )
     levels = compress(model, plan, spec, images()).levels
     assert not levels["2"].any()
@@ -251,7 +250,7 @@ def test_statistics_of_a_shared_batchnorm_are_not_those_of_its_first_call():
     model.eval()
     spec = survey_network(model, images(1)).spec
     plan = step_by_range(
-        Evidence(spec=spec, weights={"conv": model.conv.weight.detach()}),
+        PlanInputs(spec=spec, weights={"conv": model.conv.weight.detach()}),
         10,
         layout=Layout(grid="midrise"),
         recipe=Recipe(compensation=False, target="weights", statistics="absolute"),
@@ -308,7 +307,7 @@ def test_batches_follow_the_example():
         assert torch.equal(found["left"], a)
     (found,) = as_called([{"left": a, "label": label}], Two(), {"left": a[:1]})
     assert found.keys() == {"left"}
-    (whole,) = joined(({"left": a, "right": b}, {"left": a[:1], "right": b[:1]}))
+    (whole,) = Regrouped(({"left": a, "right": b}, {"left": a[:1], "right": b[:1]}), 4)
     assert whole["left"].shape == (4, 2)
     assert [len(part["right"]) for part in pieces([whole], 3)] == [3, 1]
 
@@ -370,9 +369,9 @@ def test_inputs_too_large_to_be_squared_are_rounded_plainly():
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 5)).eval()
     spec, x = survey_network(model, images(1)).spec, images() * 1e20
     weights = {"0": model[0].weight.detach(), "2": model[2].weight.detach()}
-    plan = step_by_range(Evidence(spec=spec, weights=weights), 4, recipe=Recipe(statistics="stored"))
+    plan = step_by_range(PlanInputs(spec=spec, weights=weights), 4, recipe=Recipe(statistics="stored"))
     alone = step_by_range(
-        Evidence(spec=spec, weights=weights),
+        PlanInputs(spec=spec, weights=weights),
         4,
         recipe=Recipe(compensation=False, target="weights", statistics="stored"),
     )

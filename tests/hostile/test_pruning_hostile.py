@@ -15,19 +15,20 @@ from torch.nn.utils import parametrizations, weight_norm
 from torch.nn.utils import prune as torch_prune
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from slimbit.frontier.slim import Slimmer, Slimming
+
 import pruning_case as case
 from slimbit.apply.mask import held_masks, mask
 from slimbit.apply.reestimate import reestimate
 from slimbit.apply.surgery import prune, rebuild
-from slimbit.frontier.slim import Slimmer, Slimming
 from slimbit.records.errors import InputError
 from slimbit.records.keep import AxisKeep, KeepPlan, plan_of_units
 from slimbit.survey.ties import tied_filters
-from slimbit.train.images import TrainImages
-from slimbit.train.objectives import distillation
-from slimbit.train.run import train_network
-from slimbit.train.task import TrainTask
-from slimbit.train.tune import Tuning, tune_config
+from slimbit.training.hold import Tuning, tune_config
+from slimbit.training.images import TrainImages
+from slimbit.training.objectives import distillation
+from slimbit.training.run import train_network
+from slimbit.training.task import TrainTask
 from slimbit.zoo import network
 
 
@@ -209,6 +210,41 @@ def test_a_wrong_plan_is_not_hidden_by_values_that_are_no_numbers() -> None:
     ]
     with pytest.raises(InputError, match="outputs must stay those of the masked network"):
         prune(model, replace(plan, axes=tuple(wrong)), x[:1])
+
+
+class Counting(nn.Module):
+    """What comes out beside the logits depends on how many channels there are."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv, self.head = kind, nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> object:
+        x = F.relu(self.conv(x)).mean((2, 3))
+        y = self.head(x)
+        if self.kind == "lost":
+            return (y, y.mean(1)) if self.conv.out_channels == 6 else (y,)
+        if self.kind == "new":
+            return (y,) if self.conv.out_channels == 6 else (y, y.mean(1))
+        if self.kind == "beside logits":
+            return {"logits": y, "scale": y.mean(1) * self.conv.out_channels}
+        return (y.argmax(1) if self.conv.out_channels == 6 else y.argmin(1)) if self.kind == "indices" else y.argmax(1)
+
+
+@pytest.mark.parametrize("kind", ["lost", "new", "beside logits", "indices"])
+def test_every_output_is_compared(kind: str) -> None:
+    x = case.images()
+    model = case.lively(Counting(kind))
+    _, plan = case.halved(model, x[:1])
+    with pytest.raises(InputError, match="outputs must stay those of the masked network, got others from Counting on"):
+        prune(model, plan, x[:1])
+
+
+def test_outputs_that_are_no_floating_point_numbers_are_those_of_the_masked_network() -> None:
+    x = case.images()
+    model = case.lively(Counting("classes"))
+    _, plan = case.halved(model, x[:1])
+    assert torch.equal(outputs(prune(model, plan, x[:1]), x), outputs(mask(model, plan, x[:1]), x))
 
 
 def test_a_pass_that_fails() -> None:

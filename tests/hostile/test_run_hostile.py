@@ -15,8 +15,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
+from slimbit.frontier.frontier import open_run
 from slimbit.frontier.objects import object_path, read_object, write_object
-from slimbit.frontier.store import open_run
+from slimbit.frontier.store import begin_store, check_folder
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import StoreError, write_whole
 
@@ -53,7 +54,7 @@ def damage(path: Path, how: str) -> None:
 def test_damaged_run_or_study_is_named(run: Path, name: str, how: str) -> None:
     damage(run / name, how)
     where = str(run) if (name, how) == ("run.json", "removed") else str(run / name)
-    for use in (lambda: open_run(run).points(), lambda: case.trace(run, **SMALL)):
+    for use in (lambda: open_run(run).points, lambda: case.trace(run, **SMALL)):
         with pytest.raises(InputError) as raised:
             use()
         assert where in str(raised.value)
@@ -61,19 +62,21 @@ def test_damaged_run_or_study_is_named(run: Path, name: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "emptied", "overwritten", "removed"])
-@pytest.mark.parametrize("role", ["plan", "levels", "cost"])
+@pytest.mark.parametrize("role", ["plan", "cost", "layers", "levels", "state"])
 def test_damaged_object_is_named_and_not_returned(run: Path, role: str, how: str) -> None:
     opened = open_run(run)
-    digest = opened.points()[0].objects[role]
-    kind = "safetensors" if role == "levels" else "json"
+    digest = opened.points[0].objects[role]
+    kind = {"levels": "bin", "state": "safetensors"}.get(role, "json")
     damage(object_path(run, digest, kind), how)
     with pytest.raises(InputError, match=digest):
         opened.read_object(digest, kind)
+    with pytest.raises(InputError, match=digest):
+        opened.load(opened.points[0], model=case.network())
 
 
 def test_a_damaged_plan_is_not_carried_out(run: Path) -> None:
     opened = open_run(run)
-    point = opened.points()[-1]
+    point = opened.points[-1]
     with closing(sqlite3.connect(run / "study.db")) as connection:
         connection.execute("DELETE FROM trials WHERE number = ?", (point.number,))
         connection.commit()
@@ -112,14 +115,17 @@ def test_strange_run_json_is_refused(run: Path, text: str) -> None:
     ("name", "value"),
     [
         ("float_accuracy", "high"),
-        ("float_accuracy", float("nan")),
         ("float_low", "z"),
-        ("weights", 7),
+        ("network", 7),
+        ("origin", {"weights": 7}),
         ("points", True),
         ("seed", 1.5),
-        ("input_shape", "3x32x32"),
-        ("input_shape", [1, "2"]),
-        ("recipe", [1]),
+        ("origin", {"input_shape": "3x32x32"}),
+        ("origin", {"input_shape": [1, "2"]}),
+        ("quant", [1]),
+        ("quant", {"grid": "midrize"}),
+        ("prune", "norm"),
+        ("keep_ratios", 0.5),
         ("versions", {"torch": 2}),
         ("study", None),
     ],
@@ -131,24 +137,47 @@ def test_wrong_types_in_run_json_are_refused_by_name(run: Path, name: str, value
         open_run(run)
 
 
+def test_numbers_that_are_none_are_refused_in_run_json(run: Path) -> None:
+    data = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**data, "float_accuracy": float("nan")}))
+    with pytest.raises(InputError, match=r"run\.json must be complete JSON, got the number NaN"):
+        open_run(run)
+
+
+def test_numbers_that_are_none_are_refused_in_a_trial(run: Path) -> None:
+    with closing(sqlite3.connect(run / "study.db")) as connection:
+        connection.execute("UPDATE trial_user_attributes SET value_json = 'NaN' WHERE key = 'esn_analog'")
+        connection.commit()
+    said = r"trial 0 of study .*study\.db must hold finite numbers and text only, got nan at costs\.esn_analog"
+    with pytest.raises(InputError, match=said):
+        open_run(run).points  # noqa: B018 - reading them is what fails
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("esn_digital", '"x"'), ("accuracy", '"high"'), ("esn_analog", "NaN"), ("seconds", "[1]"), ("policy", "3")],
+    [
+        ("esn_digital", '"x"'),
+        ("accuracy", '"high"'),
+        ("esn_analog", "true"),
+        ("setting", '{"kind": "knob"}'),
+        ("seconds", "[1]"),
+        ("policy", "3"),
+    ],
 )
 def test_wrong_types_in_a_trial_are_refused_by_name(run: Path, name: str, text: str) -> None:
     with closing(sqlite3.connect(run / "study.db")) as connection:
         connection.execute("UPDATE trial_user_attributes SET value_json = ? WHERE key = ?", (text, name))
         connection.commit()
     with pytest.raises(InputError, match=rf"{name}\S* of trial 0 of study .*study\.db must be"):
-        open_run(run).points()
+        open_run(run).points
 
 
 def test_a_trial_of_somebody_else_is_refused(run: Path) -> None:
     with closing(sqlite3.connect(run / "study.db")) as connection:
         connection.execute("DELETE FROM trial_user_attributes WHERE key = 'objects'")
         connection.commit()
-    with pytest.raises(InputError, match="got trial 0 without objects"):
-        open_run(run).points()
+    with pytest.raises(InputError, match="trial 0 of study .* must hold objects, got none"):
+        open_run(run).points
 
 
 @pytest.mark.parametrize(
@@ -161,15 +190,14 @@ def test_a_run_does_not_settle_in_somebody_elses_place(tmp_path: Path, make: Cal
 
 
 def test_a_report_is_part_of_a_run_folder(tmp_path: Path) -> None:
-    from slimbit.frontier.workspace import Workspace
-
     (tmp_path / "report.html").write_text("")
-    assert Workspace(tmp_path, storage=None).info() is None
+    check_folder(tmp_path)
+    assert begin_store(tmp_path, storage=None, metric="esn_digital", check=lambda _: None).info is None
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write to")
 def test_a_folder_that_cannot_be_made() -> None:
-    with pytest.raises(InputError, match="run must be a folder that can be made, got /proc/nothing"):
+    with pytest.raises(InputError, match="run must be a folder that can be made and read, got /proc/nothing"):
         case.trace("/proc/nothing", **SMALL)
 
 
@@ -217,7 +245,7 @@ def test_full_disk_is_one_sentence_and_the_run_continues(
     assert str(tmp_path / "run") in message
     hidden = [p for p in (tmp_path / "run").rglob(".*") if p.is_file()]
     assert hidden == []  # nothing half-written, not even under another name
-    expected = case.outcome(open_run(finished).frontier())
+    expected = case.outcome(open_run(finished))
     assert case.outcome(case.trace(tmp_path / "run", **SMALL)) == expected
 
 
@@ -231,7 +259,7 @@ def test_full_disk_under_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(StoreError, match=r"study\.db .*: database or disk is full"):
         case.trace(tmp_path / "run", **SMALL)
     monkeypatch.undo()
-    assert case.outcome(case.trace(tmp_path / "run", **SMALL)) == case.outcome(open_run(finished).frontier())
+    assert case.outcome(case.trace(tmp_path / "run", **SMALL)) == case.outcome(open_run(finished))
 
 
 def test_write_that_stops_in_the_middle_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +273,23 @@ def test_write_that_stops_in_the_middle_leaves_the_old_file(tmp_path: Path, monk
         write_whole(tmp_path / "file", b"new content")
     assert (tmp_path / "file").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has a umask")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o000])
+def test_written_files_follow_the_umask_which_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    previous = os.umask(umask)
+    with monkeypatch.context() as patched:
+        # a umask is the process's: another thread that made a file in that moment would make it with the wrong one
+        patched.setattr(os, "umask", lambda mask: pytest.fail("write_whole must leave the umask alone"))
+        try:
+            write_whole(tmp_path / "file", b"content")
+        finally:
+            patched.undo()
+            os.umask(previous)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_writing_an_object_again_heals_it(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from slimbit.records.errors import InputError
 from slimbit.records.signal import EpochSignal, LayerSignal
 from slimbit.records.signal_file import read_signal, signal_line
-from slimbit.train.tracker import SignalTracker
+from slimbit.training.tracker import SignalTracker
 
 
 def line(epoch: int = 1) -> str:
     layer = LayerSignal(
-        layer="conv", epoch=epoch, weights=6, positions=4, filter_signal=(1.0, 2.0), filter_noise=(0.5, 0.5)
+        name="conv", epoch=epoch, nonzero_weights=6, positions=4, filter_signal=(1.0, 2.0), filter_noise=(0.5, 0.5)
     )
     return signal_line(EpochSignal(epoch=epoch, iterations=3, layers=(layer,)))
 

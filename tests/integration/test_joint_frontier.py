@@ -11,18 +11,18 @@ from torch import nn
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from slimbit.frontier.levels import unpack_levels
+from slimbit.frontier.narrow import narrow_network
+from slimbit.frontier.slim import Slimming
+
 import frontier_case as case
 import slimbit
 from slimbit.cli import app
-from slimbit.frontier.levels import unpack_levels
-from slimbit.frontier.narrow import narrow_network
+from slimbit.frontier.frontier import Frontier, open_run
 from slimbit.frontier.progress import Progress
-from slimbit.frontier.slim import Slimming
-from slimbit.frontier.store import open_run
-from slimbit.plan.keep import Keeping
+from slimbit.records.config import PruneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
-from slimbit.records.point import Frontier
 
 WIDTHS = (1.0, 0.75, 0.5)
 EACH = case.POINTS + case.BASELINES + 1
@@ -190,7 +190,7 @@ def test_the_callers_network_is_untouched(tmp_path: Path) -> None:
     model = case.network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings = {"widths": (0.5,), "baselines": False, "points": 1}
-    case.trace(tmp_path, model=model, slimming=Slimming(keeping=Keeping(constants="zero")), **settings)
+    case.trace(tmp_path, model=model, slimming=Slimming(keeping=PruneConfig(constants="zero")), **settings)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model[0].out_channels == 6
 
@@ -283,6 +283,28 @@ def test_options_that_cannot_be(tmp_path: Path, options: list[str], words: str) 
     assert isinstance(result.exception, InputError), result.output
     assert words in str(result.exception)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("widths", "slimming", "words"),
+    [
+        # by="dead" keeps what is alive, whatever the width says: a network of 100 % of the filters is no width 0.5
+        ((1.0, 0.5), Slimming(by="dead"), "widths must be 1 for pruning by dead, which decides by itself how many"),
+        ((0.5,), Slimming(by="dead"), "widths must be 1 for pruning by dead"),
+        # 0.95 of 6 filters and of 8 filters are 6 and 8
+        ((1.0, 0.95), Slimming(), "width 0.95 must remove filters of case, got a network that keeps all of them"),
+        ((0.95,), Slimming(by="fisher"), "width 0.95 must remove filters"),
+        ((1.0, 0.5), Slimming(keeping=Keeping(protect=("*",))), "width 0.5 must remove filters"),
+        ((0.99,), Slimming(keeping=Keeping(scope="global")), "width 0.99 must remove filters"),  # of 14 filters
+    ],
+)
+def test_no_point_is_named_after_a_width_that_its_network_has_not(
+    tmp_path: Path, widths: tuple[float, ...], slimming: Slimming, words: str
+) -> None:
+    evaluate = case.Agreement()
+    with pytest.raises(InputError, match=words):
+        case.trace(tmp_path / "run", widths=widths, slimming=slimming, evaluate=evaluate)
+    assert (evaluate.calls, (tmp_path / "run" / "run.json").exists()) == (0, False)
 
 
 def test_admm_presses_before_it_cuts(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from slimbit import zoo
+from slimbit.artifacts.manifest import read_manifest
 from slimbit.cli.pick import parse_budget, pick
-from slimbit.export.load import load
-from slimbit.export.manifest import read_manifest
-from slimbit.frontier.store import open_run
+from slimbit.compress.load import load
+from slimbit.frontier.frontier import open_run
 from slimbit.frontier.trace import Origin, trace_frontier
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from slimbit.cli.networks import Network, check_prunable, default_weights, survey_of
 from typer.testing import CliRunner
 
 import slimbit
+from slimbit.artifacts.manifest import NetworkReference
+from slimbit.artifacts.pruned import load_pruned
 from slimbit.cli import app as slimbit_app
-from slimbit.cli.networks import Network, check_prunable, default_weights, survey_of
 from slimbit.cli.prune import prune
-from slimbit.export.manifest import NetworkReference
-from slimbit.export.pruned import load_pruned
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.zoo.cards import read_card
@@ -141,7 +141,10 @@ def test_folders_that_are_no_network_here(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(InputError, match="data must have the 5 classes of moved, got 10"):
         CliRunner().invoke(slimbit_app, [*sweep, "none", "moved"], catch_exceptions=False)
     file.write_text(json.dumps({**known, "network": {**known["network"], "source": "mine:net"}}))
-    with pytest.raises(InputError, match=r"give as NETWORK a function .* returns slimbit.load_pruned"):
+    with pytest.raises(
+        InputError,
+        match=r"network named by .*prune.json must be one that runs no code, got mine:net: .* add --allow-code",
+    ):
         CliRunner().invoke(slimbit_app, [*sweep, "none", "moved"], catch_exceptions=False)
     file.write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"must have a readable prune.json"):
@@ -153,8 +156,8 @@ def test_the_only_group_left_is_not_cut_once_more() -> None:
     form = NetworkReference(source="mobilenet_v2", input_shape=(3, 32, 32))
     model, example = slimbit.network("mobilenet_v2"), torch.zeros(1, 3, 32, 32)
     ties, survey = slimbit.tied_filters(model, example), slimbit.survey_network(model, example)
-    weights = {layer.name: model.get_parameter(layer.weight_key) for layer in survey.spec.layers}
-    plan = slimbit.keep_by_norm(ties, weights, slimbit.Keeping(ratio=0.5))
+    plan = slimbit.keep_by_norm(ties, weights, slimbit.PruneConfig(ratio=0.5))
+    weights = {layer.name: survey.weight(layer) for layer in survey.spec.layers}
     small = slimbit.prune(model, plan, example)
     check_prunable(Network(small, form, plan))  # depthwise: many groups are left
     small.get_submodule("features.1.conv.0.0").groups = 1

@@ -11,15 +11,14 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import frontier_case as case
 from signal_case import epoch_signal
 from slimbit.cli.points import point_rows
-from slimbit.frontier.store import open_run
-from slimbit.plan.evidence import Layout
+from slimbit.frontier.frontier import Frontier, open_run
 from slimbit.plan.signal import target_of
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
-from slimbit.records.point import Frontier
 from slimbit.records.signal import EpochSignal
 from slimbit.survey.module import survey_network
 

@@ -19,10 +19,10 @@ from slimbit.records.errors import InputError
 from slimbit.records.files import StoreError
 from slimbit.records.signal_file import read_signal
 from slimbit.records.training import TrainConfig
-from slimbit.train.checkpoint import read_checkpoint
-from slimbit.train.fit import TrainingError
-from slimbit.train.objectives import distillation
-from slimbit.train.run import About, train_network
+from slimbit.training.checkpoint import read_checkpoint
+from slimbit.training.fit import TrainingError
+from slimbit.training.objectives import distillation
+from slimbit.training.run import train_network
 from slimbit.zoo.cards import read_card
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -89,7 +89,7 @@ def test_a_network_learns_and_the_folder_tells_how(tmp_path, digits):
     records = read_signal(tmp_path / "signal.jsonl")
     assert [record.epoch for record in records] == [1, 2, 3, 4, 5, 6]
     assert [r.signal_to_noise for r in records] == [epoch.signal_to_noise for epoch in result.epochs]
-    assert all(record.esn_analog > 0 and record.iterations == 32 for record in records)
+    assert all(record.esn_analog_estimate > 0 and record.iterations == 32 for record in records)
     assert [p.finished for p in told if p.finished] == list(result.epochs)
     assert sum(p.finished is None for p in told) == 6 * 2  # a look at the loss after 25 and after 32 steps
 

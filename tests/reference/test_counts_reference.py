@@ -7,10 +7,12 @@ from torch.nn.utils import prune
 
 import slimbit
 from slimbit.measure.cost import cost_of_survey
-from slimbit.measure.counting import Counting
+from slimbit.measure.cost_config import CostConfig
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec
-from slimbit.survey.result import StoredLevels, Survey
+from slimbit.survey.module import survey_network
+from slimbit.survey.result import Survey
 from slimbit.survey.ties import tied_filters
 
 
@@ -42,8 +44,8 @@ def test_filters_of_zeros_are_kept_until_somebody_prunes_them():
 
 def of_levels(levels: torch.Tensor, bits: int, grid: str = "midtread"):
     spec = LayerSpec(name="a", kind="linear", weight_key="a", shape=tuple(levels.shape), positions=5)
-    stored = StoredLevels(levels, torch.tensor(0.5), grid, bits)
-    return cost_of_survey(Survey(NetworkSpec("net", (spec,)), lambda _: stored), Counting()).layers[0]
+    stored = LayerLevels(levels, torch.tensor(0.5), grid, bits)
+    return cost_of_survey(Survey(NetworkSpec("net", (spec,)), lambda _: stored), CostConfig()).layers[0]
 
 
 @pytest.mark.parametrize(
@@ -267,8 +269,9 @@ def test_a_flattened_program_is_listed_with_advice():
     assert (report.layers, report.total.macs, report.total.mean_bits) == ((), 0, 0)
     assert total_work(report) == 36 * 4 * 27 + 144 * 5
     assert "count the module it was made from" in report.notes[0]
-    with pytest.raises(InputError, match=r"got ExportedProgram: count the \.pt2 file"):
-        slimbit.cost(program, torch.zeros(1, 3, 8, 8))
+    assert [layer.macs for layer in slimbit.cost(program).layers] == [36 * 4 * 27, 144 * 5]
+    with pytest.raises(InputError, match=r"got ExportedProgram: count it with slimbit.cost"):
+        survey_network(program, torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -74,7 +74,7 @@ def test_a_saved_file_says_the_same(mixed, tmp_path, caplog):
     _, program = mixed
     torch.export.save(program, tmp_path / "mixed.pt2")
     with caplog.at_level(logging.DEBUG):
-        survey = survey_exported(tmp_path / "mixed.pt2")
+        survey = survey_exported(tmp_path / "mixed.pt2", allow_code=True)
     assert survey.spec.name == "mixed"
     assert survey.spec.layers == survey_exported(program).spec.layers
     assert not caplog.records
@@ -196,7 +196,7 @@ def test_zero_size_layer_is_named():
 def test_other_archives_are_told_apart(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "checkpoint.pt2")
     with pytest.raises(InputError, match=r"write one with torch.export.save"):
-        survey_exported(tmp_path / "checkpoint.pt2")
+        survey_exported(tmp_path / "checkpoint.pt2", allow_code=True)
 
 
 def test_a_failing_load_says_why_and_logs_nothing(mixed, tmp_path, caplog):
@@ -206,7 +206,7 @@ def test_a_failing_load_says_why_and_logs_nothing(mixed, tmp_path, caplog):
         for name in old.namelist():
             new.writestr(name, old.read(name).replace(b"aten.batch_norm", b"aten.batch_fish"))
     with caplog.at_level(logging.DEBUG), pytest.raises(InputError, match="batch_fish"):
-        survey_exported(tmp_path / "bad.pt2")
+        survey_exported(tmp_path / "bad.pt2", allow_code=True)
     assert not [record for record in caplog.records if record.levelno >= logging.INFO]
 
 
@@ -221,7 +221,7 @@ def test_a_bad_checksum_stops_before_anything_is_unpickled(mixed, tmp_path, monk
     path.write_bytes(content)
     monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("the damaged file was loaded"))
     with pytest.raises(InputError, match=r"bad checksum in .*sample_inputs/model.pt"):
-        survey_exported(path)
+        survey_exported(path, allow_code=True)
 
 
 class Reshaped(nn.Module):

@@ -12,16 +12,17 @@ from onnx import TensorProto, helper
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from onnx_case import MICROSOFT, QONNX, F, model, node, random, saved
 from slimbit.measure.cost import cost_of_survey
-from slimbit.measure.counting import Counting
+from slimbit.measure.cost_config import CostConfig
+from slimbit.numerics.levels import LayerLevels
 from slimbit.survey.onnx_file import survey_onnx
-from slimbit.survey.result import StoredLevels, Survey
+from slimbit.survey.result import Survey
 
 
-def one(survey: Survey) -> StoredLevels:
+def one(survey: Survey) -> LayerLevels:
     """The levels of the only layer."""
     (layer,) = survey.spec.layers
     stored = survey.weight(layer)
-    assert isinstance(stored, StoredLevels)
+    assert isinstance(stored, LayerLevels)
     assert tuple(stored.levels.shape) == layer.shape
     assert not survey.spec.other_work
     assert not survey.spec.other_parameters
@@ -54,9 +55,9 @@ def test_qcdq_as_brevitas_writes_it(tmp_path, low, high, bits, stored_as):
     survey = survey_onnx(saved(tmp_path / "q.onnx", nodes, tensors, x=(1, 3, 8, 8)))
     levels = one(survey)
     assert levels.levels.tolist() == integers.tolist()
-    assert (levels.step.tolist(), levels.bits) == (scale.tolist(), bits)
+    assert (levels.steps.tolist(), levels.bits) == (scale.tolist(), bits)
     assert list(survey.activation_bits.values()) == [4]
-    (layer,) = cost_of_survey(survey, Counting()).layers
+    (layer,) = cost_of_survey(survey, CostConfig()).layers
     assert (layer.macs, layer.weight_bits) == (36 * 4 * 27, bits)
     assert layer.bit_operations == layer.macs * bits * 4
 
@@ -74,7 +75,7 @@ def test_integers_that_are_cast_and_scaled(tmp_path, order, zero_point):
     ]
     levels = one(survey_onnx(saved(tmp_path / "c.onnx", nodes, tensors, x=(1, 5, 2))))
     assert levels.levels.tolist() == (integers.T.astype(int) - zero_point).tolist()
-    assert (levels.step.tolist(), levels.bits, levels.grid) == ([0.5, 2, 4], 8, "midtread")
+    assert (levels.steps.tolist(), levels.bits, levels.grid) == ([0.5, 2, 4], 8, "midtread")
 
 
 MOVES = {
@@ -97,7 +98,7 @@ def test_levels_move_with_their_steps(tmp_path, moves, settings):
     expected = integers.reshape(4, 3, 3, 3)
     expected = expected.transpose(0, 3, 1, 2) if moves[-1].op_type == "Transpose" else expected
     assert torch.equal(stored.levels, torch.from_numpy(expected).float())
-    assert stored.step.tolist() == scale.tolist()
+    assert stored.steps.tolist() == scale.tolist()
 
 
 def test_weight_normalization_is_computed(tmp_path):
@@ -203,5 +204,5 @@ def test_integer_products_of_onnx_runtime(tmp_path, product, shape, scales):
     nodes = [node("QuantizeLinear", "x s z", "xq"), product]
     stored = one(survey_onnx(saved(tmp_path / "i.onnx", nodes, tensors, x=("N", 2))))
     assert stored.levels.tolist() == (weight if shape == (3, 2) else weight.T).tolist()
-    assert stored.step.tolist() == scales
+    assert stored.steps.tolist() == scales
     assert stored.bits == 8

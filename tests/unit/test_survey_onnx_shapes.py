@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from onnx_case import MICROSOFT, F, model, node, random, runtime_macs, saved
 from slimbit.measure.cost import cost_of_survey
-from slimbit.measure.counting import Counting
+from slimbit.measure.cost_config import CostConfig
 from slimbit.records.errors import InputError
 from slimbit.survey import onnx_shapes
 from slimbit.survey.onnx_file import survey_onnx
@@ -157,7 +157,7 @@ def test_recurrent_layers_and_einsum_are_counted_as_other_work(tmp_path):
     # 5 steps x 2 directions x 4 gates x 4 wide x (6 inputs + 4 states); 5 x 2 x 1 x 4 x 3
     assert [(work.operation, work.macs) for work in survey.spec.other_work] == [("LSTM", 5 * 2 * 160), ("Einsum", 120)]
     assert survey.spec.other_work[0].parameters == ("w", "r")
-    report = cost_of_survey(survey, Counting())
+    report = cost_of_survey(survey, CostConfig())
     assert (report.total.macs, report.layers) == (0, ())
     assert "No layer is counted" in report.notes[-1]
 
@@ -173,7 +173,7 @@ def test_a_branch_is_named_with_what_it_holds(tmp_path):
     survey = survey_onnx(saved(tmp_path / "b.onnx", nodes, {"w": random(4, 4)}, x=(1, 4), flag=(bool,)))
     note = "If is not counted (1 nodes, the first is '/y') and holds 1 MatMul"
     assert survey.spec.notes == (note,)
-    report = cost_of_survey(survey, Counting())
+    report = cost_of_survey(survey, CostConfig())
     assert note in report.notes
     assert report.total.macs == 0
 

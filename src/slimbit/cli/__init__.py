@@ -18,7 +18,7 @@ from slimbit.cli.report import report
 from slimbit.cli.signal import signal
 from slimbit.cli.train import train
 from slimbit.records.errors import SlimbitError
-from slimbit.report.fitting import shown
+from slimbit.records.terminal import shown
 
 app = typer.Typer(
     name="slimbit",

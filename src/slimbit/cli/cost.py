@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 from rich.console import Console
 
-from slimbit.records.cost import CostReport
+from slimbit.records.config import Grid
+from slimbit.records.cost import CostReport, CostTable
 from slimbit.records.errors import InputError
-from slimbit.records.plan import PlanGrid
 
 if TYPE_CHECKING:
-    from slimbit.measure.counting import Counting
+    from slimbit.measure.cost_config import CostConfig
 
 UNASKED = {"policy": "max_abs", "grid": "midrise", "formula": "standard"}
 
@@ -56,6 +56,13 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
     versus: Annotated[
         list[str] | None, typer.Option(metavar="NETWORK2 ...", help="Other networks to compare with.")
     ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Let code run that a pruned folder names or a .pt2 file holds; only where you trust it.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     layers: Annotated[bool, typer.Option(help="List the layers.")] = True,
@@ -67,10 +74,10 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
         raise InputError("only one of --json and --csv must be given, got both")
     if as_csv and (versus or hardware):
         raise InputError(f"--csv must be given without {'--versus' if versus else '--hardware'}: take --json for both")
-    from slimbit.measure.counting import counting_from
+    from slimbit.measure.cost_config import cost_config_from
 
     bare = Path(network).suffix == ".safetensors"
-    counting = counting_from(
+    counting = cost_config_from(
         bits=bits,
         policy=policy,
         grid=grid,
@@ -78,17 +85,19 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
         activation_bits=activation_bits,
         per=per or ("parameter" if bare else "mac"),
     )
-    report = _measured(network, counting, hardware or [], weights=weights, inputs=input_ or [], batch=batch)
+    report = _measured(
+        network, counting, hardware or [], weights=weights, inputs=input_ or [], batch=batch, allow_code=allow_code
+    )
     _refuse_unused(report, policy=policy, grid=grid, formula=formula)
     compared = [*(versus or []), *(others or [])]  # `--versus A B`: click gives B to the arguments
     plain = [text for text in input_ or [] if "=" not in text]  # names are those of the first file
-    reports = [_measured(other, counting, hardware or [], inputs=plain) for other in compared]
+    reports = [_measured(other, counting, hardware or [], inputs=plain, allow_code=allow_code) for other in compared]
     _print(report, reports, as_json=as_json, as_csv=as_csv, layers=layers)
 
 
 def _refuse_unused(report: CostReport, **given: str) -> None:
     """Refuse options that say how weights are quantized where none are."""
-    if any(layer.grid in get_args(PlanGrid) for layer in report.layers):
+    if any(layer.grid in get_args(Grid) for layer in report.layers):
         return
     for option, value in given.items():
         if value != UNASKED[option]:
@@ -97,18 +106,21 @@ def _refuse_unused(report: CostReport, **given: str) -> None:
 
 def _measured(
     network: str,
-    counting: "Counting",
+    counting: "CostConfig",
     hardware: list[str],
     *,
     weights: Path | None = None,
     inputs: Sequence[str] = (),
     batch: int | None = None,
+    allow_code: bool = False,
 ) -> CostReport:
-    from slimbit.cli.networks import inputs_of, survey_of
     from slimbit.measure.cost import cost_of_survey, with_hardware
+    from slimbit.sources.networks import inputs_of, survey_of
 
     plain, named = inputs_of(inputs)
-    survey = survey_of(network, weights=weights, input_text=plain, named_inputs=named, batch=batch)
+    survey = survey_of(
+        network, weights=weights, input_text=plain, named_inputs=named, batch=batch, allow_code=allow_code
+    )
     return with_hardware(cost_of_survey(survey, counting), hardware)
 
 
@@ -124,6 +136,4 @@ def _print(report: CostReport, others: list[CostReport], *, as_json: bool, as_cs
     elif as_csv:
         typer.echo(report.to_csv(layers=layers), nl=False)
     else:
-        from slimbit.report.tables import CostTable
-
         Console().print(CostTable(report, tuple(others), layers=layers))

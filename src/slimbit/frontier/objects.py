@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from slimbit.records.errors import InputError
 from slimbit.records.files import write_whole
 
-Kind = Literal["json", "safetensors"]
+Kind = Literal["json", "safetensors", "bin"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 

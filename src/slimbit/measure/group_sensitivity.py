@@ -21,9 +21,9 @@ from slimbit.measure.sensitivity import Likelihood, likelihood_of, outputs_of
 from slimbit.numerics.batches import Forward, call_network, checked_batches, count_of, pieces
 from slimbit.numerics.copies import plain_network
 from slimbit.numerics.moments import ChannelMoments, channel_moments, check_finite, merge_moments
+from slimbit.records.config import Constants
 from slimbit.records.errors import InputError, check_choice
 from slimbit.records.groups import Member, Ties
-from slimbit.records.keep import Constants
 
 Order = Literal["first", "second"]
 IMAGES_PER_PASS = 32

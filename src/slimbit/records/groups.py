@@ -1,13 +1,14 @@
 """Which filters of a network live or die together, and what reads them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
+
+from slimbit.records.codec import record
 
 Role = Literal["filters", "inputs", "norm", "parameter", "padding"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Member:
     """Where the units of a group sit along one axis of one module or parameter.
 
@@ -25,7 +26,7 @@ class Member:
     channels: tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FilterGroup:
     """Units of filters that the same layers make; a unit is removed as a whole or stays as a whole.
 
@@ -52,7 +53,7 @@ class FilterGroup:
         return tuple(member.name for member in self.of("filters"))
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Ties:
     """All groups of a network; see `slimbit.survey.ties.tied_filters`.
 

@@ -14,7 +14,8 @@ def signal_line(record: EpochSignal) -> str:
     """One line of the file; a number that is not finite becomes null.
 
     >>> from slimbit.records.signal import LayerSignal
-    >>> layer = LayerSignal(layer="a", epoch=1, weights=1, positions=1, filter_signal=(4.0,), filter_noise=(1.0,))
+    >>> powers = {"filter_signal": (4.0,), "filter_noise": (1.0,)}
+    >>> layer = LayerSignal(name="a", epoch=1, nonzero_weights=1, positions=1, **powers)
     >>> signal_line(EpochSignal(epoch=1, iterations=9, layers=(layer,)))[:44]
     '{"epoch": 1, "iterations": 9, "layers": [{"l'
     """
@@ -26,7 +27,7 @@ def signal_line(record: EpochSignal) -> str:
 
 
 def read_signal(path: str | Path) -> tuple[EpochSignal, ...]:
-    """Read the epochs that `slimbit.train.writers.JsonLinesWriter` wrote, in order.
+    """Read the epochs that `slimbit.training.writers.JsonLinesWriter` wrote, in order.
 
     A last line without its end is being written, or was when the machine went down: it is not read. What was not
     finite is nan.
@@ -78,15 +79,15 @@ def _check(record: EpochSignal, where: str) -> None:
     if record.epoch < 1 or record.iterations < 1:
         counted = f"epoch {record.epoch}, iterations {record.iterations}"
         raise InputError(f"{where} must count epochs and iterations from 1, got {counted}")
-    names = [row.layer for row in record.layers]
+    names = [row.name for row in record.layers]
     if len(set(names)) < len(names):
         raise InputError(f"{where} must hold each layer once, got {printable(', '.join(names))}")
     for row in record.layers:
-        name = printable(row.layer)
+        name = printable(row.name)
         if row.epoch != record.epoch:
             raise InputError(f"{where} must be of one epoch, got {record.epoch} and {row.epoch} at layer {name}")
         if len(row.filter_signal) != len(row.filter_noise) or not row.filter_signal:
             counts = f"{len(row.filter_signal)} and {len(row.filter_noise)}"
             raise InputError(f"{where} must hold as many signals as noises of layer {name}, got {counts}")
-        if any(value < 0 for value in (row.weights, row.positions or 0, *row.filter_signal, *row.filter_noise)):
+        if any(value < 0 for value in (row.nonzero_weights, row.positions or 0, *row.filter_signal, *row.filter_noise)):
             raise InputError(f"{where} must hold no negative numbers, got some at layer {name}")

@@ -11,10 +11,10 @@ from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.cost import SCHEMA
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint, point_label
+from slimbit.records.terminal import MISSING, UNITS, quantity
 from slimbit.report.answer import Answer, answer
 from slimbit.report.assumptions import assumptions
-from slimbit.report.headline import Headline, headline
-from slimbit.report.tables import MISSING, UNITS, quantity
+from slimbit.report.headline import Headline, headlines
 
 CostData = Mapping[str, Any]
 """JSON of one `CostReport`."""
@@ -36,7 +36,7 @@ LABELS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
+class ReportFacts:
     """What a report says of the run itself.
 
     Attributes:
@@ -79,13 +79,13 @@ class PointFrame:
     error: str
     clamped: tuple[str, ...] = ()
     """Layers that could not get the step which the policy asked for."""
-    width: float = 1.0
+    keep_ratio: float = 1.0
     """Share of the filters that was kept."""
 
     @property
     def label(self) -> str:
         """Width, policy and setting."""
-        return point_label(self.width, self.policy, self.setting)
+        return point_label(self.keep_ratio, self.policy, self.setting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class LayersFrame:
         widest: Bits of the widest level.
         decibels: S/N in dB, None where nothing was rounded.
         shares: Share of the network's cost by metric, 0 to 1.
-        filters: Number of filters by bit width, from 0 (pruned, those of a narrower network included).
+        filters: Number of filters by bit width, from 0 (pruned, those of a pruned network included).
     """
 
     mean_bits: tuple[float, ...]
@@ -126,11 +126,12 @@ class LayersFrame:
 class ReportData:
     """Everything a report shows; ``start`` is the number of the point it opens with.
 
-    ``answers`` tell which width is best at which cost, one per metric, where a run has several widths.
+    ``headlines`` say how many times cheaper it is, one per accuracy that people ask for. ``answers`` tell which keep
+    ratio is best at which cost, one per metric, where a run has several.
     """
 
-    about: About
-    headline: Headline
+    about: ReportFacts
+    headlines: tuple[Headline, ...]
     answers: tuple[Answer, ...]
     start: int
     metrics: tuple[MetricFrame, ...]
@@ -149,7 +150,7 @@ class ReportData:
 
 
 def report_data(
-    about: About, points: Sequence[FrontierPoint], read_cost: Callable[[FrontierPoint], CostData]
+    about: ReportFacts, points: Sequence[FrontierPoint], read_cost: Callable[[FrontierPoint], CostData]
 ) -> ReportData:
     """What a report shows, from records.
 
@@ -171,7 +172,7 @@ def report_data(
     whole = max(map(_filters, reports.values()))
     return ReportData(
         about=about,
-        headline=headline(done, reports, names_of_metrics, about.unit),
+        headlines=headlines(done, reports, names_of_metrics, float_accuracy=about.float_accuracy, unit=about.unit),
         answers=tuple(
             found
             for name in names_of_metrics
@@ -231,7 +232,7 @@ def _metric_frame(name: str, points: Sequence[FrontierPoint]) -> MetricFrame:
     )
 
 
-def _start(metric: MetricFrame, points: Sequence[FrontierPoint], about: About) -> int:
+def _start(metric: MetricFrame, points: Sequence[FrontierPoint], about: ReportFacts) -> int:
     """The cheapest point of the front that keeps nearly all of the float accuracy, else the most accurate one."""
     accuracy = {point.number: point.accuracy or 0.0 for point in points}
     front = metric.front or tuple(accuracy)
@@ -246,7 +247,7 @@ def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> Po
         number=point.number,
         kind=kind,
         policy=point.policy,
-        setting=point.setting,
+        setting="" if point.setting is None else str(point.setting),
         grid=", ".join(grids),
         accuracy=point.accuracy,
         accuracy_text=MISSING if point.accuracy is None else f"{point.accuracy:.2f}{unit and ' ' + unit}",
@@ -258,7 +259,7 @@ def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> Po
         seconds=f"{sum(point.seconds.values()):.1f} s" if point.seconds else MISSING,
         error=point.error,
         clamped=point.clamped,
-        width=point.width,
+        keep_ratio=point.keep_ratio,
     )
 
 

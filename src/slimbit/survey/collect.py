@@ -7,10 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerKind, LayerSpec, NetworkSpec, OtherParameter, OtherWork
 from slimbit.survey.files import reading
-from slimbit.survey.result import StoredLevels, Survey
+from slimbit.survey.result import Survey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class WeightUse:
     identity: str
     shape: tuple[int, ...]
     macs: int
-    read: Callable[[], Tensor | StoredLevels]
+    read: Callable[[], Tensor | LayerLevels]
     groups: int = 1
     transposed: bool = False
     bias_parameters: int = 0
@@ -51,7 +52,7 @@ class LayerCollector:
         self.batch = batch
         self.other_work: list[OtherWork] = []
         self._layers: dict[str, LayerSpec] = {}
-        self._readers: dict[str, Callable[[], Tensor | StoredLevels]] = {}
+        self._readers: dict[str, Callable[[], Tensor | LayerLevels]] = {}
         self._counted: dict[str, int] = {}
 
     def add(self, use: WeightUse) -> str:
@@ -149,7 +150,7 @@ class LayerCollector:
 def with_clear_errors(survey: Survey, source: str | Path, kind: str) -> Survey:
     """The survey with a weight reader that turns what a library raises into an `InputError` (see `reading`)."""
 
-    def weight(layer: LayerSpec) -> Tensor | StoredLevels:
+    def weight(layer: LayerSpec) -> Tensor | LayerLevels:
         with reading(source, kind):
             return survey.weight(layer)
 

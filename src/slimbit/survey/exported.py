@@ -22,7 +22,9 @@ _PROGRAM_FILES = ("models/model.json", "serialized_exported_program.json")
 _LOUD = ("torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize")
 
 
-def survey_exported(path_or_program: str | Path | ExportedProgram, *, batch: int | None = None) -> Survey:
+def survey_exported(
+    path_or_program: str | Path | ExportedProgram, *, batch: int | None = None, allow_code: bool = False
+) -> Survey:
     """Layers of a ``torch.export`` program, from the shapes that the graph carries.
 
     A weight is what a convolution, linear layer or matrix product multiplies and that depends on parameters
@@ -38,12 +40,13 @@ def survey_exported(path_or_program: str | Path | ExportedProgram, *, batch: int
     Args:
         path_or_program: A ``.pt2`` file written by ``torch.export.save``, or the program itself.
         batch: How many images the inputs hold; default: found out.
+        allow_code: Whether a file may be opened although that can run code in it.
 
     Returns:
         The survey; weights are read from the loaded program.
 
     Raises:
-        InputError: The file is missing, damaged or of another kind, a dimension other than the batch is
+        InputError: The file is missing, damaged, of another kind or not trusted, a dimension other than the batch is
             dynamic, or a layer has no weights.
 
     Example:
@@ -59,6 +62,11 @@ def survey_exported(path_or_program: str | Path | ExportedProgram, *, batch: int
             survey = GraphReader(path_or_program, batch=batch).survey("exported program")
         return with_clear_errors(survey, "the exported program", "torch.export")
     file = existing_file(path_or_program, _KIND)
+    if not allow_code:
+        raise InputError(
+            f"{_KIND} file must be trusted, since opening it can run code in it, got {file}: allow that with "
+            "allow_code=True (--allow-code), or export to ONNX"
+        )
     with reading(file, _KIND), _quiet():
         survey = GraphReader(_load(file), batch=batch).survey(file.stem)
     return with_clear_errors(survey, file, _KIND)

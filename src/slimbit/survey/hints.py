@@ -33,7 +33,7 @@ def hints(model: nn.Module) -> Iterator[str]:
     if isinstance(model, fx.GraphModule) and not any(rule_of(module) for module in model.modules()):
         yield (
             "The network is a graph of functions without layers, as torch.export gives with .module(): count the "
-            "module it was made from, or the program itself, a .pt2 file of torch.export.save."
+            "module it was made from, or the program itself, before .module()."
         )
 
 

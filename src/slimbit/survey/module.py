@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from slimbit.numerics.copies import copied, unwrapped
-from slimbit.numerics.grid import filters_first
+from slimbit.numerics.grid import layer_weight
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec, OtherParameter, OtherWork
 from slimbit.survey.batch import Retrace, calls_per_image, described, tensors_in, with_tensors
@@ -77,15 +77,13 @@ def read_weight(model: nn.Module, layer: LayerSpec) -> Tensor:
     """
     weight = _tensor(unwrapped(model), layer.weight_key)
     assert weight is not None
-    if layer.rows is not None:
-        weight = weight[slice(*layer.rows)]
-    return filters_first(weight, transposed=layer.transposed, groups=layer.groups)
+    return layer_weight(weight, layer)
 
 
 def explicit_mask(model: nn.Module, layer: LayerSpec) -> Tensor | None:
     """Which weights a `torch.nn.utils.prune` mask keeps, filters first, or None where there is no mask."""
     mask = _tensor(unwrapped(model), f"{layer.weight_key}_mask")
-    return None if mask is None else filters_first(mask, transposed=layer.transposed, groups=layer.groups) != 0
+    return None if mask is None else layer_weight(mask, layer) != 0
 
 
 def _traced(model: nn.Module, example_input: Inputs) -> tuple[list[Call], Retrace]:
@@ -176,6 +174,7 @@ def _layer(model: nn.Module, key: LayerKey, use: Use, seen: dict[Any, str], *, p
     shape = _filters_first_shape(use, tuple(stored.shape), groups)
     shared_with = seen.setdefault((_identity(module, use.parameter), use.rows), name)
     bias = _tensor(module, use.bias)
+    owns_bias = bias is not None and seen.setdefault((_identity(module, use.bias), use.rows), name) == name
     return LayerSpec(
         name=name,
         kind=use.kind,
@@ -185,7 +184,7 @@ def _layer(model: nn.Module, key: LayerKey, use: Use, seen: dict[Any, str], *, p
         positions=positions,
         calls=calls,
         transposed=use.kind.startswith("conv_transpose"),
-        bias_parameters=0 if bias is None else shape[0],
+        bias_parameters=shape[0] if owns_bias else 0,
         shared_with="" if shared_with == name else shared_with,
         rows=use.rows,
     )
@@ -295,7 +294,7 @@ def refuse_what_cannot_be_counted(model: nn.Module) -> None:
 
 def _kind(value: object) -> str:
     program = type(value).__name__ == "ExportedProgram"
-    return type(value).__name__ + program * ": count the .pt2 file of torch.export.save"
+    return type(value).__name__ + program * ": count it with slimbit.cost, or pass the module"
 
 
 def _owner(module: nn.Module, key: str) -> tuple[nn.Module, str]:

@@ -9,6 +9,7 @@ from onnx import GraphProto, NodeProto
 from torch import Tensor
 
 from slimbit.numerics.grid import filters_first
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerKind, OtherParameter
 from slimbit.survey.collect import LayerCollector, WeightUse, module_name
@@ -16,7 +17,7 @@ from slimbit.survey.onnx_batch import Counted
 from slimbit.survey.onnx_graph import FLOATS, attribute, inner_graphs, is_quantizer, node_name, operand, operator
 from slimbit.survey.onnx_macs import ELEMENTWISE, OTHERS, PRODUCTS, Product
 from slimbit.survey.onnx_weights import Source, arranged, declared_bits, trace, with_scale
-from slimbit.survey.result import StoredLevels, Survey
+from slimbit.survey.result import Survey
 
 _NOT_PARAMETERS = {"BatchNormalization": (3, 4), "Clip": (1, 2), "Resize": (1, 2), "Pad": (2,), "Upsample": (1,)}
 """Inputs that are statistics or settings; any input but the first of a quantizer is one, too."""
@@ -136,7 +137,7 @@ class NodeReader:
         bits = declared_bits(self._graph, data)
         if bits:
             self._activation_bits[layer] = max(bits, self._activation_bits.get(layer, 0))
-        if source.quantized and not isinstance(arranged(source.read, arrange), StoredLevels):
+        if source.quantized and not isinstance(arranged(source.read, arrange), LayerLevels):
             note = f"layer {layer!r}: steps are not one per layer or per filter, so its weights count as floats"
             self._notes.extend([note] if note not in self._notes else [])
 

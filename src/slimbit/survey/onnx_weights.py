@@ -11,7 +11,8 @@ from onnx import NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from slimbit.numerics.grid import Grid
+from slimbit.numerics.levels import LayerLevels
+from slimbit.records.config import Grid
 from slimbit.records.errors import InputError
 from slimbit.survey.files import one_line
 from slimbit.survey.onnx_graph import (
@@ -24,7 +25,6 @@ from slimbit.survey.onnx_graph import (
     operand,
     operator,
 )
-from slimbit.survey.result import StoredLevels
 
 INTEGER_BITS = {
     TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.INT16: 16, TensorProto.UINT16: 16,
@@ -111,7 +111,7 @@ def trace(graph: OnnxGraph, value: str) -> Source | None:
     return found or _computed(graph, value)
 
 
-def arranged(read: Callable[[], Tensor | Quantized], arrange: Callable[[Tensor], Tensor]) -> Tensor | StoredLevels:
+def arranged(read: Callable[[], Tensor | Quantized], arrange: Callable[[Tensor], Tensor]) -> Tensor | LayerLevels:
     """A source's value filters first.
 
     Levels whose step is neither one number nor one per filter come as plain weights.
@@ -133,7 +133,7 @@ def arranged(read: Callable[[], Tensor | Quantized], arrange: Callable[[Tensor],
     if not torch.equal(steps, steps[:, :1].expand_as(steps)):
         return levels * steps.reshape(levels.shape)
     step = steps[:, 0].clone()
-    return StoredLevels(levels, step[0] if bool((step == step[0]).all()) else step, value.grid, value.bits)
+    return LayerLevels(levels, step[0] if bool((step == step[0]).all()) else step, value.grid, value.bits)
 
 
 def declared_bits(graph: OnnxGraph, value: str) -> int | None:

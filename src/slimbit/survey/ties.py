@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import slimbit.survey.tie_shapes  # noqa: F401 - registers its rules
+from slimbit.numerics.batches import output_tensors
 from slimbit.numerics.copies import plain_network
 from slimbit.records.errors import InputError
 from slimbit.records.groups import Ties
@@ -123,24 +124,11 @@ def _run(trace: Trace, network: nn.Module, example_input: Inputs) -> Trace:
             outputs = network(**example_input)
         else:
             outputs = network(*example_input)
-    for tensor in _tensors(outputs):
+    for tensor in output_tensors(outputs):
         found = trace.channels(tensor)
         if found is not None:
             trace.ledger.fix(found.atoms, "it is an output of the network")
     return trace
-
-
-def _tensors(outputs: Any, seen: tuple[int, ...] = ()) -> Iterator[Tensor]:
-    """Every tensor of an output, in any nesting."""
-    if isinstance(outputs, Tensor):
-        yield outputs
-    if isinstance(outputs, Tensor | nn.Module) or id(outputs) in seen:
-        return
-    parts = outputs.values() if isinstance(outputs, Mapping) else outputs
-    if not isinstance(outputs, Mapping | list | tuple):
-        parts = vars(outputs).values() if hasattr(outputs, "__dict__") else ()
-    for part in parts:
-        yield from _tensors(part, (*seen, id(outputs)))
 
 
 @contextmanager

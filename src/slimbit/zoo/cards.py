@@ -24,7 +24,8 @@ def read_card(weights: str | os.PathLike[str]) -> Mapping[str, Any] | None:
 
     Returns:
         Those of these entries that are given: ``network``, ``data``, ``normalize`` (a name, or ``mean`` and ``std``
-        as lists), ``size`` (side of the input), ``classes``, ``accuracy`` (percent), ``description``, ``license``,
+        as lists), ``size`` (side of the input), ``classes``, ``held_out``
+        (training images that were not trained on), ``accuracy`` (percent), ``description``, ``license``,
         ``source``.
 
     Raises:
@@ -83,6 +84,7 @@ def _checked(text: str, where: Path) -> dict[str, Any]:
         normalize: str | Numbers | None = None
         size: int | None = Field(default=None, ge=1, le=4096)
         classes: int | None = Field(default=None, ge=1)
+        held_out: int | None = Field(default=None, ge=0)
         accuracy: float | None = Field(default=None, ge=0, le=100)
         description: str | None = None
         license: str | None = None

@@ -11,7 +11,6 @@ import pytest
 
 from slimbit.records.cost import METRICS, CostReport, LayerCost, TotalCost
 from slimbit.records.point import FrontierPoint
-from slimbit.report.frames import About
 
 # (name, shape, positions) of a CIFAR ResNet-20
 STAGES = [(16, 3, 1024, 1), (16, 16, 1024, 6), (32, 32, 256, 6), (64, 64, 64, 6)]

@@ -1,18 +1,21 @@
 """From a run on disk to the file: `write_report` and `slimbit report`."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 import typer
+from slimbit.frontier.workspace import Workspace, canonical
 from typer.testing import CliRunner
 
 from slimbit.cli.report import report
-from slimbit.frontier.info import RunInfo
-from slimbit.frontier.workspace import Workspace, canonical
 from slimbit.records.errors import InputError
+from slimbit.records.files import StoreError
 from slimbit.records.plan import CompressionPlan, LayerPlan
 from slimbit.records.point import FrontierPoint
+from slimbit.records.run import RunInfo
 from slimbit.report.page import write_report
 
 
@@ -114,5 +117,20 @@ def test_a_damaged_cost_report_is_named_and_nothing_is_written(stored_run):
 
 
 def test_a_file_that_cannot_be_written_is_one_sentence(stored_run, tmp_path):
-    with pytest.raises(InputError, match=r"report .* must be a file that can be written, got No such file"):
-        write_report(stored_run, tmp_path / "absent" / "out.html")
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(StoreError, match=r"out.html could not be written: "):
+        write_report(stored_run, tmp_path / "taken" / "out.html")
+
+
+def test_a_full_disk_leaves_the_old_report(stored_run, tmp_path, monkeypatch):
+    page = write_report(stored_run, tmp_path / "out.html")
+    whole = page.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        write_report(stored_run, page)
+    assert page.read_bytes() == whole
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a run", "out.html"]

@@ -15,7 +15,7 @@
   const metric = () => report.metrics.find((one) => one.name === state.metric);
   const chosen = () => points.get(state.point);
   const label = (point) =>
-    [point.width === 1 ? "" : `width ${point.width}`, point.policy, point.setting].filter(Boolean).join(", ");
+    [point.keep_ratio === 1 ? "" : `keep ${point.keep_ratio}`, point.policy, point.setting].filter(Boolean).join(", ");
   const theme = () => document.documentElement.dataset.theme || (dark.matches ? "dark" : "light");
   const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 
@@ -40,16 +40,22 @@
       plural(ours, "point"), plural(baselines, "baseline"),
       ...(signals ? [`${signals} from training`] : []), ...(failed ? [`${failed} failed`] : []),
     ].join(" · ");
-    const { headline } = report;
-    at("headline").hidden = headline.baseline === null && report.answers.length > 0;
-    const any = headline.factors.some((one) => one.factor !== null);
-    at("headline-text").textContent = headline.text + (any ? ": times cheaper" : "");
-    at("headline-notes").textContent = headline.notes.join(" ");
-    at("factors").hidden = !headline.factors.length;
-    at("factors").replaceChildren(...headline.factors.map(tile));
+    at("drop").replaceChildren(...report.headlines.map((one, place) =>
+      node("option", `${one.drop} ${about.unit ? (one.drop === 1 ? "point" : "points") : "%"}`, { value: place })));
+    at("drop").value = report.headlines.findIndex((one) => one.drop === 1);
+    at("drop").addEventListener("change", drawHeadline);
+    drawHeadline();
     at("assumptions").replaceChildren(...report.assumptions.map((text) => node("li", text)));
     pairs(at("scoring"), Object.entries(about.scoring));
     pairs(at("provenance"), Object.entries(about.provenance));
+  }
+
+  function drawHeadline() {
+    const headline = report.headlines[at("drop").value];
+    at("headline-text").textContent = headline.text;
+    at("headline-notes").textContent = headline.notes.join(" ");
+    at("factors").hidden = !headline.factors.length;
+    at("factors").replaceChildren(...headline.factors.map(tile));
   }
 
   function tile(factor) {

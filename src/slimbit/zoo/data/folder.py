@@ -99,11 +99,15 @@ def _labelled(folder: Path, classes: list[str]) -> Labelled:
 def _part(part: Labelled, how: Shaping) -> Part:
     files, labels = part
     names = [str(file) for file in files]
-    return Part(Pictures(names, partial(_open, files), how), np.array(labels, dtype=np.int64))
+    return Part(Pictures(names, partial(_open, files), how, partial(_bytes, files)), np.array(labels, dtype=np.int64))
 
 
 def _open(files: list[Path], number: int) -> Image.Image:
     return Image.open(files[number])
+
+
+def _bytes(files: list[Path], number: int) -> bytes:
+    return files[number].read_bytes()
 
 
 def _check_sizes(files: list[Path]) -> None:
