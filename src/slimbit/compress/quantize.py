@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -123,9 +124,10 @@ def quantized(prepared: PreparedNetwork, plan: CompressionPlan) -> CompressedMod
     """Carry a plan out."""
     needs = plan.config.compensation or plan.config.statistics != "stored"
     result = compress(prepared.model, plan, prepared.spec, prepared.calibration if needs else None)
+    cost = prepared.cost(plan, result.layers)
     return CompressedModel(
         model=result.model,
-        cost=prepared.cost(plan, result.layers),
+        cost=replace(cost, notes=(*cost.notes, *prepared.calibration_notes)) if needs else cost,
         spec=prepared.spec,
         plan=plan,
         layers=result.layers,
