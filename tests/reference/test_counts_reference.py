@@ -78,6 +78,12 @@ def test_complex_weights_are_refused_by_name():
             slimbit.cost(model, torch.zeros(1, 3, dtype=torch.complex64), bits=bits)
 
 
+@pytest.mark.parametrize("bits", [None, 4])
+def test_weights_without_values_are_refused_by_name(bits):
+    with pytest.raises(InputError, match=r"weights of layer 0 must have values, got a network on the meta device"):
+        slimbit.cost(nn.Sequential(nn.Linear(3, 2)).to("meta"), torch.zeros(1, 3, device="meta"), bits=bits)
+
+
 def total_work(report) -> int:
     return report.total.macs + sum(work.macs for work in report.other_work)
 
@@ -226,9 +232,9 @@ def test_a_subclass_counts_for_what_it_computes():
     assert {other.owner for other in report.other_parameters} == {
         "Skip (multiplies nothing by its weight)", "Narrow (multiplies by something else than its weight)",
     }  # fmt: skip
-    assert [note.partition(",")[0] for note in report.notes] == [
-        "Module 0 (Skip) is not counted as the Conv2d it derives from",
-        "Module 2 (Narrow) is not counted as the Conv2d it derives from",
+    assert [note.partition(", because")[0] for note in report.notes] == [
+        "Skip (1 modules, the first is 0) is not counted as the Conv2d it derives from",
+        "Narrow (1 modules, the first is 2) is not counted as the Conv2d it derives from",
     ]
 
 
@@ -249,7 +255,7 @@ class OnALoan(nn.Linear):
 def test_a_rule_that_fails_does_not_blame_the_example():
     report = slimbit.cost(First(nn.Linear(4, 4), OnALoan(4, 4)), torch.zeros(1, 4))
     assert [layer.name for layer in report.layers] == ["0"]
-    assert "Module 1 (OnALoan) is not counted" in report.notes[0]
+    assert report.notes[0].startswith("OnALoan (1 modules, the first is 1) is not counted as the Linear")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
