@@ -119,17 +119,6 @@ def test_optimized_files(network, tmp_path, level):
     assert not spec.notes
 
 
-def test_packed_four_bit_products(tmp_path):
-    net = model([node("MatMul", "x w", "y")], {"w": random(32, 5)}, opset=17, x=("N", 7, 32))
-    net.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, ["N", 7, 5]))
-    packer = pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
-    quantizer = packer.MatMulNBitsQuantizer(net, block_size=16, is_symmetric=True)
-    quantizer.process()
-    onnx.save(quantizer.model.model, tmp_path / "packed.onnx")
-    (work,) = survey_onnx(tmp_path / "packed.onnx").spec.other_work
-    assert (work.operation, work.macs) == (f"{MICROSOFT}.MatMulNBits", 7 * 32 * 5)
-
-
 def test_attention_of_a_file_is_listed(tmp_path):
     """Scores and weighted values of one head: products of activations, in no layer."""
     nodes = [

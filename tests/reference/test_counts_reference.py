@@ -14,6 +14,7 @@ from slimbit.records.network import LayerSpec, NetworkSpec
 from slimbit.survey.module import survey_network
 from slimbit.survey.result import Survey
 from slimbit.survey.ties import tied_filters
+from slimbit.training.positions import PositionsWatch
 
 
 def expected_value_layer() -> nn.Conv2d:
@@ -189,6 +190,36 @@ def test_an_unknown_batch_is_said_and_can_be_given():
             slimbit.cost(Mixed(), torch.zeros(6, 5), batch=wrong)
     with pytest.raises(InputError, match=r"batch must divide the 6 positions of fc, got 4"):
         slimbit.cost(Mixed(), torch.zeros(6, 5), batch=4)
+
+
+LEARNED = {
+    "images": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)), (torch.zeros(5, 3, 8, 8),), [36, 1]),
+    "times first": (TimeStep(), (torch.zeros(1000, 1), torch.zeros(5, 3, 8, 8)), [36]),
+    "sequence first": (nn.Sequential(nn.Linear(6, 6), nn.GRU(6, 8)), (torch.zeros(7, 5, 6),), [7]),
+    "nothing but layers": (nn.Linear(4, 2), (torch.zeros(5, 4),), [1]),
+    "a batch of pairs": (nn.Bilinear(4, 4, 2), (torch.zeros(5, 9, 4), torch.zeros(5, 9, 4)), [9]),
+}
+
+
+@pytest.mark.parametrize(("model", "inputs", "positions"), LEARNED.values(), ids=LEARNED)
+def test_positions_of_one_image_are_learned_from_a_pass_that_cannot_be_repeated(model, inputs, positions):
+    watch = PositionsWatch(model.train())
+    model(*inputs)
+    assert list(watch.positions.values())[: len(positions)] == positions
+
+
+def test_positions_stay_unknown_where_the_batch_does_not_show():
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, left, right):
+            return self.fc(left).sum() + self.fc(right).sum()
+
+    watch = PositionsWatch(Pairs().train())
+    watch._network(torch.zeros(5, 4), torch.zeros(9, 4))
+    assert watch.positions == {}
 
 
 class Skip(nn.Conv2d):
