@@ -37,6 +37,12 @@ class CompressedModel:
         accuracy: What was measured of it, where something was.
         provenance: Versions, seed, hardware: anything JSON.
         residuals: Of ADMM, by epoch, where that pruned it.
+
+    >>> import slimbit, torch
+    >>> net, images = slimbit.network("digits_resnet"), torch.randn(16, 1, 8, 8)
+    >>> small = slimbit.quantize(net, images[:1], images, bits=4)
+    >>> str(small.plan.setting), small.model(images).shape, small.cost.total.esn_digital == slimbit.cost(small).total.esn_digital
+    ('4 bits', torch.Size([16, 10]), True)
     """
 
     model: nn.Module = field(repr=False)

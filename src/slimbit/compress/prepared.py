@@ -125,6 +125,11 @@ class PreparedNetwork:
         likelihood: What the sensitivity samples labels from.
         origin: Where network and data came from.
         keep: What pruning has left of the network of ``origin``; None: all of it.
+
+    >>> import slimbit, torch
+    >>> prepared = slimbit.prepare(slimbit.network("digits_resnet"), torch.zeros(1, 1, 8, 8), torch.randn(16, 1, 8, 8))
+    >>> prepared.name, prepared.images, slimbit.cost(prepared, bits=1).total.esn_digital
+    ('digits_resnet', 16, 197440)
     """
 
     model: nn.Module

@@ -21,6 +21,15 @@ class Frontier:
 
     Attributes:
         points: Every point that was finished when it was opened, failed ones included, in order of their numbers.
+
+    >>> import slimbit, tempfile, torch
+    >>> net, images = slimbit.network("digits_resnet"), torch.randn(32, 1, 8, 8)
+    >>> def contrast(model):
+    ...     return float(model(images).detach().std())
+    >>> frontier = slimbit.trace_frontier(net, images[:1], images, contrast, out=tempfile.mkdtemp(), points=1)
+    >>> point = frontier.best(within={"esn_digital": 1e9})
+    >>> slimbit.open_run(frontier.path).load(point).cost.total.esn_digital == point.costs["esn_digital"]
+    True
     """
 
     def __init__(self, store: RunStore, *, form: "nn.Module | None" = None) -> None:

@@ -225,6 +225,10 @@ class RunConfig(ConfigTable):
         retry_failed: Whether points that failed earlier are tried again.
         quant: How networks are quantized.
         prune: How the networks of ``keep_ratios`` are made; their ratio takes the place of its ``keep``.
+
+    >>> config = RunConfig(points=8, keep_ratios=(1, 0.5), quant=QuantConfig(skip=("fc",)))
+    >>> config.points, config.prunes, config.quant.skip
+    (8, True, ('fc',))
     """
 
     metric: Metric = "esn_digital"
