@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from slimbit.records.activations import ActivationQuantizer
 from slimbit.records.errors import InputError, check_choice
 
 PlanGrid = Literal["midrise", "midrise_zero", "midtread"]
@@ -92,6 +93,7 @@ class CompressionPlan(Recipe):
         price: Accuracy loss (nats) one is willing to pay per unit of the metric.
         setting: What turned the knob, for people: ``4 bits``, ``k = 1``, ``epoch 10``.
         clamped: Layers that could not get the step which the policy asked for, and got the nearest possible one.
+        activations: Quantizers of all values between layers; empty = activations stay float.
     """
 
     network: str
@@ -101,6 +103,7 @@ class CompressionPlan(Recipe):
     price: float | None = None
     setting: str = ""
     clamped: tuple[str, ...] = ()
+    activations: tuple[ActivationQuantizer, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,6 +114,9 @@ class CompressionPlan(Recipe):
         unknown = [name for name in self.clamped if name not in names]
         if unknown:
             raise InputError(f"clamped must name layers of the plan, got {', '.join(map(repr, unknown))}")
+        values = [quantizer.value for quantizer in self.activations]
+        if len({*values}) != len(values):
+            raise InputError(f"activations of a plan must be named once, got {len(values) - len({*values})} twice")
         if self.price is not None and not (math.isfinite(self.price) and self.price > 0):
             raise InputError(f"price must be a positive number, got {self.price}")
 
@@ -124,8 +130,9 @@ class CompressionPlan(Recipe):
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         data = {"schema": SCHEMA, **asdict(self), "layers": [asdict(layer) for layer in self.layers]}
-        if not self.clamped:
-            del data["clamped"]  # plans from before it was known keep their digest
+        for name in ("clamped", "activations"):
+            if not data[name]:
+                del data[name]  # plans from before it was known keep their digest
         return data
 
     @classmethod
@@ -142,13 +149,17 @@ class CompressionPlan(Recipe):
         if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
             got = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
             raise InputError(f"plan must have schema {SCHEMA}, got {got!r}")
-        rest = {key: value for key, value in data.items() if key not in ("schema", "layers")}
+        rest = {key: value for key, value in data.items() if key not in ("schema", "layers", "activations")}
         _check_keys("plan", rest, {f.name for f in fields(cls)} - {"layers"})
         if "clamped" in rest:
             rest["clamped"] = _names("clamped", rest["clamped"])
         rows = data.get("layers")
         if not isinstance(rows, list | tuple):
             raise InputError(f"layers of a plan must be a list, got {type(rows).__name__}")
+        activations = data.get("activations", ())
+        if not isinstance(activations, list | tuple):
+            raise InputError(f"activations of a plan must be a list, got {type(activations).__name__}")
+        rest["activations"] = tuple(ActivationQuantizer.from_dict(row) for row in activations)
         try:
             return cls(layers=tuple(_layer_from(row) for row in rows), **rest)
         except TypeError as error:
