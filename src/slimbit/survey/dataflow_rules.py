@@ -358,6 +358,16 @@ def _function(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> None:
     reader.add(node, "function", [reader.value(given["self"], node)], function=opname, arguments=found)
 
 
+@handles("softmax", "log_softmax", "_softmax", "_log_softmax")
+def _softmax(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> None:
+    """No integer form; behind the last layer it is computed in floats."""
+    axis = given["dim"] % _rank(node)
+    if axis == 0:
+        raise reader.refusal(node, "mixes images")
+    kind = node.target._opname.strip("_")  # type: ignore[union-attr] # an OpOverload
+    reader.add(node, "function", [reader.value(given["self"], node)], function=kind, arguments=(axis,))
+
+
 @handles("avg_pool1d", "avg_pool2d", "avg_pool3d")
 def _average(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> None:
     dims = _rank(node) - 2
