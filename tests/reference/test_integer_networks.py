@@ -9,6 +9,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from slimbit.apply.activations import run_dataflow
+from slimbit.exchange.float_onnx import float_model
 from slimbit.exchange.onnx_qdq import qdq_model
 from slimbit.exchange.reference import Reference
 from slimbit.survey.dataflow import read_dataflow
@@ -55,3 +56,19 @@ def test_torch_reference_and_runtime_agree_on_every_bit(name: str, bits: int, ac
         else:
             assert np.array_equal(a, b), f"runtime: {np.abs(a - b).max()}"
             assert np.array_equal(a, c.numpy()), f"torch: {np.abs(a - c.numpy()).max()}"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float_file_computes_what_the_network_computes(name: str) -> None:
+    import onnxruntime
+
+    network, images = built(name), inputs(name, 5)
+    flow = read_dataflow(network, tuple(x[:1] for x in images))
+    session = onnxruntime.InferenceSession(
+        float_model(network, flow).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    found = session.run(None, {key: x.numpy() for key, x in zip(flow.inputs, images, strict=True)})
+    with torch.no_grad():
+        wanted = flat(network(*images))
+    for left, right in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(left.numpy(), right, rtol=1e-4, atol=1e-5)

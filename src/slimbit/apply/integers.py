@@ -7,14 +7,14 @@ integer 2q at half the step. BatchNorm's ``scale_f * y + shift_f`` goes into the
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slimbit.apply.activations import by_value, float_values, named_inputs, scale_and_shift, tensor_at
-from slimbit.numerics.grid import filters_stored
+from slimbit.numerics.grid import Grid, filters_stored
 from slimbit.numerics.operations import function_of, largest, moved, multiply_weights, per_channel, window_sums
 from slimbit.numerics.requantize import clamped_codes, multiplier, requantized, results
 from slimbit.records.activations import ActivationQuantizer
@@ -41,6 +41,7 @@ class IntegerLayer:
         steps: Step of each filter's integers, float32.
         bias: Integers at ``input step * filter step``, int64, within 31 bits.
         multiplier: From a sum to output codes, or to real numbers where the output stays float; float32.
+        grid: Grid of the levels, where the integers are twice as large as they.
         constant: Filters whose output does not depend on their input.
     """
 
@@ -48,6 +49,7 @@ class IntegerLayer:
     steps: Tensor
     bias: Tensor
     multiplier: Tensor
+    grid: Grid | None = None
     constant: tuple[int, ...] = ()
 
     @property
@@ -118,32 +120,33 @@ def integer_program(
         head = stage.head
         inputs = tuple(None if value in floats else table[value] for value in head.inputs)
         output = None if stage.value in floats else table[stage.value]
-        layer = None
+        layer, grid = None, None
         if head.kind in ("layer", "norm"):
             assert inputs[0] is not None
             if head.kind == "layer":
                 name = keys.get(head["weight"], "")
                 if name not in levels:
                     raise InputError(f"layer {head.name!r} must have levels beside quantized activations, got float weights")
-                integers, unit = integers_of(levels[name], steps[name])
+                integers, unit, grid = integers_of(levels[name], steps[name])
             else:
                 channels = head.shape[0]
                 integers, unit = torch.full((channels, 1), NORM_WEIGHT, dtype=torch.int32), torch.tensor(1.0 / NORM_WEIGHT)
-            layer = _folded(network, stage, integers, unit, inputs[0], output)
+            layer = replace(_folded(network, stage, integers, unit, inputs[0], output), grid=grid)
         found.append(IntegerStage(stage, inputs, output, layer))
     return IntegerProgram(flow, table, tuple(found))
 
 
-def integers_of(levels: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Levels as integers, and the step of these: ``2q`` at half the step unless all are whole numbers.
+def integers_of(levels: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Grid | None]:
+    """Levels as integers, the step of these, and the grid where they are doubled: ``2q`` at half the step.
 
     >>> integers_of(torch.tensor([[0.5, -1.5]]), torch.tensor(1.0))
-    (tensor([[ 1, -3]], dtype=torch.int32), tensor(0.5000))
+    (tensor([[ 1, -3]], dtype=torch.int32), tensor(0.5000), 'midrise')
     """
     doubled = (levels.double() * 2).round().to(torch.int32)
-    if bool((doubled % 2 == 0).all()):
-        return doubled // 2, steps
-    return doubled, steps / 2
+    odd = doubled % 2 != 0
+    if not bool(odd.any()):
+        return doubled // 2, steps, None
+    return doubled, steps / 2, "midrise" if bool(odd.all()) else "midrise_zero"
 
 
 def _folded(

@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from slimbit.apply.integers import EXACT, IntegerLayer, IntegerProgram, IntegerStage
+from slimbit.exchange.contents import contents_of
 from slimbit.exchange.onnx_builder import INT4_OPSET, GraphBuilder
 from slimbit.exchange.onnx_moves import (
     add_average,
@@ -25,6 +26,7 @@ from slimbit.numerics.requantize import clamped_codes
 from slimbit.records.activations import ActivationQuantizer
 from slimbit.records.dataflow import Operation
 from slimbit.records.errors import InputError
+from slimbit.survey.onnx_contents import CONTENTS
 
 LARGEST_INT8, LARGEST_INT4 = 127, 7
 DEFAULT_OPSET = 17
@@ -62,7 +64,7 @@ def qdq_model(
     outputs = {writer.real(value): _output_name(program, place) for place, value in enumerate(program.flow.outputs)}
     if len(outputs) < len(program.flow.outputs):
         raise InputError(f"outputs of {program.flow.network} must be different values, got one twice")
-    return graph.model(outputs=outputs, metadata=metadata or {})
+    return graph.model(outputs=outputs, metadata={**(metadata or {}), CONTENTS: contents_of(program)})
 
 
 def codes_name(value: str) -> str:
@@ -243,10 +245,11 @@ class _Writer:
         if head.kind == "norm":
             dims = max(1, len(head.shape) - 1)
             weights = weights.reshape(len(weights), 1, *[1] * dims)
+        name = f"{head.name}.weight"
         if self.int4 and layer.largest <= LARGEST_INT4:
-            packed = self.graph.store_int4(f"{head.name}.weight/int4", weights)
-            return self.graph.node("Cast", [packed], f"{head.name}.weight", to=TensorProto.INT8)
-        return self.graph.store(f"{head.name}.weight", weights.astype(np.int8))
+            packed = self.graph.store_int4(name, weights)
+            return self.graph.node("Cast", [packed], f"{name}/int8", to=TensorProto.INT8)
+        return self.graph.store(name, weights.astype(np.int8))
 
     def _bias(self, head: Operation, layer: IntegerLayer, source: ActivationQuantizer) -> list[str]:
         """Nodes that make the bias real; none where it is zero."""
@@ -296,7 +299,7 @@ class _Writer:
         one = graph.store("one", 1.0, np.float32)
         _, zero = self.scale_and_zero(source)
         values = graph.node("DequantizeLinear", [self.codes(head.inputs[0]), one, zero], f"{head.name}/integers")
-        stored = _transposed_weights(layer, head["groups"])
+        stored = transposed_weights(layer, head["groups"])
         weights = graph.store(f"{head.name}.weight", stored.astype(np.int8))
         none = graph.store("int8/zero", 0, np.int8)
         weights = graph.node("DequantizeLinear", [weights, one, none], f"{head.name}.weight/real")
@@ -333,7 +336,7 @@ def _window(head: Operation, shape: tuple[int, ...]) -> dict[str, object]:
     }
 
 
-def _transposed_weights(layer: IntegerLayer, groups: int) -> np.ndarray:  # type: ignore[type-arg]
+def transposed_weights(layer: IntegerLayer, groups: int) -> np.ndarray:  # type: ignore[type-arg]
     """Inputs first, as ConvTranspose stores them."""
     weights = layer.weights.numpy()
     filters, inputs = weights.shape[:2]
