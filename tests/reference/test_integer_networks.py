@@ -8,12 +8,13 @@ from torch import Tensor
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from slimbit.apply.activations import run_dataflow
+from tests.exchange_case import NETWORKS, built, compressed, inputs
+
+from slimbit.apply.dataflow import run_dataflow
 from slimbit.exchange.float_onnx import float_model
 from slimbit.exchange.onnx_qdq import qdq_model
 from slimbit.exchange.reference import Reference
 from slimbit.survey.dataflow import read_dataflow
-from tests.exchange_case import NETWORKS, built, compressed, inputs
 
 
 def flat(outputs: object) -> list[Tensor]:
@@ -34,7 +35,9 @@ def test_dataflow_computes_what_the_network_computes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize(("bits", "activation_bits", "grid"), [(6, 8, "midrise"), (4, 4, "midtread"), (2, 3, "midrise_zero")])
+@pytest.mark.parametrize(
+    ("bits", "activation_bits", "grid"), [(6, 8, "midrise"), (4, 4, "midtread"), (2, 3, "midrise_zero")]
+)
 def test_torch_reference_and_runtime_agree_on_every_bit(name: str, bits: int, activation_bits: int, grid: str) -> None:
     import onnxruntime
 

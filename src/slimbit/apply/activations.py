@@ -8,36 +8,27 @@ it, else at 8 bits (the summands of a residual sum: no multiplier reads them). W
 outputs of layers that nothing else reads, stay float.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from slimbit.apply.dataflow import FlowForward
 from slimbit.numerics.activation_range import activation_step, rounded
 from slimbit.numerics.batches import Forward, call_network, checked_batches
 from slimbit.numerics.copies import copied, plain_network
-from slimbit.numerics.operations import (
-    NEVER_NEGATIVE,
-    function_of,
-    largest,
-    moved,
-    multiply_weights,
-    per_channel,
-    window_sums,
-)
+from slimbit.numerics.operations import NEVER_NEGATIVE
 from slimbit.numerics.requantize import untied
 from slimbit.records.activations import MOST_BITS, ActivationQuantizer, RangeMethod, check_activation_bits
-from slimbit.records.dataflow import Dataflow, Operation, Stage, stages_of
+from slimbit.records.dataflow import Dataflow, Stage, stages_of
 from slimbit.records.errors import InputError
 
 SAMPLED_ENTRIES = 1 << 16
 """Entries of each value that ranges are chosen from; the largest ones are always among them."""
 TAIL = ("clamp", "sigmoid", "hardsigmoid", "tanh", "softmax", "log_softmax")
 """Functions that stay float behind the logits."""
-
-Watch = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,9 +230,7 @@ def by_value(flow: Dataflow, quantizers: Iterable[ActivationQuantizer]) -> dict[
     return {value: given[point.value] for point in points for value in point.members}
 
 
-def with_quantized_values(
-    network: nn.Module, flow: Dataflow, quantizers: Iterable[ActivationQuantizer]
-) -> nn.Module:
+def with_quantized_values(network: nn.Module, flow: Dataflow, quantizers: Iterable[ActivationQuantizer]) -> nn.Module:
     """The very network, which from now on rounds its values as integers will; hooks of its modules see them rounded.
 
     Args:
@@ -258,113 +247,8 @@ def with_quantized_values(
         low, high = (code - quantizer.zero_point for code in (quantizer.low, quantizer.high))
         return rounded(value, quantizer.step, low=low, high=high)
 
-    fused = {name: True for stage in stages_of(flow) for name in inner_values(stage)}
-    network.forward = _Forward(network, flow, lambda name, value: value if name in fused else watch(name, value))
+    network.forward = FlowForward(network, flow, watch)
     return network
-
-
-def inner_values(stage: Stage) -> tuple[str, ...]:
-    """Values inside of a stage, which no integer hardware ever sees."""
-    return tuple(name for name in (stage.head.name, *(norm.name for norm in stage.norms)) if name != stage.value)
-
-
-class _Forward:
-    """A forward method that follows a dataflow."""
-
-    def __init__(self, network: nn.Module, flow: Dataflow, watch: Watch) -> None:
-        self._network, self._flow, self._watch = network, flow, watch
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return run_dataflow(self._network, self._flow, named_inputs(self._flow, args, kwargs), self._watch)
-
-
-def named_inputs(flow: Dataflow, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Inputs of a network by name.
-
-    Raises:
-        InputError: Too many, too few, or of another shape.
-    """
-    given = {**dict(zip(flow.inputs, args, strict=False)), **kwargs}
-    if len(args) > len(flow.inputs) or {*given} != {*flow.inputs}:
-        raise InputError(f"inputs of {flow.network} must be {', '.join(flow.inputs)}, got {len(args) + len(kwargs)}")
-    for name, shape in flow.inputs.items():
-        if tuple(given[name].shape[1:]) != tuple(shape):
-            raise InputError(f"input {name!r} must have the shape {tuple(shape)} per image, got {tuple(given[name].shape)}")
-    return given
-
-
-def run_dataflow(network: nn.Module, flow: Dataflow, inputs: Mapping[str, Tensor], watch: Watch) -> Any:
-    """The network's outputs, computed operation by operation.
-
-    Args:
-        network: Its modules and tensors; layers and BatchNorms run as modules, so that hooks see them.
-        flow: What it computes.
-        inputs: By name.
-        watch: Sees every value and may replace it.
-    """
-    values = {name: watch(name, value) for name, value in inputs.items()}
-    left = {value: len(flow.readers(value)) for value in (*flow.inputs, *(operation.name for operation in flow))}
-    for operation in flow:
-        values[operation.name] = watch(operation.name, _computed(network, operation, [values[x] for x in operation.inputs]))
-        for value in dict.fromkeys(operation.inputs):
-            left[value] -= 1
-            if not left[value] and value not in flow.outputs:
-                del values[value]
-    return flow.structured(tuple(values[name] for name in flow.outputs))
-
-
-def _computed(network: nn.Module, operation: Operation, inputs: list[Tensor]) -> Tensor:
-    first = inputs[0]
-    match operation.kind:
-        case "layer" | "norm" if operation.module:
-            result: Tensor = network.get_submodule(operation.module)(first)
-            return result
-        case "layer":
-            result = multiply_weights(first, tensor_at(network, operation["weight"]), operation)
-            if operation["bias"]:
-                bias = tensor_at(network, operation["bias"])
-                result = result + (bias if operation["form"] == "linear" else per_channel(bias, result.ndim))
-            return result
-        case "norm":
-            scale, shift = scale_and_shift(network, operation)
-            return first * per_channel(scale, first.ndim).to(first.dtype) + per_channel(shift, first.ndim).to(first.dtype)
-        case "add":
-            return inputs[0] + inputs[1]
-        case "multiply":
-            return inputs[0] * inputs[1]
-        case "concat":
-            return torch.cat(inputs, dim=operation["axis"])
-        case "average":
-            count = torch.tensor(operation["kernel"]).prod().item()
-            return window_sums(first, operation) / count
-        case "maximum":
-            return largest(first, operation)
-        case "function":
-            return function_of(first, operation)
-        case "move":
-            return moved(first, operation)
-
-
-def tensor_at(network: nn.Module, key: str) -> Tensor:
-    """A parameter or buffer by its state-dict key."""
-    path, _, name = key.rpartition(".")
-    tensor: Tensor = getattr(network.get_submodule(path), name)
-    return tensor
-
-
-def scale_and_shift(network: nn.Module, norm: Operation) -> tuple[Tensor, Tensor]:
-    """A norm as ``scale * x + shift``, float64, one number per channel or one for all."""
-    if "scale" in norm.settings:
-        scale, shift = torch.tensor(norm["scale"]).double(), torch.tensor(norm["shift"]).double()
-        return scale, shift
-    mean, variance = (tensor_at(network, norm[key]).detach().double() for key in ("mean", "variance"))
-    scale = (variance + norm["eps"]).rsqrt()
-    if norm["weight"]:
-        scale = scale * tensor_at(network, norm["weight"]).detach().double()
-    shift = -mean * scale
-    if norm["bias"]:
-        shift = shift + tensor_at(network, norm["bias"]).detach().double()
-    return scale, shift
 
 
 def _sampled(
@@ -386,7 +270,7 @@ def _sampled(
             found[point] += [entries[::stride].float().cpu(), torch.stack([entries.min(), entries.max()]).float().cpu()]
         return value
 
-    network.forward = _Forward(network, flow, watch)
+    network.forward = FlowForward(network, flow, watch)
     with torch.no_grad():
         for batch in batches:
             forward(network, batch)
@@ -396,5 +280,3 @@ def _sampled(
 def _is_made(flow: Dataflow, value: str) -> bool:
     """Whether a value is computed, not only moved."""
     return value in flow.inputs or not _is_transparent(flow, value)
-
-

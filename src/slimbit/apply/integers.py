@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimbit.apply.activations import by_value, float_values, named_inputs, scale_and_shift, tensor_at
+from slimbit.apply.activations import by_value, float_values
+from slimbit.apply.dataflow import named_inputs, scale_and_shift, tensor_at
 from slimbit.numerics.grid import Grid, filters_stored
 from slimbit.numerics.operations import function_of, largest, moved, multiply_weights, per_channel, window_sums
 from slimbit.numerics.requantize import clamped_codes, multiplier, requantized, results
@@ -126,11 +127,16 @@ def integer_program(
             if head.kind == "layer":
                 name = keys.get(head["weight"], "")
                 if name not in levels:
-                    raise InputError(f"layer {head.name!r} must have levels beside quantized activations, got float weights")
+                    raise InputError(
+                        f"layer {head.name!r} must have levels beside quantized activations, got float weights"
+                    )
                 integers, unit, grid = integers_of(levels[name], steps[name])
             else:
                 channels = head.shape[0]
-                integers, unit = torch.full((channels, 1), NORM_WEIGHT, dtype=torch.int32), torch.tensor(1.0 / NORM_WEIGHT)
+                integers, unit = (
+                    torch.full((channels, 1), NORM_WEIGHT, dtype=torch.int32),
+                    torch.tensor(1.0 / NORM_WEIGHT),
+                )
             layer = replace(_folded(network, stage, integers, unit, inputs[0], output), grid=grid)
         found.append(IntegerStage(stage, inputs, output, layer))
     return IntegerProgram(flow, table, tuple(found))
@@ -177,12 +183,9 @@ def _folded(
     steps = torch.where(dead, torch.where(fine * source_step >= TINY, fine, usual), steps)
     bias = (shift / (source_step * steps).double()).round()
     weights, steps, bias = _within_31_bits(weights, steps, bias, shift, source_step)
-    if output is not None:
-        factor_ = multiplier(source.step, steps, output.step)
-    else:
-        factor_ = source_step * steps
+    factor_ = source_step * steps if output is None else multiplier(source.step, steps, output.step)
     constant = tuple(int(i) for i in dead.nonzero().flatten())
-    return IntegerLayer(weights, steps, bias.long(), factor_, constant)
+    return IntegerLayer(weights, steps, bias.long(), factor_, constant=constant)
 
 
 TINY = 1e-30
@@ -257,6 +260,11 @@ class IntegerNetwork(nn.Module):
 class _Step(nn.Module):
     """One stage on tensors of codes."""
 
+    weight: Tensor
+    bias: Tensor
+    factor: Tensor
+    table: Tensor
+
     def __init__(self, integer: IntegerStage) -> None:
         super().__init__()
         self.integer, self.value, self.inputs = integer, integer.stage.value, integer.stage.head.inputs
@@ -295,7 +303,7 @@ class _Step(nn.Module):
     def _keep(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value, persistent=False)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: PLR0911 - one per kind
         """Codes, counted from the zero point; real numbers behind the logits."""
         head, first = self.integer.stage.head, inputs[0]
         match head.kind:
@@ -308,14 +316,12 @@ class _Step(nn.Module):
             case "layer" | "norm":
                 return self._multiplied(first, head)
         if self.integer.output is None:
-            return function_of(first, head).clamp(self.integer.stage.low, self.integer.stage.high) if _bounded(
-                self.integer.stage
-            ) else function_of(first, head)
+            return self._bounded(function_of(first, head))
         if head.kind == "average":
             return self._looked_up(window_sums(first, head) - self.lows[0])
         if head.kind == "function":
             return self._looked_up(first - self.lows[0])
-        left, right = torch.broadcast_tensors(*inputs)
+        left, right = torch.broadcast_tensors(*inputs)  # type: ignore[no-untyped-call] # torch leaves it untyped
         return self._looked_up((left - self.lows[0]) * self.width + (right - self.lows[1]))
 
     def _multiplied(self, codes: Tensor, head: Operation) -> Tensor:
@@ -329,13 +335,12 @@ class _Step(nn.Module):
         sums = (sums + bias).float()
         if self.integer.output is not None:
             return requantized(sums, factor, low=self.low, high=self.high)
-        real = sums * factor
+        return self._bounded(sums * factor)
+
+    def _bounded(self, real: Tensor) -> Tensor:
+        """Real numbers behind the stage's own clamp."""
         stage = self.integer.stage
-        return real.clamp(stage.low, stage.high) if _bounded(stage) else real
+        return real if (stage.low, stage.high) == (None, None) else real.clamp(stage.low, stage.high)
 
     def _looked_up(self, index: Tensor) -> Tensor:
         return self.table[index.long()]
-
-
-def _bounded(stage: Stage) -> bool:
-    return stage.low is not None or stage.high is not None

@@ -7,7 +7,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from slimbit.apply.activations import scale_and_shift, tensor_at
+from slimbit.apply.dataflow import scale_and_shift, tensor_at
 from slimbit.exchange.onnx_builder import GraphBuilder
 from slimbit.exchange.onnx_moves import add_average, add_function, add_maximum, add_move, onnx_pads
 from slimbit.exchange.onnx_qdq import DEFAULT_OPSET
@@ -38,7 +38,7 @@ def float_model(
     return graph.model(outputs=outputs, metadata=metadata or {})
 
 
-def _add(graph: GraphBuilder, network: nn.Module, flow: Dataflow, operation: Operation, sources: list[str]) -> str:
+def _add(graph: GraphBuilder, network: nn.Module, flow: Dataflow, operation: Operation, sources: list[str]) -> str:  # noqa: PLR0911 - one per kind
     output = f"{operation.name}/value"
     match operation.kind:
         case "layer":
@@ -96,7 +96,9 @@ def _add_norm(graph: GraphBuilder, network: nn.Module, norm: Operation, source: 
     channels = norm.shape[0]
     plain = {"weight": torch.ones(channels), "bias": torch.zeros(channels)}
     inputs = [
-        _stored(graph, network, norm[key]) if norm[key] else graph.store(f"{output}/{key}", plain[key].numpy(), np.float32)
+        _stored(graph, network, norm[key])
+        if norm[key]
+        else graph.store(f"{output}/{key}", plain[key].numpy(), np.float32)
         for key in ("weight", "bias", "mean", "variance")
     ]
     return graph.node("BatchNormalization", [source, *inputs], output, epsilon=norm["eps"])

@@ -120,7 +120,9 @@ def _hardsigmoid(graph: GraphBuilder, source: str, output: str, _: _Arguments = 
     return graph.node("HardSigmoid", [source], output, alpha=1 / 6, beta=0.5)
 
 
-def _times_itself(inner: Callable[[GraphBuilder, str, str], str]) -> Callable[[GraphBuilder, str, str, _Arguments], str]:
+def _times_itself(
+    inner: Callable[[GraphBuilder, str, str], str],
+) -> Callable[[GraphBuilder, str, str, _Arguments], str]:
     def add(graph: GraphBuilder, source: str, output: str, _: _Arguments) -> str:
         return graph.node("Mul", [source, inner(graph, source, f"{output}/gate")], output)
 
@@ -142,7 +144,8 @@ def _gelu(graph: GraphBuilder, source: str, output: str, arguments: _Arguments) 
     if arguments != ("none",):
         raise InputError(f"gelu at {output!r} must be the exact one to be exported, got approximate={arguments[0]!r}")
     half, root, one = (
-        graph.store(f"gelu/{name}", value, np.float32) for name, value in (("half", 0.5), ("root", 0.5**0.5), ("one", 1.0))
+        graph.store(f"gelu/{name}", value, np.float32)
+        for name, value in (("half", 0.5), ("root", 0.5**0.5), ("one", 1.0))
     )
     scaled = graph.node("Mul", [source, root], f"{output}/scaled")
     error = graph.node("Erf", [scaled], f"{output}/erf")

@@ -7,8 +7,10 @@ the way of fusing. What only moves entries works on codes.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from slimbit.apply.integers import EXACT, IntegerLayer, IntegerProgram, IntegerStage
@@ -211,7 +213,9 @@ class _Writer:
         name = head.name
         steps = graph.store(f"{name}.weight_step", layer.steps.numpy())
         zeros = graph.store(f"{name}.weight_zero", np.zeros(len(layer.steps), np.int8))
-        weight = graph.node("DequantizeLinear", [self._weights(head, layer), steps, zeros], f"{name}.weight/real", axis=0)
+        weight = graph.node(
+            "DequantizeLinear", [self._weights(head, layer), steps, zeros], f"{name}.weight/real", axis=0
+        )
         parts = [weight, *self._bias(head, layer, source)]
         result = f"{value}/real" if integer.output is None else f"{value}/result"
         shape = self.program.flow.shape(head.inputs[0])
@@ -295,7 +299,9 @@ class _Writer:
         reach = max(map(abs, _code_range(source)))
         bound = int((layer.weights.abs().flatten(1).sum(dim=1) * reach + layer.bias.abs()).max())
         if bound >= EXACT:
-            raise InputError(f"sums of the transposed convolution {head.name!r} must stay below {EXACT}, got up to {bound}")
+            raise InputError(
+                f"sums of the transposed convolution {head.name!r} must stay below {EXACT}, got up to {bound}"
+            )
         one = graph.store("one", 1.0, np.float32)
         _, zero = self.scale_and_zero(source)
         values = graph.node("DequantizeLinear", [self.codes(head.inputs[0]), one, zero], f"{head.name}/integers")
@@ -324,7 +330,7 @@ def _is_product(head: Operation) -> bool:
     return head.kind == "layer" and bool(head["form"] == "linear")
 
 
-def _window(head: Operation, shape: tuple[int, ...]) -> dict[str, object]:
+def _window(head: Operation, shape: tuple[int, ...]) -> dict[str, Any]:
     """Attributes of a convolution; a lone norm is a depthwise one of a single position."""
     if head.kind == "norm":
         return {"group": shape[0], "kernel_shape": [1] * max(1, len(shape) - 1)}
@@ -336,11 +342,9 @@ def _window(head: Operation, shape: tuple[int, ...]) -> dict[str, object]:
     }
 
 
-def transposed_weights(layer: IntegerLayer, groups: int) -> np.ndarray:  # type: ignore[type-arg]
+def transposed_weights(layer: IntegerLayer, groups: int) -> NDArray[Any]:
     """Inputs first, as ConvTranspose stores them."""
     weights = layer.weights.numpy()
     filters, inputs = weights.shape[:2]
     grouped = weights.reshape(groups, filters // groups, inputs, *weights.shape[2:])
     return np.ascontiguousarray(grouped.swapaxes(1, 2)).reshape(groups * inputs, filters // groups, *weights.shape[2:])
-
-

@@ -6,8 +6,10 @@ filter; what a layer's sums are multiplied by before they are rounded is a ``Mul
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto
 
 from slimbit.apply.integers import EXACT, IntegerLayer, IntegerProgram, IntegerStage
@@ -78,7 +80,9 @@ class _Writer:
     def round(self, source: str, value: str, quantizer: ActivationQuantizer, low: int, high: int) -> str:
         """A ``Quant`` of scale 1; a Clip before it where a clamp is narrower than its width."""
         if (low, high) != codes_of(quantizer):
-            bounds = [self.graph.store(f"{value}/{key}", bound, np.float32) for key, bound in (("low", low), ("high", high))]
+            bounds = [
+                self.graph.store(f"{value}/{key}", bound, np.float32) for key, bound in (("low", low), ("high", high))
+            ]
             source = self.graph.node("Clip", [source, *bounds], f"{value}/clipped")
         return self._quant(source, f"{value}/codes", quantizer.bits, signed=quantizer.signed, narrow=False)
 
@@ -111,13 +115,12 @@ class _Writer:
             self._add_tail(integer)
             return
         if stage.is_transparent:
-            output = f"{value}/codes"
             if head.kind == "concat":
-                graph.node("Concat", sources, output, axis=head["axis"])
+                graph.node("Concat", sources, f"{value}/codes", axis=head["axis"])
             elif head.kind == "maximum":
-                add_maximum(graph, head, sources[0], output)
+                add_maximum(graph, head, sources[0], f"{value}/codes")
             else:
-                add_move(graph, head, sources[0], output)
+                add_move(graph, head, sources[0], f"{value}/codes")
             return
         if integer.layer is not None:
             self._add_layer(integer, integer.layer)
@@ -128,7 +131,12 @@ class _Writer:
         self.round(self._combined(head, value, sources, inputs, output), value, output, *clamped_codes(stage, output))
 
     def _combined(
-        self, head: Operation, value: str, sources: list[str], inputs: list[ActivationQuantizer], output: ActivationQuantizer
+        self,
+        head: Operation,
+        value: str,
+        sources: list[str],
+        inputs: list[ActivationQuantizer],
+        output: ActivationQuantizer,
     ) -> str:
         """The result in steps of the output, before it is rounded."""
         graph = self.graph
@@ -166,7 +174,9 @@ class _Writer:
         reach = max(map(abs, codes_of(source)))
         bound = int((layer.weights.abs().flatten(1).sum(dim=1) * reach + layer.bias.abs()).max())
         if bound >= EXACT:
-            raise InputError(f"sums of layer {head.name!r} must stay below {EXACT} to be exact in floats, got up to {bound}")
+            raise InputError(
+                f"sums of layer {head.name!r} must stay below {EXACT} to be exact in floats, got up to {bound}"
+            )
         value, codes = stage.value, f"{head.inputs[0]}/codes"
         last = head.kind == "layer" and head["form"] == "linear"
         rank = len(head.shape) + 1
@@ -181,20 +191,22 @@ class _Writer:
             bias = graph.store(f"{head.name}.bias", layer.bias.numpy().astype(np.float32).reshape(rows))
             sums = graph.node("Add", [sums, bias], f"{head.name}/sums/biased")
         factor = graph.store(f"{head.name}.factor", layer.multiplier.numpy().reshape(rows))
-        result = f"{value}/real" if integer.output is None and (stage.low, stage.high) == (None, None) else f"{value}/result"
+        result = (
+            f"{value}/real" if integer.output is None and (stage.low, stage.high) == (None, None) else f"{value}/result"
+        )
         graph.node("Mul", [sums, factor], result)
         if integer.output is not None:
             self.round(result, value, integer.output, *clamped_codes(stage, integer.output))
         elif result != f"{value}/real":
             add_clamp(graph, stage.low, stage.high, result, f"{value}/real")
 
-    def _product(self, head: Operation, codes: str, weights: np.ndarray, layer: IntegerLayer) -> str:  # type: ignore[type-arg]
+    def _product(self, head: Operation, codes: str, weights: NDArray[Any], layer: IntegerLayer) -> str:
         graph, name = self.graph, head.name
         bits = weight_width(layer)
         if head["form"] == "linear":
             stored = graph.store(f"{name}.weight", np.ascontiguousarray(weights.T))
-            return graph.node("MatMul", [codes, self._quant(stored, f"{name}.weight/quant", bits, signed=True, narrow=True)],
-                              f"{name}/sums")  # fmt: skip
+            quantized = self._quant(stored, f"{name}.weight/quant", bits, signed=True, narrow=True)
+            return graph.node("MatMul", [codes, quantized], f"{name}/sums")
         window = {
             "strides": list(head["stride"]), "pads": onnx_pads(head["padding"]), "dilations": list(head["dilation"]),
             "group": head["groups"], "kernel_shape": list(weights.shape[2:]),

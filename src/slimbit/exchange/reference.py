@@ -161,7 +161,7 @@ def _along(values: Array, axis: int, ndim: int) -> Array:
 
 
 @_handles("QuantizeLinear")
-def _quantize(reference: Reference, node: NodeProto, given: list[Value | None]) -> Value:
+def _quantize(reference: Reference, _: NodeProto, given: list[Value | None]) -> Value:
     """``saturate(round(x / step) + zero point)``, half to even."""
     value, step, zero = given[0], _array(given[1]), _array(given[2])
     if isinstance(value, Scaled) and value.is_sum:
@@ -299,7 +299,8 @@ def _sums(values: Array, weights: Array, window: _Window) -> Array:
         for group in range(window.groups):
             rows, reads = (slice(group * n, (group + 1) * n) for n in (filters, inputs))
             read = part[:, reads].reshape(len(values), inputs, -1)
-            found = factors[(rows, slice(None), *place)] @ read
+            index: tuple[Any, ...] = (rows, slice(None), *place)
+            found = factors[index] @ read
             total[:, rows] += found.reshape(len(values), filters, *sizes)
     return total.astype(np.int64) if integer else total
 
@@ -324,7 +325,8 @@ def _spread_sums(values: Array, weights: Array, node: NodeProto) -> Array:
         )
         for group in range(groups):
             read = values[:, group * inputs : (group + 1) * inputs].astype(np.float64)
-            factors = weights[(slice(group * inputs, (group + 1) * inputs), slice(None), *place)].astype(np.float64)
+            index: tuple[Any, ...] = (slice(group * inputs, (group + 1) * inputs), slice(None), *place)
+            factors = weights[index].astype(np.float64)
             rows = slice(group * filters, (group + 1) * filters)
             total[(slice(None), rows, *cut)] += np.einsum("nc...,cf->nf...", read, factors)
     kept = tuple(slice(pads[d], span - pads[dims + d]) for d, span in enumerate(spans))
@@ -421,7 +423,8 @@ def _maximum(_: Reference, node: NodeProto, given: list[Value | None]) -> Value:
     ]
     pads = tuple((low, more) for (low, _), more in zip(window.pads, reach, strict=True))
     padded = np.pad(values, ((0, 0), (0, 0), *pads), constant_values=least)
-    return np.maximum.reduce([part for _, part in window.parts(padded, sizes)])
+    largest: Array = np.maximum.reduce([part for _, part in window.parts(padded, sizes)])
+    return largest
 
 
 def _ceiled(window: _Window, dim: int, size: int) -> int:
@@ -473,7 +476,8 @@ def _softmax(_: Reference, node: NodeProto, given: list[Value | None]) -> Value:
     values, axis = _as_floats_of(given[0]).astype(np.float64), _attribute(node, "axis", -1)
     shifted = values - values.max(axis=axis, keepdims=True)
     logs = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
-    return (logs if node.op_type == "LogSoftmax" else np.exp(logs)).astype(np.float32)
+    result: Array = logs if node.op_type == "LogSoftmax" else np.exp(logs)
+    return result.astype(np.float32)
 
 
 def _as_floats_of(value: Value | None) -> Array:
@@ -502,7 +506,7 @@ def _move(_: Reference, node: NodeProto, given: list[Value | None]) -> Value:
     return Scaled(_moved(node, first.numbers, given), first.step, bytes_, is_sum=first.is_sum)
 
 
-def _moved(node: NodeProto, values: Array, given: list[Value | None]) -> Array:
+def _moved(node: NodeProto, values: Array, given: list[Value | None]) -> Array:  # noqa: PLR0911 - one per operator
     rest = [None if x is None else x for x in given[1:]]
     match node.op_type:
         case "Reshape":
@@ -518,7 +522,9 @@ def _moved(node: NodeProto, values: Array, given: list[Value | None]) -> Array:
         case "Pad":
             pads = _array(rest[0]).tolist()
             fill = int(_array(rest[1])) if len(rest) > 1 else 0
-            return np.pad(values, list(zip(pads[: values.ndim], pads[values.ndim :], strict=True)), constant_values=fill)
+            return np.pad(
+                values, list(zip(pads[: values.ndim], pads[values.ndim :], strict=True)), constant_values=fill
+            )
         case "DepthToSpace":
             block = _attribute(node, "blocksize", 1)
             n, c, h, w = values.shape

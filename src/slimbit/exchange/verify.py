@@ -1,4 +1,4 @@
-"""Proof that a file computes what was promised: the runtime against the integer reference, bit for bit, on real images."""
+"""Proof that a file computes what was promised: runtime against integer reference, bit for bit, on real images."""
 
 import hashlib
 import platform
@@ -28,8 +28,9 @@ INT16 = 1 << 15
 PRECISION = "session.x64quantprecision"
 
 _ARITHMETIC = frozenset(
-    {"Conv", "Gemm", "ConvInteger", "ConvTranspose", "Add", "Mul", "GlobalAveragePool", "AveragePool", "MaxPool", "Sigmoid",
-     "HardSigmoid", "Tanh", "LeakyRelu", "Elu", "Selu", "Softplus", "Softsign", "Exp", "Erf", "Abs", "Concat"}
+    {"Conv", "Gemm", "ConvInteger", "ConvTranspose", "Add", "Mul", "GlobalAveragePool", "AveragePool", "MaxPool",
+     "Sigmoid", "HardSigmoid", "Tanh", "LeakyRelu", "Elu", "Selu", "Softplus", "Softsign", "Exp", "Erf", "Abs",
+     "Concat"}
 )  # fmt: skip
 _INTEGER = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "QAttention")
 
@@ -258,7 +259,9 @@ def _chunks(images: Iterable[Any]) -> Iterator[list[Array]]:
 def _flat(network: nn.Module, batch: list[Array]) -> list[Array]:
     with torch.inference_mode():
         outputs = network(*(torch.from_numpy(x) for x in batch))
-    parts = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, tuple | list) else [outputs]
+    parts = (
+        outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, tuple | list) else [outputs]
+    )
     return [x.numpy() for x in parts]
 
 

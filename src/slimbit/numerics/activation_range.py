@@ -12,6 +12,7 @@ method chooses the **range** alpha beyond which entries are clipped; the step is
 """
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -24,7 +25,9 @@ COARSE, SMALLEST_SHARE, FINE = 40, 0.02, 17
 """Ranges that ``mse`` tries: geometrically spaced down to that share of the largest, then evenly around the best."""
 
 
-def activation_step(sample: Tensor, *, bits: int, signed: bool, method: RangeMethod, most: float | None = None) -> float:
+def activation_step(
+    sample: Tensor, *, bits: int, signed: bool, method: RangeMethod, most: float | None = None
+) -> float:
     """Step of one value, exact in float32.
 
     Args:
@@ -49,13 +52,14 @@ def activation_step(sample: Tensor, *, bits: int, signed: bool, method: RangeMet
         top = min(top, most)
     if not top > 0:
         return to_float32(1.0 / codes)
-    alpha = {
+    ranges: dict[RangeMethod, Callable[[], float]] = {
         "max": lambda: top,
         "percentile": lambda: _percentile(entries.abs()),
         "mse": lambda: _least_squares(entries, top, bits, signed=signed),
         "aciq_laplace": lambda: aciq_range(entries, bits=bits, signed=signed, gauss=False),
         "aciq_gauss": lambda: aciq_range(entries, bits=bits, signed=signed, gauss=True),
-    }[method]()
+    }
+    alpha = ranges[method]()
     alpha = min(alpha, top) if alpha > 0 else top
     step = to_float32(alpha / codes)
     if most is not None and step * codes > most:
@@ -83,7 +87,8 @@ def rounded(values: Tensor, step: float, *, low: int, high: int) -> Tensor:
 
 def _percentile(magnitudes: Tensor) -> float:
     rank = max(1, math.ceil(PERCENTILE / 100 * magnitudes.numel()))
-    return float(magnitudes.kthvalue(rank).values)
+    value: float = magnitudes.kthvalue(rank).values.item()
+    return value
 
 
 def _least_squares(entries: Tensor, top: float, bits: int, *, signed: bool) -> float:
@@ -93,7 +98,7 @@ def _least_squares(entries: Tensor, top: float, bits: int, *, signed: bool) -> f
     def error(alpha: float) -> float:
         return float((entries - rounded(entries, alpha / codes, low=low, high=codes)).square().sum())
 
-    coarse = [top * SMALLEST_SHARE ** (k / (COARSE - 1)) for k in range(COARSE)]
+    coarse = [top * math.pow(SMALLEST_SHARE, k / (COARSE - 1)) for k in range(COARSE)]
     best = min(range(COARSE), key=lambda k: error(coarse[k]))
     left, right = coarse[min(best + 1, COARSE - 1)], coarse[max(best - 1, 0)]
     fine = [left + (right - left) * k / (FINE - 1) for k in range(FINE)]

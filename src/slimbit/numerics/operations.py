@@ -9,9 +9,9 @@ from torch import Tensor
 
 from slimbit.records.dataflow import Operation
 
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-_MAXIMA = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_MAXIMA: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def multiply_weights(values: Tensor, weight: Tensor, layer: Operation) -> Tensor:
@@ -27,13 +27,17 @@ def multiply_weights(values: Tensor, weight: Tensor, layer: Operation) -> Tensor
     dims = len(layer["stride"])
     if layer["form"] == "conv_transpose":
         padding = tuple(low for low, _ in layer["padding"])
-        return _TRANSPOSED[dims](  # type: ignore[operator] # torch's table of overloads
+        spread: Tensor = _TRANSPOSED[dims](
             values, weight, None, layer["stride"], padding, layer["output_padding"], layer["groups"], layer["dilation"]
         )
+        return spread
     padding = tuple(low for low, _ in layer["padding"])
     if any(low != high for low, high in layer["padding"]):
         values, padding = F.pad(values, flat_padding(layer["padding"])), (0,) * dims
-    return _CONVOLUTIONS[dims](values, weight, None, layer["stride"], padding, layer["dilation"], layer["groups"])  # type: ignore[operator]
+    sums: Tensor = _CONVOLUTIONS[dims](
+        values, weight, None, layer["stride"], padding, layer["dilation"], layer["groups"]
+    )
+    return sums
 
 
 def flat_padding(pairs: Sequence[tuple[int, int]]) -> list[int]:
@@ -60,9 +64,10 @@ def window_sums(values: Tensor, average: Operation) -> Tensor:
 def largest(values: Tensor, maximum: Operation) -> Tensor:
     """Largest entry of each window; padding never wins."""
     padding = tuple(low for low, _ in maximum["padding"])
-    return _MAXIMA[len(padding)](  # type: ignore[operator]
+    result: Tensor = _MAXIMA[len(padding)](
         values, maximum["kernel"], maximum["stride"], padding, maximum["dilation"], maximum["ceil"]
     )
+    return result
 
 
 def moved(values: Tensor, move: Operation) -> Tensor:
@@ -92,7 +97,8 @@ def function_of(values: Tensor, function: Operation) -> Tensor:
     """An activation function in floats."""
     if function["function"] == "clamp":
         return values.clamp(function["low"], function["high"])
-    return _FUNCTIONS[function["function"]](values, *function["arguments"])
+    result: Tensor = _FUNCTIONS[function["function"]](values, *function["arguments"])
+    return result
 
 
 _FUNCTIONS: dict[str, Any] = {

@@ -99,9 +99,7 @@ def tie_distance(stage: Stage, inputs: Sequence[ActivationQuantizer], output: Ac
     return float((distance / error).min())
 
 
-def results(
-    stage: Stage, inputs: Sequence[ActivationQuantizer], output: ActivationQuantizer
-) -> tuple[Tensor, Tensor]:
+def results(stage: Stage, inputs: Sequence[ActivationQuantizer], output: ActivationQuantizer) -> tuple[Tensor, Tensor]:
     """Every result that a stage can have, in output steps before rounding, and how far float32 may be off; float64."""
     codes = [torch.arange(low, high + 1).double() for low, high in map(codes_of, inputs)]
     ratios = [quantizer.step / output.step for quantizer in inputs]

@@ -31,7 +31,8 @@ def read_dataflow(model: nn.Module, example_input: Inputs, *, name: str = "") ->
         InputError: It cannot be traced, or an operation has no integer form; both are named.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-    >>> [(x.name, x.kind, x.shape) for x in read_dataflow(net, torch.zeros(1, 3, 8, 8))]  # doctest: +NORMALIZE_WHITESPACE
+    >>> flow = read_dataflow(net, torch.zeros(1, 3, 8, 8))
+    >>> [(x.name, x.kind, x.shape) for x in flow]  # doctest: +NORMALIZE_WHITESPACE
     [('0', 'layer', (8, 6, 6)), ('1', 'function', (8, 6, 6)), ('2', 'average', (8, 1, 1)), ('3', 'move', (8,)),
      ('4', 'layer', (2,))]
     """
@@ -46,7 +47,9 @@ def read_dataflow(model: nn.Module, example_input: Inputs, *, name: str = "") ->
                 program = program.run_decompositions({})
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise InputError(f"{what} must be traceable by torch.export to find its activations, got {reason}") from error
+            raise InputError(
+                f"{what} must be traceable by torch.export to find its activations, got {reason}"
+            ) from error
     return FlowReader(program, network).read(what)
 
 

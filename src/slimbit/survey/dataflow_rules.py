@@ -17,7 +17,6 @@ move     move "reshape", "permute" (axes), "slice" (axis, start, stop, step), "p
 To add an operation, write a rule and decorate it with torch's names of it.
 """
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -123,8 +122,7 @@ class FlowReader:
         if isinstance(node.target, torch._ops.OpOverload) and all(source in self.constants for source in sources):
             self.constants[node] = self._computed(node)
             return
-        opname = node.target._opname if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
-        rule = _RULES.get(opname if opname.endswith("__") else opname.removesuffix("_"))
+        rule = _RULES.get(operation_name(node))
         if rule is None:
             if not node.users:
                 return  # an assertion
@@ -140,7 +138,7 @@ class FlowReader:
 
     def refusal(self, node: fx.Node, why: str = "has no integer form") -> InputError:
         """The sentence for an operation that cannot be read."""
-        opname = node.target._opname if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
+        opname = operation_name(node)
         where = f" of module {path!r}" if (path := module_path(node)) else ""
         return InputError(
             f"activations must be found between operations that integers can do, got {opname}{where}, which {why}; "
@@ -155,7 +153,14 @@ class FlowReader:
         return name
 
     def add(
-        self, node: fx.Node, kind: OperationKind, inputs: list[str], *, part: str = "", module: str = "", **settings: Any
+        self,
+        node: fx.Node,
+        kind: OperationKind,
+        inputs: list[str],
+        *,
+        part: str = "",
+        module: str = "",
+        **settings: Any,
     ) -> str:
         """Add an operation; its value is the node's unless ``part`` names one of several."""
         shape = self._shape(node) if not part else settings.pop("shape")
@@ -170,9 +175,7 @@ class FlowReader:
     def _name(self, node: fx.Node, part: str) -> str:
         path = module_path(node)
         leaf = not part and path and not any(True for _ in self.modules[path].children())
-        assert isinstance(node.target, torch._ops.OpOverload)
-        opname = node.target._opname.strip("_")
-        name = path if leaf else ".".join(filter(None, (path, opname, part)))
+        name = path if leaf else ".".join(filter(None, (path, operation_name(node).strip("_"), part)))
         count = sum(1 for known in (*self._operations, *self._inputs) if known == name or known.startswith(f"{name}#"))
         return f"{name}#{count + 1}" if count else name
 
@@ -186,6 +189,12 @@ class FlowReader:
                 f" for a batch of {BATCH}"
             )
         return tuple(map(int, value.shape[1:]))
+
+
+def operation_name(node: fx.Node) -> str:
+    """Torch's name of an operation, without namespace and the underscore of in-place forms."""
+    name = node.target._opname if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
+    return name if name.endswith("__") else name.removesuffix("_")
 
 
 def module_path(node: fx.Node) -> str:
@@ -203,7 +212,7 @@ def _rank(node: fx.Node) -> int:
 def _convolution(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> None:
     weight, dims = given["weight"], _rank(node) - 2
     key = _weight_key(reader, node, weight)
-    transposed = "transpose" in node.target._opname or bool(given.get("transposed"))  # type: ignore[union-attr] # an OpOverload
+    transposed = "transpose" in operation_name(node) or bool(given.get("transposed"))
     source, path = given["input"], module_path(node)
     module = reader.modules.get(path)
     padding = _padding(given["padding"], given["dilation"], tuple(weight.meta["val"].shape[2:]), dims)
@@ -258,7 +267,12 @@ def _padding(padding: Any, dilation: Any, kernel: tuple[int, ...], dims: int) ->
 @handles("batch_norm", "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "cudnn_batch_norm")
 def _batch_norm(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> None:
     keys = {}
-    for name, argument in (("weight", "weight"), ("bias", "bias"), ("mean", "running_mean"), ("variance", "running_var")):
+    for name, argument in (
+        ("weight", "weight"),
+        ("bias", "bias"),
+        ("mean", "running_mean"),
+        ("variance", "running_var"),
+    ):
         tensor = given[argument]
         if tensor is not None and tensor not in reader.keys:
             raise reader.refusal(node, "normalizes with something that is no stored parameter")
@@ -275,7 +289,7 @@ def _batch_norm(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> Non
 
 @handles("add", "sub", "mul", "div")
 def _arithmetic(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> None:
-    opname = node.target._opname.rstrip("_")  # type: ignore[union-attr] # an OpOverload
+    opname = operation_name(node)
     left, right = given["self"], given["other"]
     if all(isinstance(x, fx.Node) and x in reader.values for x in (left, right)):
         if opname in ("sub", "div") or given.get("alpha", 1) != 1:
@@ -328,13 +342,14 @@ def _concat(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> None:
 
 @handles("relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "threshold")
 def _clamp(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> None:
-    opname = node.target._opname.rstrip("_")  # type: ignore[union-attr] # an OpOverload
-    low, high = {
-        "relu": lambda: (0.0, None),
-        "relu6": lambda: (0.0, 6.0),
-        "hardtanh": lambda: (given["min_val"], given["max_val"]),
-        "threshold": lambda: (given["threshold"], None),
-    }.get(opname, lambda: (given.get("min"), given.get("max")))()
+    opname = operation_name(node)
+    low, high = given.get("min"), given.get("max")
+    if opname in ("relu", "relu6"):
+        low, high = 0.0, 6.0 if opname == "relu6" else None
+    elif opname == "hardtanh":
+        low, high = given["min_val"], given["max_val"]
+    elif opname == "threshold":
+        low = given["threshold"]
     if opname == "threshold" and given["threshold"] != given["value"]:
         raise reader.refusal(node)
     if not all(x is None or isinstance(x, int | float) for x in (low, high)):
@@ -353,7 +368,7 @@ _FUNCTIONS = {
 
 @handles(*_FUNCTIONS)
 def _function(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> None:
-    opname = node.target._opname.rstrip("_")  # type: ignore[union-attr] # an OpOverload
+    opname = operation_name(node)
     found = tuple(given[name] for name in _FUNCTIONS[opname])
     reader.add(node, "function", [reader.value(given["self"], node)], function=opname, arguments=found)
 
@@ -364,7 +379,7 @@ def _softmax(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> None:
     axis = given["dim"] % _rank(node)
     if axis == 0:
         raise reader.refusal(node, "mixes images")
-    kind = node.target._opname.strip("_")  # type: ignore[union-attr] # an OpOverload
+    kind = operation_name(node).strip("_")
     reader.add(node, "function", [reader.value(given["self"], node)], function=kind, arguments=(axis,))
 
 
@@ -393,7 +408,14 @@ def _adaptive(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> None:
     none = ((0, 0),) * len(kernel)
     if "max" in str(node.target):
         name = reader.add(
-            node, "maximum", [source], kernel=kernel, stride=kernel, padding=none, dilation=(1,) * len(kernel), ceil=False
+            node,
+            "maximum",
+            [source],
+            kernel=kernel,
+            stride=kernel,
+            padding=none,
+            dilation=(1,) * len(kernel),
+            ceil=False,
         )
         reader.values[node] = (name,)
     else:
@@ -489,12 +511,8 @@ def _split(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> None:
     for number, part in enumerate(node.meta["val"]):
         stop = start + int(part.shape[axis])
         shape = tuple(map(int, part.shape[1:]))
-        parts.append(
-            reader.add(
-                node, "move", [source], part=str(number), shape=shape, move="slice", axis=axis, start=start, stop=stop,
-                step=1,
-            )  # fmt: skip
-        )
+        cut = {"move": "slice", "axis": axis, "start": start, "stop": stop, "step": 1}
+        parts.append(reader.add(node, "move", [source], part=str(number), shape=shape, **cut))
         start = stop
     reader.values[node] = tuple(parts)
 
@@ -529,12 +547,11 @@ def _pixel_shuffle(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> 
 
 
 @handles("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "native_dropout",
-         "clone", "contiguous", "detach", "alias", "identity", "to", "_to_copy", "lift_fresh_copy", "positive")  # fmt: skip
+         "clone", "contiguous", "detach", "alias", "identity", "to", "_to_copy", "lift_fresh_copy",
+         "positive")  # fmt: skip
 def _same(reader: FlowReader, node: fx.Node, given: dict[str, Any]) -> None:
     source = given["self"] if "self" in given else given["input"]
     value = node.meta["val"]
     if isinstance(value, Tensor) and not value.is_floating_point():
         raise reader.refusal(node, "makes something else than real numbers")
     reader.values[node] = reader.value(source, node)
-
-

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -54,7 +54,7 @@ class OnnxGraph:
     types: Mapping[str, int]
     producers: Mapping[str, NodeProto]
     batch: int
-    contents: Contents = Contents()
+    contents: Contents = field(default_factory=Contents)
 
     def shape(self, value: str, layer: str) -> tuple[int, ...]:
         """Shape of a value that ``layer`` works on.
