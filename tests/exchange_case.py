@@ -167,15 +167,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]]
 }
 
 
-def built(name: str, *, seed: int = 0) -> nn.Module:
-    """A network of that name with lively BatchNorms: some scales are negative, one is zero."""
+def built(name: str, *, seed: int = 0, alive: bool = False) -> nn.Module:
+    """A network of that name with lively BatchNorms: some scales are negative and, unless ``alive``, one is zero."""
     torch.manual_seed(seed)
     network = NETWORKS[name][0]().eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             n = module.num_features
             module.weight.data = torch.randn(n)
-            module.weight.data[0] = 0.0
+            module.weight.data[0] *= float(alive)
             module.bias.data, module.running_mean = torch.randn(n), torch.randn(n) * 0.3  # type: ignore[assignment]
             module.running_var = torch.rand(n) + 0.5
     return network
@@ -188,14 +188,22 @@ def inputs(name: str, count: int, *, seed: int = 1) -> tuple[Tensor, ...]:
 
 
 def compressed(
-    name: str, *, bits: int = 6, activation_bits: int = 8, grid: str = "midrise", recipe: Recipe = PLAIN
+    name: str, *, bits: int = 6, activation_bits: int = 8, grid: str = "midrise", alive: bool = False
 ) -> tuple[Compressed, Dataflow, tuple[Tensor, ...]]:
     """A network of that name in integers, its dataflow, and images that it was not calibrated on."""
-    network, images = built(name), inputs(name, 24)
-    flow = read_dataflow(network, tuple(x[:1] for x in images))
-    spec = survey_network(network, tuple(x[:1] for x in images)).spec
+    images = inputs(name, 24)
+    result, flow = quantized(built(name, alive=alive), *images, bits=bits, activation_bits=activation_bits, grid=grid)
+    return result, flow, inputs(name, 16, seed=2)
+
+
+def quantized(
+    network: nn.Module, *images: Tensor, bits: int = 6, activation_bits: int = 8, grid: str = "midrise"
+) -> tuple[Compressed, Dataflow]:
+    """Any network in integers, by plain rounding, and its dataflow."""
+    example = tuple(x[:1] for x in images)
+    flow, spec = read_dataflow(network, example), survey_network(network, example).spec
     evidence = Evidence(spec=spec, weights=weights_of(network, spec))
-    plan = step_by_range(evidence, bits, layout=Layout(grid=grid), recipe=recipe)  # type: ignore[arg-type]
+    plan = step_by_range(evidence, bits, layout=Layout(grid=grid), recipe=PLAIN)  # type: ignore[arg-type]
     batch = dict(zip(flow.inputs, images, strict=True)) if len(images) > 1 else images[0]
     plan = replace(plan, activations=measure_activations(network, flow, [batch], bits=activation_bits))
-    return compress(network, plan, spec, [batch], flow=flow), flow, inputs(name, 16, seed=2)
+    return compress(network, plan, spec, [batch], flow=flow), flow

@@ -3,12 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-
 from tests.exchange_case import NETWORKS, built, compressed, inputs
+from torch import Tensor
 
 from slimbit.apply.dataflow import run_dataflow
 from slimbit.exchange.float_onnx import float_model

@@ -22,8 +22,9 @@ from slimbit.numerics.copies import copied, plain_network
 from slimbit.numerics.operations import NEVER_NEGATIVE
 from slimbit.numerics.requantize import untied
 from slimbit.records.activations import MOST_BITS, ActivationQuantizer, RangeMethod, check_activation_bits
-from slimbit.records.dataflow import Dataflow, Stage, stages_of
+from slimbit.records.dataflow import Dataflow, Operation, Stage, stages_of
 from slimbit.records.errors import InputError
+from slimbit.records.network import NetworkSpec
 
 SAMPLED_ENTRIES = 1 << 16
 """Entries of each value that ranges are chosen from; the largest ones are always among them."""
@@ -131,26 +132,28 @@ def float_values(flow: Dataflow, stages: Iterable[Stage]) -> frozenset[str]:
     for stage in reversed(tuple(stages)):
         readers = flow.readers(stage.value)
         returned = stage.value in flow.outputs
+        behind = all(reader.name in floats and reader.kind != "layer" for reader in readers)
         if stage.head.kind == "layer":
-            float_ = not readers or (not returned and all(reader.name in floats for reader in readers))
-        elif stage.head.kind == "move" or (stage.head.kind == "function" and stage.head["function"] in TAIL):
-            behind = all(reader.name in floats for reader in readers)
-            float_ = behind and (bool(readers) or returned) and _follows_layer(flow, stage.head.inputs[0])
+            is_float = behind and not (returned and readers)
         else:
-            float_ = False
-        if float_:
+            is_float = behind and (returned or bool(readers)) and _is_tail(stage.head) and _follows_layer(flow, stage)
+        if is_float:
             floats.update((stage.value, stage.head.name, *(norm.name for norm in stage.norms)))
     return frozenset(floats)
 
 
-def _follows_layer(flow: Dataflow, value: str) -> bool:
-    """Whether a value comes from a layer through nothing but its norms, moves and functions that stay float."""
-    while value not in flow.inputs:
+def _is_tail(operation: Operation) -> bool:
+    return operation.kind == "move" or (operation.kind == "function" and operation["function"] in TAIL)
+
+
+def _follows_layer(flow: Dataflow, stage: Stage) -> bool:
+    """Whether a value comes from a layer through nothing but its norms, and moves and functions that stay float."""
+    value = stage.head.inputs[0]
+    while value not in flow.inputs and len(flow.readers(value)) == 1 and value not in flow.outputs:
         operation = flow[value]
         if operation.kind == "layer":
-            return len(flow.readers(value)) <= 1 and value not in flow.outputs
-        passing = operation.kind in ("move", "norm") or (operation.kind == "function" and operation["function"] in TAIL)
-        if not passing or len(flow.readers(value)) > 1:
+            return True
+        if operation.kind != "norm" and not _is_tail(operation):
             return False
         value = operation.inputs[0]
     return False
@@ -228,6 +231,18 @@ def by_value(flow: Dataflow, quantizers: Iterable[ActivationQuantizer]) -> dict[
         odd = sorted({*given} ^ {*names})
         raise InputError(f"activation quantizers must be those of {flow.network}, got a difference at {odd[0]!r}")
     return {value: given[point.value] for point in points for value in point.members}
+
+
+def read_widths(flow: Dataflow, quantizers: Iterable[ActivationQuantizer], spec: NetworkSpec) -> dict[str, int]:
+    """Width of what each layer of a survey reads, by layer name; the widest where it is called several times."""
+    table = by_value(flow, quantizers)
+    names = {layer.weight_key: layer.name for layer in spec.layers}
+    widths: dict[str, int] = {}
+    for operation in flow:
+        if operation.kind == "layer" and operation["weight"] in names:
+            name = names[operation["weight"]]
+            widths[name] = max(widths.get(name, 0), table[operation.inputs[0]].bits)
+    return widths
 
 
 def with_quantized_values(network: nn.Module, flow: Dataflow, quantizers: Iterable[ActivationQuantizer]) -> nn.Module:

@@ -42,7 +42,7 @@ class IntegerLayer:
         steps: Step of each filter's integers, float32.
         bias: Integers at ``input step * filter step``, int64, within 31 bits.
         multiplier: From a sum to output codes, or to real numbers where the output stays float; float32.
-        grid: Grid of the levels, where the integers are twice as large as they.
+        grid: Grid of the levels; the integers of mid-rise ones are twice as large as they.
         constant: Filters whose output does not depend on their input.
     """
 
@@ -50,7 +50,7 @@ class IntegerLayer:
     steps: Tensor
     bias: Tensor
     multiplier: Tensor
-    grid: Grid | None = None
+    grid: Grid = "midtread"
     constant: tuple[int, ...] = ()
 
     @property
@@ -121,7 +121,8 @@ def integer_program(
         head = stage.head
         inputs = tuple(None if value in floats else table[value] for value in head.inputs)
         output = None if stage.value in floats else table[stage.value]
-        layer, grid = None, None
+        layer = None
+        grid: Grid = "midtread"
         if head.kind in ("layer", "norm"):
             assert inputs[0] is not None
             if head.kind == "layer":
@@ -142,8 +143,8 @@ def integer_program(
     return IntegerProgram(flow, table, tuple(found))
 
 
-def integers_of(levels: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Grid | None]:
-    """Levels as integers, the step of these, and the grid where they are doubled: ``2q`` at half the step.
+def integers_of(levels: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Grid]:
+    """Levels as integers, the step of these, and their grid: ``2q`` at half the step where they are mid-rise.
 
     >>> integers_of(torch.tensor([[0.5, -1.5]]), torch.tensor(1.0))
     (tensor([[ 1, -3]], dtype=torch.int32), tensor(0.5000), 'midrise')
@@ -151,7 +152,7 @@ def integers_of(levels: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Grid | N
     doubled = (levels.double() * 2).round().to(torch.int32)
     odd = doubled % 2 != 0
     if not bool(odd.any()):
-        return doubled // 2, steps, None
+        return doubled // 2, steps, "midtread"
     return doubled, steps / 2, "midrise" if bool(odd.all()) else "midrise_zero"
 
 

@@ -7,16 +7,16 @@ from slimbit.survey.onnx_contents import Contents
 
 def contents_of(program: IntegerProgram) -> str:
     """The metadata by which the file's integers are read as the artifact's levels."""
-    halved, norms = {}, set()
+    grids, norms = {}, set()
     for integer in program.stages:
         head = integer.stage.head
         if integer.layer is None:
             continue
         if head.kind == "norm":
             norms.add(node_name(integer.stage.value, head))
-        elif integer.layer.grid is not None:
-            halved[f"{head.name}.weight"] = integer.layer.grid
-    return Contents(halved, frozenset(norms)).to_text()
+        else:
+            grids[f"{head.name}.weight"] = integer.layer.grid
+    return Contents(grids, frozenset(norms)).to_text()
 
 
 def node_name(value: str, head: Operation) -> str:

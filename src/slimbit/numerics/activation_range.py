@@ -86,7 +86,7 @@ def rounded(values: Tensor, step: float, *, low: int, high: int) -> Tensor:
 
 
 def _percentile(magnitudes: Tensor) -> float:
-    rank = max(1, math.ceil(PERCENTILE / 100 * magnitudes.numel()))
+    rank = max(1, math.ceil(round(PERCENTILE * magnitudes.numel() / 100, 6)))
     value: float = magnitudes.kthvalue(rank).values.item()
     return value
 

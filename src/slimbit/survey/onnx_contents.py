@@ -21,16 +21,16 @@ class Contents:
     """What is known of stored tensors.
 
     Attributes:
-        halved: Grid of each stored weight whose integers are twice its levels.
+        grids: Grid of each stored weight's levels; integers of mid-rise grids are twice the levels.
         norms: Names of nodes that only scale and shift channels.
     """
 
-    halved: Mapping[str, Grid] = field(default_factory=dict)
+    grids: Mapping[str, Grid] = field(default_factory=dict)
     norms: frozenset[str] = frozenset()
 
     def to_text(self) -> str:
         """JSON for the metadata."""
-        return json.dumps({"halved": dict(self.halved), "norms": sorted(self.norms)}, sort_keys=True)
+        return json.dumps({"grids": dict(self.grids), "norms": sorted(self.norms)}, sort_keys=True)
 
 
 def read_contents(metadata: Iterable[Any]) -> Contents:
@@ -47,11 +47,11 @@ def read_contents(metadata: Iterable[Any]) -> Contents:
         return Contents()
     try:
         data = json.loads(text)
-        halved, norms = data["halved"], data["norms"]
-        fits = isinstance(halved, dict) and isinstance(norms, list) and {*halved.values()} <= {*get_args(Grid)}
-        fits = fits and all(isinstance(name, str) for name in (*halved, *norms))
+        grids, norms = data["grids"], data["norms"]
+        fits = isinstance(grids, dict) and isinstance(norms, list) and {*grids.values()} <= {*get_args(Grid)}
+        fits = fits and all(isinstance(name, str) for name in (*grids, *norms))
     except (ValueError, KeyError, TypeError, RecursionError):
         fits = False
     if not fits:
         raise InputError(f"metadata {CONTENTS} of the ONNX file must be as Slimbit writes it, got {text[:60]!r}")
-    return Contents(halved, frozenset(norms))
+    return Contents(grids, frozenset(norms))

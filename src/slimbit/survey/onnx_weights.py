@@ -119,7 +119,7 @@ def declared_bits(graph: OnnxGraph, value: str) -> int | None:
         if kind not in _SAME_VALUES:
             break
         value = operand(node, 0)
-    return INTEGER_BITS.get(graph.types.get(value, 0))
+    return _clipped_bits(graph, value) or INTEGER_BITS.get(graph.types.get(value, 0))
 
 
 def _clipped_bits(graph: OnnxGraph, value: str) -> int | None:
@@ -142,9 +142,10 @@ def with_scale(graph: OnnxGraph, source: Source, scale: str, zero_point: str, ax
         offset = graph.tensor(zero_point) if zero_point else torch.zeros(())
         step = graph.tensor(scale).float() if scale else torch.ones(())
         levels = integers.float() - _along(offset.float(), integers, axis)
-        grid = graph.contents.halved.get(source.root)
-        if grid is not None:
-            return Quantized(levels / 2, 2 * _along(step, integers, axis), grid, 0)
+        grid = graph.contents.grids.get(source.root)
+        if grid is not None:  # the width is what the levels need, not what their type could hold
+            factor = 1.0 if grid == "midtread" else 2.0
+            return Quantized(levels / factor, factor * _along(step, integers, axis), grid, 0)
         return Quantized(levels, _along(step, integers, axis), "midtread", INTEGER_BITS[source.element])
 
     key = f"Scaled({source.key}, {scale}, {zero_point}, {axis})"
