@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import slimbit
 from slimbit.apply.calibration import calibrate
-from slimbit.artifacts.packed import pack_model, unpack_model
 from slimbit.apply.compensation import compensation_factors
 from slimbit.apply.compress import compress
 from slimbit.apply.layers import weights_of
+from slimbit.artifacts.packed import pack_model, unpack_model
 from slimbit.measure.sensitivity import measure_sensitivity
 from slimbit.numerics.energy import level_bits
 from slimbit.numerics.grid import to_levels

@@ -22,8 +22,9 @@ from slimbit.apply.surgery import prune, rebuild
 from slimbit.measure.cost import cost
 from slimbit.numerics.batches import output_heads
 from slimbit.numerics.grid import GRIDS
-from slimbit.plan.inputs import Layout, PlanInputs
+from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_range
+from slimbit.records.config import QuantConfig
 from slimbit.records.keep import AxisKeep, KeepPlan, kept_macs, plan_of_units
 from slimbit.survey.module import survey_network
 from slimbit.zoo.densenet import densenet_bc
@@ -176,13 +177,13 @@ def test_a_masked_network_is_quantized_like_the_pruned_one() -> None:
     for name, network in (("masked", masked), ("small", small)):
         survey = survey_network(network, x[:1])
         weights = weights_of(network, survey.spec)
-        chosen = step_by_range(PlanInputs(spec=survey.spec, weights=weights), 4, layout=Layout(grid="midrise"))
-        chosen = replace(chosen, compensation=False, statistics="stored")
+        config = QuantConfig(grid="midrise", compensation=False, statistics="stored")
+        chosen = step_by_range(PlanInputs(spec=survey.spec, weights=weights), 4, config)
         done = compress(network, chosen, survey.spec)
-        results[name] = {layer: int((levels != 0).sum()) for layer, levels in done.levels.items()}
+        results[name] = {name: int((layer.levels != 0).sum()) for name, layer in done.layers.items()}
         masks = {layer: bound.mask() for layer, bound in bind(network, survey.spec).items()}
-        predicted = {x.name: plain_levels(weights[x.name], x, mask=masks[x.name])[0] for x in chosen.layers}
-        assert all(torch.equal(predicted[layer], levels) for layer, levels in done.levels.items())
+        predicted = {x.name: plain_levels(weights[x.name], x, mask=masks[x.name]) for x in chosen.layers}
+        assert all(torch.equal(predicted[name].levels, layer.levels) for name, layer in done.layers.items())
     assert results["masked"] == results["small"]
 
 

@@ -264,7 +264,7 @@ class RunConfig(ConfigTable):
         if self.prunes and self.prune.by == "dead":
             raise InputError("by must be one that reaches a ratio, got dead, which decides by itself")
         if not self.prunes and self.prune != PruneConfig():
-            raise InputError("keep_ratios must be given with settings of pruning, e.g. 1 and 0.5, got none")
+            raise InputError("keep_ratios (--widths) must be given with settings of pruning, e.g. 1 and 0.5, got none")
         return self
 
     @property

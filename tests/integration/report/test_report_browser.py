@@ -163,7 +163,7 @@ def test_hostile_names_stay_text(open_page, tmp_path, run_of):
         report["notes"] = [HOSTILE]
         return report
 
-    run.points[0] = type(run.points[0])(**{**vars(run.points[0]), "policy": HOSTILE, "setting": HOSTILE})
+    run.points[0] = type(run.points[0])(**{**vars(run.points[0]), "policy": HOSTILE})
     run.points[-1] = type(run.points[-1])(**{**vars(run.points[-1]), "error": HOSTILE})
     file = tmp_path / "report.html"
     file.write_text(page(report_data(run.about, run.points, read_cost)), encoding="utf-8")
