@@ -18,11 +18,11 @@ from slimbit.exchange.qonnx_file import qonnx_model, weight_width
 from slimbit.exchange.reference import Reference
 from slimbit.exchange.verify import executed_nodes, saturation_checks, verify_onnx
 from slimbit.measure.cost import cost_of_survey
-from slimbit.measure.counting import Counting
+from slimbit.measure.cost_config import CostConfig
 from slimbit.records.errors import InputError
 from slimbit.survey.module import survey_network
 from slimbit.survey.onnx_file import survey_onnx
-from slimbit.survey.result import StoredLevels, Survey
+from slimbit.survey.result import Survey
 
 
 def written(result: Compressed, folder: Path, *, int4: bool = False) -> Path:
@@ -146,15 +146,15 @@ def test_a_file_costs_what_its_artifact_costs(
 ) -> None:
     result, flow, images = compressed(name, bits=bits, activation_bits=activation_bits, grid=grid, alive=True)
     file = written(result, tmp_path, int4=bits == 4)
-    found = cost_of_survey(survey_onnx(file), Counting()).total
+    found = cost_of_survey(survey_onnx(file), CostConfig()).total
     spec = survey_network(built(name, alive=True), tuple(x[:1] for x in images)).spec
     own = cost_of_survey(
         Survey(
             spec,
-            lambda layer: StoredLevels(result.levels[layer.name], result.scales[layer.name], grid),  # type: ignore[arg-type]
+            lambda layer: result.layers[layer.name],
             read_widths(flow, result.plan.activations, spec),
         ),
-        Counting(),
+        CostConfig(),
     ).total
     for metric in ("macs", "esn_analog", "esn_digital", "esn_filterwise", "bit_operations", "weight_bytes"):
         assert getattr(found, metric) == pytest.approx(getattr(own, metric)), metric
@@ -165,10 +165,9 @@ def test_pruned_networks_export_smaller_and_exact(tmp_path: Path) -> None:
     from slimbit.apply.surgery import prune
     from slimbit.plan.keep import keep_by_norm
     from slimbit.survey.ties import tied_filters
-    from slimbit.zoo import load_weights, network, open_data, shipped_weights
+    from slimbit.zoo import network, open_data
 
-    whole, data = network("digits_resnet").eval(), open_data("digits")
-    load_weights(whole, shipped_weights("digits_resnet"))
+    whole, data = network("digits_resnet", weights="shipped"), open_data("digits")
     images = data.calibration(64)[0]
     weights = weights_of(whole, survey_network(whole, images[:1]).spec)
     small = prune(whole, keep_by_norm(tied_filters(whole, images[:1]), weights), images[:1])

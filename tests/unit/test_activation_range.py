@@ -7,6 +7,7 @@ import torch
 
 from slimbit.numerics.activation_range import aciq_range, aciq_ratio, activation_step, largest_code, rounded
 from slimbit.records.activations import RANGE_METHODS, ActivationQuantizer, to_float32
+from slimbit.records.codec import from_plain, plain
 from slimbit.records.errors import InputError
 
 # Banner et al., arXiv 1810.05723: alpha / b and alpha / sigma for 1 to 8 bits
@@ -111,8 +112,8 @@ def test_quantizers_are_checked(changes: dict[str, object], sentence: str) -> No
 
 def test_quantizers_survive_json() -> None:
     quantizer = ActivationQuantizer(value="a.b", bits=5, step=0.25, zero_point=-3, signed=True)
-    assert ActivationQuantizer.from_dict(quantizer.to_dict()) == quantizer
-    with pytest.raises(InputError, match="known keys, got wide"):
-        ActivationQuantizer.from_dict({**quantizer.to_dict(), "wide": 1})
-    with pytest.raises(InputError, match="must have value, bits and step"):
-        ActivationQuantizer.from_dict({"value": "a"})
+    assert from_plain(ActivationQuantizer, plain(quantizer), where="plan") == quantizer
+    with pytest.raises(InputError, match="wide"):
+        from_plain(ActivationQuantizer, {**plain(quantizer), "wide": 1}, where="plan")
+    with pytest.raises(InputError, match="bits"):
+        from_plain(ActivationQuantizer, {"value": "a"}, where="plan")

@@ -84,16 +84,19 @@ def test_what_has_no_integer_form_is_named_in_one_sentence(
 
 
 def test_layers_of_a_refused_network_can_be_quantized() -> None:
-    from tests.exchange_case import PLAIN
-
     from slimbit.apply.compress import compress
     from slimbit.apply.layers import weights_of
-    from slimbit.plan.evidence import Evidence
+    from slimbit.plan.inputs import PlanInputs
     from slimbit.plan.steps import step_by_range
+    from slimbit.records.config import QuantConfig
 
     network, example = Attention().eval(), torch.zeros(1, 5, 8)
     spec = survey_network(network, example).spec
-    plan = step_by_range(Evidence(spec=spec, weights=weights_of(network, spec)), 4, recipe=PLAIN)
+    plan = step_by_range(
+        PlanInputs(spec=spec, weights=weights_of(network, spec)),
+        4,
+        QuantConfig(compensation=False, statistics="stored"),
+    )
     assert compress(network, plan, spec).model(example).shape == (1, 2)
 
 

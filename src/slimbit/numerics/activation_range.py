@@ -126,7 +126,7 @@ def aciq_ratio(bits: int, *, gauss: bool) -> float:
     exp(-alpha^2 / (2 sigma^2)) + alpha^2 / (3 * 4^bits)] = 0``. Both derivatives rise in alpha: bisection.
 
     >>> [round(aciq_ratio(b, gauss=False), 2) for b in (2, 3, 4, 8)]
-    [2.83, 3.89, 5.03, 9.9]
+    [2.83, 3.9, 5.03, 9.9]
     """
 
     def slope(ratio: float) -> float:
