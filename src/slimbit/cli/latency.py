@@ -30,7 +30,7 @@ def latency(
     seconds: Annotated[float, typer.Option(help="Time to spend on each setting.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure files in a runtime, taking turns in one run: medians, and ratios to the last file (e.g. the float one)."""
+    """Measure files in a runtime, taking turns in one run: medians, and ratios to the last file."""
     from slimbit.exchange.latency import measure_latency
 
     found = measure_latency(
