@@ -122,9 +122,12 @@ def as_prepared(
 def quantized(prepared: PreparedNetwork, plan: CompressionPlan) -> CompressedModel:
     """Carry a plan out."""
     needs = plan.config.compensation or plan.config.statistics != "stored"
-    result = compress(prepared.model, plan, prepared.spec, prepared.calibration if needs else None)
+    calibration, flow = prepared.calibration if needs else None, prepared.flow if plan.activations else None
+    result = compress(prepared.model, plan, prepared.spec, calibration, flow=flow)
     return CompressedModel(
         model=result.model,
+        network=result.network,
+        program=result.program,
         cost=prepared.cost(plan, result.layers),
         spec=prepared.spec,
         plan=plan,

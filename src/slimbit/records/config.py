@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_serializer, model_validator
 
+from slimbit.records.activations import FEWEST_BITS, MOST_BITS, RangeMethod
 from slimbit.records.codec import ConfigTable
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError, closest
@@ -39,7 +40,7 @@ Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class QuantConfig(ConfigTable):
-    """How weights are quantized.
+    """How weights, and activations where asked for, are quantized.
 
     Attributes:
         grid: Grid of the levels; None = the one that suits: ``midrise_zero`` where zeros cost nothing (a price for
@@ -56,6 +57,10 @@ class QuantConfig(ConfigTable):
             "stored" leaves them, "absolute" and "paired" re-estimate after all layers are quantized,
             "paired_layerwise" behind each layer before the next one is quantized.
         per: Weighting of cost: "mac" counts a weight at every output position, "parameter" once.
+        activation_bits: Width of what layers read, 2 to 8; network inputs, and values that no layer reads, have 8 bits.
+            The network then computes in integers, see `slimbit.apply.integers`. None: activations stay float.
+        activation_range: How the range of an activation is chosen from the calibration images, see
+            `slimbit.numerics.activation_range`.
 
     >>> QuantConfig(grid="midtread").grid
     'midtread'
@@ -74,6 +79,8 @@ class QuantConfig(ConfigTable):
     refit: bool = False
     statistics: Statistics = "paired_layerwise"
     per: Per = "mac"
+    activation_bits: Annotated[int, Field(ge=FEWEST_BITS, le=MOST_BITS)] | None = None
+    activation_range: RangeMethod = "mse"
 
     def for_metric(self, metric: str | None) -> Self:
         """The same with a grid: the one that was chosen, or that suits a metric (None: a given bit width).

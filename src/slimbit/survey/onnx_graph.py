@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -24,6 +24,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from torch import Tensor
 
 from slimbit.records.errors import InputError
+from slimbit.survey.onnx_contents import Contents, read_contents
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _QUANTIZER_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
@@ -43,6 +44,7 @@ class OnnxGraph:
         types: ONNX element type of every value that has a known one.
         producers: Node that computes a value.
         batch: First dimension of the first input.
+        contents: What the file itself says of its integers.
     """
 
     nodes: tuple[NodeProto, ...]
@@ -52,6 +54,7 @@ class OnnxGraph:
     types: Mapping[str, int]
     producers: Mapping[str, NodeProto]
     batch: int
+    contents: Contents = field(default_factory=Contents)
 
     def shape(self, value: str, layer: str) -> tuple[int, ...]:
         """Shape of a value that ``layer`` works on.
@@ -96,7 +99,7 @@ def open_graph(path: Path, input_shape: Sequence[int] | None) -> OnnxGraph:
     _forget_shapes(shaped.graph)
     batch = _fix_inputs(shaped.graph, input_shape)
     shaped = onnx.shape_inference.infer_shapes(shaped, data_prop=True)
-    return _graph(model.graph, shaped.graph, batch)
+    return replace(_graph(model.graph, shaped.graph, batch), contents=read_contents(model.metadata_props))
 
 
 def operator(node: NodeProto) -> str:

@@ -49,6 +49,8 @@ class NodeReader:
         """The survey of the graph; ``name`` names the network."""
         for node in self._graph.nodes:
             kind = operator(node)
+            if node.name in self._graph.contents.norms:
+                continue  # scales channels, as the BatchNorm does that it stands for
             if kind in _CONVOLUTIONS:
                 self._convolution(node, kind)
             elif kind in _PRODUCTS:

@@ -115,11 +115,23 @@ def declared_bits(graph: OnnxGraph, value: str) -> int | None:
             return 1
         if kind in {"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"}:
             integers = operand(node, 0) if kind == "DequantizeLinear" else value
-            return INTEGER_BITS.get(graph.types.get(integers, 0))
+            return _clipped_bits(graph, integers) or INTEGER_BITS.get(graph.types.get(integers, 0))
         if kind not in _SAME_VALUES:
             break
         value = operand(node, 0)
-    return INTEGER_BITS.get(graph.types.get(value, 0))
+    return _clipped_bits(graph, value) or INTEGER_BITS.get(graph.types.get(value, 0))
+
+
+def _clipped_bits(graph: OnnxGraph, value: str) -> int | None:
+    """Width of integers that a Clip keeps narrower than their type, None where none does."""
+    moves = (*_SAME_VALUES, "Slice", "Pad", "Concat", "DepthToSpace", "Resize")
+    while (node := graph.producers.get(value)) is not None and operator(node) in (*moves, "Clip"):
+        bounds = [operand(node, place) for place in (1, 2)]
+        if operator(node) == "Clip" and all(name in graph.constants for name in bounds):
+            low, high = (int(graph.tensor(name)) for name in bounds)
+            return max(1, (high - low).bit_length())
+        value = operand(node, 0)
+    return None
 
 
 def with_scale(graph: OnnxGraph, source: Source, scale: str, zero_point: str, axis: int) -> Source:
@@ -130,6 +142,10 @@ def with_scale(graph: OnnxGraph, source: Source, scale: str, zero_point: str, ax
         offset = graph.tensor(zero_point) if zero_point else torch.zeros(())
         step = graph.tensor(scale).float() if scale else torch.ones(())
         levels = integers.float() - _along(offset.float(), integers, axis)
+        grid = graph.contents.grids.get(source.root)
+        if grid is not None:  # the width is what the levels need, not what their type could hold
+            factor = 1.0 if grid == "midtread" else 2.0
+            return Quantized(levels / factor, factor * _along(step, integers, axis), grid, 0)
         return Quantized(levels, _along(step, integers, axis), "midtread", INTEGER_BITS[source.element])
 
     key = f"Scaled({source.key}, {scale}, {zero_point}, {axis})"
@@ -141,11 +157,11 @@ def _identity(_graph: OnnxGraph, _node: NodeProto, source: Source) -> Source:
 
 
 def _cast(_graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
-    """A cast to a floating type keeps values as far as a cost can tell; others are not followed."""
-    floating = attribute(node, "to", 0) in {
-        TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16
-    }  # fmt: skip
-    if not floating:
+    """A cast to a floating type, or of integers to a wider type, keeps values as far as a cost can tell."""
+    to = attribute(node, "to", 0)
+    if INTEGER_BITS.get(source.element, 99) <= INTEGER_BITS.get(to, 0):
+        return source  # the width that counts is the one that is stored
+    if to not in {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}:
         return None
     return replace(source, element=attribute(node, "to", 0), read=lambda: _floating(source.read()))
 
