@@ -12,18 +12,17 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from slimbit.apply.calibration import calibrate
 from slimbit.apply.compress import compress
-from slimbit.frontier.frontier import open_run
 from slimbit.compress.prepared import prepare
+from slimbit.frontier.frontier import open_run
 from slimbit.frontier.trace import trace_frontier
 from slimbit.measure.sensitivity import measure_sensitivity
 from slimbit.numerics.batches import Regrouped, as_called, output_heads, pieces
 from slimbit.numerics.copies import plain_network
-from slimbit.numerics.levels import LayerLevels
 from slimbit.numerics.rounding import cholesky
 from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_range
-from slimbit.records.errors import InputError
 from slimbit.records.config import PAPER, QuantConfig, RunConfig
+from slimbit.records.errors import InputError
 from slimbit.survey.module import survey_network
 
 
