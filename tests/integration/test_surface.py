@@ -1,6 +1,7 @@
 """The public surface end to end: quantize within budgets, prune, what comes out goes in again, saved and loaded."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,14 @@ from slimbit.records.setting import Bits, Price
 BUDGET = 150e3
 
 
+@cache
+def digits() -> Tensor:
+    pytest.importorskip("sklearn")
+    return torch.cat(list(slimbit.open_data("digits").calibration(64)))
+
+
 def images(count: int = 64) -> Tensor:
-    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 16
+    return digits()[:count]
 
 
 def network() -> nn.Module:
@@ -90,7 +97,7 @@ def test_a_budget_of_what_no_price_is_for(prepared: slimbit.PreparedNetwork) -> 
         ({"budget": {"esn_digitl": 20e6}}, "got 'esn_digitl'; did you mean esn_digital"),
         ({"budget": {"esn_digital": -1}}, "budget of esn_digital must be a positive number, got -1"),
         ({"budget": {"esn_digital": True}}, "budget of esn_digital must be a positive number, got True"),
-        ({"budget": {"macs": 10}}, "budget must be one that a network fits, got .*: the least is macs"),
+        ({"budget": {"macs": 10}}, "budget must be one that a network fits, got .*: the (least is|nearest found costs) macs"),
         ({"price": 0}, "price must be a positive number, got 0"),
         (
             {"price": 1e-9, "metric": "macs"},
