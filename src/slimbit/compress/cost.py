@@ -45,8 +45,8 @@ def cost(
     Args:
         model: Any module, left as it is (mode, hooks, buffers, device): masks of `torch.nn.utils.prune` are read,
             pruned weights cost nothing. Or what `slimbit.prune`, `slimbit.quantize` and `slimbit.prepare` return; the
-            path of a ``.onnx``, ``.pt2`` or ``.safetensors`` file or of a pruned folder; a network by name; or a program
-            of ``torch.export``.
+            path of a ``.onnx``, ``.pt2`` or ``.safetensors`` file or of a pruned folder; a network by name; or what
+            ``torch.export`` returns.
         example_input: One example with its batch dimension; a tuple or dict for several arguments. Only for a module.
         bits: Bit width, 1 to 16; fractional widths sweep ``max_abs`` smoothly.
         steps: One step for all layers, or by layer name a step or one per filter.

@@ -154,7 +154,7 @@ def declared_bits(graph: OnnxGraph, value: str) -> int | None:
         if kind not in _SAME_VALUES:
             break
         value = operand(node, 0)
-    return _clipped_bits(graph, value) or INTEGER_BITS.get(graph.types.get(value, 0))
+    return INTEGER_BITS.get(graph.types.get(value, 0))
 
 
 def with_scale(graph: OnnxGraph, source: Source, scale: str, zero_point: str, axis: int) -> Source:
