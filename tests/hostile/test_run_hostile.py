@@ -170,15 +170,15 @@ def test_wrong_types_in_a_trial_are_refused_by_name(run: Path, name: str, text: 
         connection.execute("UPDATE trial_user_attributes SET value_json = ? WHERE key = ?", (text, name))
         connection.commit()
     with pytest.raises(InputError, match=rf"{name}\S* of trial 0 of study .*study\.db must be"):
-        open_run(run).points
+        open_run(run)
 
 
 def test_a_trial_of_somebody_else_is_refused(run: Path) -> None:
     with closing(sqlite3.connect(run / "study.db")) as connection:
         connection.execute("DELETE FROM trial_user_attributes WHERE key = 'objects'")
         connection.commit()
-    with pytest.raises(InputError, match="trial 0 of study .* must hold objects, got none"):
-        open_run(run).points
+    with pytest.raises(InputError, match=r"trial 0 of study .* must hold objects, got none"):
+        open_run(run)
 
 
 @pytest.mark.parametrize(

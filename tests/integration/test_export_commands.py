@@ -85,8 +85,8 @@ def test_a_changed_file_is_found_out(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--format", "tflite"), "--format must be onnx or qonnx"),
-        (("--target", "tensorrt"), "--target must be onnxruntime"),
+        (("--format", "tflite"), "--format must be one of onnx, qonnx"),
+        (("--target", "tensorrt"), "--target must be one of onnxruntime"),
         (("--float", "--int4"), "format of floats must be onnx, got int4"),
         (("--opset", "9"), "opset must be from 13"),
     ],

@@ -119,7 +119,7 @@ def test_questions_that_cannot_be_answered(
 
 
 def test_what_is_no_network_is_said() -> None:
-    with pytest.raises(slimbit.InputError, match="model must be a torch.nn.Module, .* got str"):
+    with pytest.raises(slimbit.InputError, match=r"model must be a torch\.nn\.Module, .* got str"):
         slimbit.quantize("resnet20", images(1), images(), bits=4)
     with pytest.raises(slimbit.InputError, match=r"example_input must be given, e\.g\. torch\.zeros\(1, 3, 32, 32\)"):
         slimbit.quantize(network(), bits=4)
@@ -211,7 +211,7 @@ def test_the_cheapest_point_is_that_of_a_loop(frontier: slimbit.Frontier) -> Non
             assert found.costs[metric] == min(p.costs[metric] for p in points if p.accuracy >= accuracy)
     with pytest.raises(slimbit.InputError, match="accuracy must be one that a point reaches, got 101"):
         frontier.cheapest(101)
-    with pytest.raises(slimbit.InputError, match="metric must be one of .* got 'esn'"):
+    with pytest.raises(slimbit.InputError, match=r"metric must be one of .* got 'esn'"):
         frontier.cheapest(50, "esn")
 
 

@@ -222,3 +222,26 @@ def test_a_bad_checksum_stops_before_anything_is_unpickled(mixed, tmp_path, monk
     monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("the damaged file was loaded"))
     with pytest.raises(InputError, match=r"bad checksum in .*sample_inputs/model.pt"):
         survey_exported(path, allow_code=True)
+
+
+class Reshaped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.fc(x.reshape(2, 3, 5))
+
+
+def test_the_batch_is_what_inputs_and_outputs_have_in_common():
+    convolution = survey_exported(exported(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)))
+    assert convolution.spec.layers[0].macs == 36 * 4 * 27
+    assert convolution.spec.notes[0].startswith("The first dimension of the inputs, 2, is counted as the batch")
+    # as many channels out as in: the convolution itself says that there is no batch
+    signal = survey_exported(exported(nn.Conv1d(4, 4, 3, padding=1), torch.randn(4, 128)))
+    assert signal.spec.layers[0].macs == 128 * 4 * 4 * 3
+    unknown = survey_exported(exported(Reshaped(), torch.randn(6, 5)))
+    assert unknown.spec.layers[0].macs == 6 * 15
+    assert unknown.spec.notes[0].startswith("No dimension of the inputs (6x5) was found to be the batch")
+    given = survey_exported(exported(Reshaped(), torch.randn(6, 5)), batch=6)
+    assert (given.spec.layers[0].macs, given.spec.notes) == (15, ())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slimbit.apply.layers import Bound, bind, first_input, is_stock
+from slimbit.apply.layers import Bound, bind, first_input
 from slimbit.apply.lockstep import Lockstep
 from slimbit.numerics.batches import Forward, Regrouped, call_network, checked_batches, count_of
 from slimbit.numerics.copies import copied
@@ -32,6 +32,7 @@ from slimbit.numerics.moments import (
 )
 from slimbit.records.errors import InputError
 from slimbit.records.network import NetworkSpec
+from slimbit.survey.kinds import is_stock
 
 SAMPLES = 16384
 """Positions per layer from which second moments are taken: 500 images give the same accuracy as all positions."""

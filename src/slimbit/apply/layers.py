@@ -91,12 +91,6 @@ def _bind(model: nn.Module, layer: LayerSpec) -> Bound:
     return Bound(layer, module, parameter, window_of(module) if name == "weight" else None)
 
 
-def is_stock(module: nn.Module) -> bool:
-    """Whether a convolution or linear module computes what torch's own does, and not something of a subclass."""
-    stock = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
-    return "forward" not in module.__dict__ and any(type(module).forward is kind.forward for kind in stock)
-
-
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """What a module was called on, by position or by name."""
     return args[0] if args else next(iter(kwargs.values()))

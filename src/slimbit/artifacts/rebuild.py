@@ -6,7 +6,8 @@ from torch import nn
 from slimbit import zoo
 from slimbit._imports import import_named
 from slimbit.artifacts.manifest import NetworkReference
-from slimbit.records.errors import InputError, MissingExtraError
+from slimbit.records.errors import InputError
+from slimbit.zoo.timm_models import timm_model
 
 
 def rebuild(reference: NetworkReference, *, allow_code: bool = False, without_memory: bool = False) -> nn.Module:
@@ -25,7 +26,7 @@ def rebuild(reference: NetworkReference, *, allow_code: bool = False, without_me
     """
     with torch.random.fork_rng(devices=()):
         if reference.source.startswith("timm:"):
-            return _timm(reference)
+            return timm_model(reference.source.removeprefix("timm:"), classes=reference.classes)
         if ":" in reference.source:
             return _called(reference.source, allow_code=allow_code)
         with torch.device("meta" if without_memory else "cpu"):
@@ -37,19 +38,6 @@ def _from_zoo(reference: NetworkReference) -> nn.Module:
         return zoo.network(reference.source, classes=reference.classes)
     except InputError as error:
         raise InputError(f"model must be given for this artifact: {error}") from error
-
-
-def _timm(reference: NetworkReference) -> nn.Module:
-    name = reference.source.removeprefix("timm:")
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtraError("timm", "timm", reference.source) from error
-    if not timm.is_model(name):  # also keeps out names that would download something
-        raise InputError(f"timm must know the model of the artifact, got {name}")
-    options = {} if reference.classes is None else {"num_classes": reference.classes}
-    model: nn.Module = timm.create_model(name, pretrained=False, **options)
-    return model
 
 
 def _called(source: str, *, allow_code: bool) -> nn.Module:

@@ -1,6 +1,7 @@
 """`slimbit cost`: what a network costs, layer by layer."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -33,7 +34,13 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
     *,
     weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, .pth or .th.")] = None,
     input_: Annotated[
-        str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one input, e.g. 3x32x32.")
+        list[str] | None,
+        typer.Option(
+            "--input", metavar="CxHxW", help="Shape of one input, e.g. 3x32x32; NAME=1x3x32x32 for several of a file."
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images in the inputs of a file; default: learned from its graph.")
     ] = None,
     bits: Annotated[float | None, typer.Option(help="Bits per weight, 1 to 16; default: weights as stored.")] = None,
     policy: Annotated[str, typer.Option(help="How bits become a step: max_abs or sigma.")] = "max_abs",
@@ -78,12 +85,13 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
         activation_bits=activation_bits,
         per=per or ("parameter" if bare else "mac"),
     )
-    report = _measured(network, counting, hardware or [], weights=weights, input_text=input_, allow_code=allow_code)
+    report = _measured(
+        network, counting, hardware or [], weights=weights, inputs=input_ or [], batch=batch, allow_code=allow_code
+    )
     _refuse_unused(report, policy=policy, grid=grid, formula=formula)
     compared = [*(versus or []), *(others or [])]  # `--versus A B`: click gives B to the arguments
-    reports = [
-        _measured(other, counting, hardware or [], input_text=input_, allow_code=allow_code) for other in compared
-    ]
+    plain = [text for text in input_ or [] if "=" not in text]  # names are those of the first file
+    reports = [_measured(other, counting, hardware or [], inputs=plain, allow_code=allow_code) for other in compared]
     _print(report, reports, as_json=as_json, as_csv=as_csv, layers=layers)
 
 
@@ -102,13 +110,17 @@ def _measured(
     hardware: list[str],
     *,
     weights: Path | None = None,
-    input_text: str | None = None,
+    inputs: Sequence[str] = (),
+    batch: int | None = None,
     allow_code: bool = False,
 ) -> CostReport:
     from slimbit.measure.cost import cost_of_survey, with_hardware
-    from slimbit.sources.networks import survey_of
+    from slimbit.sources.networks import inputs_of, survey_of
 
-    survey = survey_of(network, weights=weights, input_text=input_text, allow_code=allow_code)
+    plain, named = inputs_of(inputs)
+    survey = survey_of(
+        network, weights=weights, input_text=plain, named_inputs=named, batch=batch, allow_code=allow_code
+    )
     return with_hardware(cost_of_survey(survey, counting), hardware)
 
 
@@ -116,7 +128,10 @@ def _print(report: CostReport, others: list[CostReport], *, as_json: bool, as_cs
     if as_json:
         data = report.to_dict() if layers else {**report.to_dict(), "layers": []}
         if others:
-            data["versus"] = [{**report.versus(other).to_dict(), "total": other.to_dict()["total"]} for other in others]
+            compared = [(report.versus(other).to_dict(), other.to_dict()) for other in others]
+            data["versus"] = [
+                {**ratios, **{key: whole[key] for key in ("inputs", "total", "hardware")}} for ratios, whole in compared
+            ]
         typer.echo(json.dumps(data, indent=2, allow_nan=False))
     elif as_csv:
         typer.echo(report.to_csv(layers=layers), nl=False)

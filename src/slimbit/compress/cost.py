@@ -5,6 +5,7 @@ from os import PathLike, fspath
 from typing import Any
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from slimbit.compress.model import CompressedModel
 from slimbit.compress.prepared import PreparedNetwork
@@ -22,13 +23,14 @@ from slimbit.survey.trace import Inputs
 
 
 def cost(
-    model: "nn.Module | CompressedModel | PreparedNetwork | str | PathLike[str]",
+    model: "nn.Module | CompressedModel | PreparedNetwork | ExportedProgram | str | PathLike[str]",
     example_input: Inputs | None = None,
     *,
     bits: float | None = None,
     steps: Steps | None = None,
     per: Per = "mac",
     hardware: HardwareLike | Iterable[HardwareLike] = (),
+    batch: int | None = None,
     allow_code: bool = False,
     **counting: Any,
 ) -> CostReport:
@@ -43,13 +45,16 @@ def cost(
     Args:
         model: Any module, left as it is (mode, hooks, buffers, device): masks of `torch.nn.utils.prune` are read,
             pruned weights cost nothing. Or what `slimbit.prune`, `slimbit.quantize` and `slimbit.prepare` return; the
-            path of a ``.onnx``, ``.pt2`` or ``.safetensors`` file or of a pruned folder; or a network by name.
+            path of a ``.onnx``, ``.pt2`` or ``.safetensors`` file or of a pruned folder; a network by name; or what
+            ``torch.export`` returns.
         example_input: One example with its batch dimension; a tuple or dict for several arguments. Only for a module.
         bits: Bit width, 1 to 16; fractional widths sweep ``max_abs`` smoothly.
         steps: One step for all layers, or by layer name a step or one per filter.
         per: "mac" weighs a weight by its output positions ``c_l``, "parameter" by 1.
         hardware: Hardware cost models: names (`slimbit.hardware_names`), TOML files, functions from a layer's cost
             to a number, or `slimbit.HardwareModel`.
+        batch: How many images a module's example, or the inputs of a file, hold; default: learned from what the network
+            does with more of them.
         allow_code: Whether code in a ``.pt2`` file, or that a pruned folder names, may run.
         **counting: ``policy``, ``grid``, ``formula``, ``activation_bits`` of
             `slimbit.measure.cost_config.CostConfig`.
@@ -69,7 +74,8 @@ def cost(
     if isinstance(model, nn.Module):
         if example_input is None:
             raise InputError("example_input must be given for a module, e.g. torch.zeros(1, 3, 32, 32), got none")
-        return cost_of_module(model, example_input, bits=bits, steps=steps, per=per, hardware=hardware, **counting)
+        options = {"bits": bits, "steps": steps, "per": per, "hardware": hardware, "batch": batch, **counting}
+        return cost_of_module(model, example_input, **options)
     if isinstance(model, CompressedModel) and model.layers:
         if bits is not None or steps is not None or counting or per != model.cost.per:
             raise InputError(
@@ -77,6 +83,10 @@ def cost(
             )
         return with_hardware(model.cost, hardware)
     config = cost_config_from(bits=bits, steps=steps, per=per, **counting)
+    if isinstance(model, ExportedProgram):
+        from slimbit.survey.exported import survey_exported
+
+        return with_hardware(cost_of_survey(survey_exported(model, batch=batch), config), hardware)
     if isinstance(model, PreparedNetwork):
         report = cost_of_survey(model.survey, config, keep=lambda layer: model.masks.get(layer.name))
         return with_hardware(report, hardware)
@@ -85,4 +95,4 @@ def cost(
         survey = Survey(model.spec, lambda layer: read_weight(network, layer))
         return with_hardware(cost_of_survey(survey, config, keep=lambda x: explicit_mask(network, x)), hardware)
     name = model if isinstance(model, str) else fspath(model)
-    return with_hardware(cost_of_survey(survey_of(name, allow_code=allow_code), config), hardware)
+    return with_hardware(cost_of_survey(survey_of(name, batch=batch, allow_code=allow_code), config), hardware)

@@ -301,7 +301,8 @@ class PreparedNetwork:
             return found if ratio is None or math.isfinite(ratio) else replace(found, signal_to_noise=None)
 
         widths = read_widths(self.flow, plan.activations, self.spec) if plan.activations else {}
-        report = cost_of_survey(Survey(self.spec, weight, widths), CostConfig(per=plan.config.per))
+        survey = Survey(self.spec, weight, widths)
+        report = cost_of_survey(survey, CostConfig(per=plan.config.per), keep=lambda layer: self.masks.get(layer.name))
         said = plan.policy if plan.setting is None else f"{plan.policy}, {plan.setting}"
         return replace(report, setting=said)
 

@@ -37,6 +37,7 @@ def cost(
     steps: Steps | None = None,
     per: Per = "mac",
     hardware: HardwareLike | Iterable[HardwareLike] = (),
+    batch: int | None = None,
     **counting: Any,
 ) -> CostReport:
     """What a network costs, layer by layer, in units that no particular chip distorts.
@@ -55,6 +56,7 @@ def cost(
         steps: One step for all layers, or by layer name a step or one per filter.
         per: "mac" weighs a weight by its output positions ``c_l``, "parameter" by 1.
         hardware: Hardware cost models: names, TOML files, functions (`slimbit.load_hardware`).
+        batch: How many images the example holds; default: learned from what the network does with more of them.
         **counting: ``policy``, ``grid``, ``formula``, ``activation_bits`` of `CostConfig`.
 
     Returns:
@@ -70,7 +72,7 @@ def cost(
     (3456, 3456, 864.0)
     """
     settings = cost_config_from(bits=bits, steps=steps, per=per, **counting)
-    survey = survey_network(model, example_input)
+    survey = survey_network(model, example_input, batch=batch)
     report = cost_of_survey(survey, settings, keep=lambda layer: explicit_mask(model, layer))
     return with_hardware(report, hardware)
 
@@ -92,10 +94,11 @@ def cost_of_survey(
         _layer_cost(layer, survey.weight(layer), counting, keep(layer), survey.activation_bits.get(layer.name))
         for layer in survey.spec.layers
     )
-    if not layers:
+    if not layers and not survey.spec.other_work and not survey.spec.uncounted:
+        found = " ".join(("got none.", *survey.spec.notes)) if survey.spec.notes else "got none"
         raise InputError(
             f"{survey.spec.name} must have a layer that Slimbit counts (convolution, linear, attention, embedding), "
-            "got none"
+            f"{found}"
         )
     settings = {layer.grid for layer in layers}
     return CostReport(
@@ -107,6 +110,7 @@ def cost_of_survey(
         other_parameters=survey.spec.other_parameters,
         other_work=survey.spec.other_work,
         notes=(*survey.spec.notes, *_notes(layers)),
+        inputs=survey.spec.inputs,
     )
 
 
@@ -129,9 +133,16 @@ def with_hardware(report: CostReport, hardware: HardwareLike | Iterable[Hardware
 
 @dataclass(frozen=True, kw_only=True)
 class _Facts:
-    """What the cost of a layer is made of, whether its weights are float, rounded or stored as integers."""
+    """What the cost of a layer is made of, whether its weights are float, rounded or stored as integers.
+
+    Attributes:
+        sums: Sums over the levels.
+        alive: Sums whose zeros are pruned weights, so that whole filters and inputs of them are gone; None = a zero
+            is a weight like any other.
+    """
 
     sums: LevelSums
+    alive: LevelSums | None
     grid: str
     filter_bits: Tensor
     activation_bits: int
@@ -157,11 +168,13 @@ def _layer_cost(
 def _stored_facts(layer: LayerSpec, stored: LayerLevels, counting: CostConfig) -> _Facts:
     if counting.bits is not None or counting.steps is not None:
         raise InputError(f"bits must not be given for weights that are integers already, got {layer.name}")
-    sums = level_sums(stored.levels, counting.formula)
+    sums = level_sums(stored.levels, counting.formula, width=stored.bits)
     return _Facts(
         sums=sums,
+        # zeros of ours are pruned weights; those of a file, which declares a width, are weights like any other
+        alive=None if stored.bits else sums,
         grid=stored.grid,
-        filter_bits=code_bits(sums, stored.grid, counting.formula, groups=layer.groups),
+        filter_bits=code_bits(sums, stored.grid, counting.formula, groups=layer.groups, width=stored.bits),
         activation_bits=QUANTIZED_ACTIVATION_BITS,
         declared_bits=stored.bits,
         steps=stored.steps,
@@ -170,25 +183,28 @@ def _stored_facts(layer: LayerSpec, stored: LayerLevels, counting: CostConfig) -
 
 
 def _float_facts(layer: LayerSpec, weight: Tensor, keep: Tensor | None) -> _Facts:
-    _refuse_non_finite(layer, weight)
-    used = weight != 0 if keep is None else (weight != 0) & keep
-    sums = level_sums(used)
+    """A float that happens to be 0 is stored and multiplied; only a mask says that a weight is pruned."""
+    _refuse_unusable(layer, weight)
+    sums = level_sums(weight != 0 if keep is None else (weight != 0) & keep)
+    alive = None if keep is None else level_sums(keep)
     width = torch.finfo(weight.dtype).bits
     return _Facts(
         sums=replace(sums, bits=sums.nonzero * width),
+        alive=alive,
         grid=str(weight.dtype).removeprefix("torch."),
-        filter_bits=sums.peak.int() * width,
+        filter_bits=(torch.ones_like(sums.peak) if alive is None else alive.peak).int() * width,
         activation_bits=FLOAT_ACTIVATION_BITS,
     )
 
 
 def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: CostConfig, keep: Tensor | None) -> _Facts:
-    _refuse_non_finite(layer, weight)
+    _refuse_unusable(layer, weight)
     weight = weight if weight.dtype in {torch.float32, torch.float64} else weight.float()
     step, limit = step_of(layer, weight if keep is None else weight * keep, counting)
     sums = quantized_sums(weight, step, Rounding(counting.grid, limit, counting.formula), keep=keep)
     return _Facts(
         sums=sums,
+        alive=sums,
         grid=counting.grid,
         filter_bits=code_bits(sums, counting.grid, counting.formula, groups=layer.groups),
         activation_bits=QUANTIZED_ACTIVATION_BITS,
@@ -200,7 +216,7 @@ def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: CostConfig, keep:
 
 def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
     sums, c = facts.sums, layer.multiplicity(per)
-    weights_left = _weights_left(layer, sums)
+    weights_left = _weights_left(layer, facts.alive, sums.peak.device)
     widest = max(facts.declared_bits, int(facts.filter_bits.max()))
     filterwise = int((weights_left * facts.filter_bits).sum())
     macs = c * int(weights_left.sum())
@@ -237,13 +253,13 @@ def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
     )
 
 
-def _weights_left(layer: LayerSpec, sums: LevelSums) -> Tensor:
+def _weights_left(layer: LayerSpec, alive: LevelSums | None, device: torch.device) -> Tensor:
     """Weights of each filter once whole pruned filters and the inputs that no filter of its group reads are gone."""
     kernel = math.prod(layer.shape[2:])
     inputs = layer.shape[1] if len(layer.shape) > 1 else 1
-    if sums.reads is None:
-        return torch.full((layer.filters,), inputs * kernel, device=sums.peak.device)
-    return inputs_read(sums, layer.groups).sum(dim=1) * kernel * (sums.peak > 0)
+    if alive is None or alive.reads is None:
+        return torch.full((layer.filters,), inputs * kernel, device=device)
+    return inputs_read(alive, layer.groups).sum(dim=1) * kernel * (alive.peak > 0)
 
 
 def _total(layers: Sequence[LayerCost], survey: Survey) -> TotalCost:
@@ -251,7 +267,7 @@ def _total(layers: Sequence[LayerCost], survey: Survey) -> TotalCost:
 
     def exact(metric: str) -> Any:
         values = [layer[metric] for layer in (with_levels if metric in LEVEL_METRICS else layers)]
-        if not values or any(value is None for value in values):
+        if (metric in LEVEL_METRICS and not values) or any(value is None for value in values):
             return None
         whole = all(isinstance(value, int) for value in values)
         return sum(values) if whole else math.fsum(values)  # type: ignore[arg-type] # no None is left
@@ -264,7 +280,7 @@ def _total(layers: Sequence[LayerCost], survey: Survey) -> TotalCost:
         convolution_filters=sum(spec.filters for _, spec in owned if spec.is_convolution),
         **{metric: exact(metric) for metric in _SUMMED},
         parameters=exact("parameters") + others,
-        mean_bits=math.fsum(layer.mean_bits * layer.weights for layer, _ in owned) / weights,
+        mean_bits=math.fsum(layer.mean_bits * layer.weights for layer, _ in owned) / max(1, weights),
     )
 
 
@@ -283,7 +299,9 @@ _SUMMED = (
 
 
 def _notes(layers: Sequence[LayerCost]) -> Iterator[str]:
-    if all(layer.nonzero_macs == 0 and layer.mean_bits == 0 for layer in layers):
+    if not layers:
+        yield "No layer is counted: what the network does is listed, or named in a note, as not counted."
+    elif all(layer.nonzero_macs == 0 and layer.mean_bits == 0 for layer in layers):
         yield "Every weight is 0: nothing is left to cost."
     floats = [layer.name for layer in layers if not layer.has_levels]
     if 0 < len(floats) < len(layers):
@@ -300,7 +318,10 @@ def _notes(layers: Sequence[LayerCost]) -> Iterator[str]:
         )
 
 
-def _refuse_non_finite(layer: LayerSpec, weight: Tensor) -> None:
+def _refuse_unusable(layer: LayerSpec, weight: Tensor) -> None:
+    if weight.is_complex():
+        kind = str(weight.dtype).removeprefix("torch.")
+        raise InputError(f"weights of layer {layer.name} must be real, got {kind}")
     low, high = weight.aminmax()
     if not bool(low.isfinite() & high.isfinite()):
         bad = int((~weight.isfinite()).sum())

@@ -56,7 +56,9 @@ def level_bits(levels: Tensor, formula: Formula = "standard") -> Tensor:
     return bits
 
 
-def code_bits(sums: "LevelSums", grid: Grid, formula: Formula = "standard", *, groups: int = 1) -> Tensor:
+def code_bits(
+    sums: "LevelSums", grid: Grid, formula: Formula = "standard", *, groups: int = 1, width: int = 0
+) -> Tensor:
     """Width of the codes of each filter, int32, shape ``(filters,)``; 0 = pruned.
 
     The bits of its widest level. The mid-rise levels of b bits use all ``2^b`` codes, so a zero beside them takes one
@@ -68,13 +70,14 @@ def code_bits(sums: "LevelSums", grid: Grid, formula: Formula = "standard", *, g
         grid: Grid of the levels.
         formula: Bit formula.
         groups: Groups of the layer; their filters are consecutive.
+        width: Bits of the stored codes, which no filter exceeds; 0 = any.
 
     >>> code_bits(level_sums(torch.tensor([[0.5, -0.5], [0.5, 0.0], [2.5, 0.0], [3.5, 0.0]])), "midrise_zero").tolist()
     [1, 2, 3, 4]
     >>> code_bits(level_sums(torch.tensor([[0.5, 0.0], [-0.5, 0.0]])), "midrise_zero").tolist()
     [1, 1]
     """
-    bits = level_bits(sums.peak, formula)
+    bits = _within(level_bits(sums.peak, formula), width)
     if grid != "midrise_zero" or sums.zeros is None:
         return bits
     needed = (sums.zeros & inputs_read(sums, groups)).any(dim=1)
@@ -117,18 +120,20 @@ class LevelSums:
     nonzero_weights: int | None = None
 
 
-def level_sums(levels: Tensor, formula: Formula = "standard") -> LevelSums:
+def level_sums(levels: Tensor, formula: Formula = "standard", *, width: int = 0) -> LevelSums:
     """Sums over given levels.
 
     Args:
         levels: Shape ``(filters, ...)``.
         formula: Bit formula.
+        width: Bits of the stored codes, which no level exceeds: the -8 of int4 takes four, although the formula,
+            whose codes are symmetric, says five. 0 = any.
 
     >>> sums = level_sums(torch.full((2, 3), 1.5))
     >>> sums.squares, sums.bits, sums.nonzero, sums.peak.tolist()
     (13.5, 12, 6, [1.5, 1.5])
     """
-    return _add([_sums(levels[rows], formula) for rows in filter_chunks(levels, CHUNK)])
+    return _add([_sums(levels[rows], formula, width=width) for rows in filter_chunks(levels, CHUNK)])
 
 
 def quantized_sums(weights: Tensor, step: Tensor, rounding: Rounding, *, keep: Tensor | None = None) -> LevelSums:
@@ -159,7 +164,7 @@ def quantized_sums(weights: Tensor, step: Tensor, rounding: Rounding, *, keep: T
     return _add(parts)
 
 
-def _sums(levels: Tensor, formula: Formula, *, zeros: bool = True) -> LevelSums:
+def _sums(levels: Tensor, formula: Formula, *, zeros: bool = True, width: int = 0) -> LevelSums:
     flat = levels.reshape(len(levels), -1)
     flat = flat if flat.is_floating_point() else flat.float()
     nonzero = int(torch.count_nonzero(flat)) if zeros else flat.numel()
@@ -167,12 +172,16 @@ def _sums(levels: Tensor, formula: Formula, *, zeros: bool = True) -> LevelSums:
     by_input = None if nonzero == flat.numel() else (flat != 0).reshape(len(flat), inputs, -1)
     return LevelSums(
         squares=float(flat.square().sum(dtype=_wide(flat))),
-        bits=int(level_bits(flat, formula).sum()),
+        bits=int(_within(level_bits(flat, formula), width).sum()),
         nonzero=nonzero,
         peak=torch.maximum(flat.amax(dim=1), -flat.amin(dim=1)),
         zeros=None if by_input is None else ~by_input.all(dim=-1),
         reads=None if by_input is None else by_input.any(dim=-1),
     )
+
+
+def _within(bits: Tensor, width: int) -> Tensor:
+    return bits.clamp_(max=width) if width else bits
 
 
 def _add(parts: list[LevelSums]) -> LevelSums:

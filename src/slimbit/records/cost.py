@@ -173,6 +173,7 @@ class CostReport:
     >>> report = slimbit.cost(torch.nn.Linear(3, 2, bias=False), torch.zeros(1, 3), bits=1)
     >>> report.setting, report.total.macs, report.total["esn_digital"], [layer.kind for layer in report.layers]
     ('1 bits, max_abs, midrise', 6, 6, ['linear'])
+        inputs: Shapes of the inputs, batch included; the costs are those of one image.
     """
 
     network: str
@@ -184,6 +185,7 @@ class CostReport:
     other_parameters: tuple[OtherParameter, ...] = ()
     other_work: tuple[OtherWork, ...] = ()
     notes: tuple[str, ...] = ()
+    inputs: tuple[tuple[int, ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, the JSON of ``slimbit cost --json`` (docs/reference/cost-json.md)."""
@@ -250,9 +252,26 @@ class Comparison:
         for name in (name for name in self.report.hardware if name in self.other.hardware):
             yield from _ratio(name, self.report.hardware[name].total, self.other.hardware[name].total)
 
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know before quoting the ratios: that the images are of different sizes."""
+        mine, theirs = ([shape[1:] for shape in report.inputs] for report in (self.report, self.other))
+        if not mine or not theirs or mine == theirs or self.report.per == "parameter":
+            return ()
+        shown = [", ".join("x".join(map(str, shape)) or "1" for shape in shapes) for shapes in (mine, theirs)]
+        note = (
+            f"The ratios compare images of different sizes: {self.report.network} was counted on {shown[0]}, "
+            f"{self.other.network} on {shown[1]}."
+        )
+        return (note,)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"network": self.report.network, "versus": self.other.network, "ratios": self.ratios()}
+        return {
+            "network": self.report.network,
+            "versus": self.other.network,
+            "ratios": self.ratios(),
+            "notes": list(self.notes()),
+        }
 
     def __rich__(self) -> Fitted:
         return totals_table([self.report, self.other], ratios=True)
@@ -296,8 +315,11 @@ class CostTable:
         yield totals_table((self.report, *self.others), ratios=True)
         if self.report.hardware:
             yield ""
-            yield _hardware_table(self.report)
+            yield _hardware_table(self.report, self.others)
         yield from _remarks(self.report)
+        for other in self.others:
+            for note in self.report.versus(other).notes():
+                yield Text(f"Note: {printable(note)}", style="yellow")
 
 
 def totals_table(reports: Sequence[CostReport], *, ratios: bool = False) -> Fitted:
@@ -385,15 +407,21 @@ def _bar(value: float, largest: float, total: Metrics) -> Text:
     return Text.assemble((bar.ljust(BAR_WIDTH), "blue"), f" {share:4.1f} %")
 
 
-def _hardware_table(report: CostReport) -> Table:
+def _hardware_table(report: CostReport, others: Sequence[CostReport]) -> Table:
+    """Cost by every hardware model: with its energy, or beside that of other networks."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("hardware", style="cyan")
-    table.add_column("cost", justify="right", no_wrap=True)
+    for heading in [shown(one.network) for one in (report, *others)] if others else ["cost"]:
+        table.add_column(heading, justify="right", overflow="fold")
     table.add_column("unit")
-    table.add_column("energy", justify="right", no_wrap=True)
+    for heading in [f"{shown(o.network)} /\n{shown(report.network)}" for o in others] if others else ["energy"]:
+        table.add_column(heading, justify="right", overflow="fold", style="bold green" if others else "")
+    ratios = [report.versus(other).ratios() for other in others]
     for name, entry in report.hardware.items():
+        costs = [quantity(one.hardware[name].total) if name in one.hardware else MISSING for one in (report, *others)]
         energy = MISSING if entry.picojoules is None else f"{quantity(entry.picojoules / 1e6)} µJ"
-        table.add_row(shown(name), quantity(entry.total), shown(entry.unit), energy)
+        last = [f"{ratio[name]:.3g}x" if name in ratio else MISSING for ratio in ratios] if others else [energy]
+        table.add_row(shown(name), *costs, shown(entry.unit), *last)
     return table
 
 

@@ -107,6 +107,10 @@ class NetworkSpec:
     other_parameters: tuple[OtherParameter, ...] = ()
     other_work: tuple[OtherWork, ...] = ()
     notes: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
+    """Operators whose work is unknown, and not even listed: branches, loops, operators of other domains."""
+    inputs: tuple[tuple[int, ...], ...] = ()
+    """Shapes of the inputs that were surveyed, batch included; () where there are none (a weights file)."""
 
     def layer(self, name: str) -> LayerSpec:
         """The layer of that name; ``KeyError`` if there is none."""

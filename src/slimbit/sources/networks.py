@@ -3,13 +3,15 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slimbit._imports import import_callable
-from slimbit.records.errors import InputError, MissingExtraError, closest
+from slimbit.records.errors import InputError
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import torch
     from torch import nn
 
@@ -25,7 +27,13 @@ MOST_SIZES = 8
 
 
 def survey_of(
-    reference: str, *, weights: Path | None = None, input_text: str | None = None, allow_code: bool = False
+    reference: str,
+    *,
+    weights: Path | None = None,
+    input_text: str | None = None,
+    named_inputs: "Mapping[str, tuple[int, ...]] | None" = None,
+    batch: int | None = None,
+    allow_code: bool = False,
 ) -> "Survey":
     """Survey whatever NETWORK names.
 
@@ -34,6 +42,8 @@ def survey_of(
             ``slimbit prune`` has written.
         weights: Weights to load into it.
         input_text: ``3x32x32``; default: the network's own.
+        named_inputs: Shapes of inputs of an ONNX file by name.
+        batch: How many images the inputs of a file hold; default: found out.
         allow_code: Whether code in a ``.pt2`` file, or that a pruned folder names, may run.
     """
     pruned = is_pruned(reference)
@@ -41,7 +51,16 @@ def survey_of(
     if suffix in FILES and ":" not in reference:
         if weights is not None:
             raise InputError(f"--weights must not be given for a file that has its own, got both for {reference}")
-        return _survey_file(reference, suffix, input_text, allow_code=allow_code)
+        if suffix == ".onnx":
+            return _survey_onnx(reference, input_text, named_inputs or {}, batch)
+        given = input_text or ", ".join(named_inputs or {})
+        if given:
+            raise InputError(f"--input must not be given for {suffix} files, which fix their own, got {given}")
+        return _survey_file(reference, suffix, batch, allow_code=allow_code)
+    if named_inputs:
+        raise InputError(f"--input NAME=SIZES must be given for an ONNX file, got {reference}")
+    if batch is not None:
+        raise InputError(f"--batch must be given for an ONNX or .pt2 file, got {reference}, counted on one image")
     if suffix in WEIGHT_FILES:
         raise InputError(f"NETWORK must be a network, got the weights file {reference}: give it with --weights")
     if pruned:
@@ -275,6 +294,19 @@ def device_named(text: str) -> "torch.device":
     return device
 
 
+def inputs_of(texts: "Sequence[str]") -> tuple[str | None, dict[str, tuple[int, ...]]]:
+    """What ``--input`` says, given once as ``3x32x32`` or for several inputs as ``NAME=1x3x32x32``.
+
+    >>> inputs_of(["3x32x32"]), inputs_of(["image=1x3x8x8", "mask=1x8"])
+    (('3x32x32', {}), (None, {'image': (1, 3, 8, 8), 'mask': (1, 8)}))
+    """
+    named = {name: input_shape(sizes) for name, mark, sizes in (text.rpartition("=") for text in texts) if mark}
+    plain = [text for text in texts if "=" not in text]
+    if len(plain) > 1 or (plain and named):
+        raise InputError(f"--input must be given once, or for every input as NAME=SIZES, got {' '.join(texts)}")
+    return plain[0] if plain else None, named
+
+
 def input_shape(text: str) -> tuple[int, ...]:
     """Parse ``3x32x32``.
 
@@ -312,28 +344,32 @@ def _own_model(reference: str) -> "nn.Module":
 
 
 def _timm_model(name: str, classes: int | None) -> "tuple[nn.Module, tuple[int, ...]]":
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtraError("timm", "timm", f"timm:{name}") from error
-    if not timm.is_model(name):
-        raise InputError(f"timm must know the model, got {name}{closest(name, timm.list_models())}")
-    model = timm.create_model(name, pretrained=False, **({} if classes is None else {"num_classes": classes}))
+    from slimbit.zoo.timm_models import timm_model
+
+    model: Any = timm_model(name, classes=classes)
     return model, tuple(model.pretrained_cfg["input_size"])
 
 
-def _survey_file(reference: str, suffix: str, input_text: str | None, *, allow_code: bool) -> "Survey":
-    path = Path(os.path.expandvars(reference)).expanduser()
-    if suffix == ".onnx":
-        from slimbit.survey.onnx_file import survey_onnx
+def _survey_onnx(
+    reference: str, input_text: str | None, named: "Mapping[str, tuple[int, ...]]", batch: int | None
+) -> "Survey":
+    from slimbit.survey.onnx_file import survey_onnx
 
-        return survey_onnx(path, input_shape=None if input_text is None else input_shape(input_text))
-    if input_text is not None:
-        raise InputError(f"--input must not be given for {suffix} files, which fix their own, got {input_text}")
+    first = None if input_text is None else input_shape(input_text)
+    return survey_onnx(_path(reference), input_shape=named or first, batch=batch)
+
+
+def _survey_file(reference: str, suffix: str, batch: int | None, *, allow_code: bool) -> "Survey":
     if suffix == ".pt2":
         from slimbit.survey.exported import survey_exported
 
-        return survey_exported(path, allow_code=allow_code)
+        return survey_exported(_path(reference), batch=batch, allow_code=allow_code)
     from slimbit.survey.safetensors_file import survey_safetensors
 
-    return survey_safetensors(path)
+    if batch is not None:
+        raise InputError(f"--batch must not be given for {suffix} files, which have no inputs, got {batch}")
+    return survey_safetensors(_path(reference))
+
+
+def _path(reference: str) -> Path:
+    return Path(os.path.expandvars(reference)).expanduser()

@@ -1,7 +1,7 @@
 """Gathers the uses of weights that a file's graph shows into the layers of a `NetworkSpec`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,16 +88,20 @@ class LayerCollector:
         *,
         notes: list[str],
         activation_bits: dict[str, int] | None = None,
+        uncounted: tuple[str, ...] = (),
+        inputs: Iterable[tuple[int, ...]] = (),
     ) -> Survey:
         """Everything gathered.
 
         Raises:
-            InputError: There is nothing to count.
+            InputError: There is nothing to count or to list.
         """
         layers = tuple(self._layers.values())
-        if not layers:
+        if not layers and not self.other_work and not uncounted:
             raise InputError(f"{name} must hold weights of at least one layer, got none that a layer uses")
-        spec = NetworkSpec(name, layers, tuple(other_parameters), tuple(self.other_work), tuple(notes))
+        spec = NetworkSpec(
+            name, layers, tuple(other_parameters), tuple(self.other_work), tuple(notes), uncounted, tuple(inputs)
+        )
         return Survey(spec, lambda layer: self._readers[layer.name](), activation_bits or {})
 
     def _positions(self, use: WeightUse) -> int:

@@ -77,7 +77,9 @@ def _linear(op: Operation) -> None:
     values, weight = (op["mat1"], op["mat2"]) if op.name == "addmm" else (op["self"], op["mat2"])
     path = op.owner(weight, "weight", nn.Linear)
     module = op.trace.modules.get(path or "")
-    if not isinstance(module, nn.Linear) or path is None or weight.shape[0] != module.in_features:
+    # a tied weight may come back transposed, as in F.linear(x, encoder.weight.t()); strides tell where it is square
+    if not isinstance(module, nn.Linear) or path is None or not _is_transposed(weight, module.weight):
+        op.proper.clear()
         _product(op, values, weight)
         return
     found = op.channels(values)
@@ -90,6 +92,11 @@ def _linear(op: Operation) -> None:
     filters = op.ledger.axes.get((path, "filters")) or op.ledger.new(module.out_features)
     op.ledger.meet((path, "filters"), filters)
     op.put(1, filters)
+
+
+def _is_transposed(operand: Tensor, weight: Tensor) -> bool:
+    turned = weight.t()
+    return operand.shape == turned.shape and operand.stride() == turned.stride()
 
 
 @handles("bmm", "baddbmm")

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from slimbit.survey.kinds import rule_of
-from slimbit.survey.module import batch_size, layers_of_calls
+from slimbit.survey.batch import batch_of_pass, divided
+from slimbit.survey.kinds import images_seen, rule_of
+from slimbit.survey.module import layers_of_calls
 from slimbit.survey.trace import Call
 
 
@@ -61,12 +62,13 @@ class PositionsWatch:
     def _note(self, path: str, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         rule = rule_of(layer)
         assert rule is not None
-        self._calls.append(Call(path, [*rule(layer, args, kwargs, output)]))
+        self._calls.append(Call(path, [*rule(layer, args, kwargs, output)], images=images_seen(layer, args, kwargs)))
 
-    def _leave(self, path: str, part: nn.Module, args: Any, kwargs: Any, _output: Any) -> None:
+    def _leave(self, path: str, part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._remove(*self._on_layers, self._on_parts.pop(path))
         self._inside = None
-        layers = layers_of_calls(self._network, self._calls, batch_size(part, args or kwargs))
+        batch = batch_of_pass(part, (args, kwargs), output, self._calls)
+        layers = layers_of_calls(self._network, divided(self._calls, batch))
         self.positions |= {layer.name: layer.positions for layer in layers.values()}
         if not path:
             self.stop()
