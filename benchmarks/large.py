@@ -4,8 +4,8 @@
 
 A network of the zoo (default: resnet50) with random weights and random images, 4 bits: what is measured does not depend
 on what was learnt. Parts of a point, by Python's profiler: the second moments of what layers read, and the column loops
-of compensation and coordinate descent with their Cholesky factors. Ratios within one run, by processor time, which other
-work on the machine disturbs less than a clock. Results: benchmarks/RESULTS.md.
+of compensation and coordinate descent with their Cholesky factors. Ratios within one run, by processor time, which
+other work on the machine disturbs less than a clock. Results: benchmarks/RESULTS.md.
 """
 
 import argparse
