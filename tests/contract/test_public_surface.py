@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = [
     *("Accuracy", "CompressedModel", "CostReport", "EpochSignal", "Frontier", "FrontierPoint", "HardwareModel"),
     *("InputError", "MissingExtraError", "PreparedNetwork", "PruneConfig", "QuantConfig", "RunConfig"),
-    *("SignalTracker", "SlimbitError", "StoreError", "TrainConfig", "TrainingRun", "TuneConfig"),
+    *("SignalTracker", "SlimbitError", "StoreError", "TrainConfig", "TrainingRun", "TuneConfig", "Verification"),
     *("cost", "hardware_names", "load", "network", "open_data", "open_run", "predicted_signal_to_noise", "prepare"),
-    *("prune", "quantize", "read_training_run", "trace_frontier", "train"),
+    *("prune", "quantize", "read_training_run", "trace_frontier", "train", "verify"),
 ]
 FUNCTIONS = [name for name in PUBLIC if inspect.isfunction(getattr(slimbit, name))]
 ERRORS = [name for name in PUBLIC if name.endswith("Error")]
@@ -27,7 +27,7 @@ MOST_PARAMETERS = 10
 
 def test_public_names() -> None:
     assert slimbit.__all__ == [*PUBLIC, "__version__"]
-    assert len(PUBLIC) == 32
+    assert len(PUBLIC) == 34
     assert set(slimbit.__all__) <= set(dir(slimbit))
     for name in slimbit.__all__:
         assert getattr(slimbit, name) is not None

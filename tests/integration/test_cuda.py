@@ -94,7 +94,7 @@ def test_commands_on_a_device(tmp_path: Path) -> None:
     ]
     done = CliRunner().invoke(app, [*sweep, "--device", "cuda", "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
-    points = slimbit.open_run(tmp_path / "run").points()
+    points = slimbit.open_run(tmp_path / "run").points
     assert {point.state for point in points} == {"done"}
     assert {point.provenance["hardware"]["device"] for point in points} == {torch.cuda.get_device_name()}
     prune = ["prune", "digits_resnet", "--data", "digits", "--by", "fisher", "--device", "cuda"]

@@ -83,8 +83,10 @@ def test_report_of_a_run(stored_run):
     assert [(p["number"], p["kind"]) for p in data["points"]] == [
         (0, "baseline"), (1, "ours"), (2, "ours"), (3, "failed"),
     ]  # fmt: skip
-    # the baseline's 86.35 lies between 90.0 and 84.5, so it is interpolated
-    assert data["headline"]["factors"][0]["reached"] == "exact"
+    # five points below float, 86.73, lies between 90.0 and 84.5, so it is interpolated; one point, 90.73, beyond both
+    assert [found["drop"] for found in data["headlines"]] == [0.5, 1, 2, 3, 5]
+    assert data["headlines"][-1]["factors"][0]["reached"] == "exact"
+    assert data["headlines"][1]["factors"] == []
     assert data["about"]["unit"] == "%"
     assert data["about"]["scoring"]["images scored"] == "10,000"
     assert data["about"]["scoring"]["interval"] == "95 %, Wilson: float 91.17 to 92.25"
