@@ -1,18 +1,19 @@
 """Time of one point over one forward pass of its calibration images, and peak memory, at 224 x 224.
 
-    python benchmarks/large.py [NETWORK] [--images 200] [--threads 1] [--batch-size N] [--memory GIB]
+    python benchmarks/large.py [NETWORK] [--images 200] [--threads 1]
 
-A network of the zoo (default: resnet50) with random weights and random images, steps of half a deviation: what is
-measured does not depend on what was learnt. Parts of a point: the pass itself with its moments, and the column loops of
-compensation and coordinate descent with their Cholesky factors. Ratios within one run, by processor time, which other
-work on the machine disturbs less than a clock. Results: benchmarks/RESULTS.md.
+A network of the zoo (default: resnet50) with random weights and random images, 4 bits: what is measured does not depend
+on what was learnt. Parts of a point, by Python's profiler: the second moments of what layers read, and the column loops
+of compensation and coordinate descent with their Cholesky factors. Ratios within one run, by processor time, which
+other work on the machine disturbs less than a clock. Results: benchmarks/RESULTS.md.
 """
 
 import argparse
+import cProfile
 import os
+import pstats
 import resource
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -21,14 +22,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 import slimbit
-from slimbit.apply import calibration as calibration_module
-from slimbit.apply import layerwise
-from slimbit.apply.compress import compress
-from slimbit.apply.layers import weights_of
-from slimbit.plan.inputs import PlanInputs
-from slimbit.plan.steps import step_by_deviation
 
-GIB = 1 << 30
+PARTS = {"column loops and factors": "quantize_layer", "second moments": "patch_sums"}
+"""Functions of Slimbit that the profile is read for."""
 
 
 def main() -> None:
@@ -36,42 +32,35 @@ def main() -> None:
     parser.add_argument("network", nargs="?", default="resnet50")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--memory", type=float, help="GiB for activations; default: half of what is free")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     model = slimbit.network(arguments.network).eval()
     images = torch.randn(arguments.images, 3, 224, 224)
-    spec = slimbit.prepare(model, images[:1], None).spec
-    plan = step_by_deviation(PlanInputs(spec=spec, weights=weights_of(model, spec)), 0.5)
     before = _peak_gib()
-    memory = None if arguments.memory is None else int(arguments.memory * GIB)
-    start = time.process_time()
-    found = calibration_module.calibrate(model, spec, images, batch_size=arguments.batch_size, memory_bytes=memory)
-    calibrating = time.process_time() - start
-    for note in found.notes:
-        print(note)
-    forward = min(_seconds(lambda: _pass(model, found.batches)) for _ in range(2))
-    parts: dict[str, float] = defaultdict(float)
-    layerwise.quantize_layer = _timed(layerwise.quantize_layer, parts, "column loops")
-    calibration_module.Calibration.patch_sums = _timed(calibration_module.Calibration.patch_sums, parts, "moments")
-    point = _seconds(lambda: compress(model, plan, spec, found))
-    loops = parts["column loops"]
+    prepared = slimbit.prepare(model, images[:1], images)
+    calibrating = _seconds(lambda: prepared.calibration)
+    forward = min(_seconds(lambda: _pass(model, images)) for _ in range(2))
+    profile = cProfile.Profile(time.process_time)
+    point = _seconds(lambda: profile.runcall(slimbit.quantize, prepared, bits=4))
+    parts = {what: _within(profile, function) for what, function in PARTS.items()}
+    loops = parts["column loops and factors"]
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.network}")
-    print(f"{sum(map(len, found.batches))} images in batches of {len(found.batches[0])}, processor seconds")
-    print(f"forward pass                     {forward:8.1f}")
-    print(f"calibration                      {calibrating:8.1f}  {calibrating / forward:.2f} forward passes")
-    print(f"point                            {point:8.1f}  {point / forward:.2f}")
-    print(f"  column loops and factors       {loops:8.1f}  {loops / forward:.2f}")
-    print(f"  second moments                 {parts['moments']:8.1f}  {parts['moments'] / forward:.2f}")
-    print(f"point without column loops       {point - loops:8.1f}  {(point - loops) / forward:.2f}")
-    print(f"peak memory                      {_peak_gib():8.2f} GiB, {before:.2f} of them before")
+    print(f"{arguments.images} images, processor seconds, and how many forward passes that is")
+    for what, seconds in {
+        "forward pass": forward,
+        "calibration": calibrating,
+        "point": point,
+        **{f"  {what}": seconds for what, seconds in parts.items()},
+        "point without column loops": point - loops,
+    }.items():
+        print(f"{what:32} {seconds:8.1f}  {seconds / forward:.2f}")
+    print(f"{'peak memory':32} {_peak_gib():8.2f} GiB, {before:.2f} of them before")
 
 
-def _pass(model: torch.nn.Module, batches: Any) -> None:
+def _pass(model: torch.nn.Module, images: torch.Tensor) -> None:
     with torch.no_grad():
-        for batch in batches:
+        for batch in images.split(25):
             model(batch)
 
 
@@ -81,15 +70,11 @@ def _seconds(task: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def _timed(function: Callable[..., Any], parts: dict[str, float], name: str) -> Callable[..., Any]:
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.process_time()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            parts[name] += time.process_time() - start
-
-    return timed
+def _within(profile: cProfile.Profile, function: str) -> float:
+    """Seconds in a function and in what it calls."""
+    found = [entry[3] for (_, _, name), entry in pstats.Stats(profile).stats.items() if name == function]
+    assert len(found) == 1, f"one function {function} must be in the profile, got {len(found)}"
+    return found[0]
 
 
 def _peak_gib() -> float:

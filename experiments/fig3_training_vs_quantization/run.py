@@ -69,7 +69,7 @@ def _training(run: Path, data, images: int | None) -> list[dict]:
         {
             "series": "training",
             "setting": f"epoch {signal.epoch}",
-            "esn_analog": signal.esn_analog,
+            "esn_analog": signal.esn_analog_estimate,
             "accuracy": float(evaluate(slimbit.network(recorded.network, weights=_weights_of(run, signal.epoch)))),
         }
         for signal in recorded.signal

@@ -386,6 +386,10 @@ def _histogram(out: Path, results: Path, scale: str) -> None:
         about = "-" if read is None else f"{read:.1f} %"
         cost = f"{bits:.2f} bits, {report.total.esn_digital / 1e6:.2f}M, accuracy about {about}"
         print(f"keep ratio {ratio:g}: {cost}, filters by bits {dict(sorted(counts.items()))}")
+    _draw_histogram(found, filters, results)
+
+
+def _draw_histogram(found: dict[float, Counter], filters: int, results: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 4))
     for i, (ratio, counts) in enumerate(found.items()):
         places = [bits + (i - (len(found) - 1) / 2) * 0.25 for bits in range(9)]

@@ -1,4 +1,4 @@
-"""What each lever is worth: the same frontier with one thing changed. README.md beside this file has the table.
+"""What each part contributes: the same frontier with one thing changed. README.md beside this file has the table.
 
     python experiments/resnet20_posttraining/ablation.py CIFAR10_DIR WEIGHTS OUT_DIR [--points 5]
 

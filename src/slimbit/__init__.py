@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slimbit.compress.prune import prune as prune
     from slimbit.compress.quantize import quantize as quantize
     from slimbit.compress.train import train as train
+    from slimbit.compress.verify import verify as verify
     from slimbit.frontier.frontier import Frontier as Frontier
     from slimbit.frontier.frontier import open_run as open_run
     from slimbit.frontier.trace import trace_frontier as trace_frontier
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from slimbit.records.training import TrainConfig as TrainConfig
     from slimbit.records.training_run import TrainingRun as TrainingRun
     from slimbit.records.training_run import read_training_run as read_training_run
+    from slimbit.records.verification import Verification as Verification
     from slimbit.training.tracker import SignalTracker as SignalTracker
     from slimbit.zoo import network as network
     from slimbit.zoo import open_data as open_data
@@ -63,6 +65,7 @@ _HOMES = {
     "TrainConfig": "slimbit.records.training",
     "TrainingRun": "slimbit.records.training_run",
     "TuneConfig": "slimbit.records.config",
+    "Verification": "slimbit.records.verification",
     "cost": "slimbit.compress.cost",
     "hardware_names": "slimbit.measure.hardware",
     "load": "slimbit.compress.load",
@@ -76,6 +79,7 @@ _HOMES = {
     "read_training_run": "slimbit.records.training_run",
     "trace_frontier": "slimbit.frontier.trace",
     "train": "slimbit.compress.train",
+    "verify": "slimbit.compress.verify",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604 - the table above is the list

@@ -4,18 +4,21 @@ import math
 
 import pytest
 import torch
-from slimbit.measure.counting import Counting
 from torch import nn
 from torch.nn.utils import prune
 
 import slimbit
 from slimbit.measure.cost import cost_of_survey
+from slimbit.measure.cost_config import CostConfig
 from slimbit.numerics.energy import level_bits, level_sums
 from slimbit.numerics.grid import largest_level, to_levels
+from slimbit.numerics.levels import LayerLevels
 from slimbit.numerics.steps import gaussian_step
-from slimbit.plan.inputs import Layout, PlanInputs
+from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_deviation
-from slimbit.survey.result import StoredLevels, Survey
+from slimbit.records.config import QuantConfig
+from slimbit.survey.module import survey_network
+from slimbit.survey.result import Survey
 
 
 def _cost(name: str, **options):
@@ -202,9 +205,9 @@ def test_sigma_means_one_thing_in_costs_and_in_plans(granularity):
     layer.weight.data = weight
     rows = weight if granularity == "filter" else weight.reshape(1, -1)
     by_hand = [math.sqrt(sum(float(w) ** 2 for w in row) / sum(float(w) != 0 for w in row)) for row in rows]
-    spec = slimbit.survey_network(layer, torch.zeros(1, 50)).spec
-    evidence = PlanInputs(spec=spec, weights={"Linear": weight})
-    plan = step_by_deviation(evidence, 0.3, layout=Layout(granularity=granularity, grid="midtread"))
+    spec = survey_network(layer, torch.zeros(1, 50)).spec
+    inputs = PlanInputs(spec=spec, weights={"Linear": weight})
+    plan = step_by_deviation(inputs, 0.3, QuantConfig(granularity=granularity, grid="midtread"))
     assert plan.layers[0].steps == pytest.approx([0.3 * sigma for sigma in by_hand], rel=1e-6)
     if granularity == "layer":
         cost = slimbit.cost(layer, torch.zeros(1, 50), bits=4, policy="sigma")
@@ -282,9 +285,9 @@ def test_no_estimate_where_the_error_is_not_uniform():
 
 def test_float_layers_are_left_out_of_the_analog_total_and_named():
     net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
-    survey = slimbit.survey_network(net, torch.zeros(1, 3))
-    levels = StoredLevels(torch.tensor([[0.5, 1.5, -0.5], [2.5, 0.5, 0.5]]), torch.tensor(0.1), "midrise")
-    part = cost_of_survey(Survey(survey.spec, lambda x: levels if x.name == "0" else survey.weight(x)), Counting())
+    survey = survey_network(net, torch.zeros(1, 3))
+    levels = LayerLevels(torch.tensor([[0.5, 1.5, -0.5], [2.5, 0.5, 0.5]]), torch.tensor(0.1), "midrise")
+    part = cost_of_survey(Survey(survey.spec, lambda x: levels if x.name == "0" else survey.weight(x)), CostConfig())
     assert [layer.esn_analog for layer in part.layers] == [9.5, None]  # 0.25 + 2.25 + 0.25 + 6.25 + 0.25 + 0.25
     assert part.total.esn_analog == 9.5
     assert part.total.esn_analog_class_a == 6 * 2.5**2

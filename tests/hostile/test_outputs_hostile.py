@@ -23,7 +23,7 @@ def test_runs_with_odd_names_stay_apart(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(ODD[:3])
     for name in ODD[:3]:
         assert (tmp_path / name / "study.db").is_file()
-        assert len(open_run(tmp_path / name).points()) == 1 + ODD.index(name)
+        assert len(open_run(tmp_path / name).points) == 1 + ODD.index(name)
 
 
 @pytest.mark.parametrize("name", ODD)

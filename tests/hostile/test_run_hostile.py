@@ -15,6 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
+from slimbit.frontier import store, study
 from slimbit.frontier.frontier import open_run
 from slimbit.frontier.objects import object_path, read_object, write_object
 from slimbit.frontier.store import begin_store, check_folder
@@ -169,15 +170,15 @@ def test_wrong_types_in_a_trial_are_refused_by_name(run: Path, name: str, text: 
         connection.execute("UPDATE trial_user_attributes SET value_json = ? WHERE key = ?", (text, name))
         connection.commit()
     with pytest.raises(InputError, match=rf"{name}\S* of trial 0 of study .*study\.db must be"):
-        open_run(run).points
+        open_run(run)
 
 
 def test_a_trial_of_somebody_else_is_refused(run: Path) -> None:
     with closing(sqlite3.connect(run / "study.db")) as connection:
         connection.execute("DELETE FROM trial_user_attributes WHERE key = 'objects'")
         connection.commit()
-    with pytest.raises(InputError, match="trial 0 of study .* must hold objects, got none"):
-        open_run(run).points
+    with pytest.raises(InputError, match=r"trial 0 of study .* must hold objects, got none"):
+        open_run(run)
 
 
 @pytest.mark.parametrize(
@@ -309,3 +310,97 @@ def test_evaluate_that_overflows_the_error_is_cut(tmp_path: Path) -> None:
     frontier = case.trace(tmp_path / "run", evaluate=Verbose(), **SMALL)
     assert {p.state for p in frontier.points} == {"failed"}
     assert max(len(p.error) for p in frontier.points) == 500
+
+
+def replace_note(run: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Change an object that the study refers to, and make the reference right again, as an attacker would."""
+    with closing(sqlite3.connect(run / "study.db")) as connection:
+        query = "SELECT value_json FROM study_user_attributes WHERE key = ?"
+        (text,) = connection.execute(query, (name,)).fetchone()
+        data = json.loads(read_object(run, json.loads(text), "json"))
+        digest = write_object(run, json.dumps(change(data)).encode(), "json")
+        update = "UPDATE study_user_attributes SET value_json = ? WHERE key = ?"
+        connection.execute(update, (json.dumps(digest), name))
+        connection.commit()
+
+
+def with_point(**changed: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda data: {**data, "points": [{**data["points"][0], **changed}, *data["points"][1:]]}
+
+
+PRICE = {"kind": "price", "value": 1e-9, "metric": "esn_digital"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: [], "must be"),
+        (lambda data: {}, "must"),
+        (lambda data: {**data, "points": 3}, "must be a list, got 3"),
+        (lambda data: {**data, "points": [7]}, "must be a table with the fields of PlannedPoint, got 7"),
+        (lambda data: {**data, "points": [{}]}, "must hold 0.policy, got none"),
+        (with_point(evil=1), "must hold only known keys, got 0.evil"),
+        (with_point(kye="sweep-00"), "must hold only known keys, got 0.kye; did you mean key?"),
+        (with_point(key=3), "must be a valid string, got 3"),
+        (with_point(policy=None), "must be a valid string, got None"),
+        (with_point(baseline="no"), "must be a valid boolean, got 'no'"),
+        (with_point(keep_ratio="1"), "must be a valid number, got '1'"),
+        (with_point(plan="../../etc/passwd"), "digest of an object must be 64 hexadecimal digits"),
+        (with_point(plan="0" * 64), "0" * 64),
+        (with_point(setting="price 1e-9"), "must be"),
+        (with_point(setting={"kind": "price"}), "must hold 0.setting.value, got none"),
+        (with_point(setting={**PRICE, "value": -1}), "price must be a positive number, got -1"),
+        (with_point(setting={**PRICE, "value": "1e-9"}), "must be a valid number, got '1e-9'"),
+        (with_point(setting={**PRICE, "kind": "knob"}), "must be one of 'bits', 'price', 'epoch', 'sigma', got 'knob'"),
+        (with_point(setting={**PRICE, "more": 1}), "must hold only known keys, got 0.setting.more"),
+    ],
+)
+def test_planned_points_are_checked_when_they_are_read(run: Path, change: Callable[[Any], Any], said: str) -> None:
+    with closing(sqlite3.connect(run / "study.db")) as connection:  # so that there is something left to do
+        connection.execute("DELETE FROM trials WHERE number IN (0, 1)")
+        connection.commit()
+    replace_note(run, "sweep", change)
+    evaluate = case.Agreement()
+    with pytest.raises(InputError) as raised:
+        case.trace(run, evaluate=evaluate, **SMALL)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert evaluate.calls == 0
+
+
+def test_other_notes_are_checked_as_well(run: Path) -> None:
+    replace_note(run, "sensitivity", lambda data: {**data, "filters": {"0": ["much"]}})
+    with closing(sqlite3.connect(run / "study.db")) as connection:
+        connection.execute("DELETE FROM trials WHERE number = 0")
+        connection.commit()
+    with pytest.raises(
+        InputError, match=r"filters\.0\.0 of 'sensitivity' of run .* must be a valid number, got 'much'"
+    ):
+        case.trace(run, **SMALL)
+
+
+def test_finished_points_and_plans_are_validated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many checks as points, not as many per point: a run of n points is no work of n^2."""
+    read: list[int] = []
+    planned: list[str] = []
+    point_of, from_json = study.point_of, store.from_json
+
+    def counted(trial: Any, url: str) -> Any:
+        read.append(trial.number)
+        return point_of(trial, url)
+
+    def checked(kind: Any, content: bytes, *, where: str, **more: Any) -> Any:
+        planned.extend([where] if "planned points" in where else [])
+        return from_json(kind, content, where=where, **more)
+
+    monkeypatch.setattr(study, "point_of", counted)
+    monkeypatch.setattr(store, "from_json", checked)
+    frontier = case.trace(tmp_path / "run", points=8)
+    count = len(frontier.points)
+    assert count == 8 + case.BASELINES
+    assert sorted(read) == list(range(count))
+    assert len(planned) == len(set(planned)) <= 3  # sweep, refinement, baselines
+    assert frontier.refresh().points == frontier.points
+    assert len(read) == count
+    assert open_run(tmp_path / "run").points == frontier.points
+    assert len(read) == 2 * count

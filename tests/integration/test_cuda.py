@@ -59,7 +59,7 @@ def test_pruning_stays_on_the_device() -> None:
     network = slimbit.network("resnet8").eval().to(GPU)
     images = torch.randn(8, 3, 32, 32, device=GPU)
     ties = tied_filters(network, images)
-    plan = keep_by_norm(ties, weights_of(network, survey_network(network, images).spec), PruneConfig(ratio=0.5))
+    plan = keep_by_norm(ties, weights_of(network, survey_network(network, images).spec), PruneConfig(keep=0.5))
     small = reestimate(slimbit.prune(network, plan, images), [images], original=network, plan=plan)
     assert {value.device.type for value in small.state_dict().values()} == {"cuda"}
     assert small(images).shape == (8, 10)
@@ -94,7 +94,7 @@ def test_commands_on_a_device(tmp_path: Path) -> None:
     ]
     done = CliRunner().invoke(app, [*sweep, "--device", "cuda", "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
-    points = slimbit.open_run(tmp_path / "run").points()
+    points = slimbit.open_run(tmp_path / "run").points
     assert {point.state for point in points} == {"done"}
     assert {point.provenance["hardware"]["device"] for point in points} == {torch.cuda.get_device_name()}
     prune = ["prune", "digits_resnet", "--data", "digits", "--by", "fisher", "--device", "cuda"]

@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -307,8 +306,8 @@ def test_arguments_win_over_the_settings(tmp_path: Path) -> None:
 def test_layers_that_stay_float_leave_every_metric_and_are_no_part_of_the_analog_ones(
     tmp_path: Path, metric: str, skip: tuple[str, ...]
 ) -> None:
-    layout = replace(default_layout(metric), skip=skip)
-    points = case.trace(tmp_path / "run", metric=metric, layout=layout).points
+    frontier = case.trace(tmp_path / "run", metric=metric, quant=QuantConfig(skip=skip))
+    points = frontier.points
     assert {point.state for point in points} == {"done"}
     run = open_run(tmp_path / "run")
     for point in points:
@@ -320,4 +319,4 @@ def test_layers_that_stay_float_leave_every_metric_and_are_no_part_of_the_analog
     costs = {point.key: point.costs[metric] for point in points if not point.baseline}
     assert len(set(costs.values())) > 4
     assert all(cost is not None and cost > 0 for cost in costs.values())
-    assert [p.key for p in pareto_front(points, metric)]
+    assert frontier.pareto()

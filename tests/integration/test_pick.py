@@ -16,9 +16,12 @@ from slimbit import zoo
 from slimbit.artifacts.manifest import read_manifest
 from slimbit.cli.pick import parse_budget, pick
 from slimbit.compress.load import load
+from slimbit.compress.prepared import prepare
 from slimbit.frontier.frontier import open_run
-from slimbit.frontier.trace import Origin, trace_frontier
+from slimbit.frontier.trace import trace_frontier
+from slimbit.records.config import RunConfig
 from slimbit.records.errors import InputError
+from slimbit.records.origin import NetworkOrigin, Normalization
 from slimbit.records.point import FrontierPoint
 
 SOURCE = "resnet8@0.25"
@@ -52,22 +55,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Agreement]:
     save_file(model.eval().state_dict(), folder / "net.safetensors")
     with torch.no_grad():
         evaluate = Agreement(images, model)
-    origin = Origin(
-        reference=SOURCE,
+    origin = NetworkOrigin(
+        source=SOURCE,
+        input_shape=(3, 32, 32),
         weights=str(folder / "net.safetensors"),
         data="cifar10:/home/somebody/data,normalize=imagenet",
-        normalization={"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+        normalization=Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     )
-    trace_frontier(
-        model,
-        example_input=torch.zeros(1, 3, 32, 32),
-        calibration=images,
-        evaluate=evaluate,
-        out=folder / "run",
-        points=2,
-        network_name=SOURCE,
-        origin=origin,
-    )
+    prepared = prepare(model, torch.zeros(1, 3, 32, 32), images, name=SOURCE, origin=origin)
+    trace_frontier(prepared, evaluate=evaluate, out=folder / "run", config=RunConfig(points=2))
     return folder / "run", evaluate
 
 
@@ -85,7 +81,7 @@ def ask(made: tuple[Path, Agreement], tmp_path: Path) -> Callable[..., Any]:
 
 
 def done(run: Path) -> list[FrontierPoint]:
-    points = open_run(run).points()
+    points = open_run(run).points
     assert [p.state for p in points].count("failed") == 1
     return [p for p in points if p.state == "done"]
 
@@ -102,7 +98,7 @@ def test_every_point_comes_back_with_the_accuracy_it_was_measured_with(
         CliRunner().invoke(app, [str(run), "--out", str(folder), "--budget", budget], catch_exceptions=False)
         accuracy = read_manifest(folder).accuracy
         assert accuracy is not None
-        assert evaluate(load(folder)) == accuracy.value
+        assert evaluate(load(folder).model) == accuracy.value
 
 
 def test_most_accurate_within_the_budget(made: tuple[Path, Agreement], ask: Callable[..., Any], tmp_path: Path) -> None:

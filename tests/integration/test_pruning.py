@@ -1,7 +1,6 @@
 """One plan, two ways: masks and surgery give equal outputs, on every network of the zoo and on foreign ones."""
 
 import copy
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +21,10 @@ from slimbit.apply.surgery import prune, rebuild
 from slimbit.measure.cost import cost
 from slimbit.numerics.batches import output_heads
 from slimbit.numerics.grid import GRIDS
-from slimbit.plan.inputs import Layout, PlanInputs
+from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_range
+from slimbit.records.codec import canonical, from_json
+from slimbit.records.config import QuantConfig
 from slimbit.records.keep import AxisKeep, KeepPlan, kept_macs, plan_of_units
 from slimbit.survey.module import survey_network
 from slimbit.zoo.densenet import densenet_bc
@@ -67,7 +68,7 @@ def check_zoo(name: str, **keeping: object) -> None:
     planned, measured = kept_macs(spec, plan), cost(small, x[:1])
     assert {layer.name: layer.macs for layer in measured.layers} == planned
     assert measured.total.macs < cost(model, x[:1]).total.macs
-    again = KeepPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    again = from_json(KeepPlan, canonical(plan), where="plan")
     rebuilt = rebuild(zoo.network(name, classes=10), again, small.state_dict())
     assert again.digest() == plan.digest()
     assert all(map(torch.equal, heads(rebuilt, x), heads(small, x)))
@@ -95,7 +96,7 @@ def test_zeros_of_a_padding_module_go_too() -> None:
     assert all(map(torch.equal, heads(rebuild(model, plan, small.state_dict()), x), heads(small, x)))
 
 
-WAYS = [{"constants": "zero"}, {"scope": "global"}, {"ratio": 0.01}, {"ratio": {"layer2.*": 0.25}}]
+WAYS = [{"constants": "zero"}, {"scope": "global"}, {"keep": 0.01}, {"keep": {"layer2.*": 0.25}}]
 
 
 @pytest.mark.parametrize("keeping", WAYS, ids=str)
@@ -106,7 +107,7 @@ def test_ways_to_keep(keeping: dict[str, object]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in zoo.names() if n not in SMALL])
 def test_all_zoo_networks(name: str) -> None:
-    check_zoo(name, ratio=0.6)
+    check_zoo(name, keep=0.6)
 
 
 SIZES = ("macs", "nonzero_macs", "esn_filterwise", "bit_operations", "weight_bytes")
@@ -140,7 +141,7 @@ def test_masks_cost_what_surgery_costs(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in zoo.names() if n not in SMALL])
 def test_masks_cost_what_surgery_costs_in_the_whole_zoo(name: str) -> None:
     model, x = zoo_network(name)
-    assert_equal_costs(model, x[:1], ratio=0.6)
+    assert_equal_costs(model, x[:1], keep=0.6)
 
 
 @pytest.mark.parametrize("name", case.FOREIGN)
@@ -176,13 +177,13 @@ def test_a_masked_network_is_quantized_like_the_pruned_one() -> None:
     for name, network in (("masked", masked), ("small", small)):
         survey = survey_network(network, x[:1])
         weights = weights_of(network, survey.spec)
-        chosen = step_by_range(PlanInputs(spec=survey.spec, weights=weights), 4, layout=Layout(grid="midrise"))
-        chosen = replace(chosen, compensation=False, statistics="stored")
+        config = QuantConfig(grid="midrise", compensation=False, statistics="stored")
+        chosen = step_by_range(PlanInputs(spec=survey.spec, weights=weights), 4, config)
         done = compress(network, chosen, survey.spec)
-        results[name] = {layer: int((levels != 0).sum()) for layer, levels in done.levels.items()}
+        results[name] = {name: int((layer.levels != 0).sum()) for name, layer in done.layers.items()}
         masks = {layer: bound.mask() for layer, bound in bind(network, survey.spec).items()}
-        predicted = {x.name: plain_levels(weights[x.name], x, mask=masks[x.name])[0] for x in chosen.layers}
-        assert all(torch.equal(predicted[layer], levels) for layer, levels in done.levels.items())
+        predicted = {x.name: plain_levels(weights[x.name], x, mask=masks[x.name]) for x in chosen.layers}
+        assert all(torch.equal(predicted[name].levels, layer.levels) for name, layer in done.layers.items())
     assert results["masked"] == results["small"]
 
 

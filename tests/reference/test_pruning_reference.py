@@ -144,7 +144,7 @@ def test_sensitivity_predicts_what_removal_does() -> None:
                 real.append(float((wanted.exp() * (wanted - found)).sum(1).mean()))
     ranks = [torch.tensor(v).argsort().argsort().double() for v in (predicted, real)]
     assert float(torch.corrcoef(torch.stack(ranks))[0, 1]) > 0.8
-    plan = keep_by_fisher(ties, scores, PruneConfig(ratio=0.5))
+    plan = keep_by_fisher(ties, scores, PruneConfig(keep=0.5))
     assert plan.policy == "fisher"
 
 

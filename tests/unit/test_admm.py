@@ -12,7 +12,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pruning_case as case
 import slimbit
-from slimbit.records.config import TuneConfig
+from slimbit.compress.prepared import prepare
+from slimbit.compress.prune import Pruner
+from slimbit.records.config import PruneConfig, TuneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.training import TrainConfig
 from slimbit.training.admm import Admm, AdmmSettings
@@ -112,27 +114,30 @@ def test_the_residual_falls_and_a_stopped_run_goes_on_to_the_same_bits(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["transposed", "unet"])
-def test_admm_presses_filters_not_inputs_of_transposed_convolutions(name, tmp_path):
+def test_admm_ranks_filters_not_inputs_of_transposed_convolutions(name, tmp_path):
     """What it chooses is what ranking by the norms of the filters themselves chooses, whatever order is stored."""
 
-    class Tuner:
+    class NoTuning:
         name = "none"
 
-        def press(self, network, choose, **_):
+        def tune_network(self, network, **_):
+            pass
+
+        def train_admm(self, network, choose, **_):
             self.masks = choose(dict(network.named_parameters()))
             return ()
 
-    model, x, tuner = case.foreign(name), case.images(), Tuner()
-    slimmer = Slimmer(model, x[:1], [x], Slimming(by="admm", tuner=tuner, statistics="stored"))
-    wanted = slimmer.plan(0.5)  # by norm; ADMM keeps as many
-    tuner.tune = lambda network, **_: None
-    assert slimmer.slim(wanted, tmp_path, print).plan.axes == wanted.axes
+    model, x, tuning = case.foreign(name), case.images(), NoTuning()
+    config = PruneConfig(by="admm", statistics="stored", tune=TuneConfig())
+    pruner = Pruner(prepare(model, x[:1], [x]), config, tuning)
+    wanted = pruner.plan(0.5)  # by norm; ADMM keeps as many
+    assert pruner.prune(wanted, tmp_path, print).keep.axes == wanted.axes
     for module_name, module in model.named_modules():
         if isinstance(module, nn.ConvTranspose2d) and module.groups == 1:
             axis = wanted.axis(module_name, "filters")
             norms = module.weight.detach().square().sum((0, 2, 3))  # stored: inputs, filters, kernel
             assert sorted(norms.argsort(descending=True)[: len(axis.kept)].tolist()) == list(axis.kept)
-            stays = tuner.masks[f"{module_name}.weight"].any(0).flatten(1).any(1)
+            stays = tuning.masks[f"{module_name}.weight"].any(0).flatten(1).any(1)
             assert stays.nonzero().flatten().tolist() == list(axis.kept)
 
 

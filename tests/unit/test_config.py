@@ -102,7 +102,7 @@ def test_options_leave_records_within_settings_as_they_are() -> None:
         ("keep_ratios = [0.5, 0.5]", r"keep_ratios must differ in six digits, got \[0\.5, 0\.5\]"),
         ("seed = inf", "seed must be a valid integer, got inf"),
         ("signal_epochs = [3]", "signal must be given with signal_epochs, got none"),
-        ("[prune]\nby = 'fisher'", "keep_ratios must be given with settings of pruning"),
+        ("[prune]\nby = 'fisher'", r"keep_ratios \(--widths\) must be given with settings of pruning"),
         ("keep_ratios = [0.5]\n[prune]\nby = 'dead'", "by must be one that reaches a ratio, got dead"),
         ("keep_ratios = [0.5]\n[prune]\nby = 'admm'", "prune: tune must be given for pruning by admm"),
         ("[prune.tune.train]\nepochs = 3", r"prune\.tune: epochs of the training's own settings must be left out"),

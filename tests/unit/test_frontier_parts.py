@@ -120,8 +120,8 @@ def test_weights_that_were_changed_afterwards_are_refused() -> None:
 
 def point(number: int, accuracy: float | None, cost: float | None, *, state: str = "done") -> FrontierPoint:
     return FrontierPoint(
-        number=number, state=state, policy="optimal", setting=Price(float(number or 1), "esn_digital"), accuracy=accuracy,
-        costs={"esn_digital": cost},
+        number=number, state=state, policy="optimal", setting=Price(float(number or 1), "esn_digital"),
+        accuracy=accuracy, costs={"esn_digital": cost},
     )  # fmt: skip
 
 

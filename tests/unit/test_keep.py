@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from slimbit.compress.prepared import prepare
+from slimbit.compress.prune import Pruner
 from slimbit.plan.keep import keep_by_fisher, keep_by_norm, keep_live_filters, keep_within
 from slimbit.records.codec import from_plain, plain
-from slimbit.records.config import PruneConfig
+from slimbit.records.config import PruneConfig, TuneConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pruning_case as case
@@ -226,17 +228,17 @@ def test_units_that_are_not_there() -> None:
 
 
 @pytest.mark.parametrize("name", ["transposed", "unet"])
-def test_the_recipe_of_the_how_to_ranks_filters_of_transposed_convolutions(name: str) -> None:
+@pytest.mark.parametrize("by", ["norm", "admm"])
+def test_pruning_ranks_filters_of_transposed_convolutions(name: str, by: str) -> None:
     model, x = case.foreign(name), case.images()[:1]
-    survey = slimbit.survey_network(model, x)
-    weights = {layer.name: survey.weight(layer) for layer in survey.spec.layers}  # as in docs/how-to/prune.md
-    plan = slimbit.keep_by_norm(slimbit.tied_filters(model, x), weights, Keeping(ratio=0.5))
+    tune = TuneConfig() if by == "admm" else None
+    pruner = Pruner(prepare(model, x, None), PruneConfig(by=by, tune=tune), object() if tune else None)
+    plan = pruner.plan(0.5)
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.ConvTranspose2d) and module.groups == 1:
             norms = module.weight.detach().square().sum((0, 2, 3))  # stored: inputs, filters, kernel
             axis = plan.axis(path, "filters")
             assert axis is not None
             assert sorted(norms.argsort(descending=True)[: len(axis.kept)].tolist()) == list(axis.kept)
-    how_to = (Path(__file__).parents[2] / "docs" / "how-to" / "prune.md").read_text(encoding="utf-8")
-    assert "survey.weight(layer)" in how_to
-    assert "get_parameter" not in how_to
+    if by == "norm":
+        assert slimbit.prune(model, x, keep=0.5).keep == plan

@@ -190,5 +190,5 @@ def test_clamped_layers_are_part_of_a_plan_and_of_its_digest() -> None:
     assert from_json(CompressionPlan, canonical(clamped), where="x") == clamped
     with pytest.raises(InputError, match="clamped must name layers of the plan, got 'conv'"):
         replace(plan, clamped=("conv",))
-    with pytest.raises(InputError, match="clamped of plan.json must be a list, got 'fc'"):
+    with pytest.raises(InputError, match=r"clamped of plan\.json must be a list, got 'fc'"):
         from_plain(CompressionPlan, {**plain(plan), "clamped": "fc"}, where="plan.json")

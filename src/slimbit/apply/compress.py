@@ -8,15 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from slimbit.apply.activations import with_quantized_values
 from slimbit.apply.calibration import Calibration, calibrate
+from slimbit.apply.integers import IntegerNetwork, IntegerProgram, integer_program
 from slimbit.apply.layers import bind
 from slimbit.apply.layerwise import LayerwisePass
 from slimbit.apply.quantize import quantize_layer
+from slimbit.numerics.batches import inputs_of
 from slimbit.numerics.copies import copied
 from slimbit.numerics.levels import LayerLevels
+from slimbit.records.dataflow import Dataflow
 from slimbit.records.errors import InputError, closest
 from slimbit.records.network import NetworkSpec
 from slimbit.records.plan import CompressionPlan
+from slimbit.survey.dataflow import read_dataflow
 
 
 @dataclass(frozen=True)
@@ -24,14 +29,19 @@ class Compressed:
     """What `compress` made.
 
     Attributes:
-        model: A new network in evaluation mode; its weights are ``step * levels``.
+        model: A new network in evaluation mode; it computes in integers where the plan quantizes activations.
+        network: The new network as modules; its weights are ``step * levels``. The model itself where activations stay
+            float.
         plan: What was carried out.
         layers: Levels and steps by layer name, in the plan's order.
+        program: The integers of every operation; None where activations stay float.
     """
 
     model: nn.Module
+    network: nn.Module
     plan: CompressionPlan
     layers: dict[str, LayerLevels]
+    program: IntegerProgram | None = None
 
     def digest(self) -> str:
         """SHA-256 over the plan, every level and every step: equal results, equal digests."""
@@ -45,7 +55,12 @@ class Compressed:
 
 
 def compress(
-    model: nn.Module, plan: CompressionPlan, spec: NetworkSpec, calibration: Calibration | Iterable[Any] | None = None
+    model: nn.Module,
+    plan: CompressionPlan,
+    spec: NetworkSpec,
+    calibration: Calibration | Iterable[Any] | None = None,
+    *,
+    flow: Dataflow | None = None,
 ) -> Compressed:
     """Carry out a plan on a copy of the network, while the calibration images pass through it once.
 
@@ -58,9 +73,12 @@ def compress(
         spec: The network's survey.
         calibration: From `slimbit.apply.calibration.calibrate` (shared by all points), or batches of unlabelled
             images. None is enough for a plan without compensation that leaves statistics as stored.
+        flow: What the network computes, for a plan that quantizes activations; None = read from the network on the
+            first calibration batch.
 
     Raises:
-        InputError: A plan for another network, missing calibration, or values that are not finite.
+        InputError: A plan for another network, missing calibration, values that are not finite, or quantized
+            activations of a network with operations that have no integer form.
     """
     needs = plan.config.compensation or plan.config.statistics != "stored"
     if calibration is None and needs:
@@ -72,7 +90,25 @@ def compress(
         if layer.name not in names:
             raise InputError(f"plan must name layers of the network, got {layer.name!r}{closest(layer.name, names)}")
     network = copied(model).eval()
-    return Compressed(network, plan, _carry_out(network, plan, spec, calibration))
+    if plan.activations:
+        flow = flow or _flow_of(model, calibration)
+        # what later layers are calibrated on has passed through the integers of the earlier ones
+        with_quantized_values(network, flow, plan.activations)
+    done = _carry_out(network, plan, spec, calibration)
+    program = None
+    if plan.activations:
+        assert flow is not None
+        del network.forward
+        levels, steps = ({name: getattr(x, key) for name, x in done.items()} for key in ("levels", "steps"))
+        program = integer_program(network, flow, plan.activations, spec=spec, levels=levels, steps=steps)
+    return Compressed(network if program is None else IntegerNetwork(program), network, plan, done, program)
+
+
+def _flow_of(model: nn.Module, calibration: Calibration | None) -> Dataflow:
+    if calibration is None:
+        raise InputError("flow or calibration must be given for quantized activations, got none")
+    batch = inputs_of(calibration.batches[0])
+    return read_dataflow(model, batch)
 
 
 def _carry_out(

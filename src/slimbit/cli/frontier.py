@@ -97,6 +97,10 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     signal_epochs: Annotated[
         str | None, typer.Option(metavar="10,20,30", help="Epochs for them; default: at most 8, spread evenly.")
     ] = None,
+    activation_bits: Annotated[
+        int | None,
+        typer.Option(help="Quantize activations, too, to this width, 2 to 8: for `slimbit export`; default: float."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Database for the study; default: RUN/study.db.")
@@ -130,6 +134,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
             "signal": str(signal) if by == "signal" and signal is not None else None,
             "tune": tune_options(tune_epochs, learning_rate=tune_lr, distill=distill, config=tune_config),
         },
+        "quant": {"activation_bits": activation_bits},
         "calibration_images": calibration_images,
         "calibration_augment": augment,
         "evaluate_images": evaluate_images,

@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slimbit.cli.export import write
 from slimbit.cli.options import parse_budget
+from slimbit.cli.verify import print_verification, verified
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
 from slimbit.records.terminal import quantity
 
+VERIFIED_IMAGES = 50
+
 if TYPE_CHECKING:
+    from torch import nn
+
     from slimbit.artifacts.manifest import Manifest
+    from slimbit.frontier.frontier import Frontier
 
 
-def pick(
+def pick(  # noqa: PLR0913 - one argument per option of the command
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
     *,
     out: Annotated[
@@ -31,6 +38,12 @@ def pick(
     ] = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Cheapest point of at least this accuracy, by the run's metric.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Cheapest point at most so many points of accuracy below the float network.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an ONNX file of it, too, verified; see slimbit export.")
     ] = None,
     storage: Annotated[str | None, typer.Option(help="Address of the study, where it is not in RUN.")] = None,
     network: Annotated[
@@ -54,38 +67,59 @@ def pick(
     from slimbit.artifacts.manifest import read_manifest
     from slimbit.frontier.frontier import open_run
     from slimbit.frontier.quote import quoted_accuracy
-    from slimbit.records.run import RUN_FILE
-    from slimbit.sources.networks import check_trusted_network, open_network
 
-    if (not budget and min_accuracy is None) or (budget and min_accuracy is not None):
-        raise InputError("one of --budget and --min-accuracy must be given, got " + ("both" if budget else "none"))
+    ways = {"--budget": budget or None, "--min-accuracy": min_accuracy, "--max-drop": max_drop}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) != 1:
+        raise InputError(f"one of {', '.join(ways)} must be given, got {' and '.join(given) or 'none'}")
     frontier = open_run(run, storage=storage)
     within = dict(map(parse_budget, budget or ()))
-    point = frontier.best(within) if min_accuracy is None else frontier.cheapest(min_accuracy)
-    form, info = None, frontier.info
-    if network is not None or weights is not None:
-        if not network and not info.origin.source:
-            raise InputError("--network must be given with --weights for a run that was made from Python, got none")
-        if not network:
-            check_trusted_network(info.origin.source, str(run / RUN_FILE), allow_code=allow_code)
-        found = open_network(
-            network or info.origin.source,
-            weights=weights,
-            input_text="x".join(map(str, info.origin.input_shape)) or None,
-            classes=info.classes,
-            allow_code=allow_code,
-        )
-        form = found.model
-        if weights is not None:
-            frontier.check_weights(form)
+    point = frontier.best(within) if within else frontier.cheapest(min_accuracy, max_drop=max_drop)
+    info = frontier.info
+    form = _form(frontier, run, network, weights, allow_code=allow_code)
     small = frontier.load(point, model=form, allow_code=allow_code)
     note = ""
     if score:
         quoted, note = quoted_accuracy(info, small.model, allow_code=allow_code)
         small = small if quoted is None else replace(small, accuracy=quoted)
+    if export is not None:
+        write(small, export, form="onnx", as_float=False, int4=False, opset=None)
     small.save(out)
     metrics = tuple(within) or (frontier.metric,)
     _print(point, read_manifest(out), out, metrics=metrics, note=note, as_json=as_json)
+    if export is not None:
+        proof = verified(export, out, data=None, images=VERIFIED_IMAGES, precise=False, allow_code=allow_code)
+        if not as_json:
+            typer.echo(f"wrote {export}: {export.stat().st_size:,} bytes")
+            print_verification(proof)
+        if not proof.is_exact:
+            raise typer.Exit(1)
+
+
+def _form(
+    frontier: "Frontier", run: Path, network: str | None, weights: Path | None, *, allow_code: bool
+) -> "nn.Module | None":
+    """The float network that the options name; None where they name none."""
+    from slimbit.records.run import RUN_FILE
+    from slimbit.sources.networks import check_trusted_network, open_network
+
+    if network is None and weights is None:
+        return None
+    origin = frontier.info.origin
+    if not network and not origin.source:
+        raise InputError("--network must be given with --weights for a run that was made from Python, got none")
+    if not network:
+        check_trusted_network(origin.source, str(run / RUN_FILE), allow_code=allow_code)
+    found = open_network(
+        network or origin.source,
+        weights=weights,
+        input_text="x".join(map(str, origin.input_shape)) or None,
+        classes=frontier.info.classes,
+        allow_code=allow_code,
+    )
+    if weights is not None:
+        frontier.check_weights(found.model)
+    return found.model
 
 
 def _print(

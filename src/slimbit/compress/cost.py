@@ -17,7 +17,7 @@ from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
 from slimbit.records.network import Per
 from slimbit.sources.networks import survey_of
-from slimbit.survey.module import read_weight
+from slimbit.survey.module import explicit_mask, read_weight
 from slimbit.survey.result import Survey
 from slimbit.survey.trace import Inputs
 
@@ -88,10 +88,11 @@ def cost(
 
         return with_hardware(cost_of_survey(survey_exported(model, batch=batch), config), hardware)
     if isinstance(model, PreparedNetwork):
-        return with_hardware(cost_of_survey(model.survey, config), hardware)
+        report = cost_of_survey(model.survey, config, keep=lambda layer: model.masks.get(layer.name))
+        return with_hardware(report, hardware)
     if isinstance(model, CompressedModel):
         network = model.model
         survey = Survey(model.spec, lambda layer: read_weight(network, layer))
-        return with_hardware(cost_of_survey(survey, config), hardware)
+        return with_hardware(cost_of_survey(survey, config, keep=lambda x: explicit_mask(network, x)), hardware)
     name = model if isinstance(model, str) else fspath(model)
     return with_hardware(cost_of_survey(survey_of(name, batch=batch, allow_code=allow_code), config), hardware)

@@ -1,10 +1,12 @@
 """Open what was saved: an artifact, or a pruned folder, as a compressed model again."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
+from slimbit.apply.integers import IntegerNetwork, IntegerProgram, integer_program
 from slimbit.apply.surgery import rebuild as rebuild_pruned
 from slimbit.artifacts.manifest import KEEP, FileEntry, Manifest, NetworkReference, read_manifest
 from slimbit.artifacts.packed import PackedModel, check_fit, formed, read_state, tensors_of, unpack_model
@@ -13,6 +15,7 @@ from slimbit.artifacts.rebuild import rebuild
 from slimbit.compress.model import CompressedModel
 from slimbit.measure.cost import cost
 from slimbit.numerics.batches import zeros_like_input
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.codec import from_json
 from slimbit.records.cost import SCHEMA as COST_SCHEMA
 from slimbit.records.cost import CostReport
@@ -22,7 +25,9 @@ from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS, KeepPlan
 from slimbit.records.network import NetworkSpec
 from slimbit.records.origin import NetworkOrigin
 from slimbit.records.plan import CompressionPlan
+from slimbit.survey.dataflow import read_dataflow
 from slimbit.survey.module import survey_network
+from slimbit.survey.trace import Inputs
 from slimbit.zoo.files import read_weights
 
 
@@ -67,10 +72,15 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_code: bool
     where = f"artifact {path}" if model is not None else f"artifact {path} of network {manifest.network.source}"
     form = form_of(manifest.network, packed, keep, model=model, allow_code=allow_code, where=where)
     network, layers = unpack_model(packed, form, keep=keep, where=where)
+    spec = NetworkSpec(plan.network, tuple(entry.spec() for entry in manifest.layers))
+    example = zeros_like_input(manifest.network.input_shape)
+    program = program_of(network, plan, spec, layers, example)
     return CompressedModel(
-        model=network,
+        model=network if program is None else IntegerNetwork(program),
+        network=network,
+        program=program,
         cost=from_json(CostReport, files["cost.json"], where=str(path / "cost.json"), schema=COST_SCHEMA),
-        spec=NetworkSpec(plan.network, tuple(entry.spec() for entry in manifest.layers)),
+        spec=spec,
         plan=plan,
         layers=layers,
         keep=keep,
@@ -104,6 +114,22 @@ def form_of(
     return rebuild(reference, allow_code=allow_code)
 
 
+def program_of(
+    network: nn.Module, plan: CompressionPlan, spec: NetworkSpec, layers: Mapping[str, LayerLevels], example: Inputs
+) -> IntegerProgram | None:
+    """The integers that a network with quantized activations computes in; None where activations stay float.
+
+    Raises:
+        InputError: The plan is of a network that computes otherwise.
+    """
+    if not plan.activations:
+        return None
+    flow = read_dataflow(network, example, name=spec.name)
+    levels = {name: layer.levels for name, layer in layers.items()}
+    steps = {name: layer.steps for name, layer in layers.items()}
+    return integer_program(network, flow, plan.activations, spec=spec, levels=levels, steps=steps)
+
+
 def origin_of(manifest: Manifest) -> NetworkOrigin:
     """Where the network of an artifact came from."""
     network = manifest.network
@@ -124,6 +150,7 @@ def _load_pruned(path: Path, model: nn.Module | None, *, allow_code: bool) -> Co
     example = zeros_like_input(found.network.input_shape)
     return CompressedModel(
         model=network,
+        network=network,
         cost=cost(network, example),
         spec=survey_network(network, example, name=found.network.source).spec,
         keep=found.plan,

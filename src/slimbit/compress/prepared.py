@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimbit.apply.activations import measure_activations, read_widths
 from slimbit.apply.calibration import Calibration, calibrate
 from slimbit.apply.compensation import compensation_factors
 from slimbit.apply.layers import bind, weights_of
@@ -24,8 +25,10 @@ from slimbit.numerics.levels import LayerLevels
 from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.signal import step_by_signal
 from slimbit.plan.steps import step_by_price, step_by_range
+from slimbit.records.activations import ActivationQuantizer
 from slimbit.records.config import PAPER, QuantConfig
 from slimbit.records.cost import CostReport
+from slimbit.records.dataflow import Dataflow
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.records.network import LayerSpec, NetworkSpec
@@ -33,6 +36,7 @@ from slimbit.records.origin import NetworkOrigin
 from slimbit.records.plan import CompressionPlan
 from slimbit.records.sensitivity import Sensitivity
 from slimbit.records.signal import EpochSignal
+from slimbit.survey.dataflow import read_dataflow
 from slimbit.survey.module import read_weight, survey_network
 from slimbit.survey.result import Survey
 from slimbit.survey.trace import Inputs
@@ -125,6 +129,11 @@ class PreparedNetwork:
         likelihood: What the sensitivity samples labels from.
         origin: Where network and data came from.
         keep: What pruning has left of the network of ``origin``; None: all of it.
+
+    >>> import slimbit, torch
+    >>> prepared = slimbit.prepare(slimbit.network("digits_resnet"), torch.zeros(1, 1, 8, 8), torch.randn(16, 1, 8, 8))
+    >>> prepared.name, prepared.images, slimbit.cost(prepared, bits=1).total.esn_digital
+    ('digits_resnet', 16, 197440)
     """
 
     model: nn.Module
@@ -138,6 +147,7 @@ class PreparedNetwork:
     keep: KeepPlan | None = None
     _sensitivity: Sensitivity | None = field(default=None, repr=False)
     _predicted: dict[str, CostReport] = field(default_factory=dict, repr=False)
+    _activations: dict[tuple[int, str], tuple[ActivationQuantizer, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def spec(self) -> NetworkSpec:
@@ -213,6 +223,23 @@ class PreparedNetwork:
         """Share of each layer's sensitivity that compensation leaves."""
         return compensation_factors(self.model, self.spec, self.calibration)
 
+    @cached_property
+    def flow(self) -> Dataflow:
+        """What it computes between input and output, operation by operation; needed for quantized activations."""
+        return read_dataflow(self.model, self.example_input, name=self.name)
+
+    def activations(self, config: QuantConfig) -> tuple[ActivationQuantizer, ...]:
+        """How the values between layers become integers, measured once per width; none where they stay float."""
+        if config.activation_bits is None:
+            return ()
+        key = config.activation_bits, config.activation_range
+        if key not in self._activations:
+            self._needs_images("the ranges of activations")
+            self._activations[key] = measure_activations(
+                self.model, self.flow, self.batches, bits=config.activation_bits, method=config.activation_range
+            )
+        return self._activations[key]
+
     def inputs(self, config: QuantConfig, *, priced: bool) -> PlanInputs:
         """What policies look at: of bit widths the weights alone, of prices the sensitivity as well."""
         if not priced:
@@ -238,11 +265,11 @@ class PreparedNetwork:
 
     def plan_at(self, price: float, metric: str, config: QuantConfig) -> CompressionPlan:
         """The plan of a price."""
-        return step_by_price(self.inputs(config, priced=True), price, metric, config)
+        return self._complete(step_by_price(self.inputs(config, priced=True), price, metric, config))
 
     def plan_bits(self, bits: float, config: QuantConfig = PAPER) -> CompressionPlan:
         """The plan of equal bit widths; default: the paper's quantize-only baseline."""
-        return step_by_range(self.inputs(config, priced=False), bits, config)
+        return self._complete(step_by_range(self.inputs(config, priced=False), bits, config))
 
     def plan_pruned_only(self, skip: tuple[str, ...]) -> CompressionPlan:
         """8 bits and nothing else: what pruning alone reaches."""
@@ -251,7 +278,11 @@ class PreparedNetwork:
 
     def plan_signal(self, epoch: EpochSignal, config: QuantConfig = PAPER) -> CompressionPlan:
         """Steps from a training epoch; by default carried out as plainly as the baselines are."""
-        return step_by_signal(self.inputs(config, priced=False), epoch, config)
+        return self._complete(step_by_signal(self.inputs(config, priced=False), epoch, config))
+
+    def _complete(self, plan: CompressionPlan) -> CompressionPlan:
+        """The plan with what it says of activations."""
+        return replace(plan, activations=self.activations(plan.config))
 
     # --- costs ---
 
@@ -275,7 +306,8 @@ class PreparedNetwork:
             ratio = found.signal_to_noise
             return found if ratio is None or math.isfinite(ratio) else replace(found, signal_to_noise=None)
 
-        survey = Survey(self.spec, weight)
+        widths = read_widths(self.flow, plan.activations, self.spec) if plan.activations else {}
+        survey = Survey(self.spec, weight, widths)
         report = cost_of_survey(survey, CostConfig(per=plan.config.per), keep=lambda layer: self.masks.get(layer.name))
         said = plan.policy if plan.setting is None else f"{plan.policy}, {plan.setting}"
         return replace(report, setting=said)

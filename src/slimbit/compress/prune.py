@@ -336,6 +336,7 @@ class Pruner:
         example, before = self.prepared.example_input, self.prepared.keep
         return CompressedModel(
             model=stage.network,
+            network=stage.network,
             cost=cost(stage.network, example),
             spec=survey_network(stage.network, example, name=self.prepared.name).spec,
             keep=stage.plan if before is None else before.compose(stage.plan),

@@ -123,10 +123,13 @@ def as_prepared(
 def quantized(prepared: PreparedNetwork, plan: CompressionPlan) -> CompressedModel:
     """Carry a plan out."""
     needs = plan.config.compensation or plan.config.statistics != "stored"
-    result = compress(prepared.model, plan, prepared.spec, prepared.calibration if needs else None)
+    calibration, flow = prepared.calibration if needs else None, prepared.flow if plan.activations else None
+    result = compress(prepared.model, plan, prepared.spec, calibration, flow=flow)
     cost = prepared.cost(plan, result.layers)
     return CompressedModel(
         model=result.model,
+        network=result.network,
+        program=result.program,
         cost=replace(cost, notes=(*cost.notes, *prepared.calibration_notes)) if needs else cost,
         spec=prepared.spec,
         plan=plan,

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from slimbit.apply.integers import IntegerNetwork
 from slimbit.artifacts.manifest import AccuracyEntry, LayerEntry, NetworkReference
 from slimbit.artifacts.packed import PackedModel, unpack_model
 from slimbit.artifacts.rebuild import rebuild
-from slimbit.compress.load import form_of
+from slimbit.compress.load import form_of, program_of
 from slimbit.compress.model import CompressedModel
 from slimbit.compress.prune import pruned_from_state
 from slimbit.measure.cost import cost
@@ -66,6 +67,12 @@ def restored_point(
     spec = NetworkSpec(info.network, tuple(entry.spec() for entry in entries))
     if origin.input_shape:
         spec = survey_network(network, zeros_like_input(origin.input_shape), name=info.network).spec
+    plan = from_json(CompressionPlan, json("plan"), where=f"plan of {where}")
+    if plan.activations and not origin.input_shape:
+        raise InputError(f"input shape of {info.network} must be known for quantized activations, got none in the run")
+    program = (
+        program_of(network, plan, spec, layers, zeros_like_input(origin.input_shape)) if plan.activations else None
+    )
     assert point.accuracy is not None
     images = "" if info.evaluate_images is None else f"{info.evaluate_images} images"
     accuracy = AccuracyEntry(
@@ -76,10 +83,12 @@ def restored_point(
         measured_on=", ".join(filter(None, (without_folders(origin.data), images))),
     )
     return CompressedModel(
-        model=network,
+        model=network if program is None else IntegerNetwork(program),
+        network=network,
+        program=program,
         cost=from_json(CostReport, json("cost"), where=f"cost of {where}", schema=COST_SCHEMA),
         spec=spec,
-        plan=from_json(CompressionPlan, json("plan"), where=f"plan of {where}"),
+        plan=plan,
         layers=layers,
         keep=keep,
         origin=origin,
@@ -109,7 +118,9 @@ def restored_pruned(
     network = pruned_from_state(form, keep, state)
     example = zeros_like_input(info.origin.input_shape)
     spec = survey_network(network, example, name=info.network).spec
-    return CompressedModel(model=network, cost=cost(network, example), spec=spec, keep=keep, origin=info.origin)
+    return CompressedModel(
+        model=network, network=network, cost=cost(network, example), spec=spec, keep=keep, origin=info.origin
+    )
 
 
 def _reference(info: RunInfo, where: str) -> NetworkReference:

@@ -44,6 +44,12 @@ def train(
         InputError: Settings that do not fit images or folder, a run with other settings, a damaged checkpoint.
         TrainingError: The loss is no finite number any more.
         StoreError: Something cannot be written; the last checkpoint is whole.
+
+    >>> import slimbit, tempfile
+    >>> network, data = slimbit.network("digits_resnet"), slimbit.open_data("digits")
+    >>> run = slimbit.train(network, data, out=tempfile.mkdtemp(), config=TrainConfig(epochs=1, train_images=256))
+    >>> len(run.epochs), 0 <= run.test_accuracy <= 100
+    (1, True)
     """
     settings = config or TrainConfig()
     if isinstance(data, TrainTask):

@@ -1,5 +1,6 @@
 """A traced frontier: its points, the one that fits, and the model behind it."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,15 @@ class Frontier:
 
     Attributes:
         points: Every point that was finished when it was opened, failed ones included, in order of their numbers.
+
+    >>> import slimbit, tempfile, torch
+    >>> net, images = slimbit.network("digits_resnet"), torch.randn(32, 1, 8, 8)
+    >>> def contrast(model):
+    ...     return float(model(images).detach().std())
+    >>> frontier = slimbit.trace_frontier(net, images[:1], images, contrast, out=tempfile.mkdtemp(), points=1)
+    >>> point = frontier.best(within={"esn_digital": 1e9})
+    >>> slimbit.open_run(frontier.path).load(point).cost.total.esn_digital == point.costs["esn_digital"]
+    True
     """
 
     def __init__(self, store: RunStore, *, form: "nn.Module | None" = None) -> None:
@@ -76,16 +86,27 @@ class Frontier:
         """
         return best_within(self._loadable(), within)
 
-    def cheapest(self, accuracy: float, metric: str | None = None) -> FrontierPoint:
-        """The cheapest point of at least that accuracy.
+    def cheapest(
+        self, accuracy: float | None = None, metric: str | None = None, *, max_drop: float | None = None
+    ) -> FrontierPoint:
+        """The cheapest point of at least that accuracy, or of one not much below the float network's.
 
         Args:
             accuracy: As ``evaluate`` returns it.
             metric: Cost metric; default: the run's.
+            max_drop: Instead of an accuracy: by how much it may be below that of the float network.
 
         Raises:
-            InputError: No point is that accurate; the message names the most accurate one.
+            InputError: Neither or both are given, or no point is that accurate; the message names the most accurate
+                one.
         """
+        if (accuracy is None) == (max_drop is None):
+            raise InputError(f"accuracy or max_drop must be given, got {'none' if accuracy is None else 'both'}")
+        if max_drop is not None:
+            if not math.isfinite(max_drop) or max_drop < 0:
+                raise InputError(f"max_drop must be 0 or more points of accuracy, got {max_drop}")
+            accuracy = self.info.float_accuracy - max_drop
+        assert accuracy is not None
         return cheapest_at_accuracy(self._loadable(), metric or self.metric, accuracy)
 
     def load(

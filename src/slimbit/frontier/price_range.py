@@ -72,6 +72,7 @@ class OutputFidelity:
         if price not in self.tried:
             prepared = self.prepared
             plan = prepared.plan_at(price, self.metric, self.config)
+            plan = replace(plan, activations=())  # what they lose is the same at every price
             if prepared.images < FEW_IMAGES:  # they fit any statistics and compensation: judge plain rounding
                 plain = {"compensation": False, "target": "weights", "statistics": "stored"}
                 plan = replace(plan, config=plan.config.model_copy(update=plain))

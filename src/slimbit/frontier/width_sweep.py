@@ -202,7 +202,8 @@ class WidthSweep:
         targets = even_targets(dearest, max(cost_of(span.high), LEAST_SHARE * dearest), count)
         prices = [price_for(cost_of, target, span.low, span.high) for target in targets]
         plans = [prepared.plan_at(prices[i], metric, quant) for i in bisection_order(len(prices))]
-        plain = PAPER.model_copy(update={"skip": quant.skip, "per": quant.per})
+        alike = {name: getattr(quant, name) for name in ("skip", "per", "activation_bits", "activation_range")}
+        plain = PAPER.model_copy(update=alike)
         if config.baselines:
             found = [(f"max_abs-{bits}", prepared.plan_bits(bits, plain)) for bits in BASELINE_BITS]
             self._keep_points("baselines", found)

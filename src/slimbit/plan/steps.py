@@ -91,6 +91,7 @@ def step_by_price(inputs: PlanInputs, price: float, metric: str, config: QuantCo
         parts = _parts(weights, config)
         chosen = [_priced_step(metric, price, c, part, left * value) for part, value in zip(parts, s, strict=True)]
         plan = layer_plan(layer, weights, chosen, config, rate=_rates(config, price * c, s))
+        plan = _as_integers(plan, weights, config)
         return _prune_what_pays(plan, weights, metric=metric, charge=price * c, sensitivity=s)
 
     return make_plan("optimal", inputs, steps, config, setting)
@@ -144,9 +145,29 @@ def _filterwise_steps(
         s = weights.new_tensor(sensitivity.filters[layer.name]) * _compensation_factor(inputs, layer, config)
         macs = inputs.positions(layer, config.per) * layer.weights / layer.filters
         widths = best_widths(table, price, sensitivity=s, macs_per_filter=macs)
-        return _by_width(layer, table, widths.tolist(), grid, stretch=STRETCH if config.compensation else 1.0)
+        plan = _by_width(layer, table, widths.tolist(), grid, stretch=STRETCH if config.compensation else 1.0)
+        return _as_integers(plan, weights, config)
 
     return steps
+
+
+LARGEST_INTEGER = 63
+"""Of weights beside quantized activations: two products with an unsigned byte stay within 16 bits, in which processors
+without VNNI add them."""
+
+
+def _as_integers(plan: LayerPlan, weights: Tensor, config: QuantConfig) -> LayerPlan:
+    """Steps wide enough for integers of at most `LARGEST_INTEGER` where activations are integers, too.
+
+    A half-numbered level is twice as large as an integer.
+    """
+    if config.activation_bits is None:
+        return plan
+    largest = LARGEST_INTEGER if plan.grid == "midtread" else LARGEST_INTEGER / 2
+    peaks = [float(weights.abs().max())] if len(plan.steps) == 1 else weights.flatten(1).abs().amax(1).tolist()
+    steps = tuple(max(step, peak / largest) for step, peak in zip(plan.steps, peaks, strict=True))
+    limits = tuple(min(limit, largest) for limit in plan.limits) or (largest,)
+    return replace(plan, steps=steps, limits=limits)
 
 
 STRETCH = 1.25

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_serializer, model_validator
 
+from slimbit.records.activations import FEWEST_BITS, MOST_BITS, RangeMethod
 from slimbit.records.codec import ConfigTable
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError, closest
@@ -39,7 +40,7 @@ Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class QuantConfig(ConfigTable):
-    """How weights are quantized.
+    """How weights, and activations where asked for, are quantized.
 
     Attributes:
         grid: Grid of the levels; None = the one that suits: ``midrise_zero`` where zeros cost nothing (a price for
@@ -56,6 +57,10 @@ class QuantConfig(ConfigTable):
             "stored" leaves them, "absolute" and "paired" re-estimate after all layers are quantized,
             "paired_layerwise" behind each layer before the next one is quantized.
         per: Weighting of cost: "mac" counts a weight at every output position, "parameter" once.
+        activation_bits: Width of what layers read, 2 to 8; network inputs, and values that no layer reads, have 8 bits.
+            The network then computes in integers, see `slimbit.apply.integers`. None: activations stay float.
+        activation_range: How the range of an activation is chosen from the calibration images, see
+            `slimbit.numerics.activation_range`.
 
     >>> QuantConfig(grid="midtread").grid
     'midtread'
@@ -74,6 +79,8 @@ class QuantConfig(ConfigTable):
     refit: bool = False
     statistics: Statistics = "paired_layerwise"
     per: Per = "mac"
+    activation_bits: Annotated[int, Field(ge=FEWEST_BITS, le=MOST_BITS)] | None = None
+    activation_range: RangeMethod = "mse"
 
     def for_metric(self, metric: str | None) -> Self:
         """The same with a grid: the one that was chosen, or that suits a metric (None: a given bit width).
@@ -225,6 +232,10 @@ class RunConfig(ConfigTable):
         retry_failed: Whether points that failed earlier are tried again.
         quant: How networks are quantized.
         prune: How the networks of ``keep_ratios`` are made; their ratio takes the place of its ``keep``.
+
+    >>> config = RunConfig(points=8, keep_ratios=(1, 0.5), quant=QuantConfig(skip=("fc",)))
+    >>> config.points, config.prunes, config.quant.skip
+    (8, True, ('fc',))
     """
 
     metric: Metric = "esn_digital"
@@ -257,7 +268,7 @@ class RunConfig(ConfigTable):
         if self.prunes and self.prune.by == "dead":
             raise InputError("by must be one that reaches a ratio, got dead, which decides by itself")
         if not self.prunes and self.prune != PruneConfig():
-            raise InputError("keep_ratios must be given with settings of pruning, e.g. 1 and 0.5, got none")
+            raise InputError("keep_ratios (--widths) must be given with settings of pruning, e.g. 1 and 0.5, got none")
         return self
 
     @property

@@ -3,6 +3,7 @@
 import math
 from typing import get_args
 
+from slimbit.records.activations import ActivationQuantizer
 from slimbit.records.codec import digest, record
 from slimbit.records.config import Grid, QuantConfig
 from slimbit.records.errors import InputError, check_choice
@@ -54,6 +55,7 @@ class CompressionPlan:
         setting: What turned the knob; None where nothing did.
         config: How it is carried out: rounding, compensation, statistics.
         clamped: Layers that could not get the step which the policy asked for, and got the nearest possible one.
+        activations: Quantizers of all values between layers; empty = activations stay float.
     """
 
     network: str
@@ -62,6 +64,7 @@ class CompressionPlan:
     setting: Setting | None = None
     config: QuantConfig = QuantConfig()
     clamped: tuple[str, ...] = ()
+    activations: tuple[ActivationQuantizer, ...] = ()
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
@@ -71,6 +74,9 @@ class CompressionPlan:
         unknown = [name for name in self.clamped if name not in names]
         if unknown:
             raise InputError(f"clamped must name layers of the plan, got {', '.join(map(repr, unknown))}")
+        values = [quantizer.value for quantizer in self.activations]
+        if len({*values}) != len(values):
+            raise InputError(f"activations of a plan must be named once, got {len(values) - len({*values})} twice")
 
     @property
     def price(self) -> Price | None:

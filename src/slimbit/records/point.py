@@ -68,6 +68,9 @@ class FrontierPoint(PlannedPoint):
         provenance: Versions, seed, hardware.
         error: Why a point failed.
         clamped: Layers that could not get the step which the policy asked for, see `CompressionPlan`.
+
+    >>> FrontierPoint(number=0, state="done", policy="optimal", accuracy=91.0, keep_ratio=0.5).label
+    'keep 0.5, optimal'
     """
 
     number: int

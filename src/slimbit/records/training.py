@@ -82,6 +82,10 @@ class TrainConfig(ConfigTable):
         optimizer: Learning rate, momentum, weight decay.
         schedule: How the learning rate changes.
         augment: What happens to training images.
+
+    >>> config = TrainConfig(epochs=3, optimizer={"learning_rate": 0.05})
+    >>> config.optimizer.learning_rate, config.optimizer.momentum
+    (0.05, 0.9)
     """
 
     network: str | None = None

@@ -25,6 +25,13 @@ class TrainingRun:
         signal: Records by `slimbit.SignalTracker`, one per epoch, rising.
         epochs: What the trainer noted, by epoch; empty where somebody else's loop wrote the signal.
         config: Settings of `slimbit train`; empty likewise.
+
+    >>> import slimbit, tempfile
+    >>> network, data, out = slimbit.network("digits_resnet"), slimbit.open_data("digits"), tempfile.mkdtemp()
+    >>> _ = slimbit.train(network, data, out=out, config=slimbit.TrainConfig(epochs=1, train_images=256))
+    >>> run = slimbit.read_training_run(out)
+    >>> run.signal[-1].epoch, run.epochs[1].loss > 0, run.signal[-1].signal_to_noise > 0
+    (1, True, True)
     """
 
     path: Path
@@ -58,6 +65,11 @@ def read_training_run(path: str | Path) -> TrainingRun:
 
     Raises:
         InputError: There is no signal, or a file is damaged; file and line are named.
+
+    >>> read_training_run("nowhere")
+    Traceback (most recent call last):
+        ...
+    slimbit.records.errors.InputError: signal file nowhere must be readable, got No such file or directory
     """
     given = Path(path)
     if given.is_dir() and not (given / SIGNAL).exists():

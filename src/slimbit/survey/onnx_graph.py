@@ -15,6 +15,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from torch import Tensor
 
 from slimbit.records.errors import InputError
+from slimbit.survey.onnx_contents import Contents, read_contents
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 _QUANTIZER_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
@@ -36,6 +37,7 @@ class OnnxGraph:
         initializers: Names of those that the file keeps as initializers.
         shapes: Shape of every value that has a known one.
         types: ONNX element type of every value that has a known one.
+        contents: What the file itself says of its integers.
     """
 
     model: ModelProto
@@ -44,6 +46,7 @@ class OnnxGraph:
     initializers: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     types: Mapping[str, int] = field(default_factory=dict)
+    contents: Contents = field(default_factory=Contents)
 
     @property
     def nodes(self) -> tuple[NodeProto, ...]:
@@ -131,7 +134,8 @@ def open_graph(path: Path) -> OnnxGraph:
     for node in model.graph.node:
         if node.op_type == "Constant" and (stored := _constant(node)) is not None:
             constants[node.output[0]] = stored
-    return OnnxGraph(model, path.parent, constants, initializers)
+    contents = read_contents(model.metadata_props)
+    return OnnxGraph(model, path.parent, constants, initializers, contents=contents)
 
 
 def operator(node: NodeProto) -> str:

@@ -41,6 +41,8 @@ class NodeReader:
         """The survey of the graph; ``name`` names the network."""
         for place, node in enumerate(self._graph.nodes):
             kind = operator(node)
+            if node.name in self._graph.contents.norms:
+                continue  # scales channels, as the BatchNorm does that it stands for
             if kind in PRODUCTS:
                 self._product(node, PRODUCTS[kind], self._macs[place])
             elif kind in OTHERS:

@@ -52,13 +52,17 @@ def declared_bits(graph: OnnxGraph, value: str) -> int | None:
 
 def with_scale(graph: OnnxGraph, source: Source, scale: str, zero_point: str, axis: int) -> Source:
     """Constant integers as mid-tread levels: ``levels = integers - zero point``, step ``scale`` (1 if "")."""
-    bits = source.width
+    bits, grids = source.width, graph.contents.grids
 
     def read() -> Quantized:
         integers = plain(source.read())
         offset = constant(graph, zero_point) if zero_point else torch.zeros(())
         step = constant(graph, scale).float() if scale else torch.ones(())
         levels = integers.float() - _along(offset.float(), integers, axis)
+        grid = next((grids[root] for root in source.roots if root in grids), None)
+        if grid is not None:  # the width is what the levels need, not what their type could hold
+            factor = 1.0 if grid == "midtread" else 2.0
+            return Quantized(levels / factor, factor * _along(step, integers, axis), grid, 0)
         return Quantized(levels, _along(step, integers, axis), "midtread", bits)
 
     key = f"Scaled({source.key}, {scale}, {zero_point}, {axis})"

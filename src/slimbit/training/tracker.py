@@ -1,9 +1,11 @@
 """Signal and noise of the weights while a network trains: Eq. (5) of HkxAS6VFDB, in anyone's training loop."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from slimbit.numerics.copies import unwrapped
 from slimbit.records.errors import InputError
@@ -25,6 +27,10 @@ from slimbit.training.sharding import (
 from slimbit.training.sums import WeightSums, sum_type
 from slimbit.training.tracker_state import check_counters, check_weights
 from slimbit.training.weights import TrackedWeight, tracked_weights
+from slimbit.training.writers import writer_for
+
+if TYPE_CHECKING:
+    from slimbit.training import lightning, transformers
 
 
 class SignalTracker:
@@ -54,6 +60,8 @@ class SignalTracker:
             forward pass in training mode by hooks that are gone after the first `update`; in a network that is
             compiled already they stay unknown, and with them ESN_a.
         start_epoch: Number of the epoch that begins now.
+        out: Where the first process keeps each record: a file ``.jsonl`` (which `slimbit.read_training_run` and
+            ``slimbit signal`` read) or ``.csv``, or a folder of TensorBoard events; None = nowhere.
 
     Attributes:
         history: Records of the epochs that ended in this process.
@@ -73,7 +81,14 @@ class SignalTracker:
     (6.5, 2.5)
     """
 
-    def __init__(self, model: nn.Module, example_input: Inputs | None = None, *, start_epoch: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Inputs | None = None,
+        *,
+        start_epoch: int = 1,
+        out: str | Path | None = None,
+    ) -> None:
         if not isinstance(start_epoch, int) or start_epoch < 1:
             raise InputError(f"start_epoch must be a whole number from 1, got {start_epoch!r}")
         if not isinstance(model, nn.Module):
@@ -86,6 +101,8 @@ class SignalTracker:
         self._watch = PositionsWatch(self._network) if example_input is None and not _compiled(model) else None
         self._group = process_group(model)
         self._first = self._group is None or self._group.rank() == 0
+        writes = not distributed.is_available() or not distributed.is_initialized() or distributed.get_rank() == 0
+        self._writer = writer_for(out) if out is not None and writes else None
         self._epoch = start_epoch
         self._iterations = 0
         self._history: list[EpochSignal] = []
@@ -156,7 +173,43 @@ class SignalTracker:
         if self._first:
             values = self._settled()
             self._sums.begin(values)
+        if self._writer is not None:
+            self._writer(record)
         return record
+
+    @staticmethod
+    def lightning_callback(
+        example_input: Inputs | None = None, *, out: str | Path | None = None
+    ) -> "lightning.SignalCallback":
+        """A callback that makes a tracker and calls it, for ``lightning.Trainer(callbacks=[...])``.
+
+        Args:
+            example_input: As for the tracker.
+            out: As for the tracker.
+
+        Raises:
+            MissingExtraError: Lightning is not installed.
+        """
+        from slimbit.training.lightning import SignalCallback
+
+        return SignalCallback(example_input, () if out is None else (writer_for(out),))
+
+    @staticmethod
+    def transformers_callback(
+        example_input: Inputs | None = None, *, out: str | Path | None = None
+    ) -> "transformers.SignalCallback":
+        """A callback that makes a tracker and calls it, for ``transformers.Trainer(callbacks=[...])``.
+
+        Args:
+            example_input: As for the tracker.
+            out: As for the tracker.
+
+        Raises:
+            MissingExtraError: Transformers is not installed.
+        """
+        from slimbit.training.transformers import SignalCallback
+
+        return SignalCallback(example_input, () if out is None else (writer_for(out),))
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Tensor]:

@@ -30,6 +30,28 @@ COLUMNS = (
 )
 
 
+def writer_for(out: str | Path) -> Writer:
+    """The writer that a path asks for: a file ``.jsonl`` or ``.csv``, or a folder of TensorBoard events.
+
+    Raises:
+        InputError: A file of another kind.
+        MissingExtraError: A folder, and TensorBoard is not installed.
+
+    >>> writer_for("signal.txt")
+    Traceback (most recent call last):
+        ...
+    slimbit.records.errors.InputError: out must end in .jsonl or .csv, or be a folder for TensorBoard, got signal.txt
+    """
+    suffix = Path(out).suffix
+    if suffix == ".jsonl":
+        return JsonLinesWriter(out)
+    if suffix == ".csv":
+        return CsvWriter(out)
+    if suffix and not Path(out).is_dir():
+        raise InputError(f"out must end in .jsonl or .csv, or be a folder for TensorBoard, got {out}")
+    return TensorBoardWriter(out)
+
+
 class JsonLinesWriter:
     """Appends each epoch as one line, every filter included; read it with `slimbit.records.signal_file.read_signal`.
 

@@ -205,7 +205,7 @@ def test_the_page_is_the_same_every_time(run: Path) -> None:
         ("epochs.jsonl", "{\n", "line 1 of .*epochs.jsonl must be complete JSON"),
         ("epochs.jsonl", "3\n", "line 1 of .*epochs.jsonl must be .*got 3"),
         ("epochs.jsonl", '{"epoch": "one"}\n', "epoch of line 1 of .*epochs.jsonl must be a valid integer"),
-        ("epochs.jsonl", '{"epoch": 1}\n', "loss of line 1 of .*epochs.jsonl must be"),
+        ("epochs.jsonl", '{"epoch": 1}\n', "line 1 of .*epochs.jsonl must hold loss, got none"),
         ("train.json", "{", "train.json must be complete JSON"),
         ("train.json", '{"config": 3}', "train.json must hold a table config, got int"),
         ("train.json", "[]", "train.json must hold a table config"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,16 @@ class Evaluator:
             for module, mode in modes.items():
                 module.training = mode
         return Accuracy.of(right.tolist())
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class of each image, in their order."""
+        return self._labels.numpy()
+
+    def batches(self) -> Iterator[Tensor]:
+        """The images in their order, normalized, float32."""
+        for start in range(0, self.images, self._batch_size):
+            yield normalized(self._data, self._images, self._order[start : start + self._batch_size])
 
     def _right(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Which images are classified right, bool, in their order."""
