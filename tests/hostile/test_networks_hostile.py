@@ -12,18 +12,17 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from slimbit.apply.calibration import calibrate
 from slimbit.apply.compress import compress
-from slimbit.frontier.frontier import open_run
 from slimbit.compress.prepared import prepare
+from slimbit.frontier.frontier import open_run
 from slimbit.frontier.trace import trace_frontier
 from slimbit.measure.sensitivity import measure_sensitivity
 from slimbit.numerics.batches import Regrouped, as_called, output_heads, pieces
 from slimbit.numerics.copies import plain_network
-from slimbit.numerics.levels import LayerLevels
 from slimbit.numerics.rounding import cholesky
 from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_range
-from slimbit.records.errors import InputError
 from slimbit.records.config import PAPER, QuantConfig, RunConfig
+from slimbit.records.errors import InputError
 from slimbit.survey.module import survey_network
 
 
@@ -215,9 +214,7 @@ def test_layers_that_are_zero_stay_zero_without_a_zero_level():
         model[2].weight.zero_()
     spec = survey_network(model, images(1)).spec
     weights = {str(i): model[i].weight.detach() for i in (0, 2, 5)}
-    plan = step_by_range(
-        PlanInputs(spec=spec, weights=weights), 4, QuantConfig(grid="midrise", statistics="absolute")
-    )
+    plan = step_by_range(PlanInputs(spec=spec, weights=weights), 4, QuantConfig(grid="midrise", statistics="absolute"))
     levels = {name: layer.levels for name, layer in compress(model, plan, spec, images()).layers.items()}
     assert not levels["2"].any()
     assert not levels["0"][2].any()
@@ -359,7 +356,9 @@ def test_inputs_too_large_to_be_squared_are_rounded_plainly():
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 5)).eval()
     spec, x = survey_network(model, images(1)).spec, images() * 1e20
     weights = {"0": model[0].weight.detach(), "2": model[2].weight.detach()}
-    plan = step_by_range(PlanInputs(spec=spec, weights=weights), 4, QuantConfig(grid="midrise_zero", statistics="stored"))
+    plan = step_by_range(
+        PlanInputs(spec=spec, weights=weights), 4, QuantConfig(grid="midrise_zero", statistics="stored")
+    )
     alone = step_by_range(
         PlanInputs(spec=spec, weights=weights),
         4,

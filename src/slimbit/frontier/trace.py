@@ -2,6 +2,7 @@
 
 import copy
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from slimbit.records.config import PAPER, RunConfig
 from slimbit.records.errors import InputError
 from slimbit.records.run import RunInfo, cautions, check_same
 from slimbit.records.signal import EpochSignal
+from slimbit.records.text import fault_of
 from slimbit.records.training_run import read_training_run, spread_epochs
 from slimbit.survey.trace import Inputs
 
@@ -205,11 +207,20 @@ def _begin(root: PreparedNetwork, scorer: Scorer, fixed: dict[str, Any], study: 
     start = time.perf_counter()
     try:
         score = scorer.score(copy.deepcopy(root.model).eval())
+        seconds = time.perf_counter() - start
+        # where it names its data by a digest it is Slimbit's own, or made as carefully
+        again = score if scorer.digest else scorer.score(copy.deepcopy(root.model).eval())
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"evaluate must score the float network, got {type(error).__name__}: {error}") from error
-    seconds, accuracy = time.perf_counter() - start, float(score)
+        raise InputError(f"evaluate must score the float network, got {fault_of(error)}") from error
+    accuracy = float(score)
+    if float(again) != accuracy:
+        warnings.warn(
+            f"evaluate scores the same network with {accuracy:g} and then {float(again):g}: points differ by chance as "
+            "well; call model.eval() in it and give random choices a fixed seed",
+            stacklevel=3,
+        )
     if scorer.classes is not None and is_near_chance(accuracy, scorer.classes):
         raise InputError(
             f"float accuracy must be well above chance ({100 / scorer.classes:.3g} % for {scorer.classes} classes), "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from slimbit._imports import import_callable
 from slimbit.records.errors import InputError, MissingExtraError, closest
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS
+from slimbit.records.text import fault_of
 
 if TYPE_CHECKING:
     import torch
@@ -304,7 +305,7 @@ def _own_model(reference: str) -> "nn.Module":
     try:
         model = build()
     except (Exception, SystemExit) as error:  # the callable is the user's: it may raise anything, or end the program
-        reason = f"{type(error).__name__}: {error}"
+        reason = fault_of(error)
         raise InputError(f"{reference} must return a network when called without arguments, got {reason}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{reference} must return a torch.nn.Module, got {type(model).__name__}")
