@@ -20,7 +20,7 @@ from slimbit.records.errors import InputError
 SMALL: dict[str, Any] = {"points": 2, "baselines": False}
 
 
-class Unspeakable(Exception):
+class UnspeakableError(Exception):
     """An exception whose text cannot be made."""
 
     def __str__(self) -> str:
@@ -90,17 +90,19 @@ def test_an_error_without_text_fails_its_point_only(tmp_path: Path) -> None:
     def evaluate(_: nn.Module) -> float:
         calls.append(1)
         if len(calls) == 3:
-            raise Unspeakable
+            raise UnspeakableError
         return 50.0
 
     points = case.trace(tmp_path / "run", evaluate=evaluate, **SMALL).points
     failed = [point.error for point in points if point.state == "failed"]
-    assert failed == ["Unspeakable: its text cannot be made"]
+    assert failed == ["UnspeakableError: its text cannot be made"]
 
     def always(_: nn.Module) -> float:
-        raise Unspeakable
+        raise UnspeakableError
 
-    with pytest.raises(InputError, match="evaluate must score the float network, got Unspeakable: its text cannot"):
+    with pytest.raises(
+        InputError, match="evaluate must score the float network, got UnspeakableError: its text cannot"
+    ):
         case.trace(tmp_path / "other", evaluate=always, **SMALL)
 
 

@@ -24,6 +24,7 @@ from slimbit.records.accuracy import Accuracy, is_near_chance
 from slimbit.records.codec import digest
 from slimbit.records.config import PAPER, RunConfig
 from slimbit.records.errors import InputError
+from slimbit.records.files import as_path
 from slimbit.records.run import RunInfo, cautions, check_same
 from slimbit.records.signal import EpochSignal
 from slimbit.records.text import fault_of
@@ -90,8 +91,7 @@ def trace_frontier(
     """
     if evaluate is None or not callable(evaluate):
         raise InputError(f"evaluate must be a function from a network to a number, got {type(evaluate).__name__}")
-    if not isinstance(out, str | Path):
-        raise InputError(f"out must be the path of a folder, got {type(out).__name__}")
+    folder = as_path(out, "out")
     settings: RunConfig = (config or RunConfig()).with_options({"metric": metric, "points": points})
     settings = settings.model_copy(update={"quant": settings.quant.for_metric(settings.metric)})
     root = as_prepared(model, example_input, calibration, seed=settings.seed, likelihood=settings.likelihood)
@@ -106,7 +106,7 @@ def trace_frontier(
     if all(layer.name in settings.quant.skip for layer in root.spec.layers):
         raise InputError(f"skip must leave a layer of {root.name} to compress, got all of them")
     pruner = _pruner(settings, root, data)
-    scorer, listener, folder = Scorer(evaluate), progress or silent, Path(out)
+    scorer, listener = Scorer(evaluate), progress or silent
     check_folder(folder)
     waiting = Progress(stage="waiting", message="another process prepares the run")
     with waiting_lock(folder, "prepare", lambda: listener(waiting)):

@@ -1,12 +1,12 @@
 """Networks by reference: a name of the zoo, timm, a Python callable, a pruned folder, or a file."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimbit._imports import import_callable
 from slimbit.records.errors import InputError, MissingExtraError, closest
+from slimbit.records.files import expanded
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS
 from slimbit.records.text import fault_of
 
@@ -324,7 +324,7 @@ def _timm_model(name: str, classes: int | None) -> "tuple[nn.Module, tuple[int, 
 
 
 def _survey_file(reference: str, suffix: str, input_text: str | None, *, allow_code: bool) -> "Survey":
-    path = Path(os.path.expandvars(reference)).expanduser()
+    path = expanded(reference, "network")
     if suffix == ".onnx":
         from slimbit.survey.onnx_file import survey_onnx
 

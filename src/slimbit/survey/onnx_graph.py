@@ -1,7 +1,7 @@
 """An ONNX file opened for reading: checked, with the shape of every value and its stored tensors by name."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -30,6 +30,8 @@ _STANDARD_DOMAINS = ("", "ai.onnx")
 _QUANTIZER_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant")
 """Operators of QONNX; each keeps the shape of its first input."""
+MOST_NODES = 1_000_000
+DEEPEST_FUNCTIONS = 64
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def open_graph(path: Path, input_shape: Sequence[int] | None) -> OnnxGraph:
     if model.functions:
         from onnx.inliner import inline_local_functions
 
+        _check_functions(model, path)
         model = inline_local_functions(model)
     shaped = _without_quantizers(model)
     onnx.checker.check_model(shaped)
@@ -100,6 +103,33 @@ def open_graph(path: Path, input_shape: Sequence[int] | None) -> OnnxGraph:
     batch = _fix_inputs(shaped.graph, input_shape)
     shaped = onnx.shape_inference.infer_shapes(shaped, data_prop=True)
     return replace(_graph(model.graph, shaped.graph, batch), contents=read_contents(model.metadata_props))
+
+
+def _check_functions(model: ModelProto, path: Path) -> None:
+    """Functions that call one another twice each grow to 2^n nodes; counted before they are put in one another."""
+    functions = {(f.domain, f.name, f.overload): f for f in model.functions}
+    sizes: dict[tuple[str, str, str], int] = {}
+    entered: set[tuple[str, str, str]] = set()
+
+    def size_of(key: tuple[str, str, str], depth: int) -> int:
+        if key not in sizes:
+            if key in entered or depth > DEEPEST_FUNCTIONS:
+                raise InputError(f"functions of {path} must be nested at most {DEEPEST_FUNCTIONS} deep, got more")
+            entered.add(key)
+            sizes[key] = count(functions[key].node, depth + 1)
+        return sizes[key]
+
+    def count(nodes: Iterable[NodeProto], depth: int) -> int:
+        total = 0
+        for node in nodes:
+            key = node.domain, node.op_type, node.overload
+            total += size_of(key, depth) if key in functions else 1
+            total += sum(count(graph.node, depth) for entry in node.attribute for graph in (entry.g, *entry.graphs))
+        if total > MOST_NODES:
+            raise InputError(f"{path} must have at most {MOST_NODES:,} nodes with its functions put in place, got more")
+        return total
+
+    count(model.graph.node, 0)
 
 
 def operator(node: NodeProto) -> str:
