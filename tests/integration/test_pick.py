@@ -28,7 +28,7 @@ SOURCE = "resnet8@0.25"
 
 
 class Agreement:
-    """Percentage of images on which a network decides as the float network does; fails once, on the fourth call."""
+    """Percentage of images on which a network decides as the float network does; fails once, on the fifth call."""
 
     def __init__(self, images: Tensor, model: nn.Module) -> None:
         self.inputs, self.calls = images, 0
@@ -36,7 +36,7 @@ class Agreement:
 
     def __call__(self, model: nn.Module) -> float:
         self.calls += 1
-        if self.calls == 4:
+        if self.calls == 5:
             raise RuntimeError("out of luck")
         with torch.no_grad():
             return 100 * float((model(self.inputs).argmax(dim=1) == self.wanted).double().mean())

@@ -21,6 +21,7 @@ from slimbit.numerics.moments import check_finite
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec
 from slimbit.records.sensitivity import Sensitivity
+from slimbit.records.text import fault_of
 
 Likelihood = Callable[[Any, torch.Generator], Tensor]
 """From a network's output to ``-log p(y|x)`` summed over images, with ``y`` sampled; differentiable."""
@@ -172,7 +173,7 @@ def outputs_of(network: nn.Module, batch: Any, forward: Forward) -> Any:
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = fault_of(error)
         raise InputError(f"calibration batches must be ones that the network runs on, got {reason}") from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from slimbit.records.codec import plain
 from slimbit.records.errors import InputError
-from slimbit.records.files import parse_json, write_whole
+from slimbit.records.files import as_path, parse_json, write_whole
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
 from slimbit.report.figures import accuracy_figure, histogram_figure, keep_ratios_of, template
@@ -49,7 +49,7 @@ def write_report(
     baselines = [data(point, "plan").get("config", {}) for point in points if point.baseline]
     facts = about(info, run, points, baselines=baselines)
     text = page(report_data(facts, points, lambda point: data(point, "cost")))
-    file = Path(out) if out is not None else Path(run) / "report.html"
+    file = as_path(out, "out") if out is not None else Path(run) / "report.html"
     write_whole(file, text.encode())
     return file
 

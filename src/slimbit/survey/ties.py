@@ -19,6 +19,7 @@ from slimbit.numerics.batches import output_tensors
 from slimbit.numerics.copies import plain_network
 from slimbit.records.errors import InputError
 from slimbit.records.groups import Ties
+from slimbit.records.text import fault_of
 from slimbit.survey.module import refuse_what_cannot_be_counted
 from slimbit.survey.tie_operation import Operation, Trace, arguments, storage_of
 from slimbit.survey.tie_rules import rule_of
@@ -95,7 +96,7 @@ def _traced(network: nn.Module, example_input: Inputs) -> Trace:
         return _run(trace, clone, example_input)
     except Exception as error:
         where = f"module {trace.path[-1]!r} of " if any(trace.path) else ""
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = fault_of(error)
         raise InputError(f"{where}{type(network).__name__} must run on the example input, got {reason}") from error
 
 

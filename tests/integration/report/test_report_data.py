@@ -95,7 +95,7 @@ def test_headline_compares_pairwise_where_hits_are_known(invented_run):
         known = {"accuracy": float(measured), "images": measured.images, "hits": measured.hits}
         return dataclasses.replace(point, **known)
 
-    # of 1,000 images the 8-bit network gets 915 right; point 11, the cheapest within a point, 5 others and not 8 of them
+    # of 1,000 images the 8-bit network gets 915 right; point 11, the cheapest within a point, 5 others, not 8 of them
     eight = [True] * 915 + [False] * 85
     cheapest = [False] * 8 + [True] * 907 + [True] * 5 + [False] * 80
     points = [
@@ -104,8 +104,8 @@ def test_headline_compares_pairwise_where_hits_are_known(invented_run):
     notes = at(report_data(invented_run.about, points, invented_run.read_cost), 1.0).notes
     # 2 * P(X <= 5), X of 13 images: 2 * (1 + 13 + 78 + 286 + 715 + 1287) / 2^13 = 0.58
     assert notes[-1] == (
-        "Pairwise on 1,000 images: point 11 is right on 5 that the 8-bit network gets wrong, and wrong on 8 that it gets "
-        "right (McNemar p = 0.58)."
+        "Pairwise on 1,000 images: point 11 is right on 5 that the 8-bit network gets wrong, and wrong on 8 that it "
+        "gets right (McNemar p = 0.58)."
     )
 
 
