@@ -13,7 +13,9 @@ def widths(bits: tuple[int, ...]) -> str:
 
 
 def row(runtime: RuntimeSupport) -> str:
-    codes = f"{'unsigned or signed' if runtime.unsigned else 'signed'}, zero point {'any' if runtime.zero_points else '0'}"
+    codes = (
+        f"{'unsigned or signed' if runtime.unsigned else 'signed'}, zero point {'any' if runtime.zero_points else '0'}"
+    )
     speed = "-" if runtime.speed_int8 is None else f"{runtime.speed_int8[0]:g} to {runtime.speed_int8[1]:g} times float"
     safe = "-" if runtime.largest_safe_weight is None else str(runtime.largest_safe_weight)
     cells = (

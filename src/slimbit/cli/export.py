@@ -69,7 +69,7 @@ def export(  # noqa: PLR0913 - one argument per option of the command
     else:
         print_verification(proof)
     if not as_float:
-        print_fits(small, names=TARGETS[format_])
+        print_fits(small, names=[name for name in TARGETS[format_] if not int4 or _stores_int4(name)])
     if runtime.name == "openvino" and not as_float:
         typer.echo(f"{runtime.title}: {runtime.notes[0]}")
     if proof is not None and not proof.is_exact:
@@ -94,9 +94,15 @@ def _checked_target(target: str | None, form: str, *, int4: bool) -> str:
     runtime = runtime_named(name)
     if name not in TARGETS[form]:
         raise InputError(f"--target {name} must be given with --format {runtime.format}, got --format {form}")
-    if int4 and 4 not in runtime.stored_weight_bits:
+    if int4 and not _stores_int4(name):
         raise InputError(f"--int4 must be given for a runtime that stores weights in four bits, got --target {name}")
     return name
+
+
+def _stores_int4(name: str) -> bool:
+    from slimbit.records.runtimes import runtime_named
+
+    return 4 in runtime_named(name).stored_weight_bits
 
 
 def exported(
