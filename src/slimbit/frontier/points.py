@@ -118,7 +118,7 @@ def _checksums(network: nn.Module) -> dict[str, int]:
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
     }
     return {
-        name: zlib.crc32(memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        name: zlib.crc32(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         for name, tensor in tensors.items()
     }
 

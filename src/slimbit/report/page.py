@@ -72,12 +72,14 @@ def about(
     known = info.float_low is not None and info.float_high is not None
     images = "not told by evaluate" if info.evaluate_images is None else f"{info.evaluate_images:,}"
     interval = f"95 %, Wilson: float {info.float_low:.2f} to {info.float_high:.2f}" if known else "unknown"
+    bits = info.quant.activation_bits
     scoring = {
         "data": info.origin.data or "the caller's own evaluate function",
         "images scored": images,
         "classes": "" if info.classes is None else str(info.classes),
         "interval": interval,
         "calibration": f"{info.calibration_images:,} images without labels",
+        "activations": "float" if bits is None else f"{bits} bits, integer arithmetic",
         "seconds": f"{info.evaluate_seconds:.1f} for one evaluation",
     }
     made = [point.provenance for point in points]
@@ -104,6 +106,7 @@ def about(
         unit="%" if known else "",  # an interval exists only for the share of images that are right
         scoring={name: text for name, text in scoring.items() if text},
         provenance={name: text for name, text in provenance.items() if text},
+        activation_bits=bits,
     )
 
 

@@ -180,6 +180,14 @@ def test_assumptions_depend_on_the_grids(invented_run):
     assert "Layer names come from the module." in data.assumptions
 
 
+def test_a_run_in_integers_says_so(invented_run):
+    assert data_of(invented_run).assumptions[0].startswith("Weights only. Activations, biases")
+    about = dataclasses.replace(invented_run.about, activation_bits=4)
+    text = report_data(about, invented_run.points, invented_run.read_cost).assumptions[0]
+    assert text.startswith("Activations 4 bits, integer arithmetic.")
+    assert "Weights only" not in text
+
+
 def test_a_run_without_finished_points_is_refused(invented_run):
     with pytest.raises(InputError, match="at least one finished point"):
         report_data(invented_run.about, invented_run.points[-1:], invented_run.read_cost)

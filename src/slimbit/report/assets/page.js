@@ -37,6 +37,7 @@
     at("network").textContent = about.network;
     at("summary").textContent = [
       `Float accuracy ${about.float_accuracy.toFixed(2)}${about.unit && ` ${about.unit}`}`,
+      ...(about.activation_bits ? [`activations ${about.activation_bits} bits, integer arithmetic`] : []),
       plural(ours, "point"), plural(baselines, "baseline"),
       ...(signals ? [`${signals} from training`] : []), ...(failed ? [`${failed} failed`] : []),
     ].join(" · ");
