@@ -221,7 +221,8 @@ def _moments_of_images(values: Tensor, axis: int) -> Tensor:
         variances = torch.linalg.vector_norm(wide, dim=2).double().square_() / positions - means.double().square()
         # one pass over the values does, unless a mean is so large that little is left of the difference
         images, channels = torch.where(variances < CANCELLED * means.double().square())
-        for some in torch.arange(len(images), device=images.device).split(max(1, CHUNK // positions)):
+        for start in range(0, len(images), max(1, CHUNK // positions)):
+            some = slice(start, start + max(1, CHUNK // positions))
             at = images[some], channels[some]
             variances[at] = (wide[at] - means[at].unsqueeze(1)).square_().mean(1).double()
     return torch.stack([means.double(), variances, torch.full_like(variances, positions)], 1)
