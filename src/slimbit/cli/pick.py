@@ -138,7 +138,10 @@ def _form(
         allow_code=allow_code,
     )
     if weights is not None:
-        frontier.check_weights(found.model)
+        try:
+            frontier.check_weights(found.model)
+        except InputError as error:
+            raise InputError(f"{error} from {network or origin.source} with {weights}") from error
     return found.model
 
 
