@@ -43,9 +43,9 @@ def zeroed(network: nn.Module, plan: KeepPlan) -> nn.Module:
     """Zero in place what the plan removes; returns the network."""
     with torch.no_grad():
         for axis in bind_axes(network, plan):
-            for name, dim, value in axis.tensors():
+            for name, value, entries in axis.removed():
                 if not name.startswith("running_"):
-                    value.index_fill_(dim, axis.index(removed=True).to(value.device), 0)
+                    value.masked_fill_(entries, 0)
     return network
 
 
@@ -65,11 +65,11 @@ def held_masks(plan: KeepPlan, model: nn.Module) -> dict[str, Tensor]:
     paths = {id(module): path for path, module in model.named_modules()}
     masks: dict[str, Tensor] = {}
     for axis in bind_axes(model, plan):
-        for name, dim, value in axis.tensors():
+        for name, value, entries in axis.removed():
             if isinstance(value, nn.Parameter):
                 key = f"{paths[id(axis.module)]}.{name}".removeprefix(".")
                 held = masks.setdefault(key, torch.ones(value.shape, dtype=torch.bool, device=value.device))
-                held.index_fill_(dim, axis.index(removed=True).to(value.device), value=False)
+                held &= ~entries
     return masks
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["filters", "inputs", "norm", "parameter", "padding"]
+Role = Literal["filters", "inputs", "norm", "parameter", "padding", "size"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,25 +12,30 @@ class Member:
     """Where the units of a group sit along one axis of one module or parameter.
 
     Attributes:
-        name: Path of the module; of a parameter that belongs to no counted layer its state-dict key.
+        name: Path of the module; of a parameter or buffer that belongs to no counted layer its state-dict key; of a
+            number that a module keeps as an attribute its path and name, ``stage.0.sizes[1]`` in a list.
         role: "filters" of a layer, its "inputs", channels of a "norm", entries of a free "parameter" (a scale per
-            channel), or zeros that a module puts beside channels ("padding").
+            channel), zeros that a module puts beside channels ("padding"), or the channels that a number in a
+            module's attributes counts ("size").
         size: Length of the axis before anything is removed.
-        channels: For each unit its places on the axis; empty where a unit does not reach this member.
+        channels: For each unit its places on the axis.
+        dim: Dimension of a free parameter that is the axis; None for modules.
     """
 
     name: str
     role: Role
     size: int
     channels: tuple[tuple[int, ...], ...]
+    dim: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterGroup:
-    """Units of filters that the same layers make; a unit is removed as a whole or stays as a whole.
+    """Units of filters that the same layers make and read; a unit is removed as a whole or stays as a whole.
 
     A unit of an ordinary layer is one filter. A residual sum ties one filter of each summand together, a depthwise
-    convolution its channel, a grouped convolution all filters and inputs of one of its groups.
+    convolution its channel, a grouped convolution all filters and inputs of one of its groups, a channel shuffle one
+    filter of each group.
 
     Attributes:
         name: The first of the layers that make the units.

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from slimbit.records.errors import InputError, check_choice
-from slimbit.records.groups import Role, Ties
+from slimbit.records.groups import Member, Role, Ties
 from slimbit.records.network import LayerSpec, NetworkSpec
 
 Made = TypeVar("Made")
@@ -29,17 +29,20 @@ class AxisKeep:
         role: Which axis.
         size: Its length before.
         kept: Places that stay, rising.
+        dim: Dimension of a free parameter that is the axis; None: the first of that size.
     """
 
     name: str
     role: Role
     size: int
     kept: tuple[int, ...]
+    dim: int | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.role} of {self.name!r}"
         check_choice(f"role of {self.name!r}", self.role, get_args(Role))
-        numbers = all(isinstance(k, int) and not isinstance(k, bool) for k in (self.size, *self.kept))
+        given = (self.size, *self.kept, *(() if self.dim is None else (self.dim,)))
+        numbers = all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in given)
         if not numbers or list(self.kept) != sorted({k for k in self.kept if 0 <= k < self.size}):
             raise InputError(f"kept {where} must be rising numbers below {self.size}, got {_short(self.kept)}")
         if not self.kept and self.role != "padding":
@@ -118,7 +121,8 @@ class KeepPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"schema": SCHEMA, **asdict(self), "axes": [asdict(axis) for axis in self.axes]}
+        axes = [{key: value for key, value in asdict(axis).items() if value is not None} for axis in self.axes]
+        return {"schema": SCHEMA, **asdict(self), "axes": axes}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "KeepPlan":
@@ -165,7 +169,7 @@ def plan_of_units(
         InputError: A unit or a group that there is not, or a group that would lose its last unit.
     """
     gone: dict[tuple[str, Role], set[int]] = {}
-    sizes: dict[tuple[str, Role], int] = {}
+    members: dict[tuple[str, Role], Member] = {}
     unknown = [name for name in kept if name not in {group.name for group in ties.groups}]
     if unknown:
         raise InputError(f"kept groups must be groups of {ties.network}, got {', '.join(map(repr, unknown))}")
@@ -177,11 +181,11 @@ def plan_of_units(
             place = (member.name, member.role)
             lost = {c for unit in range(group.units) if unit not in stays for c in member.channels[unit]}
             if lost:
-                sizes[place] = member.size
+                members[place] = member
                 gone.setdefault(place, set()).update(lost)
     axes = tuple(
-        AxisKeep(name=name, role=role, size=sizes[name, role], kept=tuple(sorted({*range(sizes[name, role])} - lost)))
-        for (name, role), lost in gone.items()
+        AxisKeep(name=m.name, role=m.role, size=m.size, dim=m.dim, kept=tuple(sorted({*range(m.size)} - gone[place])))
+        for place, m in members.items()
     )
     return KeepPlan(network=ties.network, policy=policy, axes=axes, setting=setting, constants=constants)
 
@@ -189,7 +193,7 @@ def plan_of_units(
 def kept_macs(spec: NetworkSpec, plan: KeepPlan) -> dict[str, int]:
     """Multiply-accumulates per image that each layer has after surgery, by layer name.
 
-    ``positions * kept filters * kept inputs per group * kernel``; a grouped convolution loses whole groups, so its
+    ``positions * kept filters * kept inputs per group * kernel``; where a grouped convolution loses whole groups, its
     filters read as many inputs as before.
     """
     return {layer.name: _macs(layer, plan) for layer in spec.layers}
@@ -198,8 +202,9 @@ def kept_macs(spec: NetworkSpec, plan: KeepPlan) -> dict[str, int]:
 def _macs(layer: LayerSpec, plan: KeepPlan) -> int:
     path = layer.weight_key.removesuffix(".weight")
     inputs = layer.shape[1] if len(layer.shape) > 1 else 1
-    if layer.groups == 1:
-        inputs = plan.kept(path, "inputs", inputs)
+    axis = plan.axis(path, "inputs")
+    if axis is not None:
+        inputs = len(axis.kept) // len({place // inputs for place in axis.kept} if layer.groups > 1 else {0})
     return layer.positions * plan.kept(path, "filters", layer.filters) * inputs * math.prod(layer.shape[2:])
 
 

@@ -1,13 +1,18 @@
 """Bookkeeping of channels: which are the same unit, and which cannot be removed and why."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from slimbit.records.groups import FilterGroup, Member, Role
 
 FREE = -1
 """A channel that is nobody's filter: of an image, of a constant, or of an operation that mixes filters."""
 
+Atoms = NDArray[np.int64]
+"""Channels by number, `FREE` where there is none."""
 Place = tuple[str, Role]
 
 
@@ -15,79 +20,113 @@ class Ledger:
     """Union-find over channels, with what was found of each layer's axes.
 
     A channel is a number. `fix` says that it cannot be removed; `tie` that two are one unit.
+
+    Attributes:
+        axes: For each axis of a module or parameter its channels.
+        dims: Which dimension of a parameter is its axis.
+        thinned: Grouped convolutions that keep their groups and lose the same places of each.
     """
 
     def __init__(self) -> None:
-        self.axes: dict[Place, list[int]] = {}
+        self.axes: dict[Place, Atoms] = {}
+        self.dims: dict[str, int] = {}
+        self.thinned: set[str] = set()
         self._parents: list[int] = []
         self._reasons: dict[int, str] = {}
 
-    def new(self, count: int) -> list[int]:
+    def new(self, count: int) -> Atoms:
         """So many new channels."""
         first = len(self._parents)
         self._parents += range(first, first + count)
-        return list(range(first, first + count))
+        return np.arange(first, first + count)
 
     def root(self, channel: int) -> int:
-        """The one channel that stands for all that are tied to this."""
+        """The one channel that stands for all that are tied to this; `FREE` stands for itself."""
+        if channel == FREE:
+            return FREE
         while self._parents[channel] != channel:
             self._parents[channel] = self._parents[self._parents[channel]]
             channel = self._parents[channel]
         return channel
 
-    def fix(self, channels: Iterable[int], reason: str) -> None:
+    def roots(self, channels: Atoms) -> Atoms:
+        """`root` of each."""
+        values, places = np.unique(channels, return_inverse=True)
+        found = np.array([self.root(value) for value in values.tolist()], dtype=np.int64)
+        return found[places].reshape(channels.shape)
+
+    def varies(self, channels: Atoms, axis: int) -> bool:
+        """Whether units differ along an axis."""
+        if channels.shape[axis] < 2:  # noqa: PLR2004 - one entry does not differ from itself
+            return False
+        roots = self.roots(channels)
+        return bool((roots != roots.take([0], axis)).any())
+
+    def fix(self, channels: Atoms, reason: str) -> None:
         """These cannot be removed; the first reason stays."""
-        for channel in channels:
+        for channel in np.unique(channels).tolist():
             if channel != FREE:
                 self._reasons.setdefault(self.root(channel), reason)
 
-    def tie(self, left: int, right: int, reason: str) -> int:
-        """Two channels live or die together; one that meets no filter (`FREE`) cannot die, for that reason."""
+    def tie(self, left: Atoms, right: Atoms, reason: str) -> Atoms:
+        """Channels live or die together pair by pair; what meets no filter (`FREE`) cannot die, for that reason.
+
+        Returns:
+            The channels of both, of the broadcast shape.
+        """
+        left, right = np.broadcast_arrays(left, right)
+        for a, b in {*zip(left.ravel().tolist(), right.ravel().tolist(), strict=True)}:
+            if a != b:
+                self._tie(a, b, reason)
+        return np.where(right == FREE, FREE, left)
+
+    def _tie(self, left: int, right: int, reason: str) -> None:
         if FREE in (left, right):
-            self.fix((left, right), reason)
-            return FREE
+            self.fix(np.array([left, right]), reason)
+            return
         a, b = sorted((self.root(left), self.root(right)))
         if a != b:
             self._parents[b] = a
             why = self._reasons.pop(b, None)
             if why is not None:
                 self._reasons.setdefault(a, why)
-        return a
 
-    def tie_all(self, left: Sequence[int], right: Sequence[int], reason: str) -> list[int]:
-        """`tie` of each pair."""
-        return [self.tie(a, b, reason) for a, b in zip(left, right, strict=True)]
-
-    def meet(self, place: Place, channels: Sequence[int]) -> None:
-        """An axis of a module meets channels; a second time it ties them to those of the first."""
-        known = self.axes.setdefault(place, list(channels))
-        if known is not channels:
-            self.axes[place] = self.tie_all(known, channels, f"{place[0]!r} is also called on other channels")
+    def meet(self, place: Place, channels: Atoms) -> Atoms:
+        """An axis of a module meets channels; a second time it ties them to those of the first. Returns its channels."""
+        known = self.axes.get(place)
+        if known is not None and known is not channels:
+            channels = self.tie(known, channels, f"{place[0]!r} is also called on other channels")
+        self.axes[place] = channels
+        return channels
 
     def reason(self, channel: int) -> str | None:
         """Why it cannot be removed; None if it can."""
         return self._reasons.get(self.root(channel)) if channel != FREE else None
 
     def groups(self) -> Iterator[FilterGroup]:
-        """Removable units, gathered by the layers that make them, in order of first use."""
+        """Removable units, gathered by the axes that they reach, in order of first use.
+
+        So whatever units of a group are removed, no axis loses its last entry as long as each group keeps one.
+        """
         reach: defaultdict[int, dict[Place, list[int]]] = defaultdict(dict)
         for place, channels in self.axes.items():
-            for index, channel in enumerate(channels):
-                if channel != FREE:
-                    reach[self.root(channel)].setdefault(place, []).append(index)
-        kinds: defaultdict[tuple[str, ...], list[dict[Place, list[int]]]] = defaultdict(list)
+            for index, root in enumerate(self.roots(channels).tolist()):
+                if root != FREE:
+                    reach[root].setdefault(place, []).append(index)
+        kinds: defaultdict[tuple[Place, ...], list[dict[Place, list[int]]]] = defaultdict(list)
         for unit, places in reach.items():
-            layers = tuple(name for name, role in places if role == "filters")
-            if layers and unit not in self._reasons:
-                kinds[layers].append(places)
+            if unit not in self._reasons and any(role == "filters" for _, role in places):
+                kinds[tuple(places)].append(places)
         taken: defaultdict[str, int] = defaultdict(int)
-        for layers, units in kinds.items():
-            taken[layers[0]] += 1
-            name = layers[0] if taken[layers[0]] == 1 else f"{layers[0]}#{taken[layers[0]]}"
-            yield FilterGroup(name=name, units=len(units), members=tuple(self._members(units)))
+        for key, units in kinds.items():
+            layer = next(name for name, role in key if role == "filters")
+            taken[layer] += 1
+            name = layer if taken[layer] == 1 else f"{layer}#{taken[layer]}"
+            yield FilterGroup(name=name, units=len(units), members=tuple(self._members(key, units)))
 
-    def _members(self, units: Sequence[dict[Place, list[int]]]) -> Iterator[Member]:
-        for place, channels in self.axes.items():
-            if any(place in unit for unit in units):
-                found = tuple(tuple(unit.get(place, ())) for unit in units)
-                yield Member(name=place[0], role=place[1], size=len(channels), channels=found)
+    def _members(self, places: Sequence[Place], units: Sequence[dict[Place, list[int]]]) -> Iterator[Member]:
+        for place in places:
+            name, role = place
+            found = tuple(tuple(unit[place]) for unit in units)
+            dim = self.dims.get(name) if role == "parameter" else None
+            yield Member(name=name, role=role, size=len(self.axes[place]), channels=found, dim=dim)
