@@ -1,7 +1,7 @@
 """Bookkeeping of channels: which are the same unit, and which cannot be removed and why."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,15 @@ class Ledger:
     Attributes:
         axes: For each axis of a module or parameter its channels.
         dims: Which dimension of a parameter is its axis.
-        thinned: Grouped convolutions that keep their groups and lose the same places of each.
+        thinned: Grouped convolutions that keep their groups and lose places of each.
+        rows: Channels of which the code takes parts of equal size, part by part; kept units must fill the parts evenly.
     """
 
     def __init__(self) -> None:
         self.axes: dict[Place, Atoms] = {}
         self.dims: dict[str, int] = {}
         self.thinned: set[str] = set()
+        self.rows: list[Atoms] = []
         self._parents: list[int] = []
         self._reasons: dict[int, str] = {}
 
@@ -103,26 +105,42 @@ class Ledger:
         """Why it cannot be removed; None if it can."""
         return self._reasons.get(self.root(channel)) if channel != FREE else None
 
-    def groups(self) -> Iterator[FilterGroup]:
-        """Removable units, gathered by the axes that they reach, in order of first use.
+    def families(self) -> dict[int, int]:
+        """For the root of every channel in `rows` one number of all that share rows with it, directly or not."""
+        leader: dict[int, int] = {}
+        gathered: defaultdict[int, list[int]] = defaultdict(list)
+        for row in self.rows:
+            found = [root for root in np.unique(self.roots(row)).tolist() if root != FREE]
+            old = {leader[root] for root in found if root in leader}
+            together = [*dict.fromkeys([*found, *(other for one in old for other in gathered.pop(one))])]
+            gathered[together[0]] = together
+            leader |= dict.fromkeys(together, together[0])
+        return leader
+
+    def units(self, classes: Mapping[int, int] | None = None) -> Iterator[tuple[FilterGroup, list[int]]]:
+        """Removable units, gathered by the axes that they reach, in order of first use, and their roots.
 
         So whatever units of a group are removed, no axis loses its last entry as long as each group keeps one.
+
+        Args:
+            classes: Units of a group are also of one class, where they have one.
         """
         reach: defaultdict[int, dict[Place, list[int]]] = defaultdict(dict)
         for place, channels in self.axes.items():
             for index, root in enumerate(self.roots(channels).tolist()):
                 if root != FREE:
                     reach[root].setdefault(place, []).append(index)
-        kinds: defaultdict[tuple[Place, ...], list[dict[Place, list[int]]]] = defaultdict(list)
+        kinds: defaultdict[tuple[tuple[Place, ...], int | None], list[int]] = defaultdict(list)
         for unit, places in reach.items():
             if unit not in self._reasons and any(role == "filters" for _, role in places):
-                kinds[tuple(places)].append(places)
+                kinds[tuple(places), (classes or {}).get(unit)].append(unit)
         taken: defaultdict[str, int] = defaultdict(int)
-        for key, units in kinds.items():
+        for (key, _), units in kinds.items():
             layer = next(name for name, role in key if role == "filters")
             taken[layer] += 1
             name = layer if taken[layer] == 1 else f"{layer}#{taken[layer]}"
-            yield FilterGroup(name=name, units=len(units), members=tuple(self._members(key, units)))
+            members = tuple(self._members(key, [reach[unit] for unit in units]))
+            yield FilterGroup(name=name, units=len(units), members=members), units
 
     def _members(self, places: Sequence[Place], units: Sequence[dict[Place, list[int]]]) -> Iterator[Member]:
         for place in places:

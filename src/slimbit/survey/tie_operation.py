@@ -44,6 +44,8 @@ class Decisions:
         refused: Operations that cannot follow other sizes, and why.
         sizes: Attributes that hold a size, by operation and which of its sizes it is.
         banned: Attributes that are used for something else.
+        loose: Operations that take parts of equal size, which lose as many places, not the same.
+        choices: For views whose sizes are all attributes, which dimension and attribute may change, best first.
     """
 
     follow: dict[int, int] = field(default_factory=dict)
@@ -51,6 +53,8 @@ class Decisions:
     refused: dict[int, str] = field(default_factory=dict)
     sizes: dict[tuple[int, str], str] = field(default_factory=dict)
     banned: set[str] = field(default_factory=set)
+    loose: set[int] = field(default_factory=set)
+    choices: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Record:
         outputs: The tensors that it made, with their channels.
         sizes: Numbers that count channels.
         undecided: Dimensions of the output over which it splits channels.
+        even: Whether it ties parts of equal size place by place.
         known: Whether the shapes of its outputs follow from those channels.
     """
 
@@ -92,6 +97,7 @@ class Record:
     outputs: tuple[tuple[Tensor, Channels | None], ...]
     sizes: tuple[Size, ...]
     undecided: tuple[int, ...]
+    even: bool
     known: bool
 
 
@@ -258,6 +264,7 @@ class Operation:
     proper: set[str] = field(default_factory=set)
     sizes: list[Size] = field(default_factory=list)
     undecided: tuple[int, ...] = ()
+    even: bool = False
 
     @property
     def index(self) -> int:
@@ -339,6 +346,14 @@ class Operation:
         if self.writes:
             self.trace.spoil(self.output)
 
+    def tie_rows(self, rows: Atoms, reason: str) -> None:
+        """The code takes rows of equal size: they lose the same places or, where that is known to do, as many."""
+        if self.index in self.trace.decisions.loose:
+            self.ledger.rows.append(rows.ravel())
+        else:
+            self.even = True
+            self.ledger.tie(rows, rows[:1], reason)
+
     def size(self, slot: str, value: int, atoms: Atoms) -> None:
         """A number in the code counts channels; where an attribute is known to hold it, that changes with them."""
         self.sizes.append(Size(slot, int(value), atoms))
@@ -370,9 +385,12 @@ class Operation:
         entries, atoms = np.broadcast_arrays(entries, atoms)
         met[entries] = atoms
         self.ledger.tie(met[entries], atoms, f"{self.where} combines them with values that are no filters")
-        found = compressed(met.reshape(tuple(stored.shape)))
-        dims = [d for d, n in enumerate(found.shape) if n > 1] or [d for d, n in enumerate(stored.shape) if n > 1]
-        if (found == WILD).any() or len(dims) != 1:
+        found = met.reshape(tuple(stored.shape))
+        if (found == WILD).any():
+            return False
+        ways = (self.ledger.roots(found), found, np.arange(found.size).reshape(found.shape))
+        dims = next(wide for way in ways if (wide := [d for d, n in enumerate(compressed(way).shape) if n > 1]))
+        if len(dims) != 1:
             return False
         place: Place = (path, "norm") if norm else (names[0], "parameter")
         line = self.line(found, dims[0], stored.shape[dims[0]])

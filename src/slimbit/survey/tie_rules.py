@@ -87,8 +87,8 @@ def _tie_groups(op: Operation, path: str, inputs: Atoms, filters: Atoms, groups:
     reason = f"{op.where} has groups that read what is no filter"
     if groups < min(reads.shape[1], makes.shape[1]):
         op.ledger.thinned.add(path)
-        op.ledger.tie(reads, reads[:1], reason)
-        op.ledger.tie(makes, makes[:1], reason)
+        op.tie_rows(reads, reason)
+        op.tie_rows(makes, reason)
     else:
         group = np.concatenate((reads, makes), 1)
         op.ledger.tie(group, group[:, -1:], reason)
@@ -358,7 +358,7 @@ def met(op: Operation, operands: Sequence[Tensor], ndim: int) -> Atoms | None:
 def _meets(op: Operation, x: Tensor, atoms: Atoms) -> bool:
     """Whether an operand without channels can be combined with some: a scalar of each, a parameter, a constant."""
     ahead = atoms.ndim - x.ndim
-    dims = [d for d in range(x.ndim) if x.shape[d] > 1 and x.stride(d) != 0 and op.ledger.varies(atoms, ahead + d)]
+    dims = [d for d in range(x.ndim) if x.shape[d] > 1 and x.stride(d) != 0 and atoms.shape[ahead + d] > 1]
     names = op.trace.names(x)
     if not dims or op.trace.constant(x) is not None:
         op.proper.update(names)

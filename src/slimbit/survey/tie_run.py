@@ -25,6 +25,7 @@ from slimbit.survey.tie_rules import rule_of
 from slimbit.survey.tie_sizes import DETACH, Growth, Replay, grow
 from slimbit.survey.trace import Inputs
 
+LEFT_EMPTY = "would have no channel left"
 COPIES = {"clone", "repeat"}
 """Operations that are no views and yet only move entries."""
 
@@ -60,14 +61,29 @@ class Runs:
             name = type(self._network).__name__
             raise InputError(f"{where}{name} must run on the example input, got {reason}") from error
 
-    def traced(self, decisions: Decisions, paths: list[str] | None = None) -> Trace:
+    def changed(self, decisions: Decisions, change: Callable[[nn.Module], None]) -> Trace | None:
+        """The network after a change; None if it does not run then."""
+        try:
+            return self.traced(decisions, change=change)
+        except Exception:  # noqa: BLE001 - whatever code says to sizes that it does not expect
+            return None
+
+    def traced(
+        self,
+        decisions: Decisions,
+        paths: list[str] | None = None,
+        *,
+        change: Callable[[nn.Module], None] = lambda _: None,
+    ) -> Trace:
         """The network at its own sizes.
 
         Args:
             decisions: What is known of its operations.
             paths: Takes the paths of the running modules.
+            change: Changes the network before it runs.
         """
         network = copied(self._network)
+        change(network)
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         owners = {storage_of(tensor): self._shared[name] for name, tensor in tensors.items()}
         trace = Trace(dict(network.named_modules()), owners, decisions, shapes_only=self._shapes_only)
@@ -80,6 +96,11 @@ class Runs:
             found = trace.channels(tensor)
             if found is not None:
                 trace.ledger.fix(found.atoms, "it is an output of the network")
+        for record in trace.records:
+            for _, channels in record.outputs:
+                roots = None if channels is None else trace.ledger.roots(channels.atoms)
+                if roots is not None and (roots == roots.flat[0]).all():
+                    trace.ledger.fix(roots, f"{record.where} {LEFT_EMPTY}")
         for key, where in trace.strayed.items():
             path = key.rpartition(".")[0]
             places = [(path, "filters"), (path, "inputs"), (path, "norm"), (key, "parameter")]
@@ -178,6 +199,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
                 outputs=tuple((tensor, op.channels(tensor)) for tensor in tensors),
                 sizes=tuple(op.sizes),
                 undecided=op.undecided,
+                even=op.even,
                 known=bool(inputs) and all(op.trace.constant(tensor) is None for tensor in tensors),
             )
         )

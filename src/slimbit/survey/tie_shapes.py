@@ -128,9 +128,8 @@ def _settled(op: Operation, atoms: Atoms) -> Atoms:
     dims = [d for d in range(atoms.ndim) if op.ledger.varies(atoms, d)]
     follow = op.trace.decisions.follow.get(op.index)
     if len(dims) > 1 and follow in dims:
-        for d in dims:
-            if d != follow:
-                op.ledger.tie(atoms, atoms.take([0], d), f"{op.where} splits them together with what is no filter")
+        rows = np.moveaxis(atoms, follow, -1).reshape(-1, atoms.shape[follow])
+        op.tie_rows(rows, f"{op.where} splits them together with what is no filter")
         dims = [follow]
     elif len(dims) > 1:
         op.undecided = tuple(dims)
@@ -187,7 +186,7 @@ def _slice(op: Operation) -> None:
 def _tie_parts(op: Operation, line: Atoms, bounds: Sequence[int]) -> None:
     """Parts whose sizes the code computes from the whole stay such parts if all of them lose the same places."""
     part = math.gcd(len(line), *bounds)
-    op.ledger.tie(line.reshape(-1, part), line[:part], f"{op.where} takes parts of them and of what is no filter")
+    op.tie_rows(line.reshape(-1, part), f"{op.where} takes parts of them and of what is no filter")
 
 
 @handles("select", "unbind")
@@ -319,7 +318,8 @@ def _woven(op: Operation) -> None:
         atoms = np.repeat(line, op.output.shape[-3 if shuffles else -2] // len(line))
     elif op.name.endswith("channel_shuffle"):
         table = line.reshape(op["groups"], -1)
-        atoms = op.ledger.tie(table, table[:1], reason).T.ravel()
+        op.tie_rows(table, reason)
+        atoms = table.T.ravel()
     elif op.name == "glu":
         atoms = op.ledger.tie(*np.split(line, 2), reason)
     else:

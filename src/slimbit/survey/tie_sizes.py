@@ -65,7 +65,9 @@ class Growth:
             if all((roots == roots.take([0], e)).all() for e in wide if e != d):
                 line = np.moveaxis(counts, d, 0).reshape(counts.shape[d], -1)[:, 0]
                 found.append((*shape[:d], int(line.sum()), *shape[d + 1 :]))
-        return found or [(*shape[:d], shape[d] * int(counts.max()), *shape[d + 1 :]) for d in wide]
+        whole = [n if d in wide else 1 for d, n in enumerate(shape)]
+        total = int(np.broadcast_to(counts, whole).sum())
+        return found or [(*shape[:d], total * shape[d] // math.prod(whole), *shape[d + 1 :]) for d in wide]
 
 
 def even(trace: Trace) -> Growth:
@@ -84,13 +86,17 @@ def even(trace: Trace) -> Growth:
 
 
 def mixed(trace: Trace) -> Growth:
-    """A number of its own of copies of every unit that may be removed."""
+    """A number of its own of copies of every unit that may be removed; units of a family have the same."""
     numbers = random.Random(len(trace.records))  # noqa: S311 - no secret
     known: dict[int, int] = {}
+    leaders = trace.ledger.families()
     most = MOST if trace.shapes_only else 3
 
     def copies(root: int) -> int:
-        return 1 if trace.ledger.reason(root) is not None else known.setdefault(root, numbers.randint(2, most))
+        if trace.ledger.reason(root) is not None:
+            return 1
+        number = known.setdefault(leaders.get(root, root), numbers.randint(2, most))
+        return 1 + (COPIES - 1) * number if root in leaders else number
 
     return Growth(trace, copies)
 
@@ -258,12 +264,10 @@ def _by_attributes(trace: Trace, growth: Growth, decisions: Decisions, index: in
     """Find the attributes that hold the sizes which should have changed; whether all were found."""
     record = trace.records[index]
     if record.undecided:
-        for size in record.sizes:
-            name = next(_holding(trace, record, size, decisions), None)
-            if name is not None:
-                decisions.follow[index], decisions.sizes[index, size.slot] = int(size.slot), name
-                return True
-        return False
+        found = [(int(size.slot), name) for size in record.sizes for name in _holding(trace, record, size, decisions)]
+        for axis, name in decisions.choices.setdefault(index, found)[:1]:
+            decisions.follow[index], decisions.sizes[index, str(axis)] = axis, name
+        return index in decisions.follow
     stiff = [size for size in record.sizes if growth.size(size.atoms) != size.value]
     names = [next(_holding(trace, record, size, decisions), None) for size in stiff]
     if not stiff or None in names:

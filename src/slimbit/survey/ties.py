@@ -6,6 +6,8 @@ between the layers that make it and the layers that read it is understood, and t
 """
 
 from collections.abc import Iterator
+from copy import copy
+from dataclasses import fields, replace
 
 import torch
 from torch import nn
@@ -14,12 +16,13 @@ from torch.nn.modules.conv import _ConvNd
 from slimbit.numerics.copies import plain_network
 from slimbit.records.groups import Ties
 from slimbit.survey.module import refuse_what_cannot_be_counted
+from slimbit.survey.tie_families import Families
 from slimbit.survey.tie_operation import Decisions, Trace
-from slimbit.survey.tie_run import Runs
+from slimbit.survey.tie_run import LEFT_EMPTY, Runs
 from slimbit.survey.tie_sizes import even, judge, mixed
 from slimbit.survey.trace import Inputs
 
-MOST_RUNS = 24
+MOST_RUNS, MOST_LOOSENED = 24, 3
 """Runs at other sizes until what still does not follow is left to whoever tries the smaller network."""
 NEVER_CALLED = "it is never called"
 
@@ -49,43 +52,89 @@ def tied_filters(model: nn.Module, example_input: Inputs, *, name: str = "") -> 
     """
     refuse_what_cannot_be_counted(model)
     network = plain_network(model)
-    trace = _settled(network, example_input)
+    found = _settled(network, example_input)
     return Ties(
         network=name or type(network).__name__,
-        groups=tuple(group for group in trace.ledger.groups() if group.units > 1),
-        fixed=dict(_fixed(network, trace)),
+        groups=found.groups,
+        fixed=dict(_fixed(network, found)),
+        families=found.families,
+        fit=found.fit,
     )
 
 
-def _fixed(network: nn.Module, trace: Trace) -> Iterator[tuple[str, str]]:
-    alone = {layer: group for group in trace.ledger.groups() if group.units == 1 for layer in group.layers}
+def _fixed(network: nn.Module, found: Families) -> Iterator[tuple[str, str]]:
+    ledger, removable = found.trace.ledger, {layer for group in found.groups for layer in group.layers}
     for path, module in network.named_modules():
         if not isinstance(module, _ConvNd | nn.Linear):
             continue
-        filters = trace.ledger.axes.get((path, "filters"))
+        filters = ledger.axes.get((path, "filters"))
         if filters is None:
-            where = trace.strayed.get(f"{path}.weight".lstrip("."))
+            where = found.trace.strayed.get(f"{path}.weight".lstrip("."))
             yield path, f"its weight is used by {where}" if where else NEVER_CALLED
             continue
-        reason = next((why for f in filters.tolist() if (why := trace.ledger.reason(f)) is not None), None)
+        reason = next((why for f in filters.tolist() if (why := ledger.reason(f)) is not None), None)
         if reason is not None:
             yield path, reason
-        elif path in alone:
-            yield path, "its filters live or die together" if len(filters) > 1 else "it has a single filter"
+        elif path not in removable:
+            yield path, "its filters live or die together"
 
 
-def _settled(network: nn.Module, example_input: Inputs) -> Trace:
-    """The trace of the network, after runs at other sizes have shown which of its numbers follow them."""
-    runs, decisions = Runs(network, example_input), Decisions()
-    trace = runs.first
+def _settled(network: nn.Module, example_input: Inputs) -> Families:
+    """The network's groups, after runs at other sizes have shown which of its numbers follow them.
+
+    Where parts of channels that lose the same places end up as one unit (shuffle upon shuffle), they are asked to lose
+    as many places instead.
+    """
+    runs = Runs(network, example_input)
+    found = _best_views(runs, Decisions())
+    for _ in range(MOST_LOOSENED):
+        even = {i for i, record in enumerate(found.trace.records) if record.even and _is_fixed(found.trace, i, LEFT_EMPTY)}
+        if not even:
+            break
+        other = _best_views(runs, replace(found.decisions, loose=found.decisions.loose | even))
+        if _count(other) <= _count(found) or not all(map(other.can_shrink, range(len(other.families)))):
+            break
+        found = other
+    return found
+
+
+def _best_views(runs: Runs, start: Decisions) -> Families:
+    """Where a view may follow in several ways, and the first leads to fixed channels, the others are tried."""
+    found = _decided(runs, start)
+    while True:
+        ways = found.decisions.choices
+        blocked = [i for i, left in ways.items() if len(left) > 1 and _is_fixed(found.trace, i)]
+        if not blocked:
+            return found
+        ways = {i: left[1:] if i in blocked else left for i, left in ways.items()}
+        other = _decided(runs, replace(Decisions(choices=ways), loose=start.loose))
+        found.decisions.choices = ways
+        if _count(other) > _count(found):
+            found = other
+
+
+def _is_fixed(trace: Trace, index: int, why: str = "") -> bool:
+    """Whether channels of an operation cannot be removed, for a reason that ends so."""
+    atoms = (atom for found in trace.records[index].inputs for atom in found.atoms.ravel().tolist())
+    return any(reason.endswith(why) for atom in atoms if (reason := trace.ledger.reason(atom)) is not None)
+
+
+def _count(found: Families) -> int:
+    """Number of filters that can be removed."""
+    return sum(len(unit) for group in found.groups for member in group.of("filters") for unit in member.channels)
+
+
+def _decided(runs: Runs, start: Decisions) -> Families:
+    """The groups once nothing more is found about operations."""
+    decisions = Decisions(**{field.name: copy(getattr(start, field.name)) for field in fields(Decisions)})
+    trace = runs.traced(decisions)
     for _ in range(MOST_RUNS):
         undecided = {i: record for i, record in enumerate(trace.records) if record.undecided}
         growth = even(trace) if undecided else mixed(trace)
-        replay = runs.replayed(trace, growth)
-        decided = judge(trace, replay, decisions, final=not undecided)
+        decided = judge(trace, runs.replayed(trace, growth), decisions, final=not undecided)
         if undecided and not decided:
             decisions.refused |= {i: f"{record.where} does not keep channels apart" for i, record in undecided.items()}
         elif not decided:
-            return trace
+            break
         trace = runs.traced(decisions)
-    return trace
+    return Families(runs, decisions, trace)
