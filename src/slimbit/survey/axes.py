@@ -90,12 +90,14 @@ class Axis:
             setattr(self.module, name, taken)
         self._resize(places, groups * len(places) // self.size if whole_groups else groups)
 
-    def _resize(self, places: Tensor, groups: int) -> None:
+    def _resize(self, places: Tensor, groups: int) -> None:  # noqa: C901 - one branch per kind of module
         """The sizes that the module itself remembers."""
         module: Any = self.module
         size = len(places)
         if self.role == "size":
             set_number(module, self.name, size)
+        elif self.role in ("index", "values"):
+            self._renumber(places)
         elif isinstance(module, _ConvNd) and self.role == "filters":
             module.groups, module.out_channels = groups, size
         elif isinstance(module, _ConvNd):
@@ -113,6 +115,17 @@ class Axis:
             module.num_parameters = size
         elif isinstance(module, _ConstantPadNd):
             self._repad(module, places)
+
+    def _renumber(self, places: Tensor) -> None:
+        attribute = self.name.rpartition(".")[2]
+        picks: Tensor = getattr(self.module, attribute)
+        places = places.to(picks.device)
+        if self.role == "index":
+            setattr(self.module, attribute, picks.index_select(0, places))
+        else:
+            new = torch.zeros(self.size, dtype=picks.dtype, device=picks.device)
+            new[places] = torch.arange(len(places), dtype=picks.dtype, device=picks.device)
+            setattr(self.module, attribute, new[picks])
 
     def _repad(self, module: _ConstantPadNd, places: Tensor) -> None:
         place = pad_place(module, self.size)
@@ -134,7 +147,7 @@ def find_axis(modules: Mapping[str, nn.Module], name: str, role: Role, size: int
     Raises:
         InputError: Another network: a module, its kind or its size is not as asked for.
     """
-    path = name if role not in ("parameter", "size") else name.rpartition(".")[0]
+    path = name.rpartition(".")[0] if role in ("parameter", "size", "index", "values") else name
     module = modules.get(path)
     if module is None:
         raise InputError(f"plan must be for this network, got {name!r}, which it does not have")
@@ -146,7 +159,9 @@ def find_axis(modules: Mapping[str, nn.Module], name: str, role: Role, size: int
     return Axis(name, role, size, module, slots, groups)
 
 
-def _slots(module: nn.Module, attribute: str, role: Role, size: int, dim: int | None) -> tuple[Slots, int | None]:
+def _slots(  # noqa: PLR0911 - one per kind of axis
+    module: nn.Module, attribute: str, role: Role, size: int, dim: int | None
+) -> tuple[Slots, int | None]:
     """Tensors and dimensions of the axis, and its size; None where a module of that kind has no such axis."""
     if isinstance(module, _ConvNd) and role in ("filters", "inputs"):
         return _of_convolution(module, role)
@@ -161,6 +176,8 @@ def _slots(module: nn.Module, attribute: str, role: Role, size: int, dim: int | 
         return _of_parameter(getattr(module, attribute, None), attribute, size, dim)
     if role == "size":
         return (), number_of(module, attribute)
+    if role in ("index", "values"):
+        return (), _of_picks(getattr(module, attribute, None), role, size)
     if isinstance(module, _ConstantPadNd) and role == "padding":
         return (), size if pad_place(module, size) is not None else None
     return (), None
@@ -171,6 +188,13 @@ def _of_parameter(value: Any, attribute: str, size: int, dim: int | None) -> tup
     if dim is not None:
         return ((attribute, dim),), shape[dim] if dim < len(shape) else None
     return ((attribute, shape.index(size)),) if size in shape else (), max(shape, default=None)
+
+
+def _of_picks(value: Any, role: Role, size: int) -> int | None:
+    """How many entries a buffer of channel numbers has; or the size that was asked for, if its numbers are below it."""
+    if not isinstance(value, Tensor) or value.ndim != 1 or value.is_floating_point():
+        return None
+    return len(value) if role == "index" else size if value.is_meta or int(value.max()) < size else None
 
 
 def _of_convolution(module: _ConvNd, role: Role) -> tuple[Slots, int]:

@@ -14,6 +14,7 @@ FREE = -1
 Atoms = NDArray[np.int64]
 """Channels by number, `FREE` where there is none."""
 Place = tuple[str, Role]
+START = 1024
 
 
 class Ledger:
@@ -33,29 +34,34 @@ class Ledger:
         self.dims: dict[str, int] = {}
         self.thinned: set[str] = set()
         self.rows: list[Atoms] = []
-        self._parents: list[int] = []
+        self._parents: Atoms = np.full(START, FREE)  # the last entry stays `FREE`, so that `FREE` finds itself
+        self._count = 0
         self._reasons: dict[int, str] = {}
 
     def new(self, count: int) -> Atoms:
         """So many new channels."""
-        first = len(self._parents)
-        self._parents += range(first, first + count)
-        return np.arange(first, first + count)
+        channels: Atoms = np.arange(self._count, self._count + count)
+        self._count += count
+        if self._count >= len(self._parents):
+            self._parents = np.concatenate((self._parents[: channels[0]], np.full(2 * self._count, FREE)))
+        self._parents[channels] = channels
+        return channels
 
     def root(self, channel: int) -> int:
         """The one channel that stands for all that are tied to this; `FREE` stands for itself."""
-        if channel == FREE:
-            return FREE
-        while self._parents[channel] != channel:
-            self._parents[channel] = self._parents[self._parents[channel]]
-            channel = self._parents[channel]
+        parents = self._parents
+        while (parent := int(parents[channel])) != channel:
+            parents[channel] = parents[parent]
+            channel = parent
         return channel
 
     def roots(self, channels: Atoms) -> Atoms:
         """`root` of each."""
-        values, places = np.unique(channels, return_inverse=True)
-        found = np.array([self.root(value) for value in values.tolist()], dtype=np.int64)
-        return found[places].reshape(channels.shape)
+        found = self._parents[channels]
+        while bool(((above := self._parents[found]) != found).any()):
+            found = above
+        self._parents[channels] = found
+        return found
 
     def varies(self, channels: Atoms, axis: int) -> bool:
         """Whether units differ along an axis."""
@@ -94,12 +100,16 @@ class Ledger:
                 self._reasons.setdefault(a, why)
 
     def meet(self, place: Place, channels: Atoms) -> Atoms:
-        """An axis of a module meets channels; a second time it ties them to those of the first. Returns its channels."""
+        """An axis of a module meets channels, which are tied to those of the first time. Returns its channels."""
         known = self.axes.get(place)
         if known is not None and known is not channels:
             channels = self.tie(known, channels, f"{place[0]!r} is also called on other channels")
         self.axes[place] = channels
         return channels
+
+    def all_roots(self) -> Atoms:
+        """`root` of every channel there is, and `FREE` in the end."""
+        return self.roots(np.array([*range(self._count), FREE]))
 
     def reason(self, channel: int) -> str | None:
         """Why it cannot be removed; None if it can."""

@@ -75,7 +75,8 @@ class Families:
     def _shares(self, leader: int) -> int:
         """Into how many equal shares all axes and rows of a family can be cut."""
         ledger = self.trace.ledger
-        return gcd(*(int(self._removable(line, leader).sum()) for line in [*ledger.axes.values(), *ledger.rows]))
+        lines = [*ledger.axes.values(), *(row for rows in ledger.rows for row in rows)]
+        return gcd(*(int(self._removable(line, leader).sum()) for line in lines))
 
     def _removable(self, line: Atoms, leader: int) -> Atoms:
         """Which entries of a line are removable units of a family."""
@@ -128,7 +129,7 @@ class Families:
             met[root] += 1
 
     def _shrink(self, network: nn.Module, sizes: dict[int, int]) -> None:
-        """Cut every axis to what it has at these sizes; which of its entries is all the same, as long as none is run."""
+        """Cut every axis to what it has at these sizes; which of its entries is all the same for shapes alone."""
         modules, ledger = dict(network.named_modules()), self.trace.ledger
         for (name, role), line in ledger.axes.items():
             keep = np.ones(len(line), dtype=bool)
@@ -148,9 +149,10 @@ def _kinds(trace: Trace, leaders: dict[int, int]) -> dict[int, int]:
     found = dict.fromkeys(leaders, 0)
 
     def add(atoms: Atoms, *what: object) -> None:
-        for root in np.unique(trace.ledger.roots(atoms)).tolist():
+        roots, counts = np.unique(trace.ledger.roots(atoms), return_counts=True)
+        for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
             if root in found:
-                found[root] = hash((found[root], what))
+                found[root] = hash((found[root], count, what))
 
     for index, record in enumerate(trace.records):
         for number, (_, channels) in enumerate(record.outputs):

@@ -43,8 +43,10 @@ class Decisions:
         parts: Slices and splits whose parts lose the same units: the code computes their sizes from the whole.
         refused: Operations that cannot follow other sizes, and why.
         sizes: Attributes that hold a size, by operation and which of its sizes it is.
+        like: Sizes that the code takes from other channels, of which as many stay: a record and which of its outputs.
         banned: Attributes that are used for something else.
-        loose: Operations that take parts of equal size, which lose as many places, not the same.
+        loose: Parts of equal size (see `Record.even`) that lose as many places, not the same.
+        thin: Which grouped convolutions keep their groups and lose places of each; the others lose whole groups.
         choices: For views whose sizes are all attributes, which dimension and attribute may change, best first.
     """
 
@@ -52,8 +54,10 @@ class Decisions:
     parts: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
     sizes: dict[tuple[int, str], str] = field(default_factory=dict)
+    like: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
     banned: set[str] = field(default_factory=set)
-    loose: set[int] = field(default_factory=set)
+    loose: set[tuple[int, str]] = field(default_factory=set)
+    thin: dict[str, bool] = field(default_factory=dict)
     choices: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
 
 
@@ -85,8 +89,9 @@ class Record:
         outputs: The tensors that it made, with their channels.
         sizes: Numbers that count channels.
         undecided: Dimensions of the output over which it splits channels.
-        even: Whether it ties parts of equal size place by place.
+        even: Channels of which it takes parts of equal size that lose the same places.
         known: Whether the shapes of its outputs follow from those channels.
+        call: Which call of a function of torch it is part of.
     """
 
     name: str
@@ -97,8 +102,9 @@ class Record:
     outputs: tuple[tuple[Tensor, Channels | None], ...]
     sizes: tuple[Size, ...]
     undecided: tuple[int, ...]
-    even: bool
+    even: dict[str, Atoms]
     known: bool
+    call: int
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,9 @@ class Trace:
         path: Paths of the running modules, innermost last.
         strayed: Parameters that met an operation which their module does not make by itself, and which.
         shapes_only: Whether tensors are without values.
+        numbers: Values of integer buffers.
         records: Operations in order.
+        results: What each call of a function of torch returned.
     """
 
     modules: dict[str, nn.Module]
@@ -132,11 +140,14 @@ class Trace:
     path: list[str] = field(default_factory=lambda: [""])
     strayed: dict[str, str] = field(default_factory=dict)
     shapes_only: bool = True
+    numbers: dict[str, Atoms] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
     _known: dict[Key, tuple[Tensor, Channels]] = field(default_factory=dict)
     _constants: dict[Key, tuple[Tensor, bool]] = field(default_factory=dict)
     _moved: dict[Key, _Moved] = field(default_factory=dict)
     _written: set[int] = field(default_factory=set)
+    _unwritten: dict[Key, tuple[Atoms, bool]] = field(default_factory=dict)
 
     def channels(self, tensor: Any) -> Channels | None:
         """The channels of a tensor; None where it carries none."""
@@ -179,30 +190,34 @@ class Trace:
 
     def write(self, tensor: Tensor, channels: Channels) -> None:
         """An operation has overwritten a tensor, which may be part of another, with these channels."""
+        storage = storage_of(tensor)
+        before = {key: known for key, (_, known) in self._known.items() if key[0] == storage}
+        for key in before:
+            del self._known[key]  # what else lies in this memory is looked up anew
+        self._written.add(storage)
         self.note(tensor, channels)
-        if not channels.zero:
-            storage = storage_of(tensor)
-            for key, (other, known) in list(self._known.items()):
-                if key[0] == storage and known.zero:
-                    self._known[key] = (other, Channels(known.atoms))
-        view = self._moved.get(_key(tensor))
-        if view is None or storage_of(view.parent) != storage_of(tensor):
-            return
-        before, zero = self.channels(view.parent), self.constant(view.parent)
-        if view.parent.numel() > ENTRIES:
-            self.ledger.fix(channels.atoms, f"{self.where('copy')} writes into a part of a large tensor")
-            return
-        start = before.atoms if before is not None else np.array(FREE if zero is None else WILD)
-        full = np.broadcast_to(start, view.parent.shape).copy()
-        places = view.move(torch.arange(full.size).reshape(full.shape)).numpy()
-        full.ravel()[places] = np.broadcast_to(channels.atoms, tensor.shape)
-        atoms = compressed(full)
-        atoms[atoms == WILD] = FREE
-        for key in [key for key in self._known if key[0] == storage_of(tensor) and key != _key(tensor)]:
-            del self._known[key]
-        self._written.add(storage_of(tensor))
-        still = channels.zero and zero is not False and (before is None or before.zero)
-        self.write(view.parent, Channels(atoms, still))
+        while (view := self._moved.get(_key(tensor))) is not None and storage_of(view.parent) == storage:
+            if view.parent.numel() > ENTRIES:
+                self.ledger.fix(channels.atoms, f"{self.where('copy')} writes into a part of a large tensor")
+                return
+            old, zero = before.get(_key(view.parent)), self.constant(view.parent)
+            start = old.atoms if old is not None else np.array(FREE if zero is None else WILD)
+            if _key(view.parent) in self._unwritten:
+                start, zero = self._unwritten[_key(view.parent)]
+            full = np.broadcast_to(start, view.parent.shape).copy()
+            places = view.move(torch.arange(full.size).reshape(full.shape)).numpy()
+            full.ravel()[places] = np.broadcast_to(channels.atoms, tensor.shape)
+            atoms = compressed(full)
+            self._unwritten[_key(view.parent)] = atoms.copy(), bool(zero)
+            atoms[atoms == WILD] = FREE
+            still = channels.zero and zero is not False and (old is None or old.zero)
+            tensor, channels = view.parent, Channels(atoms, still)
+            self.note(tensor, channels)
+
+    def unwritten(self, tensor: Tensor, axis: int, places: Atoms) -> bool | None:
+        """Whether places of a tensor that is filled part by part are zero, as it was made; None if they were filled."""
+        atoms, zero = self._unwritten.get(_key(tensor), (np.array([FREE]), False))
+        return zero if atoms.ndim > axis and (atoms.take(places, axis) == WILD).all() else None
 
     def is_part_beside(self, tensor: Tensor) -> bool:
         """Whether a tensor is a part of another that has all of its channels: other entries of them stay."""
@@ -264,7 +279,7 @@ class Operation:
     proper: set[str] = field(default_factory=set)
     sizes: list[Size] = field(default_factory=list)
     undecided: tuple[int, ...] = ()
-    even: bool = False
+    even: dict[str, Atoms] = field(default_factory=dict)
 
     @property
     def index(self) -> int:
@@ -346,12 +361,18 @@ class Operation:
         if self.writes:
             self.trace.spoil(self.output)
 
-    def tie_rows(self, rows: Atoms, reason: str) -> None:
-        """The code takes rows of equal size: they lose the same places or, where that is known to do, as many."""
-        if self.index in self.trace.decisions.loose:
-            self.ledger.rows.append(rows.ravel())
+    def tie_rows(self, rows: Atoms, reason: str, slot: str = "") -> None:
+        """The code takes rows of equal size: they lose the same places or, where that is known to do, as many.
+
+        Args:
+            rows: Channels, a row for each part.
+            reason: Why they stay where a part of them is no filter.
+            slot: Which of several it is.
+        """
+        if (self.index, slot) in self.trace.decisions.loose:
+            self.ledger.rows.append(rows)
         else:
-            self.even = True
+            self.even[slot] = rows
             self.ledger.tie(rows, rows[:1], reason)
 
     def size(self, slot: str, value: int, atoms: Atoms) -> None:
@@ -360,8 +381,14 @@ class Operation:
         name = self.trace.decisions.sizes.get((self.index, slot))
         if name is not None:
             self.ledger.meet((name, "size"), atoms)
+        source = self.trace.decisions.like.get((self.index, slot))
+        if source is not None:
+            found = self.trace.records[source[0]].outputs[source[1]][1]
+            other = None if found is None else found.atoms.ravel()
+            if other is not None and len(other) == len(atoms):
+                self.ledger.tie(atoms, other, f"{self.where} takes the size of what is no filter")
 
-    def bind(self, tensor: Tensor, atoms: Atoms) -> bool:
+    def bind(self, tensor: Tensor, atoms: Atoms) -> bool:  # noqa: PLR0911 - one per kind of parameter
         """A parameter or buffer that no layer owns has an entry for each of these channels; whether that is so.
 
         Args:

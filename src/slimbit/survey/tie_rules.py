@@ -85,10 +85,10 @@ def _tie_groups(op: Operation, path: str, inputs: Atoms, filters: Atoms, groups:
     """A grouped convolution loses whole groups, or the same places of each group where it has few large ones."""
     reads, makes = inputs.reshape(groups, -1), filters.reshape(groups, -1)
     reason = f"{op.where} has groups that read what is no filter"
-    if groups < min(reads.shape[1], makes.shape[1]):
+    if op.trace.decisions.thin.setdefault(path, groups < min(reads.shape[1], makes.shape[1])):
         op.ledger.thinned.add(path)
-        op.tie_rows(reads, reason)
-        op.tie_rows(makes, reason)
+        op.tie_rows(reads, reason, "inputs")
+        op.tie_rows(makes, reason, "filters")
     else:
         group = np.concatenate((reads, makes), 1)
         op.ledger.tie(group, group[:, -1:], reason)
@@ -459,7 +459,7 @@ def _along(op: Operation) -> None:
         atoms = np.full_like(atoms.take([0], d), FREE)
     if op.output.ndim < values.ndim:
         for d in sorted(dims, reverse=True):
-            atoms = atoms.take(0, d)
+            atoms = np.asarray(atoms.take(0, d))
     elif op.output.shape != values.shape:
         for d in dims:
             atoms = atoms.take([0], d)

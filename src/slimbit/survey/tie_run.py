@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import slimbit.survey.tie_shapes  # noqa: F401 - registers its rules
@@ -23,7 +24,7 @@ from slimbit.survey.tie_operation import (
     storage_of,
 )
 from slimbit.survey.tie_rules import rule_of
-from slimbit.survey.tie_sizes import DETACH, Growth, Replay, grow
+from slimbit.survey.tie_sizes import DETACH, Growth, Replay, ReplayCalls, computed, grow
 from slimbit.survey.trace import Inputs
 
 LEFT_EMPTY = "would have no channel left"
@@ -40,6 +41,9 @@ class Runs:
 
     def __init__(self, network: nn.Module, example_input: Inputs) -> None:
         self._shared = _shared_names(network)
+        self._numbers = {
+            name: buffer.cpu().numpy() for name, buffer in network.named_buffers() if buffer.dtype == torch.long
+        }
         self._shapes_only = True
         try:
             self._network = plain_network(network).to("meta")
@@ -87,10 +91,11 @@ class Runs:
         change(network)
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         owners = {storage_of(tensor): self._shared[name] for name, tensor in tensors.items()}
-        trace = Trace(dict(network.named_modules()), owners, decisions, shapes_only=self._shapes_only)
+        modules = dict(network.named_modules())
+        trace = Trace(modules, owners, decisions, shapes_only=self._shapes_only, numbers=self._numbers)
         if paths is not None:
             trace.path = paths
-        with torch.no_grad(), _on_stack(network, trace.path), _Watch(trace):
+        with torch.no_grad(), _on_stack(network, trace.path), _Calls(trace), _Watch(trace):
             outputs = call(network, self._example)
         for tensor in output_tensors(outputs):
             found = trace.channels(tensor)
@@ -104,18 +109,18 @@ class Runs:
         for key, where in trace.strayed.items():
             path = key.rpartition(".")[0]
             places = [(path, "filters"), (path, "inputs"), (path, "norm"), (key, "parameter")]
-            for place, channels in trace.ledger.axes.items():
+            for place, atoms in trace.ledger.axes.items():
                 if place in places:
-                    trace.ledger.fix(channels, f"{key} is also used by {where}")
+                    trace.ledger.fix(atoms, f"{key} is also used by {where}")
         return trace
 
-    def replayed(self, trace: Trace, growth: Growth) -> Replay:
-        """The network with copies of its units."""
-        network, replay = copied(self._network), Replay(trace, growth)
+    def replayed(self, trace: Trace, growth: Growth, *, open_: bool) -> Replay:
+        """The network with copies of its units; as long as views are open, what carries no channels is not compared."""
+        network, replay = copied(self._network), Replay(trace, growth, open_=open_)
         grow(network, trace, growth)
         with torch.no_grad(), _on_stack(network, replay.path):
             try:
-                with replay:
+                with ReplayCalls(replay), replay:
                     call(network, self._example)
             except Exception as error:  # noqa: BLE001 - whatever code says to sizes that it does not expect
                 replay.error = error
@@ -155,6 +160,20 @@ def _on_stack(network: nn.Module, stack: list[str]) -> Iterator[None]:
     yield
 
 
+class _Calls(TorchFunctionMode):
+    """Notes what each function of torch that the network calls returns."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self._trace = trace
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        self._trace.results.append(result)
+        return result
+
+
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves it untyped
     """Applies the rule of every operation that runs."""
 
@@ -165,7 +184,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
-        outputs = func(*args, **kwargs)
+        outputs = computed(func, args, kwargs)
         parts = outputs if isinstance(outputs, list | tuple) else (outputs,)
         tensors = [part for part in parts if isinstance(part, Tensor)]
         values = arguments(func, args, kwargs)
@@ -188,6 +207,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
                 undecided=op.undecided,
                 even=op.even,
                 known=bool(inputs) and all(op.trace.constant(tensor) is None for tensor in tensors),
+                call=len(self._trace.results),
             )
         )
         return outputs

@@ -11,9 +11,6 @@ from slimbit.survey.ledger import FREE, Atoms
 from slimbit.survey.tie_operation import Operation, compressed
 from slimbit.survey.tie_rules import handles, met
 
-ENDLESS = 1 << 62
-"""Ends of slices from here on mean the end of the tensor."""
-
 
 @handles("alias", "detach", "lift_fresh", "contiguous", "clone", "dropout", "zeros_like", "ones_like", "rand_like")
 def _same(op: Operation) -> None:
@@ -168,7 +165,11 @@ def _slice(op: Operation) -> None:
     start, end, step = (op[key] for key in ("start", "end", "step"))
     start, end, step = start or 0, size if end is None else end, step or 1
     start, end = (min(max(n + size if n < 0 else n, 0), size) for n in (start, end))
-    line = op.line(found.atoms, dim, size)
+    line, places = op.line(found.atoms, dim, size), np.arange(start, end, step)
+    empty = op.trace.unwritten(op["self"], dim, places)
+    if empty is not None:
+        op.trace.note_constant(op.output, zero=empty)
+        return
     if step > 1:
         if size % step or start >= step or end != size:
             op.give_up(f"{op.where} takes channels by their number")
@@ -179,9 +180,8 @@ def _slice(op: Operation) -> None:
     elif op.index in op.trace.decisions.parts:
         _tie_parts(op, line, (start, end))
     for slot, number in (("start", start), ("end", end)):
-        if 0 < number < size:
+        if 0 < number < size and step == 1:
             op.size(slot, number, line[:number])
-    places = np.arange(start, end, step)
     op.put(found.atoms.take(places, dim), zero=found.zero)
 
 
@@ -203,7 +203,7 @@ def _select(op: Operation) -> None:
         op.give_up(f"{op.where} takes channels by their number")
         return
     for output in op.outputs:
-        op.put(found.atoms.take(0, dim), zero=found.zero, output=output)
+        op.put(np.asarray(found.atoms.take(0, dim)), zero=found.zero, output=output)
 
 
 @handles("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk")
@@ -325,7 +325,8 @@ def _woven(op: Operation) -> None:
         op.tie_rows(table, reason)
         atoms = table.T.ravel()
     elif op.name == "glu":
-        atoms = op.ledger.tie(*np.split(line, 2), reason)
+        first, second = np.split(line, 2)
+        atoms = op.ledger.tie(first, second, reason)
     else:
         runs = line.reshape(op.output.shape[-3], -1)
         atoms = op.ledger.tie(runs, runs[:, :1], reason)[:, 0]
@@ -336,16 +337,23 @@ def _woven(op: Operation) -> None:
 
 @handles("index", "index_select")
 def _indexed(op: Operation) -> None:
-    """Entries along another dimension than that of channels."""
+    """Entries along another dimension than that of channels, or channels picked by the numbers in a buffer."""
     values: Tensor = op["self"]
     found = op.channels(values)
     if found is None:
         return
-    picked = [op["dim"] % values.ndim] if op.name == "index_select" else [
-        d for d, index in enumerate(op["indices"]) if index is not None
-    ]  # fmt: skip
+    indices = op["indices"] if op.name == "index" else [*(None,) * (op["dim"] % values.ndim), op["index"]]
+    picked = [d for d, index in enumerate(indices) if index is not None]
     plain = op.output.ndim == values.ndim and len(picked) == 1
     if plain and found.atoms.shape[picked[0]] == 1:
         op.put(found.atoms, zero=found.zero)
-    else:
+        return
+    names = op.trace.names(indices[picked[0]]) if plain else []
+    numbers = op.trace.numbers.get(names[0]) if len(names) == 1 else None
+    line = op.along(values, picked[0]) if numbers is not None else None
+    if line is None or numbers is None or numbers.shape != indices[picked[0]].shape or numbers.ndim != 1:
         op.give_up(f"{op.where} takes channels by their number")
+        return
+    op.proper.add(names[0])
+    op.ledger.meet((names[0], "values"), line)
+    op.put_along(picked[0], op.ledger.meet((names[0], "index"), line[numbers]), zero=found.zero)

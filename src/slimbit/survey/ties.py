@@ -9,20 +9,21 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import fields, replace
 
+import numpy as np
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from slimbit.numerics.copies import plain_network
 from slimbit.records.groups import Ties
-from slimbit.records.text import fault_of
+from slimbit.survey.ledger import Atoms, Ledger
 from slimbit.survey.module import refuse_what_cannot_be_counted
 from slimbit.survey.tie_families import Families
-from slimbit.survey.tie_operation import Decisions, Trace
+from slimbit.survey.tie_operation import Decisions
 from slimbit.survey.tie_run import LEFT_EMPTY, Runs
 from slimbit.survey.tie_sizes import even, judge, mixed
 from slimbit.survey.trace import Inputs
 
-MOST_RUNS, MOST_LOOSENED = 24, 3
+MOST_RUNS, MOST_LOOSENED = 24, 6
 """Runs at other sizes until what still does not follow is left to whoever tries the smaller network."""
 NEVER_CALLED = "it is never called"
 
@@ -86,18 +87,21 @@ def _settled(network: nn.Module, example_input: Inputs) -> Families:
     as many places instead.
     """
     runs = Runs(network, example_input)
-    found = _best_views(runs, Decisions())
+    best = found = _best_views(runs, Decisions())
     for _ in range(MOST_LOOSENED):
+        ledger = found.trace.ledger
         even = {
-            i for i, record in enumerate(found.trace.records) if record.even and _is_fixed(found.trace, i, LEFT_EMPTY)
+            (index, slot)
+            for index, record in enumerate(found.trace.records)
+            for slot, rows in record.even.items()
+            if _is_fixed(ledger, rows, LEFT_EMPTY)
         }
         if not even:
             break
-        other = _best_views(runs, replace(found.decisions, loose=found.decisions.loose | even))
-        if _count(other) <= _count(found) or not all(map(other.can_shrink, range(len(other.families)))):
-            break
-        found = other
-    return found
+        found = _best_views(runs, replace(found.decisions, loose=found.decisions.loose | even))
+        if _count(found) > _count(best) and all(map(found.can_shrink, range(len(found.families)))):
+            best = found
+    return best
 
 
 def _best_views(runs: Runs, start: Decisions) -> Families:
@@ -105,20 +109,24 @@ def _best_views(runs: Runs, start: Decisions) -> Families:
     found = _decided(runs, start)
     while True:
         ways = found.decisions.choices
-        blocked = [i for i, left in ways.items() if len(left) > 1 and _is_fixed(found.trace, i)]
+        records, ledger = found.trace.records, found.trace.ledger
+        blocked = [
+            i for i, left in ways.items()
+            if len(left) > 1 and any(_is_fixed(ledger, channels.atoms) for channels in records[i].inputs)
+        ]  # fmt: skip
         if not blocked:
             return found
         ways = {i: left[1:] if i in blocked else left for i, left in ways.items()}
-        other = _decided(runs, replace(Decisions(choices=ways), loose=start.loose))
+        other = _decided(runs, Decisions(choices=ways, loose=start.loose))
         found.decisions.choices = ways
         if _count(other) > _count(found):
             found = other
 
 
-def _is_fixed(trace: Trace, index: int, why: str = "") -> bool:
-    """Whether channels of an operation cannot be removed, for a reason that ends so."""
-    atoms = (atom for found in trace.records[index].inputs for atom in found.atoms.ravel().tolist())
-    return any(reason.endswith(why) for atom in atoms if (reason := trace.ledger.reason(atom)) is not None)
+def _is_fixed(ledger: Ledger, atoms: Atoms, why: str = "") -> bool:
+    """Whether some channels cannot be removed, for a reason that ends so."""
+    reasons = (ledger.reason(atom) for atom in np.unique(ledger.roots(atoms)).tolist())
+    return any(reason is not None and reason.endswith(why) for reason in reasons)
 
 
 def _count(found: Families) -> int:
@@ -129,11 +137,12 @@ def _count(found: Families) -> int:
 def _decided(runs: Runs, start: Decisions) -> Families:
     """The groups once nothing more is found about operations."""
     decisions = Decisions(**{field.name: copy(getattr(start, field.name)) for field in fields(Decisions)})
-    trace = runs.traced(decisions)
+    trace = runs.first if not (start.loose or start.choices) else runs.traced(decisions)
     for _ in range(MOST_RUNS):
         undecided = {i: record for i, record in enumerate(trace.records) if record.undecided}
         growth = even(trace) if undecided else mixed(trace)
-        decided = judge(trace, runs.replayed(trace, growth), decisions, final=not undecided)
+        replay = runs.replayed(trace, growth, open_=bool(undecided))
+        decided = judge(trace, replay, decisions, final=not undecided)
         if undecided and not decided:
             decisions.refused |= {i: f"{record.where} does not keep channels apart" for i, record in undecided.items()}
         elif not decided:
