@@ -91,7 +91,7 @@ def _opened(
     network: str, data: "DataSet", weights: Path | None, text: str, *, known: int | None, allow_code: bool
 ) -> OpenedNetwork:
     """The network with as many outputs as there are classes; where labels are all that is known of them, it decides."""
-    options = {"weights": weights, "input_text": text, "allow_code": allow_code}
+    options: dict[str, Any] = {"weights": weights, "input_text": text, "allow_code": allow_code}
     if not data.open_classes:
         return open_network(network, classes=data.classes, **options)
     if known is not None:
