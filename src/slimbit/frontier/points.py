@@ -119,7 +119,7 @@ def _checksums(network: nn.Module) -> dict[str, int]:
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
     }
     return {
-        name: zlib.crc32(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        name: zlib.crc32(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         for name, tensor in tensors.items()
     }
 
