@@ -1,4 +1,4 @@
-"""Convolutions and their gradients against sums written out in float64; run by itself, because a fault may end the process.
+"""Convolutions and their gradients against sums written out in float64; run alone: a fault may end the process.
 
 ``python tests/gradient_matrix.py hook`` (or ``context``, or ``bare``: as torch computes them) prints a comment before
 every convolution and a line for every wrong one.

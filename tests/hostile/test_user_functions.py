@@ -1,5 +1,6 @@
 """Functions that users give: what they do wrong is undone, refused or said in one sentence."""
 
+import io
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -8,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
+from slimbit.cli.points import points_table
 from slimbit.compress.prepared import prepare
 from slimbit.frontier.points import Scorer
 from slimbit.numerics import batches
@@ -84,6 +87,22 @@ def test_an_evaluate_that_is_random_is_told(tmp_path: Path) -> None:
         case.trace(tmp_path, evaluate=lambda _: 50 + chance.random(), **SMALL)
 
 
+def test_a_score_has_its_own_name(tmp_path: Path) -> None:
+    class Overlap(case.Agreement):
+        name = "IoU"
+
+    frontier = case.trace(tmp_path / "run", evaluate=Overlap(), **SMALL)
+    assert frontier.info.score_name == "IoU"
+    page = frontier.report().read_text()
+    assert '"title":{"text":"IoU (%)"}' in page.replace(", ", ",").replace(": ", ":").replace("\\u0025", "%")
+    assert "IoU against cost" in page
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(points_table(frontier, frontier.points, frontier.metric))
+    table = console.export_text()
+    assert "IoU against esn_digital" in table
+    assert "accuracy" not in table
+
+
 def test_an_error_without_text_fails_its_point_only(tmp_path: Path) -> None:
     calls: list[int] = []
 
@@ -100,9 +119,7 @@ def test_an_error_without_text_fails_its_point_only(tmp_path: Path) -> None:
     def always(_: nn.Module) -> float:
         raise UnspeakableError
 
-    with pytest.raises(
-        InputError, match="evaluate must score the float network, got UnspeakableError: its text cannot"
-    ):
+    with pytest.raises(InputError, match="evaluate must score the float network, got UnspeakableError: its text"):
         case.trace(tmp_path / "other", evaluate=always, **SMALL)
 
 

@@ -25,10 +25,10 @@ from slimbit.records.errors import InputError
 from slimbit.records.files import StoreError
 from slimbit.records.plan import CompressionPlan
 from slimbit.records.point import FrontierPoint, PlannedPoint
-from slimbit.records.text import fault_of
+from slimbit.records.text import clipped, fault_of
 
 Evaluate = Callable[[nn.Module], Any]
-LONGEST_REASON = 500
+LONGEST_REASON, LONGEST_NAME = 500, 40
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Scorer:
     @property
     def name(self) -> str:
         """What the score is called in tables and on axes."""
-        return str(getattr(self.evaluate, "name", "") or "accuracy")
+        value = getattr(self.evaluate, "name", None)
+        return clipped(value, LONGEST_NAME) if isinstance(value, str) and value.strip() else "accuracy"
 
     @property
     def description(self) -> str:

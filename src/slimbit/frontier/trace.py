@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from slimbit.compress.model import CompressedModel
@@ -193,7 +194,21 @@ def _fixed(
         "keep_ratios": config.keep_ratios,
         "prune": config.prune if config.prunes else None,
         "training": "" if tuning is None else tuning.name,
-    } | {"origin": root.origin, "scoring": scorer.description, "score_name": scorer.name, "classes": scorer.classes}
+    } | {
+        "origin": root.origin,
+        "scoring": scorer.description,
+        "score_name": scorer.name,
+        "classes": _classes(root, scorer),
+    }
+
+
+def _classes(root: PreparedNetwork, scorer: Scorer) -> int | None:
+    """Number of classes: what ``evaluate`` says, or the network's outputs where it knows labels only."""
+    if not getattr(scorer.evaluate, "open_classes", False) or not isinstance(root.example_input, Tensor):
+        return scorer.classes
+    with torch.no_grad():
+        outputs = root.model(root.example_input)
+    return int(outputs.shape[1]) if isinstance(outputs, Tensor) and outputs.ndim == 2 else scorer.classes
 
 
 def _qualified_name(function: Any) -> str:
@@ -221,9 +236,10 @@ def _begin(root: PreparedNetwork, scorer: Scorer, fixed: dict[str, Any], study: 
             "well; call model.eval() in it and give random choices a fixed seed",
             stacklevel=3,
         )
-    if scorer.classes is not None and is_near_chance(accuracy, scorer.classes):
+    classes = fixed["classes"]
+    if classes is not None and is_near_chance(accuracy, classes):
         raise InputError(
-            f"float accuracy must be well above chance ({100 / scorer.classes:.3g} % for {scorer.classes} classes), "
+            f"float accuracy must be well above chance ({100 / classes:.3g} % for {classes} classes), "
             f"got {accuracy:.4g} %: check that the data's normalization (normalize=... in the data spec) and the order "
             "of classes are those the network was trained with, and that its weights were loaded"
         )

@@ -1,4 +1,4 @@
-"""Whether this machine computes convolutions and their gradients right: a check of torch on this CPU, in a child process.
+"""Whether this machine computes convolutions and their gradients right: torch on this CPU, in a child process.
 
 A fault in the libraries under torch may overwrite memory, so it cannot be looked for in the process that trains. The
 check runs once for each CPU, torch, instruction set and number of threads; its result is kept in the user's cache.
@@ -123,7 +123,7 @@ def _layers() -> Iterator[tuple[nn.Module, Tensor]]:
     """Convolutions as they are in residual, depthwise-separable and encoder-decoder networks."""
     torch.manual_seed(0)
     for inputs, side, batch in ((1, 8, 4), (3, 8, 4), (4, 7, 4), (7, 16, 3), (12, 16, 3), (16, 8, 4), (4, 56, 1)):
-        layers = [nn.Conv2d(inputs, 8, k, stride=s, padding=k // 2) for k in (1, 3) for s in (1, 2)]
+        layers: list[nn.Module] = [nn.Conv2d(inputs, 8, k, stride=s, padding=k // 2) for k in (1, 3) for s in (1, 2)]
         layers.append(nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs))
         layers.append(nn.ConvTranspose2d(inputs, 5, 2, stride=2))
         for memory_format in (torch.contiguous_format, torch.channels_last):

@@ -64,9 +64,9 @@ def protect_gradients(network: nn.Module) -> nn.Module:
     (True, 1)
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and _is_plain(module) and _is_concerned(module):
-            if drop_unread not in module._forward_pre_hooks.values():
-                module.register_forward_pre_hook(drop_unread, with_kwargs=True)
+        concerned = isinstance(module, nn.Conv2d) and _is_plain(module) and _is_concerned(module)
+        if concerned and drop_unread not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(drop_unread, with_kwargs=True)
     return network
 
 
@@ -119,7 +119,7 @@ Hook = Callable[..., Any]
 
 
 def _with_keywords(plain: Hook) -> Hook:
-    """A hook for calls with ``input=`` as well. TorchScript compiles ``plain``, which `functools.wraps` lets it find."""
+    """A hook for calls with ``input=``, too. TorchScript compiles ``plain``, which `functools.wraps` lets it find."""
 
     @functools.wraps(plain)
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -137,7 +137,7 @@ def _with_keywords(plain: Hook) -> Hook:
 def drop_unread(self: Any, input: Tuple[Tensor]) -> Tuple[Tensor]:  # noqa: A002, UP006 - names and types of TorchScript
     """Forward pre-hook of a strided 1x1 convolution, see `without_unread`; a traced pass has no gradients yet."""
     x = input[0]
-    if torch.is_grad_enabled() or torch.jit.is_tracing():
+    if torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call] # torch's stub lacks it
         return (without_unread(x, self.stride),)
     return (x,)
 
@@ -149,7 +149,8 @@ class SafeConvolutions(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         del types
-        return _SAFE.get(func, func)(*args, **(kwargs or {}))
+        safe: Callable[..., Any] = _SAFE.get(func, func)
+        return safe(*args, **(kwargs or {}))
 
 
 def _conv2d(
@@ -164,7 +165,7 @@ def _conv2d(
     steps = _pair(stride)
     padded = padding != "valid" and (isinstance(padding, str) or max(_pair(padding)) > 0)
     if _takes_1x1(weight, steps) and groups == 1 and not padded:
-        input = without_unread(input, steps)
+        input = without_unread(input, steps)  # noqa: A001 - as torch.conv2d
     return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 

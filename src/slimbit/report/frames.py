@@ -44,6 +44,7 @@ class ReportFacts:
         network: Name of the network.
         metric: Cost metric that the sweep was for.
         float_accuracy: Accuracy before compression.
+        score_name: What the accuracy is called.
         unit: Unit of accuracy: "%" or "".
         scoring: How accuracy was scored, by name: data, images, interval.
         provenance: Versions, seed, hardware and settings, by name.
@@ -54,6 +55,7 @@ class ReportFacts:
     network: str
     metric: str
     float_accuracy: float
+    score_name: str = "accuracy"
     unit: str = ""
     scoring: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)

@@ -103,6 +103,7 @@ def about(
         network=info.network,
         metric=info.metric,
         float_accuracy=info.float_accuracy,
+        score_name=info.score_name,
         unit="%" if known else "",  # an interval exists only for the share of images that are right
         scoring={name: text for name, text in scoring.items() if text},
         provenance={name: text for name, text in provenance.items() if text},
@@ -115,7 +116,7 @@ def page(data: ReportData) -> str:
 
     See `slimbit.report.html.composed` for how it is kept safe from hostile names.
     """
-    return composed("page", title=f"{data.about.network}: accuracy against cost", data=contents(data))
+    return composed("page", title=f"{data.about.network}: {data.about.score_name} against cost", data=contents(data))
 
 
 def contents(data: ReportData) -> dict[str, Any]:

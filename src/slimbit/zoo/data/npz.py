@@ -46,6 +46,7 @@ def open_npz(request: Request) -> DataSet:
         train=train,
         test=test,
         classes=max(2, 1 + max(int(part.max()) for part in labels)),
+        open_classes=True,
         normalization=resolve(request, train.images.shape[1], default="none"),
     )
 

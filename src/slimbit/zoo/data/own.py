@@ -37,6 +37,7 @@ def open_own(request: Request) -> DataSet:
         train=Part(calibration, None),
         test=Part(test, labels),
         classes=max(2, 1 + int(labels.max())),
+        open_classes=True,
         normalization=resolve(request, test.shape[1], default="none"),
     )
 
