@@ -126,7 +126,8 @@ def _scored(scale: dict) -> list[str]:
 
 def _tuned(epochs: int, scale: str) -> list[str]:
     file = HERE / f"tune-{'paper' if scale in TRAINED_LONG else scale}.toml"
-    return ["--tune-epochs", str(epochs), "--tune-config", str(file)]
+    rate = ["--tune-lr", "0.001"] if scale == "smoke" else []  # a few steps at 0.1 would leave nothing to sweep
+    return ["--tune-epochs", str(epochs), *rate, "--tune-config", str(file)]
 
 
 def _frontier(arguments: argparse.Namespace, way: str, keep_ratios: str, seed: int) -> None:

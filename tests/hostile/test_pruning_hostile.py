@@ -102,7 +102,7 @@ def test_plans_that_fit_nobody() -> None:
             AxisKeep(name="1", role="filters", size=8, kept=(0, 2)),
             AxisKeep(name="1", role="inputs", size=8, kept=kept),
         )
-        with pytest.raises(InputError, match="whole groups of the grouped convolution '1'"):
+        with pytest.raises(InputError, match="whole groups of '1'"):
             prune(grouped, KeepPlan(network="n", policy="mine", axes=axes), torch.zeros(1, 4, 2, 2))
 
 

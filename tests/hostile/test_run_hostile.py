@@ -75,6 +75,35 @@ def test_damaged_object_is_named_and_not_returned(run: Path, role: str, how: str
         opened.load(opened.points[0], model=case.network())
 
 
+EDITS = {
+    "state of a trial": "UPDATE trials SET state = 'X'",
+    "text of an entry": "UPDATE trial_user_attributes SET value_json = '{'",
+    "accuracy": "UPDATE trial_values SET value = NULL",
+    "kind of a value": "UPDATE trial_values SET value_type = 'ODD'",
+    "distribution": "UPDATE trial_params SET distribution_json = '{}'",
+    "direction": "UPDATE study_directions SET direction = 'UP'",
+    "date": "UPDATE trials SET datetime_start = 'x'",
+    "table": "DROP TABLE trial_params",
+    "revision": "UPDATE alembic_version SET version_num = 'v9.9.9.a'",
+}
+
+
+@pytest.mark.parametrize("what", EDITS)
+def test_an_edited_study_is_named(run: Path, what: str) -> None:
+    with closing(sqlite3.connect(run / "study.db")) as connection:
+        connection.execute(EDITS[what])
+        connection.commit()
+    with pytest.raises(InputError, match=r"study .*study\.db must be readable and whole, as Optuna \S+ writes it, got"):
+        open_run(run).points  # noqa: B018 - reads them
+
+
+@pytest.mark.parametrize("address", ["postgresql://user:secret@host:notaport/x", "nothing"])
+def test_an_address_that_is_none_is_refused(tmp_path: Path, address: str) -> None:
+    with pytest.raises(InputError, match=r"^storage") as raised:
+        case.trace(tmp_path / "run", storage=address, **SMALL)
+    assert "secret" not in str(raised.value)
+
+
 def test_a_damaged_plan_is_not_carried_out(run: Path) -> None:
     opened = open_run(run)
     point = opened.points[-1]

@@ -156,16 +156,15 @@ def test_compensation_lowers_the_error_of_the_outputs(known, target):
     assert error[True] < 0.95 * error[False]
 
 
-def test_one_flight_equals_layer_after_layer_with_several_batches(known):
-    """The in-flight pass against the slow way: a pass for every event, batch by batch, all positions."""
+def test_several_batches_give_the_result_of_one(known):
     net, x, spec, inputs = known
     double = copy.deepcopy(net).double()
     plan = step_by_price(inputs, 2e-9, "esn_analog", QuantConfig(target="outputs"))
-    fast = compress(double, plan, spec, calibrate(double, spec, x.double(), samples=0))
-    slow = compress(double, plan, spec, calibrate(double, spec, x.double().split(7), samples=0, batch_size=7))
-    assert all(torch.equal(fast.layers[name].levels, slow.layers[name].levels) for name in fast.layers)
-    for key, value in fast.model.state_dict().items():
-        torch.testing.assert_close(value, slow.model.state_dict()[key])
+    one = compress(double, plan, spec, calibrate(double, spec, x.double(), samples=0))
+    several = compress(double, plan, spec, calibrate(double, spec, x.double().split(7), samples=0, batch_size=7))
+    assert all(torch.equal(one.layers[name].levels, several.layers[name].levels) for name in one.layers)
+    for key, value in one.model.state_dict().items():
+        torch.testing.assert_close(value, several.model.state_dict()[key])
 
 
 @pytest.mark.parametrize("statistics", ["absolute", "paired", "paired_layerwise"])

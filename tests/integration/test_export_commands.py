@@ -1,6 +1,7 @@
 """From a run to a verified file, as a user types it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 import slimbit
 from slimbit.cli import app
 from slimbit.records.errors import InputError
+from slimbit.records.files import StoreError
 
 COMMAND = ("frontier", "digits_resnet", "--data", "digits", "--points", "2", "--calibration-images", "40")
 
@@ -86,7 +88,12 @@ def test_a_changed_file_is_found_out(folder: Path) -> None:
     ("arguments", "said"),
     [
         (("--format", "tflite"), "--format must be one of onnx, qonnx"),
-        (("--target", "tensorrt"), "--target must be one of onnxruntime"),
+        (("--target", "tensorrt"), "got tensorrt: it takes only signed codes around zero"),
+        (("--target", "openvno"), "did you mean openvino"),
+        (("--target", "finn"), "--target finn must be given with --format qonnx, got --format onnx"),
+        (("--target", "openvino", "--int4"), "--int4 must be given for a runtime that stores weights in four bits"),
+        (("--data", "npz:/no/such.npz"), "no/such.npz"),
+        (("--data", "tests.integration.test_export_commands:wide_images"), "must be 1x8x8, as the network takes them"),
         (("--float", "--int4"), "format of floats must be onnx, got int4"),
         (("--opset", "9"), "opset must be from 13"),
     ],
@@ -95,6 +102,47 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(folder: Path, arg
     with pytest.raises(InputError, match=said):
         run("export", folder / "small", "--out", folder / "refused.onnx", *arguments)
     assert not (folder / "refused.onnx").exists()
+
+
+def wide_images() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images of another shape than the network's, for calibration and testing."""
+    return torch.zeros(4, 1, 16, 16), torch.zeros(4, 1, 16, 16), torch.zeros(4, dtype=torch.long)
+
+
+def test_verifying_on_images_of_another_shape_is_refused(folder: Path) -> None:
+    small = slimbit.load(folder / "small")
+    for shape in ((2, 3, 8, 8), (2, 1, 16, 16), (2, 1, 8)):
+        with pytest.raises(InputError, match="images must be 1x8x8, as the network takes them, got"):
+            slimbit.verify(folder / "small.onnx", small, torch.zeros(shape))
+
+
+def test_float_and_qonnx_files_are_not_verified(folder: Path) -> None:
+    small = slimbit.load(folder / "small")
+    for form, as_float in (("onnx", True), ("qonnx", False)):
+        file = small.export(folder / "other.onnx", format=form, as_float=as_float)
+        with pytest.raises(InputError, match="must be a quantized ONNX file of slimbit export to be verified"):
+            slimbit.verify(file, small, torch.zeros(1, 1, 8, 8))
+
+
+def test_what_a_runtime_pads_is_said(folder: Path) -> None:
+    told = run("export", folder / "small", "--out", folder / "padded.onnx", "--target", "openvino", "--images", "2")
+    assert re.search(r"ONNX Runtime, CPU: executes \d+\.\d times the bit-operations of the network: up to 8x8", told)
+    assert "OpenVINO, CPU: Rounding is not promised to the bit" in told
+
+
+def test_folder_and_file_are_written_both_or_neither(folder: Path, tmp_path: Path) -> None:
+    pick = ("pick", folder / "run", "--max-drop", "5", "--no-score", "--out")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StoreError, match="could not be written"):
+        run(*pick, tmp_path / "new", "--export", tmp_path / "file" / "small.onnx")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "note.txt").write_text("mine")
+    with pytest.raises(InputError, match="taken"):
+        run(*pick, tmp_path / "taken", "--export", tmp_path / "small.onnx")
+    with pytest.raises(InputError, match="--export must be a file outside of --out"):
+        run(*pick, tmp_path / "new", "--export", tmp_path / "new" / "small.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["note.txt"]
 
 
 def test_float_activations_are_no_file_of_integers(tmp_path: Path) -> None:

@@ -139,14 +139,14 @@ def test_a_killed_workers_point_is_taken_over_at_once(
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path, undisturbed: tuple[dict[str, Any], float]) -> None:
     class Impatient(case.Agreement):
         def __call__(self, model: nn.Module) -> float:
-            if self.calls == 5:
+            if self.calls == 6:
                 raise KeyboardInterrupt
             return super().__call__(model)
 
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         case.trace(out, evaluate=Impatient(), baselines=False)
-    assert len(open_run(out).points) == 4  # five evaluations, the first of the float network
+    assert len(open_run(out).points) == 4  # six evaluations, the first two of the float network
     evaluate = case.Agreement()
     assert case.outcome(case.trace(out, evaluate=evaluate, baselines=False)) == undisturbed[0]
     assert evaluate.calls == case.POINTS - 4

@@ -71,7 +71,7 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
 
 
 def test_options_leave_records_within_settings_as_they_are() -> None:
-    layer = LayerSignal(layer="a", epoch=1, weights=9, positions=1, filter_signal=(1.0,), filter_noise=(0.0,))
+    layer = LayerSignal(name="a", epoch=1, nonzero_weights=9, positions=1, filter_signal=(1.0,), filter_noise=(0.0,))
     epoch = EpochSignal(epoch=1, iterations=1, layers=(layer,))
     config = RunConfig(keep_ratios=(0.5,), prune=PruneConfig(by="signal", signal=epoch))
     found = config.with_options({"points": 4, "prune": {"protect": ["a"]}})

@@ -50,9 +50,9 @@ def zeroed(network: nn.Module, plan: KeepPlan) -> nn.Module:
             axis.module.register_buffer("weight_mask", everything, persistent=False)
     with torch.no_grad():
         for axis in axes:
-            for name, dim, value in axis.tensors():
+            for name, value, entries in axis.removed():
                 if not name.startswith("running_"):
-                    value.index_fill_(dim, axis.index(removed=True).to(value.device), 0)
+                    value.masked_fill_(entries, 0)
     return network
 
 
@@ -72,11 +72,11 @@ def held_masks(plan: KeepPlan, model: nn.Module) -> dict[str, Tensor]:
     paths = {id(module): path for path, module in model.named_modules()}
     masks: dict[str, Tensor] = {}
     for axis in bind_axes(model, plan):
-        for name, dim, value in axis.tensors():
+        for name, value, entries in axis.removed():
             if isinstance(value, nn.Parameter):
                 key = f"{paths[id(axis.module)]}.{name}".removeprefix(".")
                 held = masks.setdefault(key, torch.ones(value.shape, dtype=torch.bool, device=value.device))
-                held.index_fill_(dim, axis.index(removed=True).to(value.device), value=False)
+                held &= ~entries
     return masks
 
 

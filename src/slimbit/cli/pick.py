@@ -1,6 +1,7 @@
 """`slimbit pick`: the model that fits a budget, as a folder to ship."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slimbit.cli.export import write
+from slimbit.cli.export import exported
 from slimbit.cli.options import parse_budget
-from slimbit.cli.verify import print_verification, verified
-from slimbit.records.errors import InputError
+from slimbit.cli.verify import images_of, print_verification
+from slimbit.records.errors import InputError, SlimbitError
+from slimbit.records.files import write_whole
 from slimbit.records.point import FrontierPoint
 from slimbit.records.terminal import quantity
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from slimbit.artifacts.manifest import Manifest
+    from slimbit.compress.model import CompressedModel
     from slimbit.frontier.frontier import Frontier
 
 
@@ -72,6 +75,8 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         raise InputError(f"one of {', '.join(ways)} must be given, got {' and '.join(given) or 'none'}")
+    if export is not None and export.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"--export must be a file outside of --out, got {export}")
     frontier = open_run(run, storage=storage)
     within = dict(map(parse_budget, budget or ()))
     point = frontier.best(within) if within else frontier.cheapest(min_accuracy, max_drop=max_drop)
@@ -82,18 +87,33 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
     if score:
         quoted, note = quoted_accuracy(info, small.model, allow_code=allow_code)
         small = small if quoted is None else replace(small, accuracy=quoted)
-    if export is not None:
-        write(small, export, form="onnx", as_float=False, int4=False, opset=None)
-    small.save(out)
+    proof = None
+    if export is None:
+        small.save(out)
+    else:
+        content, proof = exported(small, export.name, images_of(small, data=None, images=VERIFIED_IMAGES))
+        _save_both(small, out, export, content)
     metrics = tuple(within) or (frontier.metric,)
     _print(point, read_manifest(out), out, metrics=metrics, note=note, as_json=as_json)
-    if export is not None:
-        proof = verified(export, out, data=None, images=VERIFIED_IMAGES, precise=False, allow_code=allow_code)
-        if not as_json:
-            typer.echo(f"wrote {export}: {export.stat().st_size:,} bytes")
-            print_verification(proof)
-        if not proof.is_exact:
-            raise typer.Exit(1)
+    if export is None or proof is None:
+        return
+    if not as_json:
+        typer.echo(f"wrote {export}: {export.stat().st_size:,} bytes")
+        print_verification(proof)
+    if not proof.is_exact:
+        raise typer.Exit(1)
+
+
+def _save_both(small: "CompressedModel", out: Path, export: Path, content: bytes) -> None:
+    """Write the folder and the file, or neither."""
+    is_new = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    small.save(out)
+    try:
+        write_whole(export, content)
+    except SlimbitError:
+        if is_new:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def _form(
@@ -118,7 +138,10 @@ def _form(
         allow_code=allow_code,
     )
     if weights is not None:
-        frontier.check_weights(found.model)
+        try:
+            frontier.check_weights(found.model)
+        except InputError as error:
+            raise InputError(f"{error} from {network or origin.source} with {weights}") from error
     return found.model
 
 

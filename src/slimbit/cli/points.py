@@ -86,7 +86,7 @@ def points_table(frontier: "Frontier", listed: Sequence[FrontierPoint], metric: 
     """
     front = _front(frontier, metric)
     rows = sorted((p for p in listed if p.state == "done"), key=lambda p: (_cost(p, metric), p.number))
-    title = f"{frontier.network}: accuracy against {metric}, float {frontier.float_accuracy:.2f}"
+    title = f"{frontier.network}: {frontier.info.score_name} against {metric}, float {frontier.float_accuracy:.2f}"
 
     def table(costs: Sequence[str], *, narrow: bool = False) -> Table:
         table = Table(
@@ -96,7 +96,7 @@ def points_table(frontier: "Frontier", listed: Sequence[FrontierPoint], metric: 
             pad_edge=not narrow,
         )
         cells: dict[str, Callable[[FrontierPoint], str]] = {"": lambda p: "*" if p.number in front else ""}
-        cells |= {"accuracy": _accuracy} | ({} if narrow else {"95 %": between})
+        cells |= {shown(frontier.info.score_name): _accuracy} | ({} if narrow else {"95 %": between})
         cells |= {name: partial(_shown_cost, name) for name in costs}
         for name in cells:
             table.add_column(name, justify="right", no_wrap=True)

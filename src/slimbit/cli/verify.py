@@ -1,14 +1,17 @@
 """`slimbit verify`: the proof that an exported file computes what was promised."""
 
 import json
+from collections.abc import Container
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slimbit.records.codec import plain, with_schema
 
 if TYPE_CHECKING:
+    from slimbit.compress.model import CompressedModel
     from slimbit.records.verification import Verification
 
 SCHEMA = 1
@@ -36,36 +39,48 @@ def verify(
 
     Exit code 1 where it does not.
     """
-    found = verified(file, folder, data=data, images=images, precise=precise, allow_code=allow_code)
+    from slimbit.compress.load import load
+    from slimbit.compress.verify import verify as verify_file
+
+    small = load(folder, allow_code=allow_code)
+    given = images_of(small, data=data, images=images)
+    found = verify_file(file, small, given.batches, labels=given.labels, precise=precise)
     if as_json:
         told = {**plain(found), "is_exact": found.is_exact, "needs_precision": list(found.needs_precision)}
         typer.echo(json.dumps(with_schema(told, SCHEMA), indent=2, allow_nan=False))
     else:
         print_verification(found)
+        print_fits(small, names=("onnxruntime", "openvino"))
     if not found.is_exact:
         raise typer.Exit(1)
 
 
-def verified(
-    file: Path, folder: Path, *, data: str | None, images: int, precise: bool, allow_code: bool
-) -> "Verification":
-    """What `slimbit.verify` finds on images of a data spec, or on random ones."""
+@dataclass(frozen=True)
+class ImagesToVerify:
+    """Batches of images, and the class of each where it is known."""
+
+    batches: Any
+    labels: Any = None
+
+
+def images_of(small: "CompressedModel", *, data: str | None, images: int) -> ImagesToVerify:
+    """Images of a data spec as the network takes them, or random ones.
+
+    Raises:
+        InputError: No such data, or images of another shape.
+    """
     import torch
 
-    from slimbit.compress.load import load
-    from slimbit.compress.verify import verify as verify_file
     from slimbit.zoo.data import open_data
 
-    small = load(folder, allow_code=allow_code)
+    shape = tuple(small.origin.input_shape)
     if data is None:
-        generator = torch.Generator().manual_seed(0)
-        shape = small.origin.input_shape
-        return verify_file(file, small, torch.randn(images, *shape, generator=generator), precise=precise)
+        return ImagesToVerify([torch.randn(images, *shape, generator=torch.Generator().manual_seed(0))])
     norm = small.origin.normalization
     card = None if norm is None else {"normalize": {"mean": list(norm.mean), "std": list(norm.std)}}
     opened = open_data(data, card=card)
     evaluator = opened.evaluator(min(images, len(opened.test.images)))
-    return verify_file(file, small, evaluator.batches(), labels=evaluator.labels, precise=precise)
+    return ImagesToVerify(evaluator.batches(), evaluator.labels)
 
 
 def print_verification(found: "Verification") -> None:
@@ -101,3 +116,20 @@ def print_verification(found: "Verification") -> None:
             f"on processors without VNNI, sums can saturate in {len(found.needs_precision)} layers ({layers}): set "
             f"session.x64quantprecision there{emulated} (this processor's VNNI: {found.processor})"
         )
+
+
+def print_fits(small: "CompressedModel", *, names: Container[str]) -> None:
+    """One line for each of these runtimes that pads widths or channels, or cannot execute some of them in integers."""
+    from slimbit.compress.fits import fits_of
+
+    for fit in fits_of(small):
+        if fit.runtime.name not in names:
+            continue
+        if not fit.executes:
+            typer.echo(f"{fit.runtime.title}: too wide for its integers: {', '.join(fit.too_wide[:5])}")
+        elif fit.padding > 1:
+            widest = "x".join(str(max(x)) for x in (fit.runtime.weight_bits, fit.runtime.activation_bits))
+            typer.echo(
+                f"{fit.runtime.title}: executes {fit.padding:.1f} times the bit-operations of the network: up to "
+                f"{widest} bits, channels in multiples of {fit.runtime.channels}"
+            )

@@ -20,7 +20,7 @@ from slimbit.records.codec import from_json
 from slimbit.records.cost import SCHEMA as COST_SCHEMA
 from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
-from slimbit.records.files import read_regular
+from slimbit.records.files import as_path, read_regular
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS, KeepPlan
 from slimbit.records.network import NetworkSpec
 from slimbit.records.origin import NetworkOrigin
@@ -59,7 +59,7 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_code: bool
         ...
     slimbit.records.errors.InputError: artifact file must exist, got none at nowhere/slimbit.json
     """
-    path = Path(folder)
+    path = as_path(folder, "folder")
     if (path / PRUNED).is_file():
         return _load_pruned(path, model, allow_code=allow_code)
     manifest = read_manifest(path)

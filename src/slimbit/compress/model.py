@@ -20,6 +20,7 @@ from slimbit.records.cost import METRICS, CostReport
 from slimbit.records.cost import SCHEMA as COST_SCHEMA
 from slimbit.records.dataflow import Dataflow
 from slimbit.records.errors import InputError
+from slimbit.records.files import as_path
 from slimbit.records.keep import KeepPlan
 from slimbit.records.network import NetworkSpec
 from slimbit.records.origin import NetworkOrigin
@@ -162,7 +163,7 @@ class CompressedModel:
             InputError: Another content in the folder, or weights that were changed after quantization.
             StoreError: It cannot be written.
         """
-        target = Path(folder)
+        target = as_path(folder, "folder")
         if self.plan is None:
             if self.keep is None:
                 raise InputError("model must be quantized or pruned to be saved, got neither")

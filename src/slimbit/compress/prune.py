@@ -52,7 +52,7 @@ from slimbit.records.codec import digest, from_json, pretty, with_schema
 from slimbit.records.codec import record as stored_record
 from slimbit.records.config import PruneConfig
 from slimbit.records.errors import InputError
-from slimbit.records.files import not_written, read_regular, write_whole
+from slimbit.records.files import as_path, not_written, read_regular, write_whole
 from slimbit.records.groups import Ties
 from slimbit.records.keep import KeepPlan
 from slimbit.records.signal import EpochSignal
@@ -133,7 +133,7 @@ def _silent(_: str) -> None:
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
     if out is not None:
-        yield Path(out)
+        yield as_path(out, "out")
         return
     with tempfile.TemporaryDirectory(prefix="slimbit-") as folder:
         yield Path(folder)

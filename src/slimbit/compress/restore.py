@@ -65,14 +65,16 @@ def restored_point(
         form = form_of(_reference(info, where), packed, keep, model=None, allow_code=allow_code, where=where)
     network, layers = unpack_model(packed, form, keep=keep, where=where)
     spec = NetworkSpec(info.network, tuple(entry.spec() for entry in entries))
-    if origin.input_shape:
-        spec = survey_network(network, zeros_like_input(origin.input_shape), name=info.network).spec
     plan = from_json(CompressionPlan, json("plan"), where=f"plan of {where}")
-    if plan.activations and not origin.input_shape:
-        raise InputError(f"input shape of {info.network} must be known for quantized activations, got none in the run")
-    program = (
-        program_of(network, plan, spec, layers, zeros_like_input(origin.input_shape)) if plan.activations else None
-    )
+    program = None
+    if plan.activations:  # a network of weights alone is not called here: its example may be no tensor of float32
+        if not origin.input_shape:
+            raise InputError(
+                f"input shape of {info.network} must be known for quantized activations, got none in the run"
+            )
+        example = zeros_like_input(origin.input_shape)
+        spec = survey_network(network, example, name=info.network).spec
+        program = program_of(network, plan, spec, layers, example)
     assert point.accuracy is not None
     images = "" if info.evaluate_images is None else f"{info.evaluate_images} images"
     accuracy = AccuracyEntry(

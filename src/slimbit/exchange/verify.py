@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ def verify_onnx(
         raise MissingExtraError("onnxruntime", "onnx", "verifying an ONNX file")
     path = Path(file)
     model = load_model(path)
+    _check_quantized(model, path)
     session, watching, version = _open(model, precise=precise, threads=threads)
     reference = Reference(model)
     inputs = [value.name for value in model.graph.input]
@@ -74,6 +75,7 @@ def verify_onnx(
     tally = _Tally(labels)
     for batch in _chunks(images):
         given = dict(zip(inputs, batch, strict=False))
+        _check_shapes(model, given)
         outputs, codes = reference.run(given, keep=True)
         tally.add(outputs, session.run(None, given))
         tally.compare(codes, dict(zip(watched, watching.run(watched, given), strict=True)))
@@ -120,6 +122,27 @@ def load_model(path: Path) -> ModelProto:
     if not model.graph.node:
         raise InputError(f"{path} must be an ONNX model, got a file without a graph")
     return model
+
+
+def _check_quantized(model: ModelProto, path: Path) -> None:
+    kinds = {node.op_type for node in model.graph.node}
+    if "QuantizeLinear" not in kinds:
+        got = "a QONNX file" if "Quant" in kinds else "one of floats"
+        raise InputError(f"{path} must be a quantized ONNX file of slimbit export to be verified, got {got}")
+
+
+def _check_shapes(model: ModelProto, given: Mapping[str, Array]) -> None:
+    """Raise `InputError` for images of another shape than the file takes."""
+    for value in model.graph.input:
+        expected = [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
+        if value.name not in given:
+            raise InputError(f"images must hold every input of the network, got none for {value.name!r}")
+        got = given[value.name].shape[1:]
+        if len(got) != len(expected) or any(want not in (0, have) for want, have in zip(expected, got, strict=True)):
+            sides = "x".join(str(want) if want else "any" for want in expected)
+            raise InputError(
+                f"images must be {sides}, as the network takes them, got {'x'.join(map(str, got)) or 'plain numbers'}"
+            )
 
 
 def saturation_checks(model: ModelProto) -> Iterator[SaturationCheck]:

@@ -4,6 +4,7 @@ import math
 import os
 import platform
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -20,12 +21,14 @@ from slimbit.records.accuracy import Accuracy, wilson_interval
 from slimbit.records.codec import canonical, from_json, with_schema
 from slimbit.records.cost import METRICS
 from slimbit.records.cost import SCHEMA as COST_SCHEMA
+from slimbit.records.errors import InputError
 from slimbit.records.files import StoreError
 from slimbit.records.plan import CompressionPlan
 from slimbit.records.point import FrontierPoint, PlannedPoint
+from slimbit.records.text import clipped, fault_of
 
 Evaluate = Callable[[nn.Module], Any]
-LONGEST_REASON = 500
+LONGEST_REASON, LONGEST_NAME = 500, 40
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Scorer:
     @property
     def name(self) -> str:
         """What the score is called in tables and on axes."""
-        return str(getattr(self.evaluate, "name", "") or "accuracy")
+        value = getattr(self.evaluate, "name", None)
+        return clipped(value, LONGEST_NAME) if isinstance(value, str) and value.strip() else "accuracy"
 
     @property
     def description(self) -> str:
@@ -68,10 +72,28 @@ class Scorer:
     def score(self, network: nn.Module) -> float:
         """The accuracy of a network; an `Accuracy` where the number of images is known.
 
+        A network that ``evaluate`` leaves in training mode, as loops that train as well do, is put back.
+
         Raises:
-            ValueError: ``evaluate`` returned something else than a finite number.
+            InputError: ``evaluate`` returned something else than a finite number, or changed weights or statistics:
+                its score would be that of another network than the one that is kept.
         """
-        value = self.evaluate(network)
+        modes, before = {module: module.training for module in network.modules()}, _checksums(network)
+        try:
+            value = self.evaluate(network)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        after = _checksums(network)
+        changed = next((name for name in {**before, **after} if before.get(name) != after.get(name)), None)
+        if changed is not None:
+            raise InputError(
+                f"evaluate must leave the network as it is, got {changed!r} changed: call model.eval() in it, train "
+                "nothing, and convert a copy"
+            )
+        return self._checked(value)
+
+    def _checked(self, value: Any) -> float:
         if isinstance(value, Accuracy):
             return value
         if isinstance(value, torch.Tensor):
@@ -81,12 +103,25 @@ class Scorer:
         except (TypeError, ValueError, RuntimeError):
             number = None
         if number is None:
-            raise ValueError(f"evaluate must return a number, got {type(value).__name__}")
+            raise InputError(f"evaluate must return a number, got {type(value).__name__}")
         if not math.isfinite(number):
-            raise ValueError(f"evaluate must return a finite number, got {number}")
+            raise InputError(f"evaluate must return a finite number, got {number}")
         if self.images and 0 <= number <= 100:
             return Accuracy(number, self.images)
         return number
+
+
+def _checksums(network: nn.Module) -> dict[str, int]:
+    """Of every floating tensor of a network; whole numbers count batches, which does not change what it computes."""
+    tensors = {
+        name: tensor.detach()
+        for name, tensor in network.state_dict().items()
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
+    }
+    return {
+        name: zlib.crc32(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for name, tensor in tensors.items()
+    }
 
 
 def interval_of(score: float) -> tuple[float | None, float | None]:
@@ -131,8 +166,7 @@ def measure_point(planned: PlannedPoint, sweep: WidthSweep, scorer: Scorer) -> F
     except StoreError:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's evaluate raises: recorded, the rest goes on
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
-        return replace(point, state="failed", error=reason, seconds=clock.seconds)
+        return replace(point, state="failed", error=fault_of(error, LONGEST_REASON), seconds=clock.seconds)
 
 
 def _measured(

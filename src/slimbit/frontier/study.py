@@ -25,9 +25,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from slimbit.records.codec import from_plain, plain
 from slimbit.records.cost import METRICS
-from slimbit.records.errors import InputError
+from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import not_written
 from slimbit.records.point import FrontierPoint
+from slimbit.records.text import fault_of
 
 NAME = "study.db"
 STUDY = "frontier"
@@ -163,8 +164,8 @@ def _storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage:
     options = {"connect_args": {"timeout": PATIENCE_SECONDS}} if sqlite else {"pool_pre_ping": True}
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs=options, skip_table_creation=not create)
-    except (sqlalchemy.exc.ArgumentError, ImportError) as error:
-        raise InputError(f"storage must be an address of a database, got {_where(url)}: {error}") from error
+    except (sqlalchemy.exc.ArgumentError, ImportError, ValueError) as error:  # ValueError: a port that is no number
+        raise InputError(f"storage must be an address of a database, got {_where(url)}: {_reason(error)}") from error
 
 
 def _check_sound(url: str) -> None:
@@ -201,7 +202,7 @@ def _where(url: str) -> str:
         return f"study {file}"
     try:
         return f"storage {sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)}"
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         return f"storage {url.rsplit('@', maxsplit=1)[-1][:80]!r}"
 
 
@@ -209,8 +210,10 @@ def _where(url: str) -> str:
 def _reading(url: str) -> Iterator[None]:
     try:
         yield
-    except _FAULTS as error:
-        raise InputError(f"{_where(url)} must be readable and whole, got {_reason(error)}") from error
+    except SlimbitError:
+        raise
+    except Exception as error:  # of an edited study Optuna raises anything: KeyError, AssertionError, JSONDecodeError
+        raise _damaged(url, error) from error
 
 
 @contextmanager
@@ -219,6 +222,17 @@ def _writing(url: str) -> Iterator[None]:
         yield
     except _FAULTS as error:
         raise not_written(_where(url), OSError(0, _reason(error))) from error
+    except SlimbitError:
+        raise
+    except Exception as error:
+        raise _damaged(url, error) from error
+
+
+def _damaged(url: str, error: Exception) -> InputError:
+    found = _reason(error) if isinstance(error, _FAULTS) else fault_of(error)
+    return InputError(
+        f"{_where(url)} must be readable and whole, as Optuna {optuna.__version__} writes it, got {found}"
+    )
 
 
 def _reason(error: BaseException) -> str:
@@ -232,7 +246,7 @@ def _reason(error: BaseException) -> str:
 def _quiet() -> Iterator[None]:
     """Neither Optuna's log of every trial nor its notes about experimental features, and no lasting change."""
     level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

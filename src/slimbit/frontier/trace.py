@@ -2,10 +2,12 @@
 
 import copy
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from slimbit.compress.model import CompressedModel
@@ -23,8 +25,10 @@ from slimbit.records.accuracy import Accuracy, is_near_chance
 from slimbit.records.codec import digest
 from slimbit.records.config import PAPER, RunConfig
 from slimbit.records.errors import InputError
+from slimbit.records.files import as_path
 from slimbit.records.run import RunInfo, cautions, check_same
 from slimbit.records.signal import EpochSignal
+from slimbit.records.text import fault_of
 from slimbit.records.training_run import read_training_run, spread_epochs
 from slimbit.survey.trace import Inputs
 
@@ -88,8 +92,7 @@ def trace_frontier(
     """
     if evaluate is None or not callable(evaluate):
         raise InputError(f"evaluate must be a function from a network to a number, got {type(evaluate).__name__}")
-    if not isinstance(out, str | Path):
-        raise InputError(f"out must be the path of a folder, got {type(out).__name__}")
+    folder = as_path(out, "out")
     settings: RunConfig = (config or RunConfig()).with_options({"metric": metric, "points": points})
     settings = settings.model_copy(update={"quant": settings.quant.for_metric(settings.metric)})
     root = as_prepared(model, example_input, calibration, seed=settings.seed, likelihood=settings.likelihood)
@@ -104,7 +107,7 @@ def trace_frontier(
     if all(layer.name in settings.quant.skip for layer in root.spec.layers):
         raise InputError(f"skip must leave a layer of {root.name} to compress, got all of them")
     pruner = _pruner(settings, root, data)
-    scorer, listener, folder = Scorer(evaluate), progress or silent, Path(out)
+    scorer, listener = Scorer(evaluate), progress or silent
     check_folder(folder)
     waiting = Progress(stage="waiting", message="another process prepares the run")
     with waiting_lock(folder, "prepare", lambda: listener(waiting)):
@@ -191,7 +194,21 @@ def _fixed(
         "keep_ratios": config.keep_ratios,
         "prune": config.prune if config.prunes else None,
         "training": "" if tuning is None else tuning.name,
-    } | {"origin": root.origin, "scoring": scorer.description, "score_name": scorer.name, "classes": scorer.classes}
+    } | {
+        "origin": root.origin,
+        "scoring": scorer.description,
+        "score_name": scorer.name,
+        "classes": _classes(root, scorer),
+    }
+
+
+def _classes(root: PreparedNetwork, scorer: Scorer) -> int | None:
+    """Number of classes: what ``evaluate`` says, or the network's outputs where it knows labels only."""
+    if not getattr(scorer.evaluate, "open_classes", False) or not isinstance(root.example_input, Tensor):
+        return scorer.classes
+    with torch.no_grad():
+        outputs = root.model(root.example_input)
+    return int(outputs.shape[1]) if isinstance(outputs, Tensor) and outputs.ndim == 2 else scorer.classes
 
 
 def _qualified_name(function: Any) -> str:
@@ -205,14 +222,24 @@ def _begin(root: PreparedNetwork, scorer: Scorer, fixed: dict[str, Any], study: 
     start = time.perf_counter()
     try:
         score = scorer.score(copy.deepcopy(root.model).eval())
+        seconds = time.perf_counter() - start
+        # where it names its data by a digest it is Slimbit's own, or made as carefully
+        again = score if scorer.digest else scorer.score(copy.deepcopy(root.model).eval())
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"evaluate must score the float network, got {type(error).__name__}: {error}") from error
-    seconds, accuracy = time.perf_counter() - start, float(score)
-    if scorer.classes is not None and is_near_chance(accuracy, scorer.classes):
+        raise InputError(f"evaluate must score the float network, got {fault_of(error)}") from error
+    accuracy = float(score)
+    if float(again) != accuracy:
+        warnings.warn(
+            f"evaluate scores the same network with {accuracy:g} and then {float(again):g}: points differ by chance as "
+            "well; call model.eval() in it and give random choices a fixed seed",
+            stacklevel=3,
+        )
+    classes = fixed["classes"]
+    if classes is not None and is_near_chance(accuracy, classes):
         raise InputError(
-            f"float accuracy must be well above chance ({100 / scorer.classes:.3g} % for {scorer.classes} classes), "
+            f"float accuracy must be well above chance ({100 / classes:.3g} % for {classes} classes), "
             f"got {accuracy:.4g} %: check that the data's normalization (normalize=... in the data spec) and the order "
             "of classes are those the network was trained with, and that its weights were loaded"
         )

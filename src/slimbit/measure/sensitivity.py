@@ -18,9 +18,11 @@ from slimbit.numerics.batches import Forward, call_network, checked_batches, cou
 from slimbit.numerics.copies import copied
 from slimbit.numerics.grid import layer_weight
 from slimbit.numerics.moments import check_finite
+from slimbit.numerics.strided import safe_gradients
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec
 from slimbit.records.sensitivity import Sensitivity
+from slimbit.records.text import fault_of
 
 Likelihood = Callable[[Any, torch.Generator], Tensor]
 """From a network's output to ``-log p(y|x)`` summed over images, with ``y`` sampled; differentiable."""
@@ -64,7 +66,7 @@ def measure_sensitivity(
     weights = _weights(network, layers)
     total = [torch.zeros(layer.filters, dtype=torch.float64) for layer in layers]
     images, found = 0, checked_batches(batches)
-    with torch.enable_grad():
+    with torch.enable_grad(), safe_gradients(network):
         for piece in pieces(found, images_per_pass):
             images += count_of(piece)
             loss = sample(outputs_of(network, piece, forward), generator)
@@ -172,7 +174,7 @@ def outputs_of(network: nn.Module, batch: Any, forward: Forward) -> Any:
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = fault_of(error)
         raise InputError(f"calibration batches must be ones that the network runs on, got {reason}") from error
 
 

@@ -13,6 +13,11 @@ from slimbit.records.errors import InputError
 
 Forward = Callable[[nn.Module, Any], Any]
 
+MOST_IMAGES = 100_000
+"""Calibration images that are taken from an iterator, whose end nobody knows; some hundred are enough."""
+MOST_BYTES = 1 << 34
+"""Bytes of them, which are held at once: 28,000 images of 3x224x224."""
+
 
 def call_network(model: nn.Module, batch: Any) -> Any:
     """Call a network on a batch: a tensor, ``(inputs, labels, ...)`` of which the first is used, or a mapping.
@@ -62,11 +67,11 @@ def as_called(batches: Iterable[Any] | Tensor, model: nn.Module, example_input: 
         return batches
     if isinstance(example_input, Mapping):
         keys = list(example_input)
-        return [{k: b[k] for k in keys} if isinstance(b, Mapping) and {*keys} <= {*b} else b for b in batches]
+        return [{k: b[k] for k in keys} if isinstance(b, Mapping) and {*keys} <= {*b} else b for b in _ending(batches)]
     if not isinstance(example_input, tuple | list) or len(example_input) < 2:
         return batches
     names = list(inspect.signature(model.forward).parameters)[: len(example_input)]
-    return [_by_name(batch, names) for batch in batches]
+    return [_by_name(batch, names) for batch in _ending(batches)]
 
 
 def _by_name(batch: Any, names: list[str]) -> Any:
@@ -74,6 +79,21 @@ def _by_name(batch: Any, names: list[str]) -> Any:
         return batch
     inputs = batch[0] if isinstance(batch[0], tuple | list) else batch
     return dict(zip(names, inputs, strict=False))
+
+
+def _ending(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches, unless they come without end: a sequence has one, an iterator may have none."""
+    if isinstance(batches, Sequence):
+        yield from batches
+        return
+    images = size = 0
+    for batch in batches:
+        images += max(1, count_of(batch))
+        size += sum(tensor.nbytes for tensor in _tensors(batch))
+        if images > MOST_IMAGES or size > MOST_BYTES:
+            most = f"{MOST_IMAGES:,} images" if images > MOST_IMAGES else f"{MOST_BYTES:,} bytes"
+            raise InputError(f"calibration must end after at most {most}, got more: some hundred images are enough")
+        yield batch
 
 
 def _tensors(batch: Any) -> list[Tensor]:
@@ -86,11 +106,11 @@ def checked_batches(batches: Iterable[Any] | Tensor) -> tuple[Any, ...]:
     """Batches as a tuple, a lone tensor or mapping as one batch; each must hold finite images.
 
     Raises:
-        InputError: No batch, an empty one, or NaN.
+        InputError: No batch, an empty one, NaN, or more than can be meant, as from an iterator that never ends.
     """
     if not isinstance(batches, Iterable) or isinstance(batches, str):
         raise InputError(f"calibration must be a tensor of images or batches of them, got {type(batches).__name__}")
-    found = (batches,) if isinstance(batches, Tensor | Mapping) else tuple(batches)
+    found = (batches,) if isinstance(batches, Tensor | Mapping) else tuple(_ending(batches))
     if not found:
         raise InputError("calibration must hold at least one batch, got none")
     for number, batch in enumerate(found):

@@ -219,10 +219,12 @@ def _moments_of_images(values: Tensor, axis: int) -> Tensor:
     variances = torch.zeros_like(means, dtype=torch.float64)
     if positions > 1:
         variances = torch.linalg.vector_norm(wide, dim=2).double().square_() / positions - means.double().square()
-        # one pass over the values does, unless the mean is so large that little is left of the difference
-        close = (variances < CANCELLED * means.double().square()).any(1).nonzero().flatten()
-        for images in close.split(max(1, CHUNK // wide[0].numel())):
-            variances[images] = (wide[images] - means[images].unsqueeze(2)).square_().mean(2).double()
+        # one pass over the values does, unless a mean is so large that little is left of the difference
+        images, channels = torch.where(variances < CANCELLED * means.double().square())
+        for start in range(0, len(images), max(1, CHUNK // positions)):
+            some = slice(start, start + max(1, CHUNK // positions))
+            at = images[some], channels[some]
+            variances[at] = (wide[at] - means[at].unsqueeze(1)).square_().mean(1).double()
     return torch.stack([means.double(), variances, torch.full_like(variances, positions)], 1)
 
 

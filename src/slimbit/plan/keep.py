@@ -70,12 +70,15 @@ def keep_by_score(ties: Ties, scores: Scores, config: PruneConfig | None = None,
     config = config or PruneConfig()
     _check_scores(ties, scores)
     free = _unprotected(ties, config.protect)
+    ratios = _ratios(ties, free, config)
+    alone = [(group, ratio) for group, ratio in ratios if ties.family_of(group.name) is None]
     if config.scope == "global":
-        kept = _global(free, scores, float(config.keep))  # type: ignore[arg-type] # one number, checked above
+        kept = _global([group for group, _ in alone], scores, float(config.keep))  # type: ignore[arg-type] # a number
         setting = f"keep {config.keep:g} of all"
     else:
-        kept = {g.name: _best(scores[g.name], _count(ratio, g.units)) for g, ratio in _ratios(ties, free, config)}
+        kept = {group.name: _best(scores[group.name], _count(ratio, group.units)) for group, ratio in alone}
         setting = f"keep {_told(config.keep)}"
+    kept |= {name: _best(scores[name], count) for name, count in _family_counts(ties, ratios).items()}
     return plan_of_units(ties, kept, policy=policy, setting=setting, constants=config.constants)
 
 
@@ -106,12 +109,30 @@ def keep_live_filters(
         raise InputError(f"threshold must be above 0 and below 1, got {threshold!r}")
     norms = {name: weight.double().flatten(1).norm(dim=1).tolist() for name, weight in weights.items()}
     limits = {name: threshold * percentile(values, PERCENTILE) for name, values in norms.items()}
-    kept = {}
+    kept, energies = {}, {}
     for group in _unprotected(ties, protect):
         energy = _summed(group, {name: [v * v for v in values] for name, values in norms.items()})
         alive = [unit for unit in range(group.units) if _is_alive(group, unit, norms, limits)]
-        kept[group.name] = alive or _best(energy, 1)
+        kept[group.name], energies[group.name] = alive or _best(energy, 1), energy
+    for name, count in _enough(ties, {name: len(alive) for name, alive in kept.items()}).items():
+        kept[name] = _best(energies[name], count) if name in energies else list(range(count))
     return plan_of_units(ties, kept, policy="dead", setting=f"threshold {threshold:g}", constants=constants)
+
+
+def _enough(ties: Ties, least: Mapping[str, int]) -> dict[str, int]:
+    """The fewest units of each group of a family with which the code follows and which are as many as these."""
+    if not ties.families:
+        return {}
+    units = {group.name: group.units for group in ties.groups}
+    steps = [family.steps for family in ties.families]
+    for number, family in enumerate(ties.families):
+        wanted = {name: least.get(name, units[name]) for name in family.groups}
+        for size in range(1, family.steps):
+            fit = ties.fit((*steps[:number], size, *(other.steps for other in ties.families[number + 1 :])))
+            if fit is not None and all(fit.counts[name] >= count for name, count in wanted.items()):
+                steps[number] = size
+                break
+    return dict(ties.fit_near(steps).counts)
 
 
 def match_counts(ties: Ties, weights: Mapping[str, Tensor], plan: KeepPlan, *, policy: str) -> KeepPlan:
@@ -238,6 +259,26 @@ def _ratios(ties: Ties, free: Sequence[FilterGroup], config: PruneConfig) -> lis
         if ratios:
             found.append((group, ratios.pop()))
     return found
+
+
+def _family_counts(ties: Ties, ratios: Sequence[tuple[FilterGroup, float]]) -> dict[str, int]:
+    """How many units each group of a family keeps, so that the code follows; as near as possible to its ratio."""
+    found: dict[int, set[float]] = {}
+    for group, ratio in ratios:
+        number = ties.family_of(group.name)
+        if number is not None:
+            found.setdefault(number, set()).add(ratio)
+    for number, values in found.items():
+        if len(values) > 1:
+            names = ", ".join(ties.families[number].groups[:MOST_TOLD])
+            raise InputError(
+                f"keep ratios must agree for groups whose channels are shuffled ({names}), got {sorted(values)}"
+            )
+    losing = {number: values.pop() for number, values in found.items()}
+    if all(ratio == 1 for ratio in losing.values()):
+        return {}
+    steps = [_count(losing.get(number, 1.0), family.steps) for number, family in enumerate(ties.families)]
+    return dict(ties.fit_near(steps).counts)
 
 
 def _told(ratio: float | Mapping[str, float]) -> str:

@@ -89,6 +89,34 @@ def check_regular(path: str | Path, what: str, *, limit: int | None = None) -> i
     return found.st_size
 
 
+def expanded(text: str, what: str) -> Path:
+    """A path as people write it, with ``~`` and ``$VARIABLES`` replaced.
+
+    Raises:
+        InputError: ``~name`` of somebody who does not exist.
+    """
+    try:
+        return Path(os.path.expandvars(text)).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{what} must be in a home folder that exists, got {_clipped(text)!r}") from error
+
+
+def as_path(value: Any, what: str) -> Path:
+    """What a user gave as a path.
+
+    Raises:
+        InputError: It is something else.
+
+    >>> as_path(None, "out")
+    Traceback (most recent call last):
+        ...
+    slimbit.records.errors.InputError: out must be a path, got NoneType
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise InputError(f"{what} must be a path, got {type(value).__name__}")
+    return Path(value)
+
+
 def read_text(path: str | Path, what: str, *, limit: int = LARGEST_TEXT) -> str:
     """The text of a regular file in UTF-8.
 

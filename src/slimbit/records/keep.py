@@ -8,7 +8,7 @@ from typing import Any, get_args
 from slimbit.records.codec import digest, record
 from slimbit.records.config import Constants
 from slimbit.records.errors import InputError, check_choice
-from slimbit.records.groups import Role, Ties
+from slimbit.records.groups import Fit, Member, Role, Ties
 from slimbit.records.network import LayerSpec, NetworkSpec
 from slimbit.records.text import clipped
 
@@ -27,20 +27,23 @@ class AxisKeep:
         name: Module path, or the key of a free parameter; as in `slimbit.records.groups.Member`.
         role: Which axis.
         size: Its length before.
-        kept: Places that stay, rising.
+        kept: Places that stay, in the order in which they then lie: rising, but for channels that the code shuffles.
+        dim: Dimension of a free parameter that is the axis; None: the first of that size.
     """
 
     name: str
     role: Role
     size: int
     kept: tuple[int, ...]
+    dim: int | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.role} of {self.name!r}"
         check_choice(f"role of {self.name!r}", self.role, get_args(Role))
-        numbers = all(isinstance(k, int) and not isinstance(k, bool) for k in (self.size, *self.kept))
-        if not numbers or list(self.kept) != sorted({k for k in self.kept if 0 <= k < self.size}):
-            raise InputError(f"kept {where} must be rising numbers below {self.size}, got {_short(self.kept)}")
+        given = (self.size, *self.kept, *(() if self.dim is None else (self.dim,)))
+        numbers = all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in given)
+        if not numbers or len(self.kept) != len({k for k in self.kept if k < self.size}):
+            raise InputError(f"kept {where} must be different numbers below {self.size}, got {_short(self.kept)}")
         if not self.kept and self.role != "padding":
             raise InputError(f"kept {where} must hold at least one, got none")
 
@@ -133,34 +136,75 @@ def plan_of_units(
         constants: As in `KeepPlan`.
 
     Raises:
-        InputError: A unit or a group that there is not, or a group that would lose its last unit.
+        InputError: A unit or a group that there is not, a group that would lose its last unit, or groups of a family
+            that keep numbers of units with which the code cannot follow.
     """
+    fit = _fit_of(ties, kept)
     gone: dict[tuple[str, Role], set[int]] = {}
-    sizes: dict[tuple[str, Role], int] = {}
+    members: dict[tuple[str, Role], Member] = {}
     unknown = [name for name in kept if name not in {group.name for group in ties.groups}]
     if unknown:
         raise InputError(f"kept groups must be groups of {ties.network}, got {', '.join(map(repr, unknown))}")
     for group in ties.groups:
         stays = set(kept.get(group.name, range(group.units)))
-        if not stays or not stays <= set(range(group.units)):
+        if not stays <= set(range(group.units)) or not (stays or group.name in fit.counts):
             raise InputError(f"kept units of {group.name!r} must be some of {group.units}, got {_short(sorted(stays))}")
         for member in group.members:
             place = (member.name, member.role)
             lost = {c for unit in range(group.units) if unit not in stays for c in member.channels[unit]}
             if lost:
-                sizes[place] = member.size
+                members[place] = member
                 gone.setdefault(place, set()).update(lost)
-    axes = tuple(
-        AxisKeep(name=name, role=role, size=sizes[name, role], kept=tuple(sorted({*range(sizes[name, role])} - lost)))
-        for (name, role), lost in gone.items()
+            elif place in fit.lines:
+                members[place] = member
+    axes = []
+    for place, m in members.items():
+        lost = gone.get(place, set())
+        order = range(m.size) if place not in fit.lines else _in_order(ties, kept, place, fit)
+        left = tuple(k for k in order if k not in lost)
+        if left != tuple(range(m.size)):
+            axes.append(AxisKeep(name=m.name, role=m.role, size=m.size, dim=m.dim, kept=left))
+    return KeepPlan(network=ties.network, policy=policy, axes=tuple(axes), setting=setting, constants=constants)
+
+
+def _fit_of(ties: Ties, kept: Mapping[str, Iterable[int]]) -> Fit:
+    """What stays of the families where these units stay."""
+    units = {group.name: group.units for group in ties.groups}
+    counts = {name: len({*kept.get(name, range(units[name]))}) for family in ties.families for name in family.groups}
+    if counts == {name: units[name] for name in counts}:
+        return Fit(counts={}, lines={})
+    shares = (
+        family.steps * sum(counts[name] for name in family.groups) / sum(units[name] for name in family.groups)
+        for family in ties.families
     )
-    return KeepPlan(network=ties.network, policy=policy, axes=axes, setting=setting, constants=constants)
+    fit = ties.fit(tuple(max(1, round(share)) for share in shares))
+    if fit is None or fit.counts != counts:
+        wrong = [name for name, count in counts.items() if fit is None or fit.counts.get(name) != count]
+        raise InputError(
+            f"kept units of {', '.join(map(repr, wrong[:3]))} must be as many as fit together (see Ties.fit), "
+            f"got {', '.join(str(counts[name]) for name in wrong[:3])}"
+        )
+    return fit
+
+
+def _in_order(ties: Ties, kept: Mapping[str, Iterable[int]], place: tuple[str, Role], fit: Fit) -> list[int]:
+    """The places of an axis in their new order, with those that are removed for another group's sake."""
+    stays, places = {}, {}
+    for group in ties.groups:
+        for member in group.members:
+            if (member.name, member.role) == place:
+                stays[group.name] = sorted({*kept.get(group.name, range(group.units))})
+                places[group.name] = member.channels
+    return [
+        number if not name else places[name][stays[name][number]][occurrence]
+        for name, number, occurrence in fit.lines[place]
+    ]
 
 
 def kept_macs(spec: NetworkSpec, plan: KeepPlan) -> dict[str, int]:
     """Multiply-accumulates per image that each layer has after surgery, by layer name.
 
-    ``positions * kept filters * kept inputs per group * kernel``; a grouped convolution loses whole groups, so its
+    ``positions * kept filters * kept inputs per group * kernel``; where a grouped convolution loses whole groups, its
     filters read as many inputs as before.
     """
     return {layer.name: _macs(layer, plan) for layer in spec.layers}
@@ -169,8 +213,9 @@ def kept_macs(spec: NetworkSpec, plan: KeepPlan) -> dict[str, int]:
 def _macs(layer: LayerSpec, plan: KeepPlan) -> int:
     path = layer.weight_key.removesuffix(".weight")
     inputs = layer.shape[1] if len(layer.shape) > 1 else 1
-    if layer.groups == 1:
-        inputs = plan.kept(path, "inputs", inputs)
+    axis = plan.axis(path, "inputs")
+    if axis is not None:
+        inputs = len(axis.kept) // len({place // inputs for place in axis.kept} if layer.groups > 1 else {0})
     return layer.positions * plan.kept(path, "filters", layer.filters) * inputs * math.prod(layer.shape[2:])
 
 

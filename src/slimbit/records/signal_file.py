@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from slimbit.records.errors import InputError
+from slimbit.records.files import read_regular
 from slimbit.records.signal import EpochSignal
 from slimbit.records.text import printable
+
+LARGEST_FILE = 1 << 30
+"""Bytes; an epoch of a network of ten thousand filters has about half a million."""
 
 
 def signal_line(record: EpochSignal) -> str:
@@ -38,10 +42,7 @@ def read_signal(path: str | Path) -> tuple[EpochSignal, ...]:
     Raises:
         InputError: There is no such file, or a line of it is damaged; the sentence names both.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"signal file {path} must be readable, got {error.strerror or error}") from error
+    content = read_regular(path, "signal file", limit=LARGEST_FILE)
     lines = content.split(b"\n")[:-1]
     records: list[EpochSignal] = []
     for number, line in enumerate(lines, 1):

@@ -22,3 +22,21 @@ def clipped(text: str, longest: int = LONGEST) -> str:
     """
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[:longest]}..."
+
+
+def fault_of(error: BaseException, longest: int = 200) -> str:
+    r"""Type and text of an error on one line; code of others may raise some whose text raises another.
+
+    >>> fault_of(ValueError("two\nlines"))
+    'ValueError: two lines'
+    >>> class Odd(Exception):
+    ...     def __str__(self):
+    ...         raise RuntimeError
+    >>> fault_of(Odd())
+    'Odd: its text cannot be made'
+    """
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the text is made by code of others
+        text = "its text cannot be made"
+    return clipped(f"{type(error).__name__}: {text}", longest).rstrip(": ")

@@ -62,7 +62,7 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
         "layout": {
             "xaxis": {"type": "log", "title": {"text": plain(frame.title)}, "range": ranges["useful"]["x"],
                       "dtick": ranges["useful"]["dtick"], "tickformat": "~s", "tickangle": 0},
-            "yaxis": {"title": {"text": f"accuracy{unit}"}, "range": ranges["useful"]["y"]},
+            "yaxis": {"title": {"text": f"{plain(data.about.score_name)}{unit}"}, "range": ranges["useful"]["y"]},
             "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": data.about.float_accuracy,
                         "y1": data.about.float_accuracy}],
             "annotations": [{"xref": "paper", "x": 0, "y": data.about.float_accuracy,
@@ -164,7 +164,7 @@ def _trace(name: str, points: Sequence[PointFrame], data: ReportData, frame: Met
 
 def _hover(point: PointFrame, data: ReportData) -> str:
     interval = "" if point.low is None or point.high is None else f"  ({point.low:.2f} to {point.high:.2f})"
-    rows = [f"<b>{plain(point.label)}</b>", f"accuracy {plain(point.accuracy_text)}{interval}"]
+    rows = [f"<b>{plain(point.label)}</b>", f"{plain(data.about.score_name)} {plain(point.accuracy_text)}{interval}"]
     if point.clamped:
         rows.append(f"clamped: {len(point.clamped)} of the layers")
     rows += [

@@ -44,18 +44,22 @@ class ReportFacts:
         network: Name of the network.
         metric: Cost metric that the sweep was for.
         float_accuracy: Accuracy before compression.
+        score_name: What the accuracy is called.
         unit: Unit of accuracy: "%" or "".
         scoring: How accuracy was scored, by name: data, images, interval.
         provenance: Versions, seed, hardware and settings, by name.
+        activation_bits: Width that activations are quantized to; None where they stay float.
     """
 
     run: str
     network: str
     metric: str
     float_accuracy: float
+    score_name: str = "accuracy"
     unit: str = ""
     scoring: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    activation_bits: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +187,7 @@ def report_data(
         points=tuple(_point_frame(point, reports.get(point.number), about.unit) for point in points),
         layer_names=names,
         layers={number: _layers_frame(report, names_of_metrics, whole) for number, report in reports.items()},
-        assumptions=assumptions(list(reports.values())),
+        assumptions=assumptions(list(reports.values()), activation_bits=about.activation_bits),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from slimbit.records.codec import plain
 from slimbit.records.errors import InputError
-from slimbit.records.files import parse_json, write_whole
+from slimbit.records.files import as_path, parse_json, write_whole
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
 from slimbit.report.figures import accuracy_figure, histogram_figure, keep_ratios_of, template
@@ -49,7 +49,7 @@ def write_report(
     baselines = [data(point, "plan").get("config", {}) for point in points if point.baseline]
     facts = about(info, run, points, baselines=baselines)
     text = page(report_data(facts, points, lambda point: data(point, "cost")))
-    file = Path(out) if out is not None else Path(run) / "report.html"
+    file = as_path(out, "out") if out is not None else Path(run) / "report.html"
     write_whole(file, text.encode())
     return file
 
@@ -72,12 +72,14 @@ def about(
     known = info.float_low is not None and info.float_high is not None
     images = "not told by evaluate" if info.evaluate_images is None else f"{info.evaluate_images:,}"
     interval = f"95 %, Wilson: float {info.float_low:.2f} to {info.float_high:.2f}" if known else "unknown"
+    bits = info.quant.activation_bits
     scoring = {
         "data": info.origin.data or "the caller's own evaluate function",
         "images scored": images,
         "classes": "" if info.classes is None else str(info.classes),
         "interval": interval,
         "calibration": f"{info.calibration_images:,} images without labels",
+        "activations": "float" if bits is None else f"{bits} bits, integer arithmetic",
         "seconds": f"{info.evaluate_seconds:.1f} for one evaluation",
     }
     made = [point.provenance for point in points]
@@ -101,9 +103,11 @@ def about(
         network=info.network,
         metric=info.metric,
         float_accuracy=info.float_accuracy,
+        score_name=info.score_name,
         unit="%" if known else "",  # an interval exists only for the share of images that are right
         scoring={name: text for name, text in scoring.items() if text},
         provenance={name: text for name, text in provenance.items() if text},
+        activation_bits=bits,
     )
 
 
@@ -112,7 +116,7 @@ def page(data: ReportData) -> str:
 
     See `slimbit.report.html.composed` for how it is kept safe from hostile names.
     """
-    return composed("page", title=f"{data.about.network}: accuracy against cost", data=contents(data))
+    return composed("page", title=f"{data.about.network}: {data.about.score_name} against cost", data=contents(data))
 
 
 def contents(data: ReportData) -> dict[str, Any]:

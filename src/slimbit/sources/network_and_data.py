@@ -77,7 +77,7 @@ def open_network_and_data(
     if file is None and not pruned and ":" not in network:
         raise InputError(f"--weights must be given for {network}, got none: it has to be a trained network")
     text = input_text or "x".join(map(str, data.input_shape))
-    found = open_network(network, weights=file, input_text=text, classes=data.classes, allow_code=allow_code)
+    found = _opened(network, data, file, text, known=card.get("classes"), allow_code=allow_code)
     origin = replace(
         found.origin,
         weights=given if pruned else "" if file is None else str(file.resolve()),
@@ -85,6 +85,22 @@ def open_network_and_data(
         normalization=data.normalization,
     )
     return NetworkAndData(replace(found, origin=origin), data)
+
+
+def _opened(
+    network: str, data: "DataSet", weights: Path | None, text: str, *, known: int | None, allow_code: bool
+) -> OpenedNetwork:
+    """The network with as many outputs as there are classes; where labels are all that is known of them, it decides."""
+    options: dict[str, Any] = {"weights": weights, "input_text": text, "allow_code": allow_code}
+    if not data.open_classes:
+        return open_network(network, classes=data.classes, **options)
+    if known is not None:
+        return open_network(network, classes=known, **options)
+    try:
+        return open_network(network, classes=data.classes, **options)
+    except InputError:
+        # a subset whose labels end early, or labels beyond the outputs, which the evaluator refuses
+        return open_network(network, **options)
 
 
 def _card_of(weights: Path | None) -> Mapping[str, Any]:

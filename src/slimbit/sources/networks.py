@@ -1,13 +1,14 @@
 """Networks by reference: a name of the zoo, timm, a Python callable, a pruned folder, or a file."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimbit._imports import import_callable
 from slimbit.records.errors import InputError
+from slimbit.records.files import expanded
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS
+from slimbit.records.text import fault_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -336,7 +337,7 @@ def _own_model(reference: str) -> "nn.Module":
     try:
         model = build()
     except (Exception, SystemExit) as error:  # the callable is the user's: it may raise anything, or end the program
-        reason = f"{type(error).__name__}: {error}"
+        reason = fault_of(error)
         raise InputError(f"{reference} must return a network when called without arguments, got {reason}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{reference} must return a torch.nn.Module, got {type(model).__name__}")
@@ -356,20 +357,16 @@ def _survey_onnx(
     from slimbit.survey.onnx_file import survey_onnx
 
     first = None if input_text is None else input_shape(input_text)
-    return survey_onnx(_path(reference), input_shape=named or first, batch=batch)
+    return survey_onnx(expanded(reference, "network"), input_shape=named or first, batch=batch)
 
 
 def _survey_file(reference: str, suffix: str, batch: int | None, *, allow_code: bool) -> "Survey":
     if suffix == ".pt2":
         from slimbit.survey.exported import survey_exported
 
-        return survey_exported(_path(reference), batch=batch, allow_code=allow_code)
+        return survey_exported(expanded(reference, "network"), batch=batch, allow_code=allow_code)
     from slimbit.survey.safetensors_file import survey_safetensors
 
     if batch is not None:
         raise InputError(f"--batch must not be given for {suffix} files, which have no inputs, got {batch}")
-    return survey_safetensors(_path(reference))
-
-
-def _path(reference: str) -> Path:
-    return Path(os.path.expandvars(reference)).expanduser()
+    return survey_safetensors(expanded(reference, "network"))

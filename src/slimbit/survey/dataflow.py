@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from slimbit.numerics.copies import plain_network
 from slimbit.records.dataflow import Dataflow
 from slimbit.records.errors import InputError
+from slimbit.records.text import fault_of
 from slimbit.survey.dataflow_rules import BATCH, FlowReader
 from slimbit.survey.trace import Inputs
 
@@ -46,7 +47,7 @@ def read_dataflow(model: nn.Module, example_input: Inputs, *, name: str = "") ->
             if _writes_in_place(program):
                 program = program.run_decompositions({})
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = fault_of(error)
             raise InputError(
                 f"{what} must be traceable by torch.export to find its activations, got {reason}"
             ) from error

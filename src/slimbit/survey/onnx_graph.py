@@ -1,7 +1,7 @@
 """An ONNX file opened for reading: checked, with its nodes and stored tensors by name."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,6 +24,8 @@ QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 LARGEST_DENSE = 1 << 28
 """Elements of a sparse tensor that is made dense."""
+MOST_NODES = 1_000_000
+DEEPEST_FUNCTIONS = 64
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def open_graph(path: Path) -> OnnxGraph:
     if model.functions:
         from onnx.inliner import inline_local_functions
 
+        _check_functions(model, path)
         model = inline_local_functions(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     constants |= {sparse.values.name: _dense(sparse) for sparse in model.graph.sparse_initializer}
@@ -136,6 +139,33 @@ def open_graph(path: Path) -> OnnxGraph:
             constants[node.output[0]] = stored
     contents = read_contents(model.metadata_props)
     return OnnxGraph(model, path.parent, constants, initializers, contents=contents)
+
+
+def _check_functions(model: ModelProto, path: Path) -> None:
+    """Functions that call one another twice each grow to 2^n nodes; counted before they are put in one another."""
+    functions = {(f.domain, f.name, f.overload): f for f in model.functions}
+    sizes: dict[tuple[str, str, str], int] = {}
+    entered: set[tuple[str, str, str]] = set()
+
+    def size_of(key: tuple[str, str, str], depth: int) -> int:
+        if key not in sizes:
+            if key in entered or depth > DEEPEST_FUNCTIONS:
+                raise InputError(f"functions of {path} must be nested at most {DEEPEST_FUNCTIONS} deep, got more")
+            entered.add(key)
+            sizes[key] = count(functions[key].node, depth + 1)
+        return sizes[key]
+
+    def count(nodes: Iterable[NodeProto], depth: int) -> int:
+        total = 0
+        for node in nodes:
+            key = node.domain, node.op_type, node.overload
+            total += size_of(key, depth) if key in functions else 1
+            total += sum(count(graph.node, depth) for entry in node.attribute for graph in (entry.g, *entry.graphs))
+        if total > MOST_NODES:
+            raise InputError(f"{path} must have at most {MOST_NODES:,} nodes with its functions put in place, got more")
+        return total
+
+    count(model.graph.node, 0)
 
 
 def operator(node: NodeProto) -> str:

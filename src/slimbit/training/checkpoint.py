@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from slimbit.records.errors import InputError
-from slimbit.records.files import write_whole
+from slimbit.records.files import check_regular, parse_json, write_whole
 
 METADATA_KEY = "slimbit-training"
 
@@ -64,10 +64,11 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     """
     if not path.exists():
         return None
+    check_regular(path, "checkpoint")
     tensors: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as content:
-            said = json.loads((content.metadata() or {})[METADATA_KEY])
+            said = parse_json((content.metadata() or {})[METADATA_KEY], "its record")
             for key in content.keys():  # noqa: SIM118 - a reader, not a mapping
                 group, _, name = key.partition("/")
                 tensors.setdefault(group, {})[name] = content.get_tensor(key)
@@ -79,7 +80,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
             best_accuracy=None if best is None else float(best),
             tensors=tensors,
         )
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError, OverflowError) as error:
         raise InputError(f"checkpoint {path} must be a whole checkpoint of a training run, got {error}") from error
 
 

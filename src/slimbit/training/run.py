@@ -15,7 +15,7 @@ from torch import nn
 
 from slimbit.records.codec import canonical, pretty
 from slimbit.records.errors import InputError
-from slimbit.records.files import not_written, parse_json, read_regular, write_whole
+from slimbit.records.files import as_path, not_written, parse_json, read_regular, write_whole
 from slimbit.records.signal import EpochSignal
 from slimbit.records.training import TrainConfig, TrainEpoch
 from slimbit.records.training_run import EPOCHS, SETTINGS, SIGNAL, read_epochs
@@ -92,7 +92,7 @@ def train_network(
         TrainingError: The loss is no finite number any more.
         StoreError: Something cannot be written; the last checkpoint is whole.
     """
-    folder, label = Path(out), label or RunLabel()
+    folder, label = as_path(out, "out"), label or RunLabel()
     devices = {parameter.device for parameter in model.parameters()}
     result = _trained(model, task, config, folder, label)
     if len(devices) == 1:

@@ -138,7 +138,9 @@ def network(name: str, *, weights: "str | os.PathLike[str] | None" = None, class
     classes = entry.classes if classes is None else classes
     if not isinstance(classes, int) or isinstance(classes, bool) or not 1 <= classes <= MOST_CLASSES:
         raise InputError(f"classes must be a whole number from 1 to {MOST_CLASSES}, got {classes!r}")
-    built = entry.build(classes=classes, width=width)
+    from slimbit.numerics.strided import protect_gradients
+
+    built = protect_gradients(entry.build(classes=classes, width=width))
     built.zoo_name, built.zoo_classes = name, classes  # type: ignore[assignment] # how it is built again, for what is saved
     if weights is None:
         return built

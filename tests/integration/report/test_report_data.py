@@ -95,7 +95,7 @@ def test_headline_compares_pairwise_where_hits_are_known(invented_run):
         known = {"accuracy": float(measured), "images": measured.images, "hits": measured.hits}
         return dataclasses.replace(point, **known)
 
-    # of 1,000 images the 8-bit network gets 915 right; point 11, the cheapest within a point, 5 others and not 8 of them
+    # of 1,000 images the 8-bit network gets 915 right; point 11, the cheapest within a point, 5 others, not 8 of them
     eight = [True] * 915 + [False] * 85
     cheapest = [False] * 8 + [True] * 907 + [True] * 5 + [False] * 80
     points = [
@@ -104,8 +104,8 @@ def test_headline_compares_pairwise_where_hits_are_known(invented_run):
     notes = at(report_data(invented_run.about, points, invented_run.read_cost), 1.0).notes
     # 2 * P(X <= 5), X of 13 images: 2 * (1 + 13 + 78 + 286 + 715 + 1287) / 2^13 = 0.58
     assert notes[-1] == (
-        "Pairwise on 1,000 images: point 11 is right on 5 that the 8-bit network gets wrong, and wrong on 8 that it gets "
-        "right (McNemar p = 0.58)."
+        "Pairwise on 1,000 images: point 11 is right on 5 that the 8-bit network gets wrong, and wrong on 8 that it "
+        "gets right (McNemar p = 0.58)."
     )
 
 
@@ -178,6 +178,14 @@ def test_assumptions_depend_on_the_grids(invented_run):
     data = report_data(invented_run.about, baselines, invented_run.read_cost)
     assert not any("skips zeros" in text for text in data.assumptions)
     assert "Layer names come from the module." in data.assumptions
+
+
+def test_a_run_in_integers_says_so(invented_run):
+    assert data_of(invented_run).assumptions[0].startswith("Weights only. Activations, biases")
+    about = dataclasses.replace(invented_run.about, activation_bits=4)
+    text = report_data(about, invented_run.points, invented_run.read_cost).assumptions[0]
+    assert text.startswith("Activations 4 bits, integer arithmetic.")
+    assert "Weights only" not in text
 
 
 def test_a_run_without_finished_points_is_refused(invented_run):

@@ -36,7 +36,8 @@
     const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
     at("network").textContent = about.network;
     at("summary").textContent = [
-      `Float accuracy ${about.float_accuracy.toFixed(2)}${about.unit && ` ${about.unit}`}`,
+      `Float ${about.score_name} ${about.float_accuracy.toFixed(2)}${about.unit && ` ${about.unit}`}`,
+      ...(about.activation_bits ? [`activations ${about.activation_bits} bits, integer arithmetic`] : []),
       plural(ours, "point"), plural(baselines, "baseline"),
       ...(signals ? [`${signals} from training`] : []), ...(failed ? [`${failed} failed`] : []),
     ].join(" · ");
@@ -142,7 +143,7 @@
       made.classList.toggle("chosen", one.name === state.metric);
       return made;
     }));
-    at("layers-point").textContent = `Point ${point.number}: ${label(point)}, accuracy ${point.accuracy_text}`;
+    at("layers-point").textContent = `Point ${point.number}: ${label(point)}, ${about.score_name} ${point.accuracy_text}`;
     at("pick-budget").textContent = `${pick} --budget ${state.metric}=${point.costs[state.metric]} --out model`;
     const floor = Number(point.accuracy.toFixed(4)); // short, and never above what the point reaches
     const least = floor > point.accuracy ? (floor - 1e-4).toFixed(4) : floor;
@@ -193,7 +194,7 @@
   // ---- the table --------------------------------------------------------------------------------------------
   const columns = [
     ["policy", "point", (point) => label(point)],
-    ["accuracy", "accuracy", (point) => point.accuracy],
+    ["accuracy", about.score_name, (point) => point.accuracy],
     ...report.metrics.map((one) => [one.name, one.title, (point) => point.costs[one.name] ?? null]),
   ];
 

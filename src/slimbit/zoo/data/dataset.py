@@ -61,6 +61,7 @@ class DataSet:
         train: Images that calibration takes its share of.
         test: Images and labels that accuracy is measured on.
         classes: Labels are 0 to ``classes - 1``.
+        open_classes: Whether ``classes`` is no more than the labels at hand tell: a network may have more outputs.
         normalization: Mean and standard deviation per channel.
         full_scale: What ``uint8`` values are divided by before normalization; ``float32`` values are not.
         class_names: In the order of the labels, where they are known.
@@ -84,6 +85,7 @@ class DataSet:
     full_scale: float = 255.0
     class_names: tuple[str, ...] = field(default=(), repr=False)
     held_out: int = 0
+    open_classes: bool = False
 
     def __post_init__(self) -> None:
         for word, part in self.parts().items():

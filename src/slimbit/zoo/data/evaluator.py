@@ -30,6 +30,7 @@ class Evaluator:
     Attributes:
         images: Number of images that one call looks at.
         classes: Number of classes; guessing gives ``100 / classes`` percent.
+        open_classes: Whether that is only what the labels tell: the network may have more outputs.
         description: What is measured, for reports.
         digest: SHA-256 of these images, their labels and their normalization, so that a run which is continued
             with other ones is noticed.
@@ -50,7 +51,7 @@ class Evaluator:
         self._data, self._images, self._order, self._batch_size = data, part.images, order, batch_size
         self._labels = torch.from_numpy(part.labels[order].astype("int64"))
         self.images = len(order)
-        self.classes = data.classes
+        self.classes, self.open_classes = data.classes, data.open_classes
         self.description = description
 
     @cached_property
@@ -75,7 +76,7 @@ class Evaluator:
         """Percent, 0 to 100, with which images were right.
 
         Raises:
-            InputError: The outputs are not one number per class and image.
+            InputError: The outputs are not one number per class and image, or a label is beyond them.
         """
         modes = {module: module.training for module in model.modules()}
         device, dtype = _place(model)
@@ -123,6 +124,14 @@ class Evaluator:
         logits = getattr(outputs, "logits", outputs)  # Transformers models return a record
         logits = logits[0] if isinstance(logits, tuple | list) and logits else logits
         wanted = (images, self.classes)
+        if self.open_classes and isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == images:
+            outputs = logits.shape[1]
+            if outputs < self.classes:
+                raise InputError(
+                    f"labels of {self._data.name} must be 0 to {outputs - 1} for a network of {outputs} outputs, "
+                    f"got {self.classes - 1}"
+                )
+            return logits
         if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             what = f"output of the network on {self._data.name}"

@@ -141,6 +141,8 @@ class Pictures:
         try:
             with self._load(number) as picture:
                 pixels = self._shaping(picture)
+        except InputError:
+            raise
         # What Pillow raises at damaged files, by format; a bomb is a picture too large to be one.
         except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__

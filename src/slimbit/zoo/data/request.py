@@ -1,6 +1,5 @@
 """Data specs: one line of text to a `DataSet`, without torch or numpy until the data are opened."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimbit.records.errors import InputError, closest
+from slimbit.records.files import expanded
 
 if TYPE_CHECKING:
     from slimbit.zoo.data.dataset import DataSet
@@ -61,8 +61,12 @@ class Request:
 
     @property
     def path(self) -> Path:
-        """The location as a path, ``~`` and ``$VARIABLES`` expanded."""
-        return Path(os.path.expandvars(self.location)).expanduser()
+        """The location as a path, ``~`` and ``$VARIABLES`` expanded.
+
+        Raises:
+            InputError: ``~name`` of somebody who does not exist.
+        """
+        return expanded(self.location, "data spec")
 
     def whole(self, key: str) -> int | None:
         """A whole number from 1 to 4096 among the options; None where it is not given."""
