@@ -58,6 +58,8 @@ PER_CHANNEL = {
     "where": lambda x: torch.where(x > 0, x, -x),
     "no gradient": torch.no_grad()(lambda x: x.relu()),
     "flipped": lambda x: x.flip(3),
+    "instance norm": nn.InstanceNorm2d(8, affine=True),
+    "copied": lambda x: torch.zeros_like(x).copy_(x),
 }
 
 
@@ -75,12 +77,9 @@ def one_set(x: Tensor) -> Tensor:
 
 
 MIXING = {
-    "group norm": nn.GroupNorm(2, 8),
     "layer norm": nn.LayerNorm([8, 8, 8]),
     "softmax": nn.Softmax(1),
-    "instance norm": nn.InstanceNorm2d(8, affine=True),
     "channel mean": lambda x: x - x.mean(1, keepdim=True),
-    "shuffle": nn.ChannelShuffle(2),
     "shuffle by hand": lambda x: x.view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8),
     "sorted": lambda x: x.sort(1).values,
     "whole mean": lambda x: x * x.mean(),
@@ -92,7 +91,6 @@ MIXING = {
     "written over": lambda x: x.index_fill(1, torch.tensor([0], device=x.device), 0),
     "turned": lambda x: x.transpose(1, 2),
     "one set": one_set,
-    "copied": lambda x: torch.zeros_like(x).copy_(x),
 }
 
 
@@ -106,8 +104,15 @@ def test_operations_that_mix_channels_fix_them_and_say_so(name: str) -> None:
 
 
 def test_reason_names_operation_and_module() -> None:
-    assert ties_of(nn.GroupNorm(2, 8)).fixed["conv"] == "native_group_norm in 'between' does not keep channels apart"
-    assert ties_of(lambda x: torch.cat(x.chunk(2, 1), 1)).fixed["conv"] == "split takes channels by their number"
+    reason = "native_layer_norm in 'between' takes means over all channels"
+    assert ties_of(nn.LayerNorm([8, 8, 8])).fixed["conv"] == reason
+
+
+def test_groups_of_a_norm_and_parts_that_are_joined_again_lose_channels_together() -> None:
+    (group,) = ties_of(nn.GroupNorm(2, 8)).groups
+    assert group.members[0].channels == ((0, 1, 2, 3), (4, 5, 6, 7))
+    (group,) = ties_of(lambda x: torch.cat(x.chunk(2, 1), 1)).groups
+    assert group.members[0].channels == ((0, 4), (1, 5), (2, 6), (3, 7))
 
 
 def test_flattened_positions_belong_to_their_filter() -> None:
@@ -118,7 +123,7 @@ def test_flattened_positions_belong_to_their_filter() -> None:
 def test_flattened_behind_positions() -> None:
     """Tokens first: each filter's inputs lie eight apart."""
     ties = ties_of(lambda x: x.flatten(2).transpose(1, 2).contiguous().flatten(1), nn.Linear(8 * 64, 3))
-    assert ties.fixed["conv"] == "view does not keep channels apart"
+    assert read_by(ties) == [tuple(range(k, 512, 8)) for k in range(8)]
 
 
 def test_pixel_shuffle_weaves_runs() -> None:

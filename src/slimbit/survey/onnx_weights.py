@@ -38,16 +38,17 @@ def declared_bits(graph: OnnxGraph, value: str) -> int | None:
         if kind == "BipolarQuant":
             return 1
         if kind in {"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "Clip"}:
-            integers = operand(node, 0) if kind == "DequantizeLinear" else value
-            clip = graph.producers.get(integers)
-            width = INTEGER_BITS.get(graph.types.get(integers, 0))
-            if width and clip is not None and operator(clip) == "Clip":
-                return min(width, _clipped_bits(graph, clip) or width)
-            return width
+            return _integer_bits(graph, operand(node, 0) if kind == "DequantizeLinear" else value)
         if kind not in _SAME_VALUES:
             break
         value = operand(node, 0)
-    return INTEGER_BITS.get(graph.types.get(value, 0))
+    return _integer_bits(graph, value)
+
+
+def _integer_bits(graph: OnnxGraph, value: str) -> int | None:
+    """Width of integers: that of their type, or of the clip that they have passed."""
+    width, clip = INTEGER_BITS.get(graph.types.get(value, 0)), _clip_of(graph, value)
+    return width if not width or clip is None else min(width, _clipped_bits(graph, clip) or width)
 
 
 def with_scale(graph: OnnxGraph, source: Source, scale: str, zero_point: str, axis: int) -> Source:
@@ -240,6 +241,14 @@ def _clip_range(graph: OnnxGraph, node: NodeProto) -> tuple[float | None, float 
         value = operand(node, place)
         found.append(float(constant(graph, value)) if value in graph.roots else attribute(node, name, None))
     return found[0], found[1]
+
+
+def _clip_of(graph: OnnxGraph, value: str) -> NodeProto | None:
+    """The Clip that values have passed, where nothing but moves lies between."""
+    moves = (*_SAME_VALUES, "Slice", "Pad", "Concat", "DepthToSpace", "Resize")
+    while (node := graph.producers.get(value)) is not None and operator(node) in moves:
+        value = operand(node, 0)
+    return node if node is not None and operator(node) == "Clip" else None
 
 
 def _clipped_bits(graph: OnnxGraph, node: NodeProto) -> int | None:
