@@ -302,7 +302,7 @@ def test_the_signal_of_a_training_run_ranks(tmp_path: Path) -> None:
     told = run(tmp_path / "second", "--by", "signal", "--signal", tmp_path / "first" / "tune")
     assert told["after"]["filters"] < told["before"]["filters"]
     assert json.loads((tmp_path / "second" / "prune.json").read_text())["plan"]["policy"] == "signal"
-    with pytest.raises(InputError, match="signal must be given for pruning by signal"):
+    with pytest.raises(InputError, match=r"signal \(--signal RUN\) must be given for pruning by signal"):
         run(tmp_path / "third", "--by", "signal")
 
 
