@@ -104,7 +104,10 @@ def test_options_leave_records_within_settings_as_they_are() -> None:
         ("signal_epochs = [3]", "signal must be given with signal_epochs, got none"),
         ("[prune]\nby = 'fisher'", r"keep_ratios \(--widths\) must be given with settings of pruning"),
         ("keep_ratios = [0.5]\n[prune]\nby = 'dead'", "by must be one that reaches a ratio, got dead"),
-        ("keep_ratios = [0.5]\n[prune]\nby = 'admm'", "prune: tune must be given for pruning by admm"),
+        (
+            "keep_ratios = [0.5]\n[prune]\nby = 'admm'",
+            r"prune: tune \(--tune-epochs\) must be given for pruning by admm",
+        ),
         ("[prune.tune.train]\nepochs = 3", r"prune\.tune: epochs of the training's own settings must be left out"),
         ("[prune.keep]\n'layer1.*' = 2", r"prune\.keep\.layer1\.\* must be less than or equal to 1, got 2"),
         ("metric = 'esn_filterwise'\n[quant]\ngrid = 'midrise_zero'", "grid must be midrise or midtread for esn_filt"),

@@ -142,7 +142,8 @@ def _form(
             frontier.check_weights(found.model)
         except InputError as error:
             raise InputError(f"{error} from {network or origin.source} with {weights}") from error
-    return found.model
+    # a pruned network is built from its original's form, which the run names, and from the run's own keep plan
+    return found.model if found.keep is None else None
 
 
 def _print(
