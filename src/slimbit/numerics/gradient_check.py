@@ -1,4 +1,4 @@
-"""Whether this machine computes convolutions and their gradients right: torch on this CPU, in a child process.
+"""Whether torch on this CPU computes convolutions and their gradients right: a check in a child process.
 
 A fault in the libraries under torch may overwrite memory, so it cannot be looked for in the process that trains. The
 check runs once for each CPU, torch, instruction set and number of threads; its result is kept in the user's cache.
@@ -37,11 +37,15 @@ def warn_of_wrong_gradients() -> None:
     said.
     """
     about = _about()
-    file = _cache_folder() / f"gradients-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.json"
-    faults = _read(file)
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimbit"
+    except RuntimeError:  # nobody's home
+        folder = None
+    file = folder and folder / f"gradients-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.json"
+    faults = _read(file) if file else None
     if faults is None:
         faults = faults_of_this_cpu()
-        if faults is not None:
+        if file and faults is not None:
             with suppress(StoreError):  # without a cache the next process checks again
                 write_whole(file, json.dumps({**about, "faults": faults}, indent=1).encode())
     if faults:
@@ -94,13 +98,13 @@ def check_here(layers: "Iterator[tuple[nn.Module, Tensor]] | None" = None) -> It
     Yields:
         A comment (``# ...``) before each layer, and a line for each that is wrong.
     """
-    from slimbit.numerics.strided import SafeConvolutions
+    from slimbit.numerics.strided import SafeConvolutions, protect_gradients
 
     for layer, x in _layers() if layers is None else layers:
         name = f"{layer} on {tuple(x.shape)}{'' if x.is_contiguous() else ', channels last'}"
         yield f"# {name}"
         with SafeConvolutions():
-            found = _passes(layer, x)
+            found = _passes(protect_gradients(layer), x)
         # oneDNN has no float64: torch's own loops are the reference
         wanted = _passes(layer.double(), x.double())
         errors = [
@@ -147,11 +151,6 @@ def _about() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "limits": {name: os.environ[name] for name in names if name in os.environ},
     }
-
-
-def _cache_folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "slimbit"
 
 
 def _read(file: Path) -> list[str] | None:

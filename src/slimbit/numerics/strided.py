@@ -6,7 +6,7 @@ convolution reads into a scratch memory. In channels-last memory with fewer inpu
 residual networks are such convolutions. See docs/known-issues.md; https://github.com/uxlfoundation/oneDNN/issues/6035
 has the line of code.
 
-It does so only where height and width are whole multiples of the stride. The convolution never reads the last
+It does so only where height and width are whole multiples of the stride. The convolution does not read the last
 ``stride - 1`` rows and columns then, and without them outputs and gradients are the same: that is what is done here.
 Making the input contiguous is not enough, because weights in channels-last memory select the same code.
 """
@@ -19,6 +19,7 @@ from typing import Any, Tuple  # noqa: UP035 - TorchScript knows no other name f
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from slimbit.numerics.gradient_check import warn_of_wrong_gradients
 
@@ -26,27 +27,22 @@ MOST_INPUTS = 15
 """With more inputs, the scratch memory is large enough: no vector register holds more than 16 float32."""
 
 UNPADDED = ((0, 0), "valid")
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # not in torch 2.6
 
 
 def without_unread(x: Tensor, stride: Tuple[int, int]) -> Tensor:  # noqa: UP006 - TorchScript
-    """The part of an input that a strided 1x1 convolution reads, where oneDNN would compute a wrong gradient.
+    """The part of an input that a strided 1x1 convolution reads: no rows and columns after the last one.
 
     Args:
-        x: Input of the convolution, shape ``(..., channels, height, width)``.
+        x: Input of the convolution, shape ``(..., height, width)``.
         stride: Of the convolution, down and across.
 
-    Returns:
-        ``x`` without its last ``stride - 1`` rows and columns; ``x`` itself where one of the two sizes is no multiple
-        of its stride, where there are more than 15 channels, and away from the CPU.
-
     >>> x = torch.arange(16.0).reshape(1, 1, 4, 4)
-    >>> without_unread(x, (2, 2)).shape, without_unread(x, (3, 1)) is x
-    (torch.Size([1, 1, 3, 3]), True)
+    >>> without_unread(x, (2, 2)).shape, without_unread(x, (3, 1)).shape
+    (torch.Size([1, 1, 3, 3]), torch.Size([1, 1, 4, 4]))
     """
-    channels, height, width = x.shape[-3], x.shape[-2], x.shape[-1]
-    if channels > 15 or x.device.type != "cpu" or height % stride[0] != 0 or width % stride[1] != 0:
-        return x
-    return x[..., : height - stride[0] + 1, : width - stride[1] + 1]
+    height, width = x.shape[-2], x.shape[-1]
+    return x[..., : (height - 1) // stride[0] * stride[0] + 1, : (width - 1) // stride[1] * stride[1] + 1]
 
 
 def protect_gradients(network: nn.Module) -> nn.Module:
@@ -63,24 +59,22 @@ def protect_gradients(network: nn.Module) -> nn.Module:
     >>> layer is protect_gradients(layer), len(layer._forward_pre_hooks)
     (True, 1)
     """
-    for module in network.modules():
-        concerned = isinstance(module, nn.Conv2d) and _is_plain(module) and _is_concerned(module)
-        if concerned and drop_unread not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(drop_unread, with_kwargs=True)
+    for layer in _unprotected(network):
+        layer.register_forward_pre_hook(drop_unread, with_kwargs=True)
     return network
 
 
 def safe_gradients(network: nn.Module) -> AbstractContextManager[object]:
-    """A context for forward and backward passes of any network, which is not changed; it can be entered many times.
+    """A context for forward and backward passes of any network on a CPU, to be entered as often as there are passes.
 
-    Within it every strided 1x1 convolution is safe, also one that the network's own code calls as
-    `torch.nn.functional.conv2d`, and a transposed one with an output padding. Nothing is done, and nothing costs time,
-    where the network is not on a CPU, or has no such layer and no module but those of torch and Slimbit.
+    Within it every strided 1x1 convolution is safe: layers have the hook of `protect_gradients`, and where a network
+    has code of its own, what that calls as `torch.nn.functional.conv2d` or ``conv_transpose2d`` is covered, too
+    (inside `torch.utils.checkpoint` such a call is an error of torch). Other networks cost no time.
 
-    The first time on a machine, other convolutions are checked, too, see `warn_of_wrong_gradients`.
+    The first time on a machine other convolutions are checked, see `warn_of_wrong_gradients`.
 
     Args:
-        network: What will run, already on its device.
+        network: What will run, already on its device; not changed but for hooks within the context.
 
     >>> layer, x = nn.Conv2d(4, 8, 1, stride=2), torch.ones(1, 4, 8, 8)
     >>> with safe_gradients(layer):
@@ -91,10 +85,34 @@ def safe_gradients(network: nn.Module) -> AbstractContextManager[object]:
     if all(parameter.device.type != "cpu" for parameter in network.parameters()):
         return nullcontext()
     warn_of_wrong_gradients()
-    known = ("torch.nn.", "slimbit.")
-    if any(_is_concerned(module) or not type(module).__module__.startswith(known) for module in network.modules()):
-        return SafeConvolutions()
-    return nullcontext()
+    modules, layers = list(network.modules()), _unprotected(network)
+    foreign = any(not type(module).__module__.startswith(("torch.nn.", "slimbit.")) for module in modules)
+    upwards = any(isinstance(module, nn.ConvTranspose2d) and _is_concerned(module) for module in modules)
+    functions = SafeConvolutions() if foreign or upwards else nullcontext()
+    return _Safe(layers, functions) if layers or foreign or upwards else nullcontext()
+
+
+class _Safe:
+    """Hooks on layers, and a mode for functions."""
+
+    def __init__(self, layers: list[nn.Conv2d], functions: AbstractContextManager[object]) -> None:
+        self._layers, self._functions = layers, functions
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        self._handles = [x.register_forward_pre_hook(drop_unread, with_kwargs=True) for x in self._layers]
+        self._functions.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._functions.__exit__(*error)
+        for handle in self._handles:
+            handle.remove()
+
+
+def _unprotected(network: nn.Module) -> list[nn.Conv2d]:
+    """Layers that need the hook and do not have it."""
+    layers = [x for x in network.modules() if isinstance(x, nn.Conv2d) and _is_plain(x) and _is_concerned(x)]
+    return [layer for layer in layers if drop_unread not in layer._forward_pre_hooks.values()]
 
 
 def _is_plain(module: nn.Conv2d) -> bool:
@@ -119,11 +137,11 @@ Hook = Callable[..., Any]
 
 
 def _with_keywords(plain: Hook) -> Hook:
-    """A hook for calls with ``input=``, too. TorchScript compiles ``plain``, which `functools.wraps` lets it find."""
+    """A hook for calls with ``input=``, too; TorchScript compiles ``plain``, which `functools.wraps` lets it find."""
 
     @functools.wraps(plain)
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if module.padding not in UNPADDED or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        if module.padding not in UNPADDED or _is_exporting() or torch.onnx.is_in_onnx_export():
             return None
         if args:
             return (*plain(module, args[:1]), *args[1:]), kwargs
@@ -137,7 +155,7 @@ def _with_keywords(plain: Hook) -> Hook:
 def drop_unread(self: Any, input: Tuple[Tensor]) -> Tuple[Tensor]:  # noqa: A002, UP006 - names and types of TorchScript
     """Forward pre-hook of a strided 1x1 convolution, see `without_unread`; a traced pass has no gradients yet."""
     x = input[0]
-    if torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call] # torch's stub lacks it
+    if x.device.type == "cpu" and (torch.is_grad_enabled() or torch.jit.is_tracing()):  # type: ignore[attr-defined, no-untyped-call]
         return (without_unread(x, self.stride),)
     return (x,)
 
@@ -149,8 +167,7 @@ class SafeConvolutions(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         del types
-        safe: Callable[..., Any] = _SAFE.get(func, func)
-        return safe(*args, **(kwargs or {}))
+        return _SAFE.get(func, func)(*args, **(kwargs or {}))  # type: ignore[no-untyped-call] # torch's functions
 
 
 def _conv2d(
@@ -162,10 +179,9 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    steps = _pair(stride)
     padded = padding != "valid" and (isinstance(padding, str) or max(_pair(padding)) > 0)
-    if _takes_1x1(weight, steps) and groups == 1 and not padded:
-        input = without_unread(input, steps)  # noqa: A001 - as torch.conv2d
+    if not padded and groups == 1 and _may_fault(weight, weight.shape[1], stride):
+        return torch.conv2d(without_unread(input, _pair(stride)), weight, bias, stride)
     return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -181,20 +197,20 @@ def _conv_transpose2d(
 ) -> Tensor:
     steps, more = _pair(stride), _pair(output_padding)
     whole = more == (steps[0] - 1, steps[1] - 1) and max(_pair(padding)) == 0
-    narrow = weight.shape[1] <= MOST_INPUTS and weight.device.type == "cpu"
-    if not (_takes_1x1(weight, steps) and groups == 1 and whole and narrow):
+    if not (whole and groups == 1 and _may_fault(weight, weight.shape[1], stride)):
         return torch.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     # the padded rows and columns meet no weight: they are the bias
     output = torch.conv_transpose2d(input, weight, None, stride)
     output = nn.functional.pad(output, (0, more[1], 0, more[0]))
-    return output if bias is None else output + bias[:, None, None]
+    return output if bias is None else output + bias[:, None, None].to(output.dtype)
 
 
 _SAFE: dict[Any, Callable[..., Tensor]] = {torch.conv2d: _conv2d, torch.conv_transpose2d: _conv_transpose2d}
 
 
-def _takes_1x1(weight: Tensor, stride: tuple[int, int]) -> bool:
-    return torch.is_grad_enabled() and tuple(weight.shape[2:]) == (1, 1) and max(stride) > 1
+def _may_fault(weight: Tensor, channels: int, stride: Any) -> bool:
+    strided = tuple(weight.shape[2:]) == (1, 1) and max(_pair(stride)) > 1
+    return strided and channels <= MOST_INPUTS and weight.device.type == "cpu" and torch.is_grad_enabled()
 
 
 def _pair(value: Any) -> tuple[int, int]:

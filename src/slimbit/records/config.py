@@ -210,7 +210,7 @@ class PruneConfig(ConfigTable):
             )
         if self.by == "admm" and self.tune is None:
             raise InputError(
-                "tune (--tune-epochs) must be given for pruning by admm, which trains before and after the cut, got none"
+                "tune (--tune-epochs) must be given for pruning by admm, which trains before and after, got none"
             )
         if self.scope == "global" and isinstance(self.keep, Mapping):
             raise InputError("keep must be one number for the global scope, got one per layer")
