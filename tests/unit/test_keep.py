@@ -184,9 +184,8 @@ PLAN = {"network": "n", "policy": "p", "axes": [AXIS]}
     ("change", "words"),
     [
         ({"kept": []}, "must hold at least one"),
-        ({"kept": [2, 0]}, "rising numbers below 3"),
-        ({"kept": [0, 3]}, "rising numbers below 3"),
-        ({"kept": [0, 0]}, "rising numbers below 3"),
+        ({"kept": [0, 3]}, "different numbers below 3"),
+        ({"kept": [0, 0]}, "different numbers below 3"),
         ({"kept": [0.0, 2]}, r"axes\.0\.kept\.0 of prune\.json must be a valid integer, got 0\.0"),
         ({"kept": ["0"]}, r"axes\.0\.kept\.0 of prune\.json must be a valid integer, got '0'"),
         ({"size": "3"}, r"axes\.0\.size of prune\.json must be a valid integer, got '3'"),
