@@ -101,7 +101,7 @@ def test_options_leave_records_within_settings_as_they_are() -> None:
         ("keep_ratios = [0.5, 0]", r"keep_ratios\.1 must be greater than 0, got 0"),
         ("keep_ratios = [0.5, 0.5]", r"keep_ratios must differ in six digits, got \[0\.5, 0\.5\]"),
         ("seed = inf", "seed must be a valid integer, got inf"),
-        ("signal_epochs = [3]", "signal must be given with signal_epochs, got none"),
+        ("signal_epochs = [3]", r"signal \(--signal RUN\) must be given with signal_epochs, got none"),
         ("[prune]\nby = 'fisher'", r"keep_ratios \(--widths\) must be given with settings of pruning"),
         ("keep_ratios = [0.5]\n[prune]\nby = 'dead'", "by must be one that reaches a ratio, got dead"),
         (

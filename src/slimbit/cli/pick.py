@@ -123,13 +123,13 @@ def _form(
     from slimbit.records.run import RUN_FILE
     from slimbit.sources.networks import check_trusted_network, open_network
 
+    origin = frontier.info.origin
+    if not network and not origin.source and weights is not None:
+        raise InputError("--network must be given with --weights for a run that was made from Python, got none")
+    if not network and origin.source:
+        check_trusted_network(origin.source, str(run / RUN_FILE), allow_code=allow_code)
     if network is None and weights is None:
         return None
-    origin = frontier.info.origin
-    if not network and not origin.source:
-        raise InputError("--network must be given with --weights for a run that was made from Python, got none")
-    if not network:
-        check_trusted_network(origin.source, str(run / RUN_FILE), allow_code=allow_code)
     found = open_network(
         network or origin.source,
         weights=weights,

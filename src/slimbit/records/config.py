@@ -268,7 +268,7 @@ class RunConfig(ConfigTable):
                 known = ("accuracy", *METRICS)
                 raise InputError(f"near must be of {', '.join(known)}, got {name!r}{closest(name, known)}")
         if self.signal_epochs is not None and self.signal is None:
-            raise InputError("signal must be given with signal_epochs, got none")
+            raise InputError("signal (--signal RUN) must be given with signal_epochs, got none")
         if self.prunes and self.prune.by == "dead":
             raise InputError("by must be one that reaches a ratio, got dead, which decides by itself")
         if not self.prunes and self.prune != PruneConfig():
