@@ -14,6 +14,7 @@ from slimbit.apply.constants import call, noise
 from slimbit.apply.mask import prepared, zeroed
 from slimbit.numerics.batches import output_heads
 from slimbit.numerics.copies import copied, plain_network
+from slimbit.numerics.strided import protect_gradients
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.survey.trace import Inputs
@@ -94,7 +95,7 @@ def cut_as(model: nn.Module, plan: KeepPlan, state: Mapping[str, Tensor]) -> nn.
 
 
 def _cut(network: nn.Module, plan: KeepPlan) -> nn.Module:
-    """Remove in place; returns the network."""
+    """Remove in place; returns the network, whose narrow layers anyone may train."""
     axes = bind_axes(network, plan)
     for axis in axes:
         for name, dim, value in axis.tensors():
@@ -104,7 +105,7 @@ def _cut(network: nn.Module, plan: KeepPlan) -> nn.Module:
             setattr(axis.module, name, kept)
     for axis in axes:
         _resize(axis)
-    return network
+    return protect_gradients(network)
 
 
 def _resize(axis: BoundAxis) -> None:

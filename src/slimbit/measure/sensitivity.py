@@ -18,6 +18,7 @@ from slimbit.numerics.batches import Forward, call_network, checked_batches, cou
 from slimbit.numerics.copies import copied
 from slimbit.numerics.grid import filters_first
 from slimbit.numerics.moments import check_finite
+from slimbit.numerics.strided import safe_gradients
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec
 from slimbit.records.sensitivity import Sensitivity
@@ -64,7 +65,7 @@ def measure_sensitivity(
     weights = _weights(network, layers)
     total = [torch.zeros(layer.filters, dtype=torch.float64) for layer in layers]
     images, found = 0, checked_batches(batches)
-    with torch.enable_grad():
+    with torch.enable_grad(), safe_gradients(network):
         for piece in pieces(found, images_per_pass):
             images += count_of(piece)
             loss = sample(outputs_of(network, piece, forward), generator)

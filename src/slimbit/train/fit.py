@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from slimbit.numerics.strided import safe_gradients
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.training import TrainConfig, TrainEpoch
 from slimbit.train.checkpoint import Checkpoint, check_fits, plain, read_checkpoint, write_checkpoint
@@ -98,6 +99,7 @@ class _Run:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True, **_optimizer_options(config))
         forward: Any = _compiled(model, fabric, config) if config.compile else model
         self.forward, self.optimizer = fabric.setup(forward, optimizer)
+        self.safe = safe_gradients(model)
         self.tracker = SignalTracker(model, task.example_input)
         self.batches = Batches(task.images, config.augment, device=fabric.device, channels_last=config.channels_last)
         self.state = _State()
@@ -164,7 +166,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.fabric.device)
         for number, (images, labels) in enumerate(parts):
-            with self.fabric.no_backward_sync(self.forward, enabled=number + 1 < len(parts)):
+            with self.safe, self.fabric.no_backward_sync(self.forward, enabled=number + 1 < len(parts)):
                 loss = self._objective(images, labels) / len(parts)
                 self.fabric.backward(loss)
             total += loss.detach()

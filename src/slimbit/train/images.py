@@ -154,6 +154,9 @@ class Batches:
         if moved.dtype == torch.uint8:
             batch = batch.div_(self._images.full_scale)
         batch = batch.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
+        if self._format is torch.contiguous_format:
+            # with one channel any strides count as contiguous; those of channels-last would decide for all layers
+            batch = batch.flatten(1).view(batch.shape)
         return batch, None if self._labels is None else self._labels[indices]
 
 

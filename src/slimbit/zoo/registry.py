@@ -132,7 +132,9 @@ def network(name: str, *, classes: int | None = None) -> "nn.Module":
     classes = entry.classes if classes is None else classes
     if not isinstance(classes, int) or isinstance(classes, bool) or not 1 <= classes <= MOST_CLASSES:
         raise InputError(f"classes must be a whole number from 1 to {MOST_CLASSES}, got {classes!r}")
-    return entry.build(classes=classes, width=width)
+    from slimbit.numerics.strided import protect_gradients
+
+    return protect_gradients(entry.build(classes=classes, width=width))
 
 
 def shipped_weights(name: str) -> Path | None:
