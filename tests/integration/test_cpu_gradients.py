@@ -1,4 +1,4 @@
-"""Narrow networks on any CPU: what trains and differentiates them writes nowhere else, and gives the same bits again."""
+"""Narrow networks on any CPU: what differentiates them writes nowhere else, and gives the same bits again."""
 
 import os
 import subprocess
@@ -11,10 +11,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from test_strided import Faulty
+
 import slimbit
 from slimbit.records.training import TrainConfig
-from slimbit.train.run import train_network
-from test_strided import Faulty
+from slimbit.training.run import train_network
 from training_case import task_of
 
 pytest.importorskip("sklearn")

@@ -1,16 +1,16 @@
-"""Where the axes of a keep plan sit in a network: which tensors, which dimension."""
+"""Where the axes of a keep plan sit in a network."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.padding import _ConstantPadNd
 
 from slimbit.records.errors import InputError
 from slimbit.records.keep import AxisKeep, KeepPlan
+from slimbit.survey.axes import Axis, find_axis
 
 
 @dataclass(frozen=True)
@@ -19,21 +19,21 @@ class BoundAxis:
 
     Attributes:
         keep: What stays.
-        module: The module that holds it.
-        slots: Name and dimension of each tensor of the module that has the axis.
+        axis: Where it is.
     """
 
     keep: AxisKeep
-    module: nn.Module
-    slots: tuple[tuple[str, int], ...]
+    axis: Axis
 
-    def tensors(self) -> Iterator[tuple[str, int, Tensor]]:
-        """Name, dimension and value of the tensors that are there, pruning masks of earlier included."""
-        for name, dim in self.slots:
-            for attribute in (name, f"{name}_mask"):
-                value = getattr(self.module, attribute, None)
-                if isinstance(value, Tensor):
-                    yield attribute, dim, value
+    @property
+    def module(self) -> nn.Module:
+        """The module that holds it."""
+        return self.axis.module
+
+    def removed(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name and value of the tensors that are there, and which of their entries go; pruning masks included."""
+        for name, dim, value in self.axis.tensors():
+            yield name, value, self.axis.entries(dim, value, self.index(removed=True))
 
     def index(self, *, removed: bool = False) -> Tensor:
         """Places that stay, or that go."""
@@ -45,13 +45,15 @@ def bind_axes(network: nn.Module, plan: KeepPlan) -> list[BoundAxis]:
 
     Raises:
         InputError: The plan is for another network: a module, its kind or its size is not as the plan says, or a
-            grouped convolution would not lose whole groups.
+            grouped convolution or normalization would not lose whole groups.
     """
     modules = dict(network.named_modules())
-    bound = [_bind(modules, axis) for axis in plan.axes]
+    bound = [BoundAxis(keep, find_axis(modules, keep.name, keep.role, keep.size, keep.dim)) for keep in plan.axes]
     for axis in bound:
         if axis.keep.role == "filters" and isinstance(axis.module, _ConvNd) and axis.module.groups > 1:
             _check_groups(axis, plan)
+        if axis.keep.role == "norm" and isinstance(axis.module, nn.GroupNorm):
+            _whole_groups(axis.keep.kept, axis.module.num_channels // axis.module.num_groups, axis.keep.name)
     return bound
 
 
@@ -60,68 +62,25 @@ def is_read_by(axis: BoundAxis) -> bool:
     return axis.keep.role == "inputs" and getattr(axis.module, "groups", 1) == 1
 
 
-def _bind(modules: dict[str, nn.Module], axis: AxisKeep) -> BoundAxis:
-    path, attribute = (axis.name, "") if axis.role != "parameter" else _split(axis.name)
-    module = modules.get(path)
-    if module is None:
-        raise InputError(f"plan must be for this network, got {axis.name!r}, which it does not have")
-    slots, size = _slots(module, axis, attribute)
-    if size != axis.size:
-        found = "none" if size is None else str(size)
-        raise InputError(
-            f"plan must be for this network: {axis.role} of {axis.name!r} must be {found}, got {axis.size}"
-        )
-    return BoundAxis(axis, module, slots)
-
-
-def _split(key: str) -> tuple[str, str]:
-    path, _, attribute = key.rpartition(".")
-    return path, attribute
-
-
-def _slots(module: nn.Module, axis: AxisKeep, attribute: str) -> tuple[tuple[tuple[str, int], ...], int | None]:
-    """Tensors and dimensions of the axis, and its size; None where a module of that kind has no such axis."""
-    if isinstance(module, _ConvNd) and axis.role in ("filters", "inputs"):
-        return _of_convolution(module, axis)
-    if isinstance(module, nn.Linear) and axis.role in ("filters", "inputs"):
-        filters = axis.role == "filters"
-        return (
-            ((("weight", 0), ("bias", 0)), module.out_features) if filters else ((("weight", 1),), module.in_features)
-        )
-    if isinstance(module, _BatchNorm) and axis.role == "norm":
-        return tuple((name, 0) for name in ("weight", "bias", "running_mean", "running_var")), module.num_features
-    if axis.role == "parameter":
-        value = getattr(module, attribute, None)
-        shape = list(value.shape) if isinstance(value, Tensor) else []
-        return ((attribute, shape.index(axis.size)),) if axis.size in shape else (), max(shape, default=None)
-    if isinstance(module, _ConstantPadNd) and axis.role == "padding":
-        return (), axis.size if pad_place(module, axis.size) is not None else None
-    return (), None
-
-
-def _of_convolution(module: _ConvNd, axis: AxisKeep) -> tuple[tuple[tuple[str, int], ...], int]:
-    """A grouped convolution stores its groups along the first dimension, once: there they go with filters or inputs."""
-    size = module.out_channels if axis.role == "filters" else module.in_channels
-    first = (axis.role == "filters") != module.transposed
-    bias = (("bias", 0),) if axis.role == "filters" else ()
-    if module.groups > 1 and not first:
-        return bias, size
-    return (("weight", 0 if first else 1), *bias), size
-
-
-def pad_place(module: _ConstantPadNd, size: int) -> int | None:
-    """Which pair of the padding adds that many channels; None where none or several do."""
-    pairs = [k for k in range(0, len(module.padding), 2) if sum(module.padding[k : k + 2]) == size]
-    return pairs[0] if len(pairs) == 1 else None
-
-
 def _check_groups(axis: BoundAxis, plan: KeepPlan) -> None:
     module, name = axis.module, axis.keep.name
     assert isinstance(module, _ConvNd)
     inputs = plan.axis(name, "inputs")
-    kept = axis.keep.kept, tuple(range(module.in_channels)) if inputs is None else inputs.kept
-    sizes = module.out_channels // module.groups, module.in_channels // module.groups
-    groups = [{place // size for place in places} for places, size in zip(kept, sizes, strict=True)]
-    whole = all(len(g) * size == len(places) for g, size, places in zip(groups, sizes, kept, strict=True))
-    if groups[0] != groups[1] or not whole:
-        raise InputError(f"plan must keep whole groups of the grouped convolution {name!r}, got parts of them")
+    kept = tuple(range(module.in_channels)) if inputs is None else inputs.kept
+    filters, reads = (
+        Counter(place // (size // module.groups) for place in places)
+        for places, size in ((axis.keep.kept, module.out_channels), (kept, module.in_channels))
+    )
+    even = all({*counts} == {*range(module.groups)} and len({*counts.values()}) == 1 for counts in (filters, reads))
+    if not even and _whole_groups(axis.keep.kept, module.out_channels // module.groups, name) != _whole_groups(
+        kept, module.in_channels // module.groups, name
+    ):
+        raise InputError(f"plan must keep whole groups of {name!r}, or as much of each, got parts of them")
+
+
+def _whole_groups(kept: tuple[int, ...], size: int, name: str) -> set[int]:
+    """The groups of that size that stay."""
+    groups = {place // size for place in kept}
+    if len(groups) * size != len(kept):
+        raise InputError(f"plan must keep whole groups of {name!r}, or as much of each, got parts of them")
+    return groups

@@ -22,6 +22,7 @@ from slimbit.apply.layers import first_input
 from slimbit.numerics.copies import copied
 from slimbit.records.keep import KeepPlan
 from slimbit.survey.tie_operation import storage_of
+from slimbit.survey.tie_run import call
 from slimbit.survey.trace import Inputs
 
 TOLERANCE, INTERIOR = 1e-3, 0.6
@@ -157,9 +158,9 @@ def _silence(axis: BoundAxis) -> None:
     """Removed filters lose their weights but keep bias and shift: what is left is their constant."""
     names = {"filters": ("weight",), "norm": ("weight", "running_mean")}.get(axis.keep.role, ())
     with torch.no_grad():
-        for name, dim, value in axis.tensors():
+        for name, value, entries in axis.removed():
             if name in names:
-                value.index_fill_(dim, axis.index(removed=True).to(value.device), 0.0)
+                value.masked_fill_(entries, 0.0)
 
 
 def noise(inputs: Inputs, seed: int) -> Inputs:
@@ -177,10 +178,3 @@ def noise(inputs: Inputs, seed: int) -> Inputs:
     if isinstance(inputs, Mapping):
         return {key: one(value) for key, value in inputs.items()}
     return tuple(one(value) for value in inputs)
-
-
-def call(network: nn.Module, inputs: Inputs) -> Any:
-    """Call a network on inputs in the form of an example."""
-    if isinstance(inputs, Tensor):
-        return network(inputs)
-    return network(**inputs) if isinstance(inputs, Mapping) else network(*inputs)

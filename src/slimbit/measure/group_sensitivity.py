@@ -22,9 +22,9 @@ from slimbit.numerics.batches import Forward, call_network, checked_batches, cou
 from slimbit.numerics.copies import plain_network
 from slimbit.numerics.moments import ChannelMoments, channel_moments, check_finite, merge_moments
 from slimbit.numerics.strided import safe_gradients
+from slimbit.records.config import Constants
 from slimbit.records.errors import InputError, check_choice
 from slimbit.records.groups import Member, Ties
-from slimbit.records.keep import Constants
 
 Order = Literal["first", "second"]
 IMAGES_PER_PASS = 32

@@ -1,18 +1,17 @@
 """What pruning decided: which filters stay, and with them which inputs, norm channels and scales."""
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import replace
+from typing import Any, get_args
 
+from slimbit.records.codec import digest, record
+from slimbit.records.config import Constants
 from slimbit.records.errors import InputError, check_choice
-from slimbit.records.groups import Role, Ties
+from slimbit.records.groups import Fit, Member, Role, Ties
 from slimbit.records.network import LayerSpec, NetworkSpec
+from slimbit.records.text import clipped
 
-Made = TypeVar("Made")
-Constants = Literal["fold", "zero"]
 SCHEMA = 1
 PRUNED = "prune.json"
 """The file by which a folder of a pruned network is known."""
@@ -20,7 +19,7 @@ PRUNED_WEIGHTS = "model.safetensors"
 """Its weights."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class AxisKeep:
     """What stays of one axis of one module or parameter.
 
@@ -28,20 +27,23 @@ class AxisKeep:
         name: Module path, or the key of a free parameter; as in `slimbit.records.groups.Member`.
         role: Which axis.
         size: Its length before.
-        kept: Places that stay, rising.
+        kept: Places that stay, in the order in which they then lie: rising, but for channels that the code shuffles.
+        dim: Dimension of a free parameter that is the axis; None: the first of that size.
     """
 
     name: str
     role: Role
     size: int
     kept: tuple[int, ...]
+    dim: int | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.role} of {self.name!r}"
         check_choice(f"role of {self.name!r}", self.role, get_args(Role))
-        numbers = all(isinstance(k, int) and not isinstance(k, bool) for k in (self.size, *self.kept))
-        if not numbers or list(self.kept) != sorted({k for k in self.kept if 0 <= k < self.size}):
-            raise InputError(f"kept {where} must be rising numbers below {self.size}, got {_short(self.kept)}")
+        given = (self.size, *self.kept, *(() if self.dim is None else (self.dim,)))
+        numbers = all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in given)
+        if not numbers or len(self.kept) != len({k for k in self.kept if k < self.size}):
+            raise InputError(f"kept {where} must be different numbers below {self.size}, got {_short(self.kept)}")
         if not self.kept and self.role != "padding":
             raise InputError(f"kept {where} must hold at least one, got none")
 
@@ -52,7 +54,7 @@ class AxisKeep:
         return tuple(k for k in range(self.size) if k not in stays)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class KeepPlan:
     """The whole decision for a network; carried out by `slimbit.apply.mask.mask` or `slimbit.apply.surgery.prune`.
 
@@ -87,7 +89,7 @@ class KeepPlan:
         axis = self.axis(name, role)
         return size if axis is None else len(axis.kept)
 
-    def then(self, later: "KeepPlan") -> "KeepPlan":
+    def compose(self, later: "KeepPlan") -> "KeepPlan":
         """This plan and one for the network that it leaves, as one plan for the network before both.
 
         Policy and setting name both; ``constants`` are the later plan's.
@@ -99,7 +101,7 @@ class KeepPlan:
         ...     axis = AxisKeep(name="conv", role="filters", size=size, kept=kept)
         ...     return KeepPlan(network="n", policy=policy, axes=(axis,))
         >>> first, later = plan("norm", 4, (0, 2, 3)), plan("dead", 3, (0, 2))
-        >>> both = first.then(later)
+        >>> both = first.compose(later)
         >>> both.policy, both.axes[0].size, both.axes[0].kept
         ('norm, dead', 4, (0, 3))
         """
@@ -116,37 +118,9 @@ class KeepPlan:
         setting = ", ".join(filter(None, (self.setting, later.setting)))
         return replace(later, network=self.network, policy=policy, setting=setting, axes=(*axes, *fresh))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {"schema": SCHEMA, **asdict(self), "axes": [asdict(axis) for axis in self.axes]}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "KeepPlan":
-        """The plan that `to_dict` wrote, checked.
-
-        Raises:
-            InputError: An unknown key, a missing one, or a value out of range.
-
-        >>> axis = AxisKeep(name="conv", role="filters", size=4, kept=(0, 2))
-        >>> plan = KeepPlan(network="n", policy="norm", axes=(axis,))
-        >>> KeepPlan.from_dict(plan.to_dict()) == plan
-        True
-        """
-        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
-            got = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
-            raise InputError(f"keep plan must have schema {SCHEMA}, got {got!r}")
-        rows = data.get("axes")
-        if not isinstance(rows, list | tuple):
-            raise InputError(f"axes of a keep plan must be a list, got {type(rows).__name__}")
-        rest = {key: value for key, value in data.items() if key not in ("schema", "axes")}
-        if not all(isinstance(value, str) for value in rest.values()):
-            raise InputError(f"keep plan must hold text and a list of axes, got {_short(rest)}")
-        return _made(cls, {**rest, "axes": tuple(_axis_from(row) for row in rows)}, "keep plan")
-
     def digest(self) -> str:
         """SHA-256 of the plan's canonical JSON, hexadecimal: equal plans, equal digests."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest(self)
 
 
 def plan_of_units(
@@ -162,34 +136,75 @@ def plan_of_units(
         constants: As in `KeepPlan`.
 
     Raises:
-        InputError: A unit or a group that there is not, or a group that would lose its last unit.
+        InputError: A unit or a group that there is not, a group that would lose its last unit, or groups of a family
+            that keep numbers of units with which the code cannot follow.
     """
+    fit = _fit_of(ties, kept)
     gone: dict[tuple[str, Role], set[int]] = {}
-    sizes: dict[tuple[str, Role], int] = {}
+    members: dict[tuple[str, Role], Member] = {}
     unknown = [name for name in kept if name not in {group.name for group in ties.groups}]
     if unknown:
         raise InputError(f"kept groups must be groups of {ties.network}, got {', '.join(map(repr, unknown))}")
     for group in ties.groups:
         stays = set(kept.get(group.name, range(group.units)))
-        if not stays or not stays <= set(range(group.units)):
+        if not stays <= set(range(group.units)) or not (stays or group.name in fit.counts):
             raise InputError(f"kept units of {group.name!r} must be some of {group.units}, got {_short(sorted(stays))}")
         for member in group.members:
             place = (member.name, member.role)
             lost = {c for unit in range(group.units) if unit not in stays for c in member.channels[unit]}
             if lost:
-                sizes[place] = member.size
+                members[place] = member
                 gone.setdefault(place, set()).update(lost)
-    axes = tuple(
-        AxisKeep(name=name, role=role, size=sizes[name, role], kept=tuple(sorted({*range(sizes[name, role])} - lost)))
-        for (name, role), lost in gone.items()
+            elif place in fit.lines:
+                members[place] = member
+    axes = []
+    for place, m in members.items():
+        lost = gone.get(place, set())
+        order = range(m.size) if place not in fit.lines else _in_order(ties, kept, place, fit)
+        left = tuple(k for k in order if k not in lost)
+        if left != tuple(range(m.size)):
+            axes.append(AxisKeep(name=m.name, role=m.role, size=m.size, dim=m.dim, kept=left))
+    return KeepPlan(network=ties.network, policy=policy, axes=tuple(axes), setting=setting, constants=constants)
+
+
+def _fit_of(ties: Ties, kept: Mapping[str, Iterable[int]]) -> Fit:
+    """What stays of the families where these units stay."""
+    units = {group.name: group.units for group in ties.groups}
+    counts = {name: len({*kept.get(name, range(units[name]))}) for family in ties.families for name in family.groups}
+    if counts == {name: units[name] for name in counts}:
+        return Fit(counts={}, lines={})
+    shares = (
+        family.steps * sum(counts[name] for name in family.groups) / sum(units[name] for name in family.groups)
+        for family in ties.families
     )
-    return KeepPlan(network=ties.network, policy=policy, axes=axes, setting=setting, constants=constants)
+    fit = ties.fit(tuple(max(1, round(share)) for share in shares))
+    if fit is None or fit.counts != counts:
+        wrong = [name for name, count in counts.items() if fit is None or fit.counts.get(name) != count]
+        raise InputError(
+            f"kept units of {', '.join(map(repr, wrong[:3]))} must be as many as fit together (see Ties.fit), "
+            f"got {', '.join(str(counts[name]) for name in wrong[:3])}"
+        )
+    return fit
+
+
+def _in_order(ties: Ties, kept: Mapping[str, Iterable[int]], place: tuple[str, Role], fit: Fit) -> list[int]:
+    """The places of an axis in their new order, with those that are removed for another group's sake."""
+    stays, places = {}, {}
+    for group in ties.groups:
+        for member in group.members:
+            if (member.name, member.role) == place:
+                stays[group.name] = sorted({*kept.get(group.name, range(group.units))})
+                places[group.name] = member.channels
+    return [
+        number if not name else places[name][stays[name][number]][occurrence]
+        for name, number, occurrence in fit.lines[place]
+    ]
 
 
 def kept_macs(spec: NetworkSpec, plan: KeepPlan) -> dict[str, int]:
     """Multiply-accumulates per image that each layer has after surgery, by layer name.
 
-    ``positions * kept filters * kept inputs per group * kernel``; a grouped convolution loses whole groups, so its
+    ``positions * kept filters * kept inputs per group * kernel``; where a grouped convolution loses whole groups, its
     filters read as many inputs as before.
     """
     return {layer.name: _macs(layer, plan) for layer in spec.layers}
@@ -198,28 +213,11 @@ def kept_macs(spec: NetworkSpec, plan: KeepPlan) -> dict[str, int]:
 def _macs(layer: LayerSpec, plan: KeepPlan) -> int:
     path = layer.weight_key.removesuffix(".weight")
     inputs = layer.shape[1] if len(layer.shape) > 1 else 1
-    if layer.groups == 1:
-        inputs = plan.kept(path, "inputs", inputs)
+    axis = plan.axis(path, "inputs")
+    if axis is not None:
+        inputs = len(axis.kept) // len({place // inputs for place in axis.kept} if layer.groups > 1 else {0})
     return layer.positions * plan.kept(path, "filters", layer.filters) * inputs * math.prod(layer.shape[2:])
 
 
-def _axis_from(row: Any) -> AxisKeep:
-    if not isinstance(row, Mapping) or not isinstance(row.get("kept"), list | tuple):
-        raise InputError(f"an axis of a keep plan must be a table with a list of what is kept, got {_short(row)}")
-    return _made(AxisKeep, {**row, "kept": tuple(row["kept"])}, "an axis of a keep plan")
-
-
-def _made(kind: type[Made], values: Mapping[str, Any], what: str) -> Made:
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type] # one of the two dataclasses above
-    unknown = sorted(set(map(str, values)) - known)
-    if unknown:
-        raise InputError(f"{what} must have only known keys, got {', '.join(unknown)}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(f"{what} must have {', '.join(sorted(known))}, got {sorted(values)}") from error
-
-
 def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    return clipped(str(value))

@@ -1,93 +1,160 @@
 """Bookkeeping of channels: which are the same unit, and which cannot be removed and why."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from slimbit.records.groups import FilterGroup, Member, Role
 
 FREE = -1
 """A channel that is nobody's filter: of an image, of a constant, or of an operation that mixes filters."""
 
+Atoms = NDArray[np.int64]
+"""Channels by number, `FREE` where there is none."""
 Place = tuple[str, Role]
+START = 1024
 
 
 class Ledger:
     """Union-find over channels, with what was found of each layer's axes.
 
     A channel is a number. `fix` says that it cannot be removed; `tie` that two are one unit.
+
+    Attributes:
+        axes: For each axis of a module or parameter its channels.
+        dims: Which dimension of a parameter is its axis.
+        thinned: Grouped convolutions that keep their groups and lose places of each.
+        rows: Channels of which the code takes parts of equal size, part by part; kept units must fill the parts evenly.
     """
 
     def __init__(self) -> None:
-        self.axes: dict[Place, list[int]] = {}
-        self._parents: list[int] = []
+        self.axes: dict[Place, Atoms] = {}
+        self.dims: dict[str, int] = {}
+        self.thinned: set[str] = set()
+        self.rows: list[Atoms] = []
+        self._parents: Atoms = np.full(START, FREE)  # the last entry stays `FREE`, so that `FREE` finds itself
+        self._count = 0
         self._reasons: dict[int, str] = {}
 
-    def new(self, count: int) -> list[int]:
+    def new(self, count: int) -> Atoms:
         """So many new channels."""
-        first = len(self._parents)
-        self._parents += range(first, first + count)
-        return list(range(first, first + count))
+        channels: Atoms = np.arange(self._count, self._count + count)
+        self._count += count
+        if self._count >= len(self._parents):
+            self._parents = np.concatenate((self._parents[: channels[0]], np.full(2 * self._count, FREE)))
+        self._parents[channels] = channels
+        return channels
 
     def root(self, channel: int) -> int:
-        """The one channel that stands for all that are tied to this."""
-        while self._parents[channel] != channel:
-            self._parents[channel] = self._parents[self._parents[channel]]
-            channel = self._parents[channel]
+        """The one channel that stands for all that are tied to this; `FREE` stands for itself."""
+        parents = self._parents
+        while (parent := int(parents[channel])) != channel:
+            parents[channel] = parents[parent]
+            channel = parent
         return channel
 
-    def fix(self, channels: Iterable[int], reason: str) -> None:
+    def roots(self, channels: Atoms) -> Atoms:
+        """`root` of each."""
+        found = self._parents[channels]
+        while bool(((above := self._parents[found]) != found).any()):
+            found = above
+        self._parents[channels] = found
+        return found
+
+    def varies(self, channels: Atoms, axis: int) -> bool:
+        """Whether units differ along an axis."""
+        if channels.shape[axis] < 2:
+            return False
+        roots = self.roots(channels)
+        return bool((roots != roots.take([0], axis)).any())
+
+    def fix(self, channels: Atoms, reason: str) -> None:
         """These cannot be removed; the first reason stays."""
-        for channel in channels:
+        for channel in np.unique(channels).tolist():
             if channel != FREE:
                 self._reasons.setdefault(self.root(channel), reason)
 
-    def tie(self, left: int, right: int, reason: str) -> int:
-        """Two channels live or die together; one that meets no filter (`FREE`) cannot die, for that reason."""
+    def tie(self, left: Atoms, right: Atoms, reason: str) -> Atoms:
+        """Channels live or die together pair by pair; what meets no filter (`FREE`) cannot die, for that reason.
+
+        Returns:
+            The channels of both, of the broadcast shape.
+        """
+        left, right = np.broadcast_arrays(left, right)
+        for a, b in {*zip(left.ravel().tolist(), right.ravel().tolist(), strict=True)}:
+            if a != b:
+                self._tie(a, b, reason)
+        return np.where(right == FREE, FREE, left)
+
+    def _tie(self, left: int, right: int, reason: str) -> None:
         if FREE in (left, right):
-            self.fix((left, right), reason)
-            return FREE
+            self.fix(np.array([left, right]), reason)
+            return
         a, b = sorted((self.root(left), self.root(right)))
         if a != b:
             self._parents[b] = a
             why = self._reasons.pop(b, None)
             if why is not None:
                 self._reasons.setdefault(a, why)
-        return a
 
-    def tie_all(self, left: Sequence[int], right: Sequence[int], reason: str) -> list[int]:
-        """`tie` of each pair."""
-        return [self.tie(a, b, reason) for a, b in zip(left, right, strict=True)]
+    def meet(self, place: Place, channels: Atoms) -> Atoms:
+        """An axis of a module meets channels, which are tied to those of the first time. Returns its channels."""
+        known = self.axes.get(place)
+        if known is not None and known is not channels:
+            channels = self.tie(known, channels, f"{place[0]!r} is also called on other channels")
+        self.axes[place] = channels
+        return channels
 
-    def meet(self, place: Place, channels: Sequence[int]) -> None:
-        """An axis of a module meets channels; a second time it ties them to those of the first."""
-        known = self.axes.setdefault(place, list(channels))
-        if known is not channels:
-            self.axes[place] = self.tie_all(known, channels, f"{place[0]!r} is also called on other channels")
+    def all_roots(self) -> Atoms:
+        """`root` of every channel there is, and `FREE` in the end."""
+        return self.roots(np.array([*range(self._count), FREE]))
 
     def reason(self, channel: int) -> str | None:
         """Why it cannot be removed; None if it can."""
         return self._reasons.get(self.root(channel)) if channel != FREE else None
 
-    def groups(self) -> Iterator[FilterGroup]:
-        """Removable units, gathered by the layers that make them, in order of first use."""
+    def families(self) -> dict[int, int]:
+        """For the root of every channel in `rows` one number of all that share rows with it, directly or not."""
+        leader: dict[int, int] = {}
+        gathered: defaultdict[int, list[int]] = defaultdict(list)
+        for row in self.rows:
+            found = [root for root in np.unique(self.roots(row)).tolist() if root != FREE]
+            old = {leader[root] for root in found if root in leader}
+            together = [*dict.fromkeys([*found, *(other for one in old for other in gathered.pop(one))])]
+            gathered[together[0]] = together
+            leader |= dict.fromkeys(together, together[0])
+        return leader
+
+    def units(self, classes: Mapping[int, int] | None = None) -> Iterator[tuple[FilterGroup, list[int]]]:
+        """Removable units, gathered by the axes that they reach, in order of first use, and their roots.
+
+        So whatever units of a group are removed, no axis loses its last entry as long as each group keeps one.
+
+        Args:
+            classes: Units of a group are also of one class, where they have one.
+        """
         reach: defaultdict[int, dict[Place, list[int]]] = defaultdict(dict)
         for place, channels in self.axes.items():
-            for index, channel in enumerate(channels):
-                if channel != FREE:
-                    reach[self.root(channel)].setdefault(place, []).append(index)
-        kinds: defaultdict[tuple[str, ...], list[dict[Place, list[int]]]] = defaultdict(list)
+            for index, root in enumerate(self.roots(channels).tolist()):
+                if root != FREE:
+                    reach[root].setdefault(place, []).append(index)
+        kinds: defaultdict[tuple[tuple[Place, ...], int | None], list[int]] = defaultdict(list)
         for unit, places in reach.items():
-            layers = tuple(name for name, role in places if role == "filters")
-            if layers and unit not in self._reasons:
-                kinds[layers].append(places)
+            if unit not in self._reasons and any(role == "filters" for _, role in places):
+                kinds[tuple(places), (classes or {}).get(unit)].append(unit)
         taken: defaultdict[str, int] = defaultdict(int)
-        for layers, units in kinds.items():
-            taken[layers[0]] += 1
-            name = layers[0] if taken[layers[0]] == 1 else f"{layers[0]}#{taken[layers[0]]}"
-            yield FilterGroup(name=name, units=len(units), members=tuple(self._members(units)))
+        for (key, _), units in kinds.items():
+            layer = next(name for name, role in key if role == "filters")
+            taken[layer] += 1
+            name = layer if taken[layer] == 1 else f"{layer}#{taken[layer]}"
+            members = tuple(self._members(key, [reach[unit] for unit in units]))
+            yield FilterGroup(name=name, units=len(units), members=members), units
 
-    def _members(self, units: Sequence[dict[Place, list[int]]]) -> Iterator[Member]:
-        for place, channels in self.axes.items():
-            if any(place in unit for unit in units):
-                found = tuple(tuple(unit.get(place, ())) for unit in units)
-                yield Member(name=place[0], role=place[1], size=len(channels), channels=found)
+    def _members(self, places: Sequence[Place], units: Sequence[dict[Place, list[int]]]) -> Iterator[Member]:
+        for place in places:
+            name, role = place
+            found = tuple(tuple(unit[place]) for unit in units)
+            dim = self.dims.get(name) if role == "parameter" else None
+            yield Member(name=name, role=role, size=len(self.axes[place]), channels=found, dim=dim)

@@ -1,17 +1,30 @@
-"""Where an ONNX operand comes from: a stored tensor, possibly transposed, cast or quantized on the way."""
+"""Where an ONNX operand comes from: stored tensors, moved, cast, quantized or computed with on the way."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from slimbit.numerics.grid import Grid
+from slimbit.numerics.levels import LayerLevels
+from slimbit.records.config import Grid
 from slimbit.records.errors import InputError
-from slimbit.survey.onnx_graph import OnnxGraph, attribute, operand, operator
-from slimbit.survey.result import StoredLevels
+from slimbit.survey.files import one_line
+from slimbit.survey.onnx_graph import (
+    FLOATS,
+    STANDARD_DOMAINS,
+    OnnxGraph,
+    as_tensor,
+    attribute,
+    node_name,
+    operand,
+    operator,
+)
 
 INTEGER_BITS = {
     TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.INT16: 16, TensorProto.UINT16: 16,
@@ -23,6 +36,8 @@ _RANGES = {TensorProto.UINT8: (0, 255), TensorProto.INT8: (-128, 127), TensorPro
            TensorProto.INT16: (-32768, 32767), getattr(TensorProto, "UINT4", -1): (0, 15),
            getattr(TensorProto, "INT4", -2): (-8, 7)}  # fmt: skip
 _SAME_VALUES = ("Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Dropout")
+LARGEST = 1 << 30
+"""Elements of a tensor that is computed from stored ones."""
 _ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {
     "ROUND": torch.round,  # half to even
     "HALF_EVEN": torch.round,
@@ -48,39 +63,55 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Source:
-    """A value that comes from one stored tensor.
+    """A value that stored tensors alone make.
 
     Attributes:
-        root: Name of the stored tensor.
-        key: Spells the way from it; equal keys are equal values.
+        roots: Names of the stored tensors, the one that names the layer first.
+        key: Spells the way from them; equal keys are equal values.
         shape: Shape of the value.
         element: ONNX element type.
         read: Computes it.
         quantized: Whether it stands for integers times a step.
+        bits: Width of integers that a narrower range than their type's holds; 0 = as the type says.
     """
 
-    root: str
+    roots: tuple[str, ...]
     key: str
     shape: tuple[int, ...]
     element: int
     read: Callable[[], Tensor | Quantized]
     quantized: bool = False
+    bits: int = 0
+
+    @property
+    def root(self) -> str:
+        """The stored tensor that names the layer."""
+        return self.roots[0]
+
+    @property
+    def width(self) -> int:
+        """Bits of its integers; 0 = it holds floats, or integers too wide for levels."""
+        return self.bits or INTEGER_BITS.get(self.element, 0)
 
 
 def trace(graph: OnnxGraph, value: str) -> Source | None:
-    """The stored tensor behind a value, or None if it is computed from anything else."""
+    """The stored tensors behind a value, or None if it is computed from anything else.
+
+    Quantizers, and what only moves, casts or scales integers, keep levels and steps; anything else is computed.
+    """
     if value in graph.constants:
         stored = graph.constants[value]
-        return Source(value, value, tuple(stored.dims), stored.data_type, lambda: graph.tensor(value))
-    node = graph.producers.get(value)
-    step = _STEPS.get(operator(node)) if node is not None else None
-    source = trace(graph, operand(node, 0)) if node is not None and step else None
-    if node is None or step is None or source is None:
+        return Source((value,), value, tuple(stored.dims), stored.data_type, lambda: graph.tensor(value))
+    if value not in graph.roots:
         return None
-    return step(graph, node, source)
+    node = graph.producers[value]
+    step = _STEPS.get(operator(node))
+    source = trace(graph, operand(node, 0)) if step and operand(node, 0) else None
+    found = step(graph, node, source) if step and source is not None else None
+    return found or _computed(graph, value)
 
 
-def arranged(read: Callable[[], Tensor | Quantized], arrange: Callable[[Tensor], Tensor]) -> Tensor | StoredLevels:
+def arranged(read: Callable[[], Tensor | Quantized], arrange: Callable[[Tensor], Tensor]) -> Tensor | LayerLevels:
     """A source's value filters first.
 
     Levels whose step is neither one number nor one per filter come as plain weights.
@@ -102,20 +133,24 @@ def arranged(read: Callable[[], Tensor | Quantized], arrange: Callable[[Tensor],
     if not torch.equal(steps, steps[:, :1].expand_as(steps)):
         return levels * steps.reshape(levels.shape)
     step = steps[:, 0].clone()
-    return StoredLevels(levels, step[0] if bool((step == step[0]).all()) else step, value.grid, value.bits)
+    return LayerLevels(levels, step[0] if bool((step == step[0]).all()) else step, value.grid, value.bits)
 
 
 def declared_bits(graph: OnnxGraph, value: str) -> int | None:
     """Width that a quantizer gives to a value, or None if none does."""
     while (node := graph.producers.get(value)) is not None:
-        kind = operator(node)
+        kind = operator(node).removeprefix("com.microsoft.")
         if kind in {"Quant", "IntQuant"}:
             return _bit_width(graph, node)
         if kind == "BipolarQuant":
             return 1
-        if kind in {"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"}:
+        if kind in {"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "Clip"}:
             integers = operand(node, 0) if kind == "DequantizeLinear" else value
-            return INTEGER_BITS.get(graph.types.get(integers, 0))
+            clip = graph.producers.get(integers)
+            width = INTEGER_BITS.get(graph.types.get(integers, 0))
+            if width and clip is not None and operator(clip) == "Clip":
+                return min(width, _clipped_bits(graph, clip) or width)
+            return width
         if kind not in _SAME_VALUES:
             break
         value = operand(node, 0)
@@ -123,17 +158,85 @@ def declared_bits(graph: OnnxGraph, value: str) -> int | None:
 
 
 def with_scale(graph: OnnxGraph, source: Source, scale: str, zero_point: str, axis: int) -> Source:
-    """Stored integers as mid-tread levels: ``levels = integers - zero point``, step ``scale`` (1 if "")."""
+    """Constant integers as mid-tread levels: ``levels = integers - zero point``, step ``scale`` (1 if "")."""
+    bits, grids = source.width, graph.contents.grids
 
     def read() -> Quantized:
-        integers = _plain(source.read())
-        offset = graph.tensor(zero_point) if zero_point else torch.zeros(())
-        step = graph.tensor(scale).float() if scale else torch.ones(())
+        integers = plain(source.read())
+        offset = constant(graph, zero_point) if zero_point else torch.zeros(())
+        step = constant(graph, scale).float() if scale else torch.ones(())
         levels = integers.float() - _along(offset.float(), integers, axis)
-        return Quantized(levels, _along(step, integers, axis), "midtread", INTEGER_BITS[source.element])
+        grid = next((grids[root] for root in source.roots if root in grids), None)
+        if grid is not None:  # the width is what the levels need, not what their type could hold
+            factor = 1.0 if grid == "midtread" else 2.0
+            return Quantized(levels / factor, factor * _along(step, integers, axis), grid, 0)
+        return Quantized(levels, _along(step, integers, axis), "midtread", bits)
 
     key = f"Scaled({source.key}, {scale}, {zero_point}, {axis})"
     return replace(source, key=key, element=TensorProto.FLOAT, read=read, quantized=True)
+
+
+def constant(graph: OnnxGraph, value: str) -> Tensor:
+    """The numbers of a value that stored tensors alone make.
+
+    Raises:
+        InputError: It is computed from anything else, or by what cannot be run here.
+    """
+    source = trace(graph, value)
+    if source is None:
+        raise InputError(f"value {value!r} must be stored in the file, or made of what is")
+    return plain(source.read())
+
+
+def plain(value: Tensor | Quantized) -> Tensor:
+    """Numbers: a weight quantized twice is quantized from what the first time left."""
+    return value if isinstance(value, Tensor) else value.levels * value.step
+
+
+def _computed(graph: OnnxGraph, value: str) -> Source | None:
+    """A value that an operator without a rule of its own makes of stored tensors: its node is run on them."""
+    node = graph.producers[value]
+    shape = graph.shapes.get(value)
+    sources = [trace(graph, name) if name else None for name in node.input]
+    known = [source for source in sources if source is not None]
+    if node.domain not in STANDARD_DOMAINS or shape is None or math.prod(shape) > LARGEST:
+        return None
+    if len(known) != sum(map(bool, node.input)):
+        return None
+    place = list(node.output).index(value)
+    roots = dict.fromkeys(root for source in known for root in source.roots)
+    by_size = sorted(roots, key=lambda root: (graph.types[root] not in FLOATS, -math.prod(graph.shapes[root])))
+
+    def read() -> Tensor:
+        feeds = {s_name: _numbers(s) for s_name, s in zip(node.input, sources, strict=True) if s is not None}
+        return as_tensor(_evaluated(graph, node, feeds)[place])
+
+    settings = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    key = f"{operator(node)}({[source.key if source else '' for source in sources]}, {settings})[{place}]"
+    return Source(tuple(by_size), key, shape, graph.types.get(value, TensorProto.FLOAT), read)
+
+
+def _numbers(source: Source) -> np.ndarray[Any, Any]:
+    element = source.element if source.element in FLOATS or not source.quantized else TensorProto.FLOAT
+    numbers: np.ndarray[Any, Any] = plain(source.read()).numpy()
+    return numbers.astype(helper.tensor_dtype_to_np_dtype(element))
+
+
+def _evaluated(graph: OnnxGraph, node: NodeProto, feeds: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in feeds.items()
+    ]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in node.output]
+    model = helper.make_model(
+        helper.make_graph([node], "constant", inputs, outputs), opset_imports=graph.model.opset_import
+    )
+    try:
+        return list(ReferenceEvaluator(model).run(None, feeds))
+    except Exception as error:
+        raise InputError(
+            f"the constant {node_name(node)!r} ({operator(node)}) must be computable, got {one_line(error)}"
+        ) from error
 
 
 def _identity(_graph: OnnxGraph, _node: NodeProto, source: Source) -> Source:
@@ -141,59 +244,116 @@ def _identity(_graph: OnnxGraph, _node: NodeProto, source: Source) -> Source:
 
 
 def _cast(_graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
-    """A cast to a floating type keeps values as far as a cost can tell; others are not followed."""
-    floating = attribute(node, "to", 0) in {
-        TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16
-    }  # fmt: skip
-    if not floating:
-        return None
-    return replace(source, element=attribute(node, "to", 0), read=lambda: _floating(source.read()))
+    """A cast of integers to floats makes levels of step 1; one of floats keeps values as far as a cost can tell."""
+    to = attribute(node, "to", 0)
+    if to in FLOATS and source.width and not source.quantized:
+        levels = replace(source, quantized=True, element=to, key=f"Cast({source.key})")
+        return replace(levels, read=lambda: _of_step_one(plain(source.read()).float(), source.width))
+    if to in FLOATS:
+        return replace(source, element=to, read=lambda: _floating(source.read()))
+    widens = INTEGER_BITS.get(to, 64) >= source.width
+    return replace(source, element=to, bits=source.width) if source.width and widens and not source.quantized else None
 
 
-def _transpose(_graph: OnnxGraph, node: NodeProto, source: Source) -> Source:
+def _moving(function: Callable[[OnnxGraph, NodeProto, Source, tuple[int, ...]], Callable[[Tensor], Tensor]]) -> Any:
+    """The rule of an operator that moves entries: levels and steps move alike."""
+
+    def rule(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
+        shape = graph.shapes.get(node.output[0])
+        if shape is None:
+            return None
+        move = function(graph, node, source, shape)
+
+        def read() -> Tensor | Quantized:
+            value = source.read()
+            if isinstance(value, Tensor):
+                return move(value)
+            step = move(value.step.expand(value.levels.shape)) if value.step.ndim else value.step
+            return Quantized(move(value.levels), step, value.grid, value.bits)
+
+        settings = [helper.get_attribute_value(entry) for entry in node.attribute]
+        key = f"{operator(node)}({source.key}, {settings}, {shape})"
+        return replace(source, key=key, shape=shape, read=read)
+
+    return rule
+
+
+@_moving
+def _transpose(
+    _graph: OnnxGraph, node: NodeProto, source: Source, _shape: tuple[int, ...]
+) -> Callable[[Tensor], Tensor]:
     order = list(attribute(node, "perm", range(len(source.shape))[::-1]))
+    return lambda value: value.permute(order)
 
-    def read() -> Tensor | Quantized:
-        value = source.read()
-        if isinstance(value, Tensor):
-            return value.permute(order)
-        step = value.step.permute(order) if value.step.ndim else value.step
-        return Quantized(value.levels.permute(order), step, value.grid, value.bits)
 
-    shape = tuple(source.shape[axis] for axis in order)
-    return replace(source, key=f"Transpose({source.key}, {order})", shape=shape, read=read)
+@_moving
+def _reshape(
+    _graph: OnnxGraph, _node: NodeProto, _source: Source, shape: tuple[int, ...]
+) -> Callable[[Tensor], Tensor]:
+    return lambda value: value.reshape(shape)
+
+
+def _clip(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
+    """A clip of integers narrows their width, as Brevitas writes few bits into eight."""
+    bits = _clipped_bits(graph, node)
+    if bits is None or not source.width or source.quantized:
+        return None
+    low, high = _clip_range(graph, node)
+
+    def read() -> Tensor:
+        return plain(source.read()).clamp(low, high)
+
+    key = f"Clip({source.key}, {low}, {high})"
+    return replace(source, key=key, bits=min(bits, source.width), read=read)
+
+
+def _scaled(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
+    """Levels of step 1, moved by a zero point or times a scale: ``Sub``, ``Mul`` and ``Div`` by constants."""
+    kind, factor = operator(node), operand(node, 1)
+    if kind == "Mul" and not source.quantized:
+        other = trace(graph, factor)
+        if other is not None and other.quantized:
+            source, factor = other, operand(node, 0)
+    if not source.quantized or factor not in graph.roots or source.shape != graph.shapes.get(node.output[0]):
+        return None
+
+    def read() -> Quantized:
+        value, number = source.read(), constant(graph, factor).float()
+        assert isinstance(value, Quantized)
+        if kind == "Sub":
+            return replace(value, levels=value.levels - number / value.step)
+        step = value.step * number if kind == "Mul" else value.step / number
+        return replace(value, step=step)
+
+    roots = tuple(dict.fromkeys((*source.roots, *graph.roots[factor])))
+    return replace(source, roots=roots, key=f"{kind}({source.key}, {factor})", read=read)
 
 
 def _quantize_linear(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
     scale, zero_point, axis = operand(node, 1), operand(node, 2), attribute(node, "axis", 1)
-    if scale not in graph.constants or (zero_point and zero_point not in graph.constants):
-        return None
-    element = graph.types[zero_point] if zero_point else attribute(node, "output_dtype", 0) or TensorProto.UINT8
+    element = graph.types.get(zero_point, 0) if zero_point else attribute(node, "output_dtype", 0) or TensorProto.UINT8
     if element not in _RANGES:
         return None
     low, high = _RANGES[element]
 
     def read() -> Tensor:
-        weight = _plain(source.read()).float()
-        offset = graph.tensor(zero_point).float() if zero_point else torch.zeros(())
-        ratio = weight / _along(graph.tensor(scale).float(), weight, axis)
+        weight = plain(source.read()).float()
+        offset = constant(graph, zero_point).float() if zero_point else torch.zeros(())
+        ratio = weight / _along(constant(graph, scale).float(), weight, axis)
         return (ratio.round() + _along(offset, weight, axis)).clamp(low, high).int()
 
     key = f"Quantize({source.key}, {scale}, {zero_point}, {axis})"
-    return replace(source, key=key, element=element, read=read)
+    return replace(source, key=key, element=element, read=read, quantized=False, bits=0)
 
 
 def _dequantize_linear(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
-    scale, zero_point = operand(node, 1), operand(node, 2)
-    if scale not in graph.constants or (zero_point and zero_point not in graph.constants):
-        return None
-    axis = attribute(node, "axis", 1)
-    if source.element in INTEGER_BITS:
-        return with_scale(graph, source, scale, zero_point, axis)
+    scale, axis = operand(node, 1), attribute(node, "axis", 1)
+    if source.width:
+        return with_scale(graph, source, scale, operand(node, 2), axis)
 
     def read() -> Tensor:  # eight-bit floats have no integer levels
-        weight = _plain(source.read())
-        return weight * _along(graph.tensor(scale).float(), weight, axis)
+        weight = plain(source.read())
+        return weight * _along(constant(graph, scale).float(), weight, axis)
 
     return replace(source, key=f"Scaled({source.key}, {scale}, {axis})", element=TensorProto.FLOAT, read=read)
 
@@ -203,13 +363,13 @@ def _quant(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
     names = [operand(node, place) for place in (1, 2, 3)]
     bits = _bit_width(graph, node)
     rounding = _ROUNDING.get(attribute(node, "rounding_mode", "ROUND").upper())
-    if bits is None or rounding is None or any(name not in graph.constants for name in names):
+    if bits is None or rounding is None:
         return None
     low, high = _integer_range(graph, node, names[2])
 
     def read() -> Quantized:
-        weight = _plain(source.read()).float()
-        step, offset = graph.tensor(names[0]).float(), graph.tensor(names[1]).float()
+        weight = plain(source.read()).float()
+        step, offset = constant(graph, names[0]).float(), constant(graph, names[1]).float()
         levels = torch.clamp(rounding(weight / step + offset), low, high) - offset
         return Quantized(levels, _right_aligned(step, weight), "midtread", bits)
 
@@ -220,33 +380,46 @@ def _quant(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
 def _bipolar(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
     """QONNX: ``+-scale`` by sign, which is the one-bit mid-rise grid ``+-0.5`` with a step of ``2 scale``."""
     scale = operand(node, 1)
-    if scale not in graph.constants:
-        return None
 
     def read() -> Quantized:
-        weight = _plain(source.read())
+        weight = plain(source.read())
         levels = torch.where(weight >= 0, 0.5, -0.5)
-        return Quantized(levels, _right_aligned(2 * graph.tensor(scale).float(), weight), "midrise", 1)
+        return Quantized(levels, _right_aligned(2 * constant(graph, scale).float(), weight), "midrise", 1)
 
     return replace(source, key=f"Bipolar({source.key}, {scale})", read=read, quantized=True)
 
 
 def _bit_width(graph: OnnxGraph, node: NodeProto) -> int | None:
     name = operand(node, 3)
-    return int(graph.tensor(name).max().ceil().item()) if name in graph.constants else None
+    return int(constant(graph, name).max().ceil().item()) if name in graph.roots else None
+
+
+def _clip_range(graph: OnnxGraph, node: NodeProto) -> tuple[float | None, float | None]:
+    found: list[float | None] = []
+    for place, name in ((1, "min"), (2, "max")):
+        value = operand(node, place)
+        found.append(float(constant(graph, value)) if value in graph.roots else attribute(node, name, None))
+    return found[0], found[1]
+
+
+def _clipped_bits(graph: OnnxGraph, node: NodeProto) -> int | None:
+    """Bits of the integers that a clip lets through; None where it is open."""
+    low, high = _clip_range(graph, node)
+    if low is None or high is None or high < low:
+        return None
+    return max(1, math.ceil(math.log2(high - low + 1)))
 
 
 def _integer_range(graph: OnnxGraph, node: NodeProto, bit_width: str) -> tuple[Tensor, Tensor]:
     signed, narrow = attribute(node, "signed", 1), attribute(node, "narrow", 0)
-    codes = 2.0 ** graph.tensor(bit_width).float()
+    codes = 2.0 ** constant(graph, bit_width).float()
     if signed:
         return -codes / 2 + int(bool(narrow)), codes / 2 - 1
     return torch.zeros_like(codes), codes - 1 - int(bool(narrow))
 
 
-def _plain(value: Tensor | Quantized) -> Tensor:
-    """Numbers: a weight quantized twice is quantized from what the first time left."""
-    return value if isinstance(value, Tensor) else value.levels * value.step
+def _of_step_one(levels: Tensor, bits: int) -> Quantized:
+    return Quantized(levels, torch.ones(()), "midtread", bits)
 
 
 def _floating(value: Tensor | Quantized) -> Tensor | Quantized:
@@ -271,10 +444,16 @@ def _along(values: Tensor, weight: Tensor, axis: int) -> Tensor:
 
 _STEPS: dict[str, Callable[[OnnxGraph, NodeProto, Source], Source | None]] = {
     "Identity": _identity,
+    "Dropout": _identity,
     "Cast": _cast,
     "Transpose": _transpose,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
+    "Clip": _clip,
+    **dict.fromkeys(("Mul", "Sub", "Div"), _scaled),
     "QuantizeLinear": _quantize_linear,
     "DequantizeLinear": _dequantize_linear,
+    "com.microsoft.QuantizeLinear": _quantize_linear,
+    "com.microsoft.DequantizeLinear": _dequantize_linear,
     "Quant": _quant,
     "IntQuant": _quant,
     "BipolarQuant": _bipolar,

@@ -1,22 +1,119 @@
 """One operation of a traced pass: its arguments by name, and the channels that its tensors carry."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
-from slimbit.survey.ledger import FREE, Ledger
+from slimbit.survey.ledger import FREE, Atoms, Ledger, Place
 
 Key = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+WILD = -2
+"""A channel that nothing has said anything about yet."""
+ENTRIES = 1 << 22
+"""Tensors of more entries are not followed entry by entry (writing into a part of them, free parameters)."""
+NORMS = (_NormBase, nn.GroupNorm)
+NORM_AXES = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)
 class Channels:
-    """The axis of a tensor that runs over filters, and which channel each of its entries is."""
+    """Which channel each entry of a tensor is.
 
-    axis: int
-    atoms: list[int]
+    Attributes:
+        atoms: As many dimensions as the tensor; of length 1 where entries along a dimension are of one channel.
+        zero: Whether entries are zero where their filter is masked.
+    """
+
+    atoms: Atoms
+    zero: bool = False
+
+
+@dataclass
+class Decisions:
+    """What runs at other sizes have shown of single operations, by their number in the trace.
+
+    Attributes:
+        follow: Of a view that splits channels over several dimensions, the one that becomes shorter.
+        parts: Slices and splits whose parts lose the same units: the code computes their sizes from the whole.
+        refused: Operations that cannot follow other sizes, and why.
+        sizes: Attributes that hold a size, by operation and which of its sizes it is.
+        like: Sizes that the code takes from other channels, of which as many stay: a record and which of its outputs.
+        banned: Attributes that are used for something else.
+        loose: Parts of equal size (see `Record.even`) that lose as many places, not the same.
+        thin: Which grouped convolutions keep their groups and lose places of each; the others lose whole groups.
+        choices: For views whose sizes are all attributes, which dimension and attribute may change, best first.
+    """
+
+    follow: dict[int, int] = field(default_factory=dict)
+    parts: set[int] = field(default_factory=set)
+    refused: dict[int, str] = field(default_factory=dict)
+    sizes: dict[tuple[int, str], str] = field(default_factory=dict)
+    like: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
+    banned: set[str] = field(default_factory=set)
+    loose: set[tuple[int, str]] = field(default_factory=set)
+    thin: dict[str, bool] = field(default_factory=dict)
+    choices: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A number among an operation's arguments that counts channels.
+
+    Attributes:
+        slot: Which number it is.
+        value: The number.
+        atoms: The channels that it counts.
+    """
+
+    slot: str
+    value: int
+    atoms: Atoms
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is needed of an operation to compare it with the same one at other sizes.
+
+    Attributes:
+        name: Of the operation.
+        where: The operation and its module, for reasons.
+        path: Paths of the running modules, innermost last.
+        numbers: Its arguments but tensors.
+        inputs: Channels of its arguments.
+        outputs: The tensors that it made, with their channels.
+        sizes: Numbers that count channels.
+        undecided: Dimensions of the output over which it splits channels.
+        even: Channels of which it takes parts of equal size that lose the same places.
+        known: Whether the shapes of its outputs follow from those channels.
+        call: Which call of a function of torch it is part of.
+    """
+
+    name: str
+    where: str
+    path: tuple[str, ...]
+    numbers: dict[str, Any]
+    inputs: tuple[Channels, ...]
+    outputs: tuple[tuple[Tensor, Channels | None], ...]
+    sizes: tuple[Size, ...]
+    undecided: tuple[int, ...]
+    even: dict[str, Atoms]
+    known: bool
+    call: int
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """A tensor whose entries are entries of another, and how it is made."""
+
+    tensor: Tensor
+    parent: Tensor
+    move: Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -26,31 +123,136 @@ class Trace:
     Attributes:
         modules: Modules by path.
         owners: Names of the parameters and buffers in each storage.
+        decisions: What is known of single operations before the run.
         ledger: What is tied to what.
         path: Paths of the running modules, innermost last.
         strayed: Parameters that met an operation which their module does not make by itself, and which.
+        shapes_only: Whether tensors are without values.
+        numbers: Values of integer buffers.
+        records: Operations in order.
+        results: What each call of a function of torch returned.
     """
 
     modules: dict[str, nn.Module]
     owners: dict[int, list[str]]
+    decisions: Decisions = field(default_factory=Decisions)
     ledger: Ledger = field(default_factory=Ledger)
     path: list[str] = field(default_factory=lambda: [""])
     strayed: dict[str, str] = field(default_factory=dict)
+    shapes_only: bool = True
+    numbers: dict[str, Atoms] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
     _known: dict[Key, tuple[Tensor, Channels]] = field(default_factory=dict)
+    _constants: dict[Key, tuple[Tensor, bool]] = field(default_factory=dict)
+    _moved: dict[Key, _Moved] = field(default_factory=dict)
+    _written: set[int] = field(default_factory=set)
+    _unwritten: dict[Key, tuple[Atoms, bool]] = field(default_factory=dict)
 
     def channels(self, tensor: Any) -> Channels | None:
         """The channels of a tensor; None where it carries none."""
-        found = self._known.get(_key(tensor)) if isinstance(tensor, Tensor) else None
+        if not isinstance(tensor, Tensor):
+            return None
+        found = self._known.get(_key(tensor))
+        if found is None and storage_of(tensor) in self._written and _key(tensor) in self._moved:
+            return self._seen_anew(self._moved[_key(tensor)])
         return None if found is None else found[1]
+
+    def _seen_anew(self, view: _Moved) -> Channels | None:
+        """Channels of a view whose memory was written to since it was made."""
+        source = self.channels(view.parent)
+        if source is None or view.parent.numel() > ENTRIES:
+            return None
+        full = np.broadcast_to(source.atoms, view.parent.shape).copy()
+        return Channels(compressed(view.move(torch.from_numpy(full)).numpy()), source.zero)
 
     def note(self, tensor: Tensor, channels: Channels) -> None:
         """A tensor carries these channels; tensors are kept, so that no memory is used twice."""
-        assert tensor.shape[channels.axis] == len(channels.atoms)
+        assert all(a in (1, n) for a, n in zip(channels.atoms.shape, tensor.shape, strict=True))
         self._known[_key(tensor)] = (tensor, channels)
+        self._constants.pop(_key(tensor), None)
+
+    def constant(self, tensor: Tensor) -> bool | None:
+        """Whether a tensor that is the same number everywhere is zero; None if it is no such tensor."""
+        found = self._constants.get(_key(tensor))
+        return None if found is None else found[1]
+
+    def note_constant(self, tensor: Tensor, *, zero: bool) -> None:
+        """A tensor is the same number everywhere, whatever its shape."""
+        self._constants[_key(tensor)] = (tensor, zero)
+
+    def note_move(self, tensor: Tensor, parent: Tensor, move: Callable[[Tensor], Tensor]) -> None:
+        """A tensor's entries are those of another in another order."""
+        if _key(tensor) != _key(parent):
+            self._moved[_key(tensor)] = _Moved(tensor, parent, move)
+            if self.names(parent):
+                self.owners[storage_of(tensor)] = self.names(parent)
+
+    def write(self, tensor: Tensor, channels: Channels) -> None:
+        """An operation has overwritten a tensor, which may be part of another, with these channels."""
+        storage = storage_of(tensor)
+        before = {key: known for key, (_, known) in self._known.items() if key[0] == storage}
+        for key in before:
+            del self._known[key]  # what else lies in this memory is looked up anew
+        self._written.add(storage)
+        self.note(tensor, channels)
+        while (view := self._moved.get(_key(tensor))) is not None and storage_of(view.parent) == storage:
+            if view.parent.numel() > ENTRIES:
+                self.ledger.fix(channels.atoms, f"{self.where('copy')} writes into a part of a large tensor")
+                return
+            old, zero = before.get(_key(view.parent)), self.constant(view.parent)
+            start = old.atoms if old is not None else np.array(FREE if zero is None else WILD)
+            if _key(view.parent) in self._unwritten:
+                start, zero = self._unwritten[_key(view.parent)]
+            full = np.broadcast_to(start, view.parent.shape).copy()
+            places = view.move(torch.arange(full.size).reshape(full.shape)).numpy()
+            full.ravel()[places] = np.broadcast_to(channels.atoms, tensor.shape)
+            atoms = compressed(full)
+            self._unwritten[_key(view.parent)] = atoms.copy(), bool(zero)
+            atoms[atoms == WILD] = FREE
+            still = channels.zero and zero is not False and (old is None or old.zero)
+            tensor, channels = view.parent, Channels(atoms, still)
+            self.note(tensor, channels)
+
+    def unwritten(self, tensor: Tensor, axis: int, places: Atoms) -> bool | None:
+        """Whether places of a tensor that is filled part by part are zero, as it was made; None if they were filled."""
+        atoms, zero = self._unwritten.get(_key(tensor), (np.array([FREE]), False))
+        return zero if atoms.ndim > axis and (atoms.take(places, axis) == WILD).all() else None
+
+    def is_part_beside(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a part of another that has all of its channels: other entries of them stay."""
+        base = tensor
+        while (view := self._moved.get(_key(base))) is not None and storage_of(view.parent) == storage_of(tensor):
+            base = view.parent
+        whole, part = self.channels(base), self.channels(tensor)
+        return base is not tensor and whole is not None and part is not None and part.atoms.size >= whole.atoms.size
+
+    def spoil(self, tensor: Tensor) -> None:
+        """A constant has been written to."""
+        for key in [key for key in self._constants if key[0] == storage_of(tensor)]:
+            del self._constants[key]
 
     def names(self, tensor: Any) -> list[str]:
-        """Names of the parameters or buffers that share a tensor's memory."""
+        """Names of the parameters or buffers that share a tensor's memory, or that it is a copy of."""
         return self.owners.get(storage_of(tensor), []) if isinstance(tensor, Tensor) else []
+
+    def entries(self, tensor: Tensor) -> Atoms | None:
+        """Which entry of the parameter that it is made of each entry of a tensor is; None where that is unknown."""
+        path, _, attribute = self.names(tensor)[0].rpartition(".")
+        stored: Tensor = getattr(self.modules[path], attribute)
+        view = self._moved.get(_key(tensor))
+        if stored.numel() > ENTRIES:
+            return None
+        if view is None:
+            places: Atoms = np.arange(stored.numel()).reshape(tuple(stored.shape))
+            return places if tensor.shape == stored.shape else None
+        before = self.entries(view.parent)
+        return None if before is None else view.move(torch.from_numpy(before.copy())).numpy()
+
+    def where(self, name: str) -> str:
+        """For reasons: an operation and its module."""
+        path = next((p for p in reversed(self.path) if p), "")
+        return f"{name} in {path!r}" if path else name
 
 
 @dataclass
@@ -60,17 +262,29 @@ class Operation:
     Attributes:
         trace: Where it belongs.
         name: Without namespace and the underscore of in-place forms: ``relu``, ``max_pool2d_with_indices``.
-        values: Arguments by name.
+        func: Torch's operator.
+        args: What it was called with.
+        kwargs: What it was called with, by name.
+        values: Arguments by name, defaults included.
         outputs: The tensors that it made.
-        pointwise: Whether torch marks it as acting on each entry alone.
     """
 
     trace: Trace
     name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     values: dict[str, Any]
     outputs: list[Tensor]
-    pointwise: bool
     proper: set[str] = field(default_factory=set)
+    sizes: list[Size] = field(default_factory=list)
+    undecided: tuple[int, ...] = ()
+    even: dict[str, Atoms] = field(default_factory=dict)
+
+    @property
+    def index(self) -> int:
+        """Its number in the trace."""
+        return len(self.trace.records)
 
     @property
     def ledger(self) -> Ledger:
@@ -85,8 +299,12 @@ class Operation:
     @property
     def where(self) -> str:
         """For reasons: the operation and its module."""
-        path = next((p for p in reversed(self.trace.path) if p), "")
-        return f"{self.name} in {path!r}" if path else self.name
+        return self.trace.where(self.name)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it changes one of its arguments."""
+        return bool(self.func._schema.is_mutable)
 
     def __getitem__(self, name: str) -> Any:
         return self.values.get(name)
@@ -100,10 +318,39 @@ class Operation:
         """As `Trace.channels`."""
         return self.trace.channels(tensor)
 
-    def put(self, axis: int, atoms: list[int], output: Tensor | None = None) -> None:
+    def along(self, tensor: Tensor, axis: int) -> Atoms | None:
+        """The channels of a tensor along its one dimension that has some, all of them `FREE` where it carries none.
+
+        None, and a reason for each channel, where units differ along other dimensions.
+        """
+        found = self.channels(tensor)
+        if found is None:
+            return np.full(tensor.shape[axis], FREE)
+        if any(self.ledger.varies(found.atoms, d) for d in range(tensor.ndim) if d != axis):
+            self.give_up()
+            return None
+        return self.line(found.atoms, axis, tensor.shape[axis])
+
+    def line(self, atoms: Atoms, axis: int, size: int) -> Atoms:
+        """Channels along one dimension, at the first place of every other."""
+        first = np.moveaxis(atoms, axis, 0).reshape(atoms.shape[axis], -1)[:, 0]
+        return np.broadcast_to(first, size).copy()
+
+    def put(self, atoms: Atoms | None, *, zero: bool, output: Tensor | None = None) -> None:
         """The output carries these channels; none where all of them are nobody's."""
-        if any(atom != FREE for atom in atoms):
-            self.trace.note(self.output if output is None else output, Channels(axis, atoms))
+        if atoms is None or not bool((atoms != FREE).any()):
+            return
+        tensor = self.output if output is None else output
+        channels = Channels(atoms, zero)
+        if self.writes:
+            self.trace.write(tensor, channels)
+        else:
+            self.trace.note(tensor, channels)
+
+    def put_along(self, axis: int, atoms: Atoms, *, zero: bool, output: Tensor | None = None) -> None:
+        """The output carries these channels along one dimension."""
+        tensor = self.output if output is None else output
+        self.put(atoms.reshape([-1 if d == axis else 1 for d in range(tensor.ndim)]), zero=zero, output=output)
 
     def give_up(self, reason: str = "") -> None:
         """Channels of all arguments cannot be removed, and the output carries none."""
@@ -111,6 +358,76 @@ class Operation:
             found = self.channels(tensor)
             if found is not None:
                 self.ledger.fix(found.atoms, reason or f"{self.where} does not keep channels apart")
+        if self.writes:
+            self.trace.spoil(self.output)
+
+    def tie_rows(self, rows: Atoms, reason: str, slot: str = "") -> None:
+        """The code takes rows of equal size: they lose the same places or, where that is known to do, as many.
+
+        Args:
+            rows: Channels, a row for each part.
+            reason: Why they stay where a part of them is no filter.
+            slot: Which of several it is.
+        """
+        if (self.index, slot) in self.trace.decisions.loose:
+            self.ledger.rows.append(rows)
+        else:
+            self.even[slot] = rows
+            self.ledger.tie(rows, rows[:1], reason)
+
+    def size(self, slot: str, value: int, atoms: Atoms) -> None:
+        """A number in the code counts channels; where an attribute is known to hold it, that changes with them."""
+        self.sizes.append(Size(slot, int(value), atoms))
+        name = self.trace.decisions.sizes.get((self.index, slot))
+        if name is not None:
+            self.ledger.meet((name, "size"), atoms)
+        source = self.trace.decisions.like.get((self.index, slot))
+        if source is not None:
+            found = self.trace.records[source[0]].outputs[source[1]][1]
+            other = None if found is None else found.atoms.ravel()
+            if other is not None and len(other) == len(atoms):
+                self.ledger.tie(atoms, other, f"{self.where} takes the size of what is no filter")
+
+    def bind(self, tensor: Tensor, atoms: Atoms) -> bool:  # noqa: PLR0911 - one per kind of parameter
+        """A parameter or buffer that no layer owns has an entry for each of these channels; whether that is so.
+
+        Args:
+            tensor: The parameter, or a view or copy of it.
+            atoms: Channels that its entries meet; as many dimensions as the tensor, or of length 1.
+        """
+        names = self.trace.names(tensor)
+        if len(names) != 1:
+            return False
+        path, _, attribute = names[0].rpartition(".")
+        module = self.trace.modules[path]
+        norm = isinstance(module, NORMS) and attribute in NORM_AXES
+        entries = None if isinstance(module, _ConvNd | nn.Linear) else self.trace.entries(tensor)
+        if entries is None:
+            return False
+        self.proper.add(names[0])
+        if all((entries == entries.take([0], d)).all() for d in range(entries.ndim) if atoms.shape[d] > 1):
+            return True
+        stored = getattr(module, attribute)
+        met: Atoms = np.full(stored.numel(), WILD)
+        entries, atoms = np.broadcast_arrays(entries, atoms)
+        met[entries] = atoms
+        self.ledger.tie(met[entries], atoms, f"{self.where} combines them with values that are no filters")
+        found = met.reshape(tuple(stored.shape))
+        if (found == WILD).any():
+            return False
+        ways = (self.ledger.roots(found), found, np.arange(found.size).reshape(found.shape))
+        dims = next(wide for way in ways if (wide := [d for d, n in enumerate(compressed(way).shape) if n > 1]))
+        if len(dims) != 1:
+            return False
+        place: Place = (path, "norm") if norm else (names[0], "parameter")
+        line = self.line(found, dims[0], stored.shape[dims[0]])
+        if not norm and self.ledger.dims.setdefault(names[0], dims[0]) != dims[0]:
+            return False
+        known = self.ledger.axes.get(place)
+        if known is not None and len(known) != len(line):
+            return False
+        self.ledger.meet(place, line)
+        return True
 
     def owner(self, tensor: Any, attribute: str, kind: Any) -> str | None:
         """Path of the module of that type whose attribute, all of it and nothing else, this tensor is."""
@@ -132,6 +449,16 @@ class Operation:
                     self.trace.strayed.setdefault(name, self.where)
 
 
+def compressed(atoms: Atoms) -> Atoms:
+    """Channels without the dimensions along which they are the same (length 1), `WILD` entries like any other's."""
+    for axis, size in enumerate(atoms.shape):
+        if size > 1:
+            most = atoms.max(axis, keepdims=True)
+            if bool(((atoms == most) | (atoms == WILD)).all()):
+                atoms = most
+    return atoms.copy()
+
+
 def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of an operator by the names of its schema, defaults included."""
     found: dict[str, Any] = {}
@@ -140,6 +467,25 @@ def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[
             found[argument.name] = args[place]
         else:
             found[argument.name] = kwargs.get(argument.name, argument.default_value)
+    return found
+
+
+def plain_name(func: Any) -> str:
+    """An operator's name without namespace and the underscore of in-place forms."""
+    name: str = func._overloadpacket.__name__
+    return name if name.endswith("__") else name.removesuffix("_")
+
+
+def numbers_among(values: dict[str, Any], *, shapes_only: bool) -> dict[str, Any]:
+    """Arguments that are no tensors, and the numbers that the code made into tensors."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if not isinstance(value, Tensor) and not (
+            isinstance(value, list | tuple) and any(isinstance(x, Tensor) for x in value)
+        ):
+            found[name] = value
+        elif shapes_only and isinstance(value, Tensor) and value.device.type == "cpu" and value.numel() == 1:
+            found[name] = value.item()
     return found
 
 

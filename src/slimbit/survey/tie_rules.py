@@ -1,17 +1,19 @@
-"""What each operation does to channels: carries them on, ties them, or mixes them.
+"""What each operation that computes does to channels: carries them on, ties them, or mixes them.
 
 An operation without a rule that meets filters makes them fixed: what is not understood is never pruned.
 To add one, write a function of the `Operation` and decorate it with torch's names of the operation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from slimbit.survey.ledger import FREE
-from slimbit.survey.tie_operation import Operation
+from slimbit.survey.ledger import FREE, Atoms
+from slimbit.survey.tie_operation import NORMS, Operation
 
 Rule = Callable[[Operation], None]
 RULES: dict[str, Rule] = {}
@@ -29,47 +31,93 @@ def handles(*names: str) -> Callable[[Rule], Rule]:
 
 def rule_of(op: Operation) -> Rule:
     """The rule of an operation."""
-    return RULES.get(op.name) or (_pointwise if op.pointwise else Operation.give_up)
+    if op.index in op.trace.decisions.refused:
+        return _refused
+    return RULES.get(op.name) or (_pointwise if torch.Tag.pointwise in op.func.tags else Operation.give_up)
+
+
+def _refused(op: Operation) -> None:
+    op.give_up(op.trace.decisions.refused[op.index])
 
 
 @handles("convolution")
 def _convolution(op: Operation) -> None:
-    path = op.owner(op["weight"], "weight", _ConvNd)
-    found = op.channels(op["input"])
+    weight = op["weight"]
+    path = op.owner(weight, "weight", _ConvNd)
     module = op.trace.modules.get(path or "")
-    if not isinstance(module, _ConvNd) or path is None or not _as_declared(op, module):
+    if not isinstance(module, _ConvNd) or path is None or weight.shape != module.weight.shape:
         op.proper.clear()
+        _functional_convolution(op)
+        return
+    if op["transposed"] != module.transposed:
+        if op["groups"] == module.groups == 1:
+            _tied(op, path, op["input"], 1)
+        else:
+            op.give_up()
+        return
+    if op["groups"] != module.groups:
+        op.proper.clear()
+        op.give_up(f"{op.where} has other groups than its module")
+        return
+    atoms = op.along(op["input"], 1)
+    if atoms is None:
+        atoms = np.full(module.in_channels, FREE)
+    op.owner(op["bias"], "bias", _ConvNd)
+    filters = _filters(op, path, module.out_channels)
+    if module.groups > 1:
+        _tie_groups(op, path, atoms, filters, module.groups)
+    op.ledger.meet((path, "inputs"), atoms)
+    op.put_along(1, op.ledger.meet((path, "filters"), filters), zero=True)
+
+
+def _filters(op: Operation, path: str, count: int) -> Atoms:
+    """The filters of a layer, as met before."""
+    known = op.ledger.axes.get((path, "filters"))
+    if known is not None:
+        return known
+    filters = op.ledger.new(count)
+    if count == 1:
+        op.ledger.fix(filters, "it has a single filter")
+    return filters
+
+
+def _tie_groups(op: Operation, path: str, inputs: Atoms, filters: Atoms, groups: int) -> None:
+    """A grouped convolution loses whole groups, or the same places of each group where it has few large ones."""
+    reads, makes = inputs.reshape(groups, -1), filters.reshape(groups, -1)
+    reason = f"{op.where} has groups that read what is no filter"
+    if op.trace.decisions.thin.setdefault(path, groups < min(reads.shape[1], makes.shape[1])):
+        op.ledger.thinned.add(path)
+        op.tie_rows(reads, reason, "inputs")
+        op.tie_rows(makes, reason, "filters")
+    else:
+        group = np.concatenate((reads, makes), 1)
+        op.ledger.tie(group, group[:, -1:], reason)
+
+
+def _functional_convolution(op: Operation) -> None:
+    """Depthwise by a filter that is no layer's, as in blurring: each channel stays itself."""
+    values, weight = op["input"], op["weight"]
+    channels, groups = values.shape[1], op["groups"]
+    found = op.channels(values)
+    if found is None:
+        return
+    if groups != channels or weight.shape[0] != channels or weight.shape[1] != 1:
         op.give_up(f"{op.where} has weights that are no plain parameter of a convolution")
         return
-    if found is not None and found.axis != 1:
-        op.give_up()
-        found = None
-    op.owner(op["bias"], "bias", _ConvNd)
-    atoms = [FREE] * module.in_channels if found is None else found.atoms
-    filters = op.ledger.axes.get((path, "filters")) or op.ledger.new(module.out_channels)
-    if module.groups > 1:
-        _tie_groups(op, atoms, filters, module.groups)
-    op.ledger.meet((path, "inputs"), atoms)
-    op.ledger.meet((path, "filters"), filters)
-    op.put(1, filters)
-
-
-def _as_declared(op: Operation, module: _ConvNd) -> bool:
-    return (
-        tuple(op["weight"].shape) == tuple(module.weight.shape)
-        and op["groups"] == module.groups
-        and op["transposed"] == module.transposed
-    )
-
-
-def _tie_groups(op: Operation, inputs: list[int], filters: list[int], groups: int) -> None:
-    """All inputs and filters of one group of a grouped (or depthwise) convolution are one unit."""
-    reason = f"{op.where} has groups that read what is no filter"
-    i, o = len(inputs) // groups, len(filters) // groups
-    for g in range(groups):
-        first, *others = inputs[g * i : (g + 1) * i] + filters[g * o : (g + 1) * o]
-        for other in others:
-            op.ledger.tie(first, other, reason)
+    atoms = op.along(values, 1)
+    if atoms is None:
+        return
+    zero = found.zero
+    for tensor, name in ((weight, "weight"), (op["bias"], "bias")):
+        if not isinstance(tensor, Tensor):
+            continue
+        same = tensor.stride(0) == 0 or op.trace.constant(tensor) is not None
+        if not same and not op.bind(tensor, atoms.reshape(-1, *(1,) * (tensor.ndim - 1))):
+            op.give_up(f"{op.where} has weights that are no plain parameter of a convolution")
+            return
+        zero = zero and (name == "weight" or not same)
+    op.size("groups", groups, atoms)
+    op.put_along(1, atoms, zero=zero)
 
 
 @handles("addmm", "mm")
@@ -77,19 +125,47 @@ def _linear(op: Operation) -> None:
     values, weight = (op["mat1"], op["mat2"]) if op.name == "addmm" else (op["self"], op["mat2"])
     path = op.owner(weight, "weight", nn.Linear)
     module = op.trace.modules.get(path or "")
-    if not isinstance(module, nn.Linear) or path is None or weight.shape[0] != module.in_features:
+    if not isinstance(module, nn.Linear) or path is None:
         _product(op, values, weight)
         return
-    found = op.channels(values)
-    if found is not None and found.axis != 1:
-        op.give_up()
-        found = None
-    if op.name == "addmm" and (op["beta"], op["alpha"]) == (1, 1):
-        op.owner(op["self"], "bias", nn.Linear)
-    op.ledger.meet((path, "inputs"), [FREE] * module.in_features if found is None else found.atoms)
-    filters = op.ledger.axes.get((path, "filters")) or op.ledger.new(module.out_features)
-    op.ledger.meet((path, "filters"), filters)
-    op.put(1, filters)
+    stored = module.weight
+    if (weight.shape, weight.stride()) == (stored.shape, stored.stride()) and weight.ndim == stored.ndim:
+        _tied(op, path, values, 1)
+        return
+    if (weight.shape, weight.stride()) != (stored.t().shape, stored.t().stride()):
+        op.proper.clear()
+        _product(op, values, weight)
+        return
+    atoms = op.along(values, 1)
+    op.ledger.meet((path, "inputs"), np.full(module.in_features, FREE) if atoms is None else atoms)
+    filters = op.ledger.meet((path, "filters"), _filters(op, path, module.out_features))
+    zero = op.name == "mm" or _adds_bias(op, op["self"], filters)
+    op.put_along(1, filters, zero=zero)
+
+
+def _adds_bias(op: Operation, bias: Tensor, filters: Atoms) -> bool:
+    """Whether what a product adds goes with its filters; what does not makes them stay."""
+    if (op["beta"], op["alpha"]) == (1, 1) and (op.owner(bias, "bias", nn.Linear) or op.bind(bias, filters)):
+        return True
+    op.ledger.fix(filters, f"{op.where} combines them with values that are no filters")
+    return False
+
+
+def _tied(op: Operation, path: str, values: Tensor, axis: int) -> None:
+    """A layer's weight used the other way round: it reads the layer's filters and makes the layer's inputs again."""
+    atoms = op.along(values, axis)
+    module: Any = op.trace.modules[path]
+    reads = np.full(values.shape[axis], FREE) if atoms is None else atoms
+    op.ledger.meet((path, "filters"), reads)
+    known = op.ledger.axes.get((path, "inputs"))
+    count = module.in_channels if isinstance(module, _ConvNd) else module.in_features
+    made = op.ledger.meet((path, "inputs"), op.ledger.new(count) if known is None else known)
+    bias = op["bias"] if op.name == "convolution" else op["self"] if op.name == "addmm" else None
+    zero = True
+    if isinstance(bias, Tensor) and not op.bind(bias, made):
+        op.ledger.fix(made, f"{op.where} combines them with values that are no filters")
+        zero = False
+    op.put_along(axis, made, zero=zero)
 
 
 @handles("bmm", "baddbmm")
@@ -99,88 +175,247 @@ def _batched_product(op: Operation) -> None:
 
 
 def _product(op: Operation, left: Tensor, right: Tensor) -> None:
-    """A product of activations: rows of the left or columns of the right may be channels, not both."""
+    """A product of activations: channels may be rows of the left, columns of the right, or what it sums over.
+
+    What it sums over goes on both sides together, and may go only if it adds nothing where filters are masked.
+    """
     a, b = op.channels(left), op.channels(right)
+    if a is None and b is None:
+        return
     added = op["self"] if op.name in ("addmm", "baddbmm") else None
-    last = left.ndim - 1
-    if op.channels(added) is None and a is not None and b is None and a.axis == last - 1:
-        op.put(a.axis, a.atoms)
-    elif op.channels(added) is None and b is not None and a is None and b.axis == last:
-        op.put(b.axis, b.atoms)
-    else:
+    inner = (left.ndim - 1, right.ndim - 2)
+    sums = [f is not None and op.ledger.varies(f.atoms, d) for f, d in zip((a, b), inner, strict=True)]
+    if any(sums) and not _sums_up(op, (left, right), sums):
         op.give_up()
+        return
+    kept = [_reduced(op, f.atoms, d) if f is not None else None for f, d in zip((a, b), inner, strict=True)]
+    zero = [f.zero if f is not None else False for f in (a, b)]
+    outer = [
+        k is not None and op.ledger.varies(k, d) for k, d in zip(kept, (left.ndim - 2, right.ndim - 1), strict=True)
+    ]
+    if all(outer) or (added is not None and op.channels(added) is not None):
+        op.give_up()
+        return
+    rows, columns = kept
+    atoms = rows if columns is None else columns
+    if rows is not None and columns is not None:
+        atoms = op.ledger.tie(rows, columns, f"{op.where} multiplies them by what is no filter")
+    if added is not None and atoms is not None:
+        op.give_up(f"{op.where} adds what is no filter")
+        return
+    op.put(atoms, zero=any(zero))
 
 
-@handles("native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-         "_batch_norm_with_update", "_batch_norm_no_update", "batch_norm_with_update")  # fmt: skip
+def _sums_up(op: Operation, sides: tuple[Tensor, Tensor], sums: list[bool]) -> bool:
+    """Whether a product may lose entries that it sums over."""
+    found = [op.channels(side) for side in sides]
+    lines = [op.along(s, s.ndim - 1 - k) if f is not None and does else None
+             for k, (s, f, does) in enumerate(zip(sides, found, sums, strict=True))]  # fmt: skip
+    batched = [
+        f is not None and any(op.ledger.varies(f.atoms, d) for d in range(len(f.atoms.shape) - 2)) for f in found
+    ]
+    if any(batched):
+        return _heads_sum_up(op, sides)
+    if any(does and line is None for does, line in zip(sums, lines, strict=True)):
+        return False
+    if all(sums):
+        assert lines[0] is not None
+        assert lines[1] is not None
+        op.ledger.tie(lines[0], lines[1], f"{op.where} multiplies them by what is no filter")
+        return any(f is not None and f.zero for f in found)
+    here = 0 if sums[0] else 1
+    line, other = lines[here], sides[1 - here]
+    assert line is not None
+    axis = other.ndim - 2 + here
+    if op.trace.constant(other) is not None:
+        return bool(found[here] is not None and found[here].zero)  # type: ignore[union-attr] # asked before
+    return op.bind(other, line.reshape([-1 if d == axis else 1 for d in range(other.ndim)]))
+
+
+def _heads_sum_up(op: Operation, sides: tuple[Tensor, Tensor]) -> bool:
+    """Products of many pairs at once (attention heads): each pair sums over channels of its own."""
+    a, b = (op.channels(side) for side in sides)
+    if a is None or b is None or not (a.zero or b.zero):
+        return False
+    left, right = a.atoms, np.swapaxes(b.atoms, -1, -2)
+    if left.shape[-2] != 1 or right.shape[-2] != 1:
+        return False
+    op.ledger.tie(left, right, f"{op.where} multiplies them by what is no filter")
+    return True
+
+
+def _reduced(op: Operation, atoms: Atoms, axis: int) -> Atoms | None:
+    """Channels without a dimension along which they were summed; none where units differ along it."""
+    return None if op.ledger.varies(atoms, axis) else atoms.take([0], axis)
+
+
+@handles("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+         "_native_batch_norm_legit", "_batch_norm_no_update", "_batch_norm_with_update")  # fmt: skip
 def _batch_norm(op: Operation) -> None:
     values = op["input"]
     found = op.channels(values)
-    paths = [op.owner(op[key], key, _BatchNorm) for key in ("weight", "bias", "running_mean", "running_var")
-             if isinstance(op[key], Tensor)]  # fmt: skip
+    given = [op[key] for key in ("weight", "bias", "running_mean", "running_var") if isinstance(op[key], Tensor)]
     if found is None:
+        for tensor in given:
+            op.proper.update(op.trace.names(tensor))
         return
-    if found.axis != 1 or not paths or len({*paths}) > 1 or paths[0] is None:
+    atoms = op.along(values, 1)
+    if atoms is None:
+        return
+    if not all(op.bind(tensor, atoms) for tensor in given) or not (given or _passes_bare_norm(op, atoms)):
         op.give_up()
         return
-    op.ledger.meet((paths[0], "norm"), found.atoms)
-    op.put(1, op.ledger.axes[paths[0], "norm"])
+    scaled = isinstance(op["weight"], Tensor)
+    op.put_along(1, atoms, zero=scaled or (found.zero and not isinstance(op["running_mean"], Tensor)))
+
+
+def _passes_bare_norm(op: Operation, atoms: Atoms) -> bool:
+    """Normalization without parameters: its module still remembers how many channels there are."""
+    path = op.trace.path[-1]
+    module: Any = op.trace.modules[path]
+    if not isinstance(module, NORMS):
+        return True
+    count = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
+    if len(atoms) % count:
+        return False
+    op.ledger.tie(
+        atoms.reshape(-1, count), atoms[:count], f"{op.where} normalizes what is no filter"
+    )  # one copy for each image of the batch
+    op.ledger.meet((path, "norm"), atoms[:count])
+    return True
+
+
+@handles("native_group_norm")
+def _group_norm(op: Operation) -> None:
+    """Channels of one group share their statistics: they live or die together."""
+    values, count = op["input"], int(op["group"])
+    found = op.channels(values)
+    if found is None:
+        return
+    atoms = op.along(values, 1)
+    if atoms is None:
+        return
+    if count == 1:
+        op.give_up(f"{op.where} takes means over all channels")
+        return
+    groups = atoms.reshape(count, -1)
+    op.ledger.tie(groups, groups[:, :1], f"{op.where} normalizes them together with what is no filter")
+    given = [op[key] for key in ("weight", "bias") if isinstance(op[key], Tensor)]
+    if not all(op.bind(tensor, atoms) for tensor in given) or not (given or _passes_bare_norm(op, atoms)):
+        op.give_up()
+        return
+    if not isinstance(op.trace.modules[op.trace.path[-1]], nn.GroupNorm):
+        op.size("group", count, groups[:, 0])
+    op.put_along(1, atoms, zero=found.zero or bool(given))
+
+
+@handles("native_layer_norm")
+def _layer_norm(op: Operation) -> None:
+    values = op["input"]
+    found = op.channels(values)
+    if found is None:
+        return
+    over = range(values.ndim - len(op["normalized_shape"]), values.ndim)
+    if any(op.ledger.varies(found.atoms, d) for d in over):
+        op.give_up(f"{op.where} takes means over all channels")
+    else:
+        op.put(found.atoms, zero=False)
 
 
 @handles("hardswish", "log_sigmoid_forward", "_to_copy", "native_dropout", "_prelu_kernel")
 def _pointwise(op: Operation) -> None:
     """Each entry for itself; operands line up from the right, and entries that meet are tied."""
-    ndim = op.output.ndim
-    operands = [x for x in op.tensors() if x.ndim]
-    carried = [(x, found) for x in operands if (found := op.channels(x)) is not None]
-    axes = {found.axis + ndim - x.ndim for x, found in carried}
-    if not carried:
-        return
-    if len(axes) > 1:
-        op.give_up()
-        return
-    axis = axes.pop()
-    atoms = max((found.atoms for _, found in carried), key=len)
+    atoms = met(op, [x for x in op.tensors() if x.ndim], op.output.ndim)
+    if atoms is not None:
+        op.put(atoms, zero=_stays_zero(op))
+    elif (zero := _is_constant(op)) is not None:
+        op.trace.note_constant(op.output, zero=zero)
+    elif op.writes:
+        op.trace.spoil(op.output)
+
+
+def met(op: Operation, operands: Sequence[Tensor], ndim: int) -> Atoms | None:
+    """The channels of entries that meet one another: tied; None where there are none, or where they cannot be."""
+    ledger = op.ledger
+    shapes = {id(x): [1] * (ndim - x.ndim) + [n if x.stride(d) else 1 for d, n in enumerate(x.shape)] for x in operands}
+    carried = []
     for x in operands:
-        atoms = _meet(op, x, atoms, axis=axis - ndim + x.ndim)
-    op.put(axis, atoms)
+        found = op.channels(x)
+        if found is not None:
+            carried.append((x, found.atoms.reshape((1,) * (ndim - x.ndim) + found.atoms.shape)))
+    many = [[ledger.varies(atoms, d) for _, atoms in carried] for d in range(ndim)]
+    atoms: Atoms | None = None
+    for x, found_atoms in carried:
+        if any(shapes[id(x)][d] == 1 and any(many[d]) for d in range(ndim)):
+            ledger.fix(found_atoms, f"{op.where} combines it with each of many others")
+        elif atoms is None:
+            atoms = found_atoms
+        else:
+            atoms = ledger.tie(atoms, found_atoms, f"{op.where} adds what is no filter")
+    if atoms is None:
+        return None
+    for x in operands:
+        if op.channels(x) is None and not _meets(op, x, atoms):
+            ledger.fix(atoms, f"{op.where} combines them with values that are no filters")
+            return None
+    return atoms
 
 
-def _meet(op: Operation, operand: Tensor, atoms: list[int], *, axis: int) -> list[int]:
-    """Channels of an operation after they met one operand."""
-    found = op.channels(operand)
-    width = operand.shape[axis] if 0 <= axis < operand.ndim else 1
-    if found is not None and len(found.atoms) == len(atoms):
-        return op.ledger.tie_all(atoms, found.atoms, f"{op.where} adds what is no filter")
-    if found is not None or (width not in (1, len(atoms))):
-        op.give_up()  # one filter beside many
-        return [FREE] * len(atoms)
-    if width == 1:
-        return atoms
-    names = op.trace.names(operand)
-    if len(names) == 1 and _is_bias(op, names[0], atoms):
+def _meets(op: Operation, x: Tensor, atoms: Atoms) -> bool:
+    """Whether an operand without channels can be combined with some: a scalar of each, a parameter, a constant."""
+    ahead = atoms.ndim - x.ndim
+    dims = [d for d in range(x.ndim) if x.shape[d] > 1 and x.stride(d) != 0 and atoms.shape[ahead + d] > 1]
+    names = op.trace.names(x)
+    if not dims or op.trace.constant(x) is not None:
+        op.proper.update(names)
+        return True
+    part = atoms.reshape(-1, *atoms.shape[ahead:])[0]
+    for d in range(x.ndim):
+        if d not in dims:
+            part = part.take([0], d)
+    if len(names) == 1 and _is_bias(op, names[0], part.ravel()):
         op.proper.add(names[0])
-        return atoms
-    if len(names) == 1 and operand.numel() == width and _is_row(op, names[0], width):
-        op.proper.add(names[0])
-        op.ledger.meet((names[0], "parameter"), atoms)
-        return op.ledger.axes[names[0], "parameter"]
-    op.ledger.fix(atoms, f"{op.where} combines them with values that are no filters")
-    return [FREE] * len(atoms)
+        return True
+    return op.bind(x, part)
 
 
-def _is_bias(op: Operation, name: str, atoms: list[int]) -> bool:
+def _is_bias(op: Operation, name: str, atoms: Atoms) -> bool:
     """Whether this adds the bias of the layer that made the filters, which torch may do in an operation of its own."""
     path, _, attribute = name.rpartition(".")
-    return op.name == "add" and attribute == "bias" and op.ledger.axes.get((path, "filters")) == atoms
+    filters = op.ledger.axes.get((path, "filters"))
+    return op.name == "add" and attribute == "bias" and filters is not None and np.array_equal(filters, atoms)
 
 
-def _is_row(op: Operation, name: str, width: int) -> bool:
-    """Whether a parameter holds one number per channel and belongs to no layer that is counted."""
-    path, _, attribute = name.rpartition(".")
-    stored = getattr(op.trace.modules[path], attribute)
-    counted = isinstance(op.trace.modules[path], _ConvNd | nn.Linear | _BatchNorm)
-    return not counted and stored.numel() == width and width in stored.shape
+def _stays_zero(op: Operation) -> bool:
+    """Whether masked entries are zero behind an operation that works on each entry: try it on such entries."""
+    return all(_tried(op, other) for other in (0.7, -1.3))
+
+
+def _is_constant(op: Operation) -> bool | None:
+    """Whether the result of constants alone is zero; None where others take part."""
+    if not all(op.trace.constant(x) is not None or (not x.ndim and x.device.type == "cpu") for x in op.tensors()):
+        return None
+    return _tried(op, 0.7)
+
+
+def _tried(op: Operation, other: float) -> bool:
+    """Whether an operation of zeros, where its operands are, and of another number elsewhere is zero."""
+
+    def one(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        found = op.channels(value)
+        bound = any(name in op.proper for name in op.trace.names(value))
+        zero = found.zero if found is not None else bound or bool(op.trace.constant(value))
+        if value.dtype == torch.bool:
+            return torch.tensor([other > 0])
+        return torch.tensor([0.0 if zero else other]).to(value.dtype)
+
+    try:
+        made = op.func(*(one(value) for value in op.args), **{key: one(value) for key, value in op.kwargs.items()})
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    return bool(((made if isinstance(made, Tensor) else made[0]) == 0).all())
 
 
 @handles("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d", "adaptive_max_pool2d",
@@ -188,32 +423,53 @@ def _is_row(op: Operation, name: str, width: int) -> bool:
          "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "upsample_nearest1d",
          "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d",
          "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
-         "_upsample_nearest_exact2d")  # fmt: skip
+         "_upsample_nearest_exact2d", "grid_sampler_2d", "grid_sampler_3d", "max_unpool2d", "max_unpool3d")  # fmt: skip
 def _spatial(op: Operation) -> None:
     values = op["self"] if op["self"] is not None else op["input"]
     found = op.channels(values)
     if found is None:
         return
     dims = next(int(c) for c in op.name if c.isdigit())
-    if found.axis >= values.ndim - dims:
+    if any(op.ledger.varies(found.atoms, d) for d in range(values.ndim - dims, values.ndim)):
         op.give_up()
-    else:
-        op.put(found.axis, found.atoms)
+        return
+    for output in op.outputs:
+        op.put(found.atoms, zero=found.zero, output=output)
 
 
 @handles("mean", "sum", "amax", "amin", "prod", "var", "std", "max", "min", "linalg_vector_norm", "logsumexp", "norm",
-         "_softmax", "_log_softmax", "cumsum", "flip", "roll")  # fmt: skip
+         "_softmax", "_safe_softmax", "_log_softmax", "cumsum")  # fmt: skip
 def _along(op: Operation) -> None:
-    """Works along dimensions: channels survive where these are not theirs."""
+    """Works along dimensions: channels survive where these are not theirs; masked ones add nothing to a sum."""
     values = op["self"]
     found = op.channels(values)
     if found is None:
         return
     given = op["dim"] if op["dim"] is not None else op["dims"]
-    dims = given if isinstance(given, list | tuple) else [given]
-    if not dims or None in dims or found.axis in {d % values.ndim for d in dims} or op["other"] is not None:
+    dims = [d % values.ndim for d in (given if isinstance(given, list | tuple) else [given]) if d is not None]
+    dims = dims or [*range(values.ndim)]
+    across = [d for d in dims if op.ledger.varies(found.atoms, d)]
+    order = op["ord"] if op.name == "linalg_vector_norm" else op["p"] if op.name == "norm" else None
+    sums = op.name == "sum" or order == 2
+    if op["other"] is not None or (across and not (sums and found.zero)):
         op.give_up()
         return
-    gone = op.output.ndim < values.ndim
-    before = sum(1 for d in dims if d % values.ndim < found.axis) if gone else 0
-    op.put(found.axis - before, found.atoms)
+    atoms = found.atoms
+    for d in across:
+        atoms = np.full_like(atoms.take([0], d), FREE)
+    if op.output.ndim < values.ndim:
+        for d in sorted(dims, reverse=True):
+            atoms = np.asarray(atoms.take(0, d))
+    elif op.output.shape != values.shape:
+        for d in dims:
+            atoms = atoms.take([0], d)
+    for output in op.outputs:
+        op.put(atoms, zero=found.zero and op.name not in ("logsumexp", "_softmax", "_safe_softmax", "_log_softmax"),
+               output=output)  # fmt: skip
+
+
+@handles("flip")
+def _flip(op: Operation) -> None:
+    found = op.channels(op["self"])
+    if found is not None:
+        op.put(np.flip(found.atoms, op["dims"]).copy(), zero=found.zero)

@@ -1,120 +1,277 @@
 """What operations that only move entries do to channels; rules as in `slimbit.survey.tie_rules`."""
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 from torch.nn.modules.padding import _ConstantPadNd
 
-from slimbit.survey.ledger import FREE
-from slimbit.survey.tie_operation import Operation
-from slimbit.survey.tie_rules import handles
+from slimbit.survey.ledger import FREE, Atoms
+from slimbit.survey.tie_operation import Operation, compressed
+from slimbit.survey.tie_rules import handles, met
 
 
-@handles("alias", "detach", "lift_fresh", "contiguous", "dropout", "zeros_like", "ones_like", "rand_like")
+@handles("alias", "detach", "lift_fresh", "contiguous", "clone", "dropout", "zeros_like", "ones_like", "rand_like")
 def _same(op: Operation) -> None:
-    found = op.channels(op["self"] if op["self"] is not None else op["input"])
+    values = op["self"] if op["self"] is not None else op["input"]
+    found, like = op.channels(values), op.name.endswith("_like")
     if found is not None:
-        op.put(found.axis, found.atoms)
-    _keep_names(op)
+        op.put(found.atoms, zero=op.name == "zeros_like" or (found.zero and not like))
+    elif op.name in ("zeros_like", "ones_like"):
+        op.trace.note_constant(op.output, zero=op.name == "zeros_like")
+    elif op.name == "lift_fresh" and not values.ndim:
+        op.trace.note_constant(op.output, zero=False)
+    if not like:
+        _pass_on(op)
 
 
-def _keep_names(op: Operation) -> None:
-    """A view of a parameter is still that parameter."""
-    op.proper.update(name for tensor in op.tensors() for name in op.trace.names(tensor))
+def _pass_on(op: Operation) -> None:
+    """A view of a parameter is still that parameter, and of a constant that constant."""
+    values = op["self"] if op["self"] is not None else op["input"]
+    op.proper.update(op.trace.names(values))
+    zero = op.trace.constant(values)
+    if zero is not None:
+        for output in op.outputs:
+            op.trace.note_constant(output, zero=zero)
 
 
-@handles("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze")
+@handles("empty", "new_empty", "zeros", "new_zeros", "ones", "new_ones", "full", "new_full", "full_like",
+         "scalar_tensor")  # fmt: skip
+def _filled(op: Operation) -> None:
+    """The same number everywhere, however many channels the code asks for."""
+    value = op["fill_value"] if op["fill_value"] is not None else op["s"]
+    op.trace.note_constant(op.output, zero=value == 0 if value is not None else "zeros" in op.name)
+
+
+@handles("copy", "fill", "zero")
+def _write(op: Operation) -> None:
+    """What is written into a tensor or a part of it; a number leaves it the channels that it had."""
+    target: Tensor = op["self"]
+    source = op["src"] if op.name == "copy" else op["value"]
+    before, made = op.channels(target), op.channels(source)
+    if made is not None:
+        atoms, zero = made.atoms.reshape((1,) * (target.ndim - made.atoms.ndim) + made.atoms.shape), made.zero
+        if before is not None and op.trace.is_part_beside(target):
+            atoms = op.ledger.tie(atoms, before.atoms, f"{op.where} writes them beside what is no filter")
+            zero = zero and before.zero
+        op.put(atoms, zero=zero)
+        return
+    constant = op.trace.constant(source) if isinstance(source, Tensor) else not source
+    if before is not None and constant is not None:
+        op.put(before.atoms, zero=before.zero and constant)
+    elif before is None and constant is not None and op.trace.constant(target) is not None:
+        op.trace.note_constant(target, zero=False)
+    else:
+        op.give_up(f"{op.where} writes values over them that are no filters")
+
+
+@handles("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "expand", "unflatten")
 def _view(op: Operation) -> None:
-    """Channels survive where their axis does, or where what follows it is flattened into it."""
-    _keep_names(op)
+    """Channels keep their order; where their dimension is split, the code tells which part becomes shorter."""
+    _pass_on(op)
     values: Tensor = op["self"]
     found = op.channels(values)
     if found is None:
         return
-    before, after = math.prod(values.shape[: found.axis]), math.prod(values.shape[found.axis + 1 :])
-    for axis, size in enumerate(op.output.shape):
-        repeats, rest = divmod(size, len(found.atoms))
-        fits = rest == 0 and repeats > 0 and after % repeats == 0
-        if fits and (size > 1 or len(found.atoms) == 1) and math.prod(op.output.shape[:axis]) == before:
-            op.put(axis, [atom for atom in found.atoms for _ in range(repeats)])
-            return
-    op.give_up()
+    if op.name == "expand":
+        atoms: Atoms | None = _expanded(op, values, found.atoms)
+    else:
+        atoms = reshaped(found.atoms, values.shape, op.output.shape)
+    if atoms is None:
+        op.give_up()
+        return
+    op.put(_settled(op, atoms), zero=found.zero)
 
 
-@handles("permute", "transpose", "t")
+def _expanded(op: Operation, values: Tensor, atoms: Atoms) -> Atoms | None:
+    ahead = op.output.ndim - values.ndim
+    atoms = atoms.reshape((1,) * ahead + atoms.shape)
+    many = [op.output.shape[ahead + d] for d in range(values.ndim) if values.shape[d] == 1]
+    if max(many, default=1) > 1 and max(atoms.shape) == 1 and values.shape[-1] == 1:
+        return None
+    return atoms
+
+
+def reshaped(atoms: Atoms, before: Sequence[int], after: Sequence[int]) -> Atoms | None:
+    """Channels of a tensor that is given another shape; None for empty tensors.
+
+    >>> reshaped(np.array([[[5], [6]]]), (1, 2, 9), (1, 18))[0].tolist() == [5] * 9 + [6] * 9
+    True
+    """
+    if math.prod(before) == 0:
+        return None
+    wide: list[int] = []
+    result: list[int] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        rows, columns = [*before[i : i + 1]], [*after[j : j + 1]]
+        i, j = i + len(rows), j + len(columns)
+        while math.prod(rows) != math.prod(columns):
+            if math.prod(rows) < math.prod(columns):
+                rows.append(before[i])
+                i += 1
+            else:
+                columns.append(after[j])
+                j += 1
+        uniform = all(n == 1 for n in atoms.shape[i - len(rows) : i])
+        wide += [1] * len(rows) if uniform else rows
+        result += [1] * len(columns) if uniform else columns
+    return compressed(np.broadcast_to(atoms, wide).reshape(result))
+
+
+def _settled(op: Operation, atoms: Atoms) -> Atoms:
+    """Channels over several dimensions: only one of these can become shorter, so units run along the others."""
+    dims = [d for d in range(atoms.ndim) if op.ledger.varies(atoms, d)]
+    follow = op.trace.decisions.follow.get(op.index)
+    if len(dims) > 1 and follow in dims:
+        rows = np.moveaxis(atoms, follow, -1).reshape(-1, atoms.shape[follow])
+        op.tie_rows(rows, f"{op.where} splits them together with what is no filter")
+        dims = [follow]
+    elif len(dims) > 1:
+        op.undecided = tuple(dims)
+    for d in dims:
+        op.size(str(d), op.output.shape[d], op.line(atoms, d, atoms.shape[d]))
+    return atoms
+
+
+@handles("permute", "transpose", "t", "movedim")
 def _permute(op: Operation) -> None:
-    _keep_names(op)
+    _pass_on(op)
     values: Tensor = op["self"]
     found = op.channels(values)
     if found is None:
         return
-    order = list(range(values.ndim))
     if op.name == "permute":
         order = [d % values.ndim for d in op["dims"]]
     else:
+        order = list(range(values.ndim))
         a, b = (op["dim0"], op["dim1"]) if op.name == "transpose" else (0, values.ndim - 1)
         order[a], order[b] = order[b], order[a]
-    op.put(order.index(found.axis), found.atoms)
+    op.put(np.transpose(found.atoms, order), zero=found.zero)
 
 
-@handles("expand")
-def _expand(op: Operation) -> None:
-    _keep_names(op)
-    found = op.channels(op["self"])
-    if found is None:
-        return
-    axis = found.axis + op.output.ndim - op["self"].ndim
-    if op.output.shape[axis] == len(found.atoms):
-        op.put(axis, found.atoms)
-    else:
-        op.give_up()  # one filter becomes many
-
-
-@handles("slice", "select", "narrow")
+@handles("slice", "narrow")
 def _slice(op: Operation) -> None:
-    """Parts along other axes keep channels; parts along theirs are numbers in the code, which nothing can change."""
+    """Parts along other axes keep channels; parts along theirs take them by numbers that must follow."""
+    _pass_on(op)
     found = op.channels(op["self"])
     if found is None:
         return
-    dim = op["dim"] % op["self"].ndim
-    if dim == found.axis and (op.name == "select" or op.output.shape[dim] != len(found.atoms)):
-        op.give_up(f"{op.where} takes channels by their number")
+    dim, size = op["dim"] % op["self"].ndim, op["self"].shape[op["dim"]]
+    if found.atoms.shape[dim] == 1:
+        op.put(found.atoms, zero=found.zero)
         return
-    op.put(found.axis - (op.name == "select" and dim < found.axis), found.atoms)
+    start, end, step = (op[key] for key in ("start", "end", "step"))
+    start, end, step = start or 0, size if end is None else end, step or 1
+    start, end = (min(max(n + size if n < 0 else n, 0), size) for n in (start, end))
+    line, places = op.line(found.atoms, dim, size), np.arange(start, end, step)
+    empty = op.trace.unwritten(op["self"], dim, places)
+    if empty is not None:
+        op.trace.note_constant(op.output, zero=empty)
+        return
+    if step > 1:
+        if size % step or start >= step or end != size:
+            op.give_up(f"{op.where} takes channels by their number")
+            return
+        op.ledger.tie(
+            line.reshape(-1, step), line[::step, None], f"{op.where} takes each {step}th of what is no filter"
+        )
+    elif op.index in op.trace.decisions.parts:
+        _tie_parts(op, line, (start, end))
+    for slot, number in (("start", start), ("end", end)):
+        if 0 < number < size and step == 1:
+            op.size(slot, number, line[:number])
+    op.put(found.atoms.take(places, dim), zero=found.zero)
 
 
-@handles("split", "split_with_sizes", "unbind", "unsafe_split", "unsafe_chunk")
-def _split(op: Operation) -> None:
+def _tie_parts(op: Operation, line: Atoms, bounds: Sequence[int]) -> None:
+    """Parts whose sizes the code computes from the whole stay such parts if all of them lose the same places."""
+    part = math.gcd(len(line), *bounds)
+    op.tie_rows(line.reshape(-1, part), f"{op.where} takes parts of them and of what is no filter")
+
+
+@handles("select", "unbind")
+def _select(op: Operation) -> None:
+    """One entry along a dimension; of channels only where all along it are one unit."""
+    _pass_on(op)
     found = op.channels(op["self"])
     if found is None:
         return
     dim = (op["dim"] or 0) % op["self"].ndim
-    if dim == found.axis:
+    if op.ledger.varies(found.atoms, dim):
         op.give_up(f"{op.where} takes channels by their number")
         return
-    for part in op.outputs:
-        op.put(found.axis - (op.name == "unbind" and dim < found.axis), found.atoms, part)
+    for output in op.outputs:
+        op.put(np.asarray(found.atoms.take(0, dim)), zero=found.zero, output=output)
+
+
+@handles("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk")
+def _split(op: Operation) -> None:
+    _pass_on(op)
+    found = op.channels(op["self"])
+    if found is None:
+        return
+    dim = (op["dim"] or 0) % op["self"].ndim
+    if found.atoms.shape[dim] == 1:
+        for part in op.outputs:
+            op.put(found.atoms, zero=found.zero, output=part)
+        return
+    line = op.line(found.atoms, dim, op["self"].shape[dim])
+    ends = np.cumsum([part.shape[dim] for part in op.outputs]).tolist()
+    if op.index in op.trace.decisions.parts:
+        _tie_parts(op, line, ends)
+    for number, (part, end) in enumerate(zip(op.outputs, ends, strict=True)):
+        places = np.arange(end - part.shape[dim], end)
+        op.size(str(number), len(places), line[places])
+        op.put(found.atoms.take(places, dim), zero=found.zero, output=part)
 
 
 @handles("cat", "stack")
 def _cat(op: Operation) -> None:
     parts = [x for x in op["tensors"] if x.numel() or x.ndim > 1]
-    carried = [(x, op.channels(x)) for x in parts]
-    axes = {found.axis for _, found in carried if found is not None}
-    if not axes:
+    found_of = [op.channels(x) for x in parts]
+    carried = [found for found in found_of if found is not None]
+    if not carried:
         return
-    dim = op["dim"] % op.output.ndim
-    axis = axes.pop()
-    if axes:
+    dim, zero = op["dim"] % op.output.ndim, all(found.zero for found in carried)
+    if op.name == "stack" or all(found.atoms.shape[dim] == 1 for found in carried):
+        atoms = met(op, parts, parts[0].ndim)
+        if atoms is not None:
+            op.put(np.expand_dims(atoms, dim) if op.name == "stack" else atoms, zero=zero)
+        return
+    if any(op.ledger.varies(found.atoms, d) for found in carried for d in range(op.output.ndim) if d != dim):
         op.give_up()
-    elif dim == axis and op.name == "cat":
-        op.put(axis, [a for x, found in carried for a in ([FREE] * x.shape[axis] if found is None else found.atoms)])
+        return
+    lines = [
+        np.full(x.shape[dim], FREE) if found is None else op.line(found.atoms, dim, x.shape[dim])
+        for x, found in zip(parts, found_of, strict=True)
+    ]
+    op.put_along(dim, np.concatenate(lines), zero=zero)
+
+
+@handles("repeat")
+def _repeat(op: Operation) -> None:
+    _pass_on(op)
+    found = op.channels(op["self"])
+    if found is None:
+        return
+    atoms = found.atoms.reshape((1,) * (op.output.ndim - op["self"].ndim) + found.atoms.shape)
+    op.put(
+        np.tile(atoms, [k if n > 1 else 1 for k, n in zip(op["repeats"], atoms.shape, strict=True)]), zero=found.zero
+    )
+
+
+@handles("unfold")
+def _windows(op: Operation) -> None:
+    """Windows along one dimension, their places in a new last one."""
+    found = op.channels(op["self"])
+    if found is None:
+        return
+    if op.ledger.varies(found.atoms, op["dimension"] % op["self"].ndim):
+        op.give_up(f"{op.where} takes channels by their number")
     else:
-        reason = f"{op.where} puts them beside what is no filter"
-        atoms = next(found.atoms for _, found in carried if found is not None)
-        for x, found in carried:
-            atoms = op.ledger.tie_all(atoms, [FREE] * x.shape[axis] if found is None else found.atoms, reason)
-        op.put(axis + (op.name == "stack" and dim <= axis), atoms)
+        op.put(found.atoms[..., None], zero=found.zero)
 
 
 @handles("constant_pad_nd")
@@ -124,38 +281,79 @@ def _pad(op: Operation) -> None:
     found = op.channels(values)
     if found is None:
         return
-    place = 2 * (values.ndim - 1 - found.axis)
-    low, high = op["pad"][place : place + 2] or (0, 0)
-    if (low, high) == (0, 0):
-        op.put(found.axis, found.atoms)
+    pad: list[int] = [*op["pad"], *(0,) * (2 * values.ndim - len(op["pad"]))]
+    dims = [d for d in range(values.ndim) if found.atoms.shape[d] > 1 and any(pad[2 * (values.ndim - 1 - d) :][:2])]
+    zero = found.zero and not op["value"]
+    if not dims:
+        op.put(found.atoms, zero=zero)
+        return
+    low, high = pad[2 * (values.ndim - 1 - dims[0]) :][:2]
+    line = op.along(values, dims[0])
+    if line is None:
         return
     if min(low, high) < 0:
         op.give_up(f"{op.where} takes channels by their number")
         return
+    zeros = np.full(low + high, FREE)
     path = op.trace.path[-1]
     module = op.trace.modules[path]
-    if not isinstance(module, _ConstantPadNd) or op["value"] or list(module.padding) != list(op["pad"]):
-        op.put(found.axis, [FREE] * low + found.atoms + [FREE] * high)
+    if isinstance(module, _ConstantPadNd) and not op["value"] and list(module.padding) == list(op["pad"]):
+        known = op.ledger.axes.get((path, "padding"))
+        zeros = op.ledger.meet((path, "padding"), op.ledger.new(low + high) if known is None else known)
+    op.put_along(dims[0], np.concatenate((zeros[:low], line, zeros[low:])), zero=zero)
+
+
+@handles("pixel_shuffle", "pixel_unshuffle", "im2col", "col2im", "channel_shuffle", "native_channel_shuffle", "glu")
+def _woven(op: Operation) -> None:
+    """Channels that are woven from several, or are spread over several."""
+    values: Tensor = op["self"]
+    if op.channels(values) is None:
         return
-    zeros = op.ledger.axes.get((path, "padding")) or op.ledger.new(low + high)
-    op.ledger.meet((path, "padding"), zeros)
-    op.put(found.axis, zeros[:low] + found.atoms + zeros[low:])
+    shuffles = op.name.startswith("pixel")
+    axis = op["dim"] % values.ndim if op.name == "glu" else values.ndim - 3 if shuffles else values.ndim - 2
+    axis = 1 if op.name.endswith("channel_shuffle") else axis
+    axis = values.ndim - 3 if op.name == "im2col" else axis
+    zero = bool(op.channels(values).zero)  # type: ignore[union-attr] # asked above
+    line = op.along(values, axis)
+    if line is None:
+        return
+    reason = f"{op.where} weaves in what is no filter"
+    if op.name in ("pixel_unshuffle", "im2col"):
+        atoms = np.repeat(line, op.output.shape[-3 if shuffles else -2] // len(line))
+    elif op.name.endswith("channel_shuffle"):
+        table = line.reshape(op["groups"], -1)
+        op.tie_rows(table, reason)
+        atoms = table.T.ravel()
+    elif op.name == "glu":
+        first, second = np.split(line, 2)
+        atoms = op.ledger.tie(first, second, reason)
+    else:
+        runs = line.reshape(op.output.shape[-3], -1)
+        atoms = op.ledger.tie(runs, runs[:, :1], reason)[:, 0]
+    op.put_along(
+        op.output.ndim - 2 if op.name == "im2col" else op.output.ndim - 3 if shuffles else axis, atoms, zero=zero
+    )
 
 
-@handles("pixel_shuffle")
-def _pixel_shuffle(op: Operation) -> None:
-    """Each output channel is woven from a run of input channels, which are one unit."""
-    found = op.channels(op["self"])
-    run = int(op["upscale_factor"]) ** 2
+@handles("index", "index_select")
+def _indexed(op: Operation) -> None:
+    """Entries along another dimension than that of channels, or channels picked by the numbers in a buffer."""
+    values: Tensor = op["self"]
+    found = op.channels(values)
     if found is None:
         return
-    if found.axis != op["self"].ndim - 3:
-        op.give_up()
+    indices = op["indices"] if op.name == "index" else [*(None,) * (op["dim"] % values.ndim), op["index"]]
+    picked = [d for d, index in enumerate(indices) if index is not None]
+    plain = op.output.ndim == values.ndim and len(picked) == 1
+    if plain and found.atoms.shape[picked[0]] == 1:
+        op.put(found.atoms, zero=found.zero)
         return
-    woven = []
-    for start in range(0, len(found.atoms), run):
-        first, *others = found.atoms[start : start + run]
-        for other in others:
-            first = op.ledger.tie(first, other, f"{op.where} weaves in what is no filter")
-        woven.append(first)
-    op.put(found.axis, woven)
+    names = op.trace.names(indices[picked[0]]) if plain else []
+    numbers = op.trace.numbers.get(names[0]) if len(names) == 1 else None
+    line = op.along(values, picked[0]) if numbers is not None else None
+    if line is None or numbers is None or numbers.shape != indices[picked[0]].shape or numbers.ndim != 1:
+        op.give_up(f"{op.where} takes channels by their number")
+        return
+    op.proper.add(names[0])
+    op.ledger.meet((names[0], "values"), line)
+    op.put_along(picked[0], op.ledger.meet((names[0], "index"), line[numbers]), zero=found.zero)

@@ -5,24 +5,26 @@ them; an operation without a rule makes the filters that reach it fixed. So a un
 between the layers that make it and the layers that read it is understood, and the rest says why it is not.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import fields, replace
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
 
-import slimbit.survey.tie_shapes  # noqa: F401 - registers its rules
 from slimbit.numerics.copies import plain_network
-from slimbit.records.errors import InputError
 from slimbit.records.groups import Ties
+from slimbit.survey.ledger import Atoms, Ledger
 from slimbit.survey.module import refuse_what_cannot_be_counted
-from slimbit.survey.tie_operation import Operation, Trace, arguments, storage_of
-from slimbit.survey.tie_rules import rule_of
+from slimbit.survey.tie_families import Families
+from slimbit.survey.tie_operation import Decisions
+from slimbit.survey.tie_run import LEFT_EMPTY, Runs
+from slimbit.survey.tie_sizes import even, judge, mixed
 from slimbit.survey.trace import Inputs
 
+MOST_RUNS, MOST_LOOSENED = 24, 6
+"""Runs at other sizes until what still does not follow is left to whoever tries the smaller network."""
 NEVER_CALLED = "it is never called"
 
 
@@ -51,145 +53,99 @@ def tied_filters(model: nn.Module, example_input: Inputs, *, name: str = "") -> 
     """
     refuse_what_cannot_be_counted(model)
     network = plain_network(model)
-    trace = _traced(network, example_input)
-    for key, where in trace.strayed.items():
-        path = key.rpartition(".")[0]
-        places = [(path, "filters"), (path, "inputs"), (path, "norm"), (key, "parameter")]
-        for place, channels in trace.ledger.axes.items():
-            if place in places:
-                trace.ledger.fix(channels, f"{key} is also used by {where}")
+    found = _settled(network, example_input)
     return Ties(
         network=name or type(network).__name__,
-        groups=tuple(trace.ledger.groups()),
-        fixed=dict(_fixed(network, trace)),
+        groups=found.groups,
+        fixed=dict(_fixed(network, found)),
+        families=found.families,
+        fit=found.fit,
     )
 
 
-def _fixed(network: nn.Module, trace: Trace) -> Iterator[tuple[str, str]]:
+def _fixed(network: nn.Module, found: Families) -> Iterator[tuple[str, str]]:
+    ledger, removable = found.trace.ledger, {layer for group in found.groups for layer in group.layers}
     for path, module in network.named_modules():
         if not isinstance(module, _ConvNd | nn.Linear):
             continue
-        filters = trace.ledger.axes.get((path, "filters"))
+        filters = ledger.axes.get((path, "filters"))
         if filters is None:
-            where = trace.strayed.get(f"{path}.weight".lstrip("."))
+            where = found.trace.strayed.get(f"{path}.weight".lstrip("."))
             yield path, f"its weight is used by {where}" if where else NEVER_CALLED
             continue
-        reason = next((why for f in filters if (why := trace.ledger.reason(f)) is not None), None)
+        reason = next((why for f in filters.tolist() if (why := ledger.reason(f)) is not None), None)
         if reason is not None:
             yield path, reason
+        elif path not in removable:
+            yield path, "its filters live or die together"
 
 
-def _traced(network: nn.Module, example_input: Inputs) -> Trace:
-    """The trace of a pass of shapes alone or, where control flow reads values, of a real one."""
-    shared = _shared_names(network)
-    try:
-        skeleton = plain_network(network).to("meta")
-        return _run(_untraced(skeleton, shared), skeleton, _moved(example_input, lambda x: x.to("meta")))
-    except InputError:
-        raise
-    except Exception:  # noqa: BLE001 - whatever shapes alone cannot do, values may
-        clone = plain_network(network)
-    trace = _untraced(clone, shared)
-    try:
-        return _run(trace, clone, example_input)
-    except Exception as error:
-        where = f"module {trace.path[-1]!r} of " if any(trace.path) else ""
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"{where}{type(network).__name__} must run on the example input, got {reason}") from error
+def _settled(network: nn.Module, example_input: Inputs) -> Families:
+    """The network's groups, after runs at other sizes have shown which of its numbers follow them.
+
+    Where parts of channels that lose the same places end up as one unit (shuffle upon shuffle), they are asked to lose
+    as many places instead.
+    """
+    runs = Runs(network, example_input)
+    best = found = _best_views(runs, Decisions())
+    for _ in range(MOST_LOOSENED):
+        ledger = found.trace.ledger
+        even = {
+            (index, slot)
+            for index, record in enumerate(found.trace.records)
+            for slot, rows in record.even.items()
+            if _is_fixed(ledger, rows, LEFT_EMPTY)
+        }
+        if not even:
+            break
+        found = _best_views(runs, replace(found.decisions, loose=found.decisions.loose | even))
+        if _count(found) > _count(best) and all(map(found.can_shrink, range(len(found.families)))):
+            best = found
+    return best
 
 
-def _shared_names(network: nn.Module) -> dict[str, list[str]]:
-    """For each parameter and buffer, the names under which modules store it; a module has one name."""
-    names: dict[int, list[str]] = {}
-    for path, module in network.named_modules():
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                names.setdefault(id(tensor), []).append(f"{path}.{key}".removeprefix("."))
-    return {name: group for group in names.values() for name in group}
+def _best_views(runs: Runs, start: Decisions) -> Families:
+    """Where a view may follow in several ways, and the first leads to fixed channels, the others are tried."""
+    found = _decided(runs, start)
+    while True:
+        ways = found.decisions.choices
+        records, ledger = found.trace.records, found.trace.ledger
+        blocked = [
+            i for i, left in ways.items()
+            if len(left) > 1 and any(_is_fixed(ledger, channels.atoms) for channels in records[i].inputs)
+        ]  # fmt: skip
+        if not blocked:
+            return found
+        ways = {i: left[1:] if i in blocked else left for i, left in ways.items()}
+        other = _decided(runs, Decisions(choices=ways, loose=start.loose))
+        found.decisions.choices = ways
+        if _count(other) > _count(found):
+            found = other
 
 
-def _untraced(network: nn.Module, shared: Mapping[str, list[str]]) -> Trace:
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    owners = {storage_of(tensor): shared[name] for name, tensor in tensors.items()}
-    return Trace(dict(network.named_modules()), owners)
+def _is_fixed(ledger: Ledger, atoms: Atoms, why: str = "") -> bool:
+    """Whether some channels cannot be removed, for a reason that ends so."""
+    reasons = (ledger.reason(atom) for atom in np.unique(ledger.roots(atoms)).tolist())
+    return any(reason is not None and reason.endswith(why) for reason in reasons)
 
 
-def _run(trace: Trace, network: nn.Module, example_input: Inputs) -> Trace:
-    """Run a network, which is hooked for good, under a trace."""
-    with torch.no_grad(), _paths(network, trace.path), _Watch(trace):
-        if isinstance(example_input, Tensor):
-            outputs = network(example_input)
-        elif isinstance(example_input, Mapping):
-            outputs = network(**example_input)
-        else:
-            outputs = network(*example_input)
-    for tensor in _tensors(outputs):
-        found = trace.channels(tensor)
-        if found is not None:
-            trace.ledger.fix(found.atoms, "it is an output of the network")
-    return trace
+def _count(found: Families) -> int:
+    """Number of filters that can be removed."""
+    return sum(len(unit) for group in found.groups for member in group.of("filters") for unit in member.channels)
 
 
-def _tensors(outputs: Any, seen: tuple[int, ...] = ()) -> Iterator[Tensor]:
-    """Every tensor of an output, in any nesting."""
-    if isinstance(outputs, Tensor):
-        yield outputs
-    if isinstance(outputs, Tensor | nn.Module) or id(outputs) in seen:
-        return
-    parts = outputs.values() if isinstance(outputs, Mapping) else outputs
-    if not isinstance(outputs, Mapping | list | tuple):
-        parts = vars(outputs).values() if hasattr(outputs, "__dict__") else ()
-    for part in parts:
-        yield from _tensors(part, (*seen, id(outputs)))
-
-
-@contextmanager
-def _paths(network: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Keeps the paths of the running modules on a stack."""
-
-    def enter(path: str) -> Callable[..., None]:
-        return lambda *_: stack.append(path)
-
-    def leave(*_: Any) -> None:
-        stack.pop()
-
-    for path, module in network.named_modules():
-        module.register_forward_pre_hook(enter(path), prepend=True)
-        module.register_forward_hook(leave)
-    yield
-
-
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves it untyped
-    """Applies the rule of every operation that runs."""
-
-    def __init__(self, trace: Trace) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        self._trace = trace
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        kwargs = kwargs or {}
-        outputs = func(*args, **kwargs)
-        parts = outputs if isinstance(outputs, list | tuple) else (outputs,)
-        name = func._overloadpacket.__name__
-        op = Operation(
-            trace=self._trace,
-            name=name.removesuffix("_") if not name.endswith("__") else name,
-            values=arguments(func, args, kwargs),
-            outputs=[part for part in parts if isinstance(part, Tensor)],
-            pointwise=torch.Tag.pointwise in func.tags,
-        )
-        (rule_of(op) if op.outputs else Operation.give_up)(op)
-        op.stray()
-        return outputs
-
-
-def _moved(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
-    def one(value: Any) -> Any:
-        return function(value) if isinstance(value, Tensor) else value
-
-    if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {key: one(value) for key, value in inputs.items()}
-    return tuple(one(value) for value in inputs)
+def _decided(runs: Runs, start: Decisions) -> Families:
+    """The groups once nothing more is found about operations."""
+    decisions = Decisions(**{field.name: copy(getattr(start, field.name)) for field in fields(Decisions)})
+    trace = runs.first if not (start.loose or start.choices) else runs.traced(decisions)
+    for _ in range(MOST_RUNS):
+        undecided = {i: record for i, record in enumerate(trace.records) if record.undecided}
+        growth = even(trace) if undecided else mixed(trace)
+        replay = runs.replayed(trace, growth, open_=bool(undecided))
+        decided = judge(trace, replay, decisions, final=not undecided)
+        if undecided and not decided:
+            decisions.refused |= {i: f"{record.where} does not keep channels apart" for i, record in undecided.items()}
+        elif not decided:
+            break
+        trace = runs.traced(decisions)
+    return Families(runs, decisions, trace)
