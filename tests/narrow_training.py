@@ -1,4 +1,4 @@
-"""Training, Fisher ranking and anyone's own loop with narrow networks, twice; a program: a fault may end the process.
+"""Training, Fisher ranking and anyone's own loop with narrow networks, twice; a program, as a fault may end it.
 
 ``python tests/narrow_training.py FOLDER`` prints a digest of the results of each. They are equal where nothing writes
 beside its memory.
@@ -15,6 +15,7 @@ from torch import Tensor
 
 import slimbit
 from pruning_case import halved
+from slimbit.apply.surgery import prune
 from slimbit.measure.group_sensitivity import measure_group_sensitivity
 from slimbit.records.training import TrainConfig
 from slimbit.survey.ties import tied_filters
@@ -44,7 +45,7 @@ def main(folder: Path) -> None:
         )
         print("ranked", digest({name: torch.tensor(values) for name, values in units.items()}))  # noqa: T201
 
-        small = slimbit.prune(network, halved(network.eval(), example)[1], example)
+        small = prune(network, halved(network.eval(), example)[1], example)
         small = small.train().to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(small.parameters(), lr=0.05)
         for _ in range(10):

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import slimbit
 from gradient_matrix import Functional
 from pruning_case import halved
+from slimbit.apply.surgery import prune
 from slimbit.measure.group_sensitivity import measure_group_sensitivity
 from slimbit.measure.sensitivity import measure_sensitivity
 from slimbit.numerics import gradient_check
@@ -107,7 +108,7 @@ class Standardized(nn.Conv2d):
 def pruned(name: str = "resnet20") -> nn.Module:
     example = torch.zeros(1, *{"resnet20": (3, 32, 32), "digits_resnet": (1, 8, 8)}[name])
     network = slimbit.network(name)
-    return slimbit.prune(network, halved(network.eval(), example)[1], example)
+    return prune(network, halved(network.eval(), example)[1], example)
 
 
 def images(count: int = 2) -> Tensor:
@@ -131,9 +132,7 @@ def test_this_file_finds_what_it_looks_for() -> None:
     assert learn(Shortcuts(), nullcontext()).found == [(2, 6, 16, 16), (2, 8, 32, 32), (2, 8, 32, 32)]
 
 
-@pytest.mark.parametrize(
-    "make", [pruned, lambda: slimbit.network("resnet20@0.25"), lambda: slimbit.prune(*again(pruned()))]
-)
+@pytest.mark.parametrize("make", [pruned, lambda: slimbit.network("resnet20@0.25"), lambda: prune(*again(pruned()))])
 def test_anyones_loop_is_safe_with_a_network_of_ours(make: Callable[[], nn.Module]) -> None:
     assert learn(make(), nullcontext()).found == []
 

@@ -155,6 +155,19 @@ def test_without_augmentation_each_image_comes_once_and_as_it_is():
     assert whole[:1].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batches_lie_in_memory_as_asked_also_with_one_channel(channels, channels_last):
+    source = TrainImages(pixels=np.zeros((4, channels, 8, 8), np.uint8), mean=(0.0,) * channels, std=(1.0,) * channels)
+    batches = Batches(source, AugmentConfig(), device=CPU, channels_last=channels_last)
+    (((batch, _),),) = batches.epoch(0, Share(batch_size=4))
+    wanted = (64 * channels, 1, 8 * channels, channels) if channels_last else (64 * channels, 64, 8, 1)
+    assert batch.stride() == wanted
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    with torch.no_grad():  # the layout of the images decides for all layers
+        assert torch.nn.Conv2d(channels, 2, 3)(batch).is_contiguous(memory_format=layout)
+
+
 def test_images_are_moved_by_an_eighth_of_their_side_unless_told():
     pixels = np.full((64, 1, 16, 24), 255, np.uint8)
     source = TrainImages(pixels=pixels, labels=None, mean=(0.0,), std=(1.0,))

@@ -100,6 +100,4 @@ def cost(
         survey = Survey(model.spec, lambda layer: read_weight(network, layer))
         return with_hardware(cost_of_survey(survey, config, keep=lambda x: explicit_mask(network, x)), hardware)
     name = model if isinstance(model, str) else fspath(model)
-    if example_input is not None:
-        raise InputError(f"example_input must be given for a module only, got one for {name}, which has its own")
     return with_hardware(cost_of_survey(survey_of(name, batch=batch, allow_code=allow_code), config), hardware)

@@ -28,6 +28,7 @@ MOST_INPUTS = 15
 
 UNPADDED = ((0, 0), "valid")
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # not in torch 2.6
+_is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined] # torch does not export it
 
 
 def without_unread(x: Tensor, stride: Tuple[int, int]) -> Tensor:  # noqa: UP006 - TorchScript
@@ -140,22 +141,22 @@ def _with_keywords(plain: Hook) -> Hook:
     """A hook for calls with ``input=``, too; TorchScript compiles ``plain``, which `functools.wraps` lets it find."""
 
     @functools.wraps(plain)
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def hook(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if module.padding not in UNPADDED or _is_exporting() or torch.onnx.is_in_onnx_export():
             return None
-        if args:
-            return (*plain(module, args[:1]), *args[1:]), kwargs
-        (kept,) = plain(module, (kwargs["input"],))
-        return args, {**kwargs, "input": kept}
+        x = args[0] if args else kwargs["input"]
+        # a traced pass may be one of training later
+        kept = without_unread(x, module.stride) if _is_tracing() else plain(module, (x,))[0]
+        return ((kept, *args[1:]), kwargs) if args else (args, {**kwargs, "input": kept})
 
     return hook
 
 
 @_with_keywords
 def drop_unread(self: Any, input: Tuple[Tensor]) -> Tuple[Tensor]:  # noqa: A002, UP006 - names and types of TorchScript
-    """Forward pre-hook of a strided 1x1 convolution, see `without_unread`; a traced pass has no gradients yet."""
+    """Forward pre-hook of a strided 1x1 convolution, see `without_unread`."""
     x = input[0]
-    if x.device.type == "cpu" and (torch.is_grad_enabled() or torch.jit.is_tracing()):  # type: ignore[attr-defined, no-untyped-call]
+    if x.device.type == "cpu" and torch.is_grad_enabled():
         return (without_unread(x, self.stride),)
     return (x,)
 
