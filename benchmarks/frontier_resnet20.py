@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     arguments = parser.parse_args()
     data = slimbit.open_data(f"cifar10:{arguments.data},normalize=imagenet")
-    model = slimbit.load_weights(slimbit.network("resnet20-A"), arguments.weights).eval()
+    model = slimbit.network("resnet20-A", weights=arguments.weights)
     evaluate = data.evaluator(arguments.images)
     evaluate(model)  # warm
     before = _peak_mib()
@@ -37,19 +37,18 @@ def main() -> None:
         start = time.perf_counter()
         frontier = slimbit.trace_frontier(
             model,
-            example_input=torch.zeros(1, *data.input_shape),
-            calibration=data.calibration(500),
-            evaluate=evaluate,
+            torch.zeros(1, *data.input_shape),
+            data.calibration(500),
+            evaluate,
             out=Path(folder) / "run",
             points=arguments.points,
         )
         wall = time.perf_counter() - start
-        info = slimbit.open_run(Path(folder) / "run").info
     done = [point for point in frontier.points if point.state == "done"]
     assert len(done) == arguments.points + 7, [point.error for point in frontier.points]
     evaluations = [point.seconds["evaluate"] for point in done]
     ours = [point.seconds["compress"] for point in done if not point.baseline]
-    total = sum(evaluations) + info.evaluate_seconds
+    total = sum(evaluations) + frontier.info.evaluate_seconds
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, one run")
     print(f"{len(done)} points and the float network, {arguments.images} images each: {wall:.0f} s")
     print(f"whole frontier / its evaluations    {wall / total:.2f}")

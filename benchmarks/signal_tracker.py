@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 
 import slimbit
-from slimbit.train.tracker import SignalTracker
 
 IMAGES = 128
 LARGEST_SHARE = 0.02
@@ -31,7 +30,7 @@ def main() -> None:
     model = slimbit.network("resnet20").to(device).train()
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.ndim > 1)
     before = _tensor_bytes()
-    tracker = SignalTracker(model, torch.zeros(1, 3, 32, 32))
+    tracker = slimbit.SignalTracker(model, torch.zeros(1, 3, 32, 32))
     held = _tensor_bytes() - before
     with_update, without, updates = _measure(model, tracker, steps, device)
     step, update = statistics.median(without), statistics.median(updates)
@@ -46,7 +45,7 @@ def main() -> None:
 
 
 def _measure(
-    model: torch.nn.Module, tracker: SignalTracker, steps: int, device: torch.device
+    model: torch.nn.Module, tracker: slimbit.SignalTracker, steps: int, device: torch.device
 ) -> tuple[list[float], list[float], list[float]]:
     """Seconds of steps with an update, of steps without, and of the updates."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)

@@ -34,18 +34,29 @@ def main() -> None:
     bare = BareLoop(pixels, labels, arguments)
     theirs: list[float] = []
 
-    def take_turns(*_news) -> None:
+    def take_turns(progress) -> None:
+        if progress.finished is None:
+            return
         start = time.perf_counter()
         bare.epoch()
         theirs.append(time.perf_counter() - start)
 
-    images = slimbit.TrainImages(pixels=pixels, labels=labels, mean=(0.5,) * 3, std=(0.25,) * 3)
-    task = slimbit.TrainTask(images=images, example_input=torch.zeros(1, 3, 32, 32), epoch_done=take_turns)
     config = slimbit.TrainConfig(
-        epochs=arguments.rounds + 1, precision=arguments.precision, compile=arguments.compile, batch_size=BATCH
+        epochs=arguments.rounds + 1,
+        precision=arguments.precision,
+        compile=arguments.compile,
+        batch_size=BATCH,
+        validation_images=0,
+        select="last",
     )
     with tempfile.TemporaryDirectory() as folder:
-        result = slimbit.train_network(slimbit.network("resnet20"), task, config, Path(folder) / "run")
+        file = Path(folder) / "images.npz"
+        test = {"test_images": pixels[:BATCH], "test_labels": labels[:BATCH]}
+        np.savez(file, train_images=pixels, train_labels=labels, **test)
+        data = slimbit.open_data(f"npz:{file},mean=0.5,std=0.25")
+        result = slimbit.train(
+            slimbit.network("resnet20"), data, out=Path(folder) / "run", config=config, progress=take_turns
+        )
     ours = [epoch.seconds for epoch in result.epochs]
     ratios = [a / b for a, b in zip(ours[1:], theirs[1:], strict=True)]
     ratio = statistics.median(ratios)

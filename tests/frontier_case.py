@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimbit.compress.prepared import PreparedNetwork, prepare
+from slimbit.frontier.frontier import Frontier
 from slimbit.frontier.trace import trace_frontier
-from slimbit.records.point import Frontier
+from slimbit.records.config import RunConfig
 
 CLASSES = 5
 POINTS = 8
@@ -57,16 +59,28 @@ class Agreement:
             return 100.0 * float((model(self._images).argmax(1) == self._wanted).double().mean())
 
 
-def trace(out: Path | str, **changed: Any) -> Frontier:
+def prepared(**changed: Any) -> PreparedNetwork:
+    """The network and its calibration images; changes are arguments of `prepare`."""
     settings: dict[str, Any] = {
+        "model": network(),
         "example_input": torch.zeros(1, 1, 6, 6),
         "calibration": images(240, seed=3),
-        "evaluate": changed.pop("evaluate", None) or Agreement(pause=changed.pop("pause", 0.0)),
-        "points": POINTS,
-        "network_name": "case",
+        "name": "case",
     }
-    model = changed.pop("model", None)
-    return trace_frontier(network() if model is None else model, out=out, **(settings | changed))
+    return prepare(**(settings | changed))
+
+
+PREPARED = ("model", "example_input", "calibration", "name", "likelihood", "origin", "seed")
+
+
+def trace(out: Path | str, **changed: Any) -> Frontier:
+    """A run; changes are arguments of `prepare` and of `trace_frontier`, and settings of `RunConfig`."""
+    evaluate = changed.pop("evaluate", None) or Agreement(pause=changed.pop("pause", 0.0))
+    arguments = {name: changed.pop(name) for name in ("data", "progress") if name in changed}
+    root = prepared(**{name: changed.pop(name) for name in PREPARED if name in changed})
+    return trace_frontier(
+        root, evaluate=evaluate, out=out, config=RunConfig(**({"points": POINTS} | changed)), **arguments
+    )
 
 
 def outcome(frontier: Frontier) -> dict[str, tuple[Any, ...]]:
@@ -74,7 +88,7 @@ def outcome(frontier: Frontier) -> dict[str, tuple[Any, ...]]:
     return {p.key: (p.state, p.plan, p.accuracy, dict(p.objects), dict(p.costs)) for p in frontier.points}
 
 
-def work(out: str, log: str, pause: float, widths: tuple[float, ...], *, together: bool) -> None:
+def work(out: str, log: str, pause: float, keep_ratios: tuple[float, ...], *, together: bool) -> None:
     """Target of a worker process: each point it measured goes to the log.
 
     Together: after its first point it holds on until another process has measured one, too, however late that starts.
@@ -88,7 +102,7 @@ def work(out: str, log: str, pause: float, widths: tuple[float, ...], *, togethe
             while together and len(measured_by(log)) < 2 and time.monotonic() < deadline:
                 time.sleep(0.02)
 
-    trace(out, pause=pause, progress=tell, baselines=False, widths=widths)
+    trace(out, pause=pause, progress=tell, baselines=False, keep_ratios=keep_ratios)
 
 
 def measured_by(log: Path | str) -> set[str]:

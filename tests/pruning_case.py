@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimbit.apply.layers import weights_of
-from slimbit.plan.keep import Keeping, keep_by_norm
+from slimbit.plan.keep import keep_by_norm
+from slimbit.records.config import PruneConfig
 from slimbit.records.groups import Ties
 from slimbit.records.keep import KeepPlan
 from slimbit.survey.module import survey_network
@@ -34,7 +35,7 @@ def images(count: int = 2, *, side: int = 8, channels: int = 3, seed: int = 0) -
 def halved(model: nn.Module, example: Tensor, **keeping: object) -> tuple[Ties, KeepPlan]:
     ties = tied_filters(model, example, name="net")
     weights = weights_of(model, survey_network(model, example).spec)
-    return ties, keep_by_norm(ties, weights, Keeping(**keeping))
+    return ties, keep_by_norm(ties, weights, PruneConfig(**keeping))
 
 
 class InvertedResidual(nn.Module):
@@ -150,7 +151,35 @@ class TwoHeads(nn.Module):
         return {"boxes": self.boxes(x), "kinds": (self.kinds(F.relu(self.hidden(x.amax((2, 3))))), None)}
 
 
-FOREIGN = {"inverted residual": Mobile, "dense": Dense, "attention": Attention, "unet": UNet, "two heads": TwoHeads}
+class Transposed(nn.Module):
+    """Transposed convolutions, which store inputs first: as many inputs as filters, other numbers, and in groups.
+
+    In stored order, the rows of the first two are inputs of rising size and filters of falling size, so that whoever
+    takes rows for filters keeps the wrong ones.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.same = nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.other = nn.ConvTranspose2d(8, 6, 3, padding=1)
+        self.grouped = nn.ConvTranspose2d(6, 12, 3, padding=1, groups=3)
+        self.head = nn.Conv2d(12, 4, 1)
+        with torch.no_grad():
+            for module in (self.same, self.other):
+                inputs, filters = module.weight.shape[:2]
+                module.weight *= torch.linspace(0.2, 2.0, inputs)[:, None, None, None]
+                module.weight *= torch.linspace(2.0, 0.2, filters)[:, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.other(F.relu(self.same(F.relu(self.stem(x))))))
+        return self.head(F.relu(self.grouped(x)))
+
+
+FOREIGN = {
+    "inverted residual": Mobile, "dense": Dense, "attention": Attention, "unet": UNet, "two heads": TwoHeads,
+    "transposed": Transposed,
+}  # fmt: skip
 
 
 def foreign(name: str) -> nn.Module:

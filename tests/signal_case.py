@@ -18,7 +18,7 @@ def layer_signal(
     if not ratio:
         signal = (0.0,) * filters
     return LayerSignal(
-        layer=name, epoch=epoch, weights=weights, positions=positions, filter_signal=signal, filter_noise=noise
+        name=name, epoch=epoch, nonzero_weights=weights, positions=positions, filter_signal=signal, filter_noise=noise
     )
 
 

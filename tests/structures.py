@@ -7,7 +7,7 @@ from torch.nn.utils import parametrizations, parametrize, weight_norm
 
 
 class Shell(nn.Module):
-    """A stem, a transposed layer with fewer inputs than filters, the body, one with as many inputs as filters, a head."""
+    """A stem, a transposed layer with fewer inputs than filters, the body, one with as many of both, a head."""
 
     def __init__(self, body: nn.Module, width: int = 8, out: int = 8) -> None:
         super().__init__()
@@ -212,7 +212,9 @@ STRUCTURES = {
     "shuffle by view": lambda: Body(lambda s, x: s.conv(shuffled(x, 2)), conv=conv(8, 8)),
     "shuffle by module": lambda: nn.Sequential(nn.ChannelShuffle(2), conv(8, 8)),
     "shuffle by attribute": lambda: Body(
-        lambda s, x: s.conv(x.view(len(x), 2, s.half, *x.shape[2:]).transpose(1, 2).flatten(1, 2)), conv=conv(8, 8), half=4
+        lambda s, x: s.conv(x.view(len(x), 2, s.half, *x.shape[2:]).transpose(1, 2).flatten(1, 2)),
+        conv=conv(8, 8),
+        half=4,
     ),
     "shuffle units": lambda: nn.Sequential(conv(8, 12), *(ShuffleUnit(6) for _ in range(3)), conv(12, 8)),
     "grouped units": lambda: nn.Sequential(*(GroupedUnit(8, 2) for _ in range(2))),
@@ -274,7 +276,10 @@ STRUCTURES = {
         parametrized(conv(8, 6), "custom"), parametrized(nn.ConvTranspose2d(6, 8, 1), "custom")
     ),
     "position embedding": lambda: Body(
-        positions, mix=nn.Linear(8, 8), embedding=nn.Parameter(torch.rand(1, 64, 8)), token=nn.Parameter(torch.rand(1, 1, 8))
+        positions,
+        mix=nn.Linear(8, 8),
+        embedding=nn.Parameter(torch.rand(1, 64, 8)),
+        token=nn.Parameter(torch.rand(1, 1, 8)),
     ),
     "embedding as wide as long": lambda: Body(
         lambda s, x: x + s.rows[None, :, :, None] + s.columns, rows=nn.Parameter(torch.rand(8, 8)),

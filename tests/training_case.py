@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from slimbit.train.images import TrainImages
-from slimbit.train.task import TrainTask
+from slimbit.training.images import TrainImages
+from slimbit.training.task import TrainTask
 from slimbit.zoo.data import DataSet
 
 

@@ -14,13 +14,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from slimbit.zoo import network, open_data
-from slimbit.zoo.data.splits import split
+import slimbit
 
 EPOCHS, BATCH, MOMENTUM, SEEDS = 40, 64, 0.9, (0, 1, 2)
 VALIDATION_IMAGES = 260
@@ -54,7 +54,7 @@ def train(images: Tensor, labels: Tensor, recipe: Recipe, *, seed: int) -> nn.Mo
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        model = network("digits_resnet")
+        model = slimbit.network("digits_resnet")
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.learning_rate, momentum=MOMENTUM, weight_decay=recipe.weight_decay
     )
@@ -77,9 +77,20 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100.0 * (model(images).argmax(1) == labels).double().mean().item()
 
 
+def split(labels: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the kept and of the held-out images, each in rising order; the classes in proportion."""
+    shuffled = np.random.default_rng(0).permutation(len(labels))
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        mine = shuffled[labels[shuffled] == label]
+        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    order = shuffled[np.argsort(place[shuffled], kind="stable")]
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
 def choose(images: Tensor, labels: Tensor) -> Recipe:
     """The recipe with the best mean accuracy on the validation images; of equals the first."""
-    kept, held = (torch.from_numpy(part) for part in split(labels.numpy(), test_images=VALIDATION_IMAGES))
+    kept, held = (torch.from_numpy(part) for part in split(labels.numpy(), VALIDATION_IMAGES))
     means = {}
     for recipe in RECIPES:
         models = [train(images[kept], labels[kept], recipe, seed=seed) for seed in SEEDS]
@@ -92,12 +103,12 @@ def choose(images: Tensor, labels: Tensor) -> Recipe:
 def main() -> None:
     torch.set_num_threads(1)  # sums in one order: the same weights again on the same kind of machine
     started = time.perf_counter()
-    data = open_data("digits")
+    data = slimbit.open_data("digits")
     images = torch.from_numpy(data.train.images / data.full_scale).float()
     labels = torch.from_numpy(data.train.labels)
     recipe = choose(images, labels)
     model = train(images, labels, recipe, seed=0)
-    scored = data.evaluator()(model)
+    scored = float(data.evaluator()(model))
     print(f"chosen {recipe}; {scored:.1f} % of {len(data.test.images)} test images")
     print(f"{time.perf_counter() - started:.0f} s, torch {torch.__version__}")
     if len(sys.argv) > 1:

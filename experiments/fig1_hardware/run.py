@@ -1,4 +1,4 @@
-"""Figure 1 of HkxAS6VFDB: the same compression through every hardware cost model.
+"""Figure 1 of "Prune or quantize?" (2019): the same compression through every hardware cost model.
 
 Claim      Which compression pays depends on the machine: some count bits, some count zeros, few count both.
 Command    python experiments/fig1_hardware/run.py
@@ -50,7 +50,7 @@ def main() -> None:
     sweeps: dict[str, Sweep] = {
         "bits": {bits: cost(model, weight_bits=bits, activation_bits=bits) for bits in BITS},
         "scattered": by_macs([cost(scattered(model, density)) for density in SCATTERED], dense),
-        "filters": by_macs([cost(slim(model, kept)) for kept in SIXTEENTHS], dense),
+        "filters": by_macs([cost(narrowed(model, kept)) for kept in SIXTEENTHS], dense),
     }
     columns = {
         "16 -> 8 bits": (sweeps["bits"][16], dense),
@@ -58,7 +58,7 @@ def main() -> None:
         "weights 8 -> 4": (dense, cost(model, weight_bits=4)),
         "activations 8 -> 4": (dense, cost(model, activation_bits=4)),
         "half the weights zero": (dense, cost(scattered(model, 0.5))),
-        "half the filters gone": (dense, cost(slim(model, 8))),
+        "half the filters gone": (dense, cost(narrowed(model, 8))),
     }
     lines = table(columns)
     print("\n".join(lines))
@@ -84,7 +84,7 @@ def scattered(model: nn.Module, density: float) -> nn.Module:
     return masked
 
 
-def slim(model: nn.Module, sixteenths: int) -> nn.Module:
+def narrowed(model: nn.Module, sixteenths: int) -> nn.Module:
     """The network with the first filters of every layer, and the inputs that these leave to the next layer."""
     smaller = slimbit.network(f"resnet20@{sixteenths / 16}")
     full = model.state_dict()

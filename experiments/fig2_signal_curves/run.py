@@ -1,4 +1,4 @@
-"""Figure 2 of HkxAS6VFDB: does the signal-to-noise ratio of training look like the validation accuracy?
+"""Figure 2 of "Prune or quantize?" (2019): does the S/N of training look like the validation accuracy?
 
     python experiments/fig2_signal_curves/run.py CIFAR10_DIR OUT [--scale quick] [--seeds 0 1]
 
@@ -13,7 +13,6 @@ import matplotlib as mpl
 from scipy.stats import spearmanr
 
 import slimbit
-from slimbit.numerics.walk import predicted_signal_to_noise
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from trainings import moving_average, results_folder, train, write_rows
@@ -40,7 +39,7 @@ def main() -> None:
     results = results_folder(HERE, arguments.out, arguments.scale)
     write_rows(results / "results.csv", rows)
     for key, run in runs.items():
-        _tell(key, run, [row for row in rows if (row["weight_decay"], row["seed"]) == key])
+        _print_summary(key, run, [row for row in rows if (row["weight_decay"], row["seed"]) == key])
     _draw(rows, arguments.seeds[0], results)
 
 
@@ -55,9 +54,9 @@ def _arguments() -> argparse.Namespace:
 
 def _rows(run: Path, decay: float, seed: int) -> list[dict]:
     """One row per epoch, with the closed form's prediction for scale-invariant weights in equilibrium."""
-    told = slimbit.read_training_run(run)
-    epochs, options = list(told.epochs.values()), told.config["optimizer"]
-    predicted = predicted_signal_to_noise(
+    recorded = slimbit.read_training_run(run)
+    epochs, options = list(recorded.epochs.values()), recorded.config["optimizer"]
+    predicted = slimbit.predicted_signal_to_noise(
         [epoch.learning_rate_first for epoch in epochs],
         epochs[0].iterations,
         weight_decay=options["weight_decay"],
@@ -75,14 +74,14 @@ def _rows(run: Path, decay: float, seed: int) -> list[dict]:
             "accuracy_3_epochs": average,
             "signal_to_noise": signal.signal_to_noise,
             "predicted_signal_to_noise": prediction,
-            "esn_analog": signal.esn_analog,
+            "esn_analog": signal.esn_analog_estimate,
             "dead_filters": signal.dead_filters[0.05],
         }
-        for epoch, signal, prediction, average in zip(epochs, told.signal, predicted, smooth, strict=True)
+        for epoch, signal, prediction, average in zip(epochs, recorded.signal, predicted, smooth, strict=True)
     ]
 
 
-def _tell(key: tuple[float, int], run: Path, rows: list[dict]) -> None:
+def _print_summary(key: tuple[float, int], run: Path, rows: list[dict]) -> None:
     """Correlations, the overshoot at the first drop of the learning rate, and the settled value after it."""
     costs, accuracies = ([row[name] for row in rows] for name in ("esn_analog", "accuracy_3_epochs"))
     whole = spearmanr(costs, accuracies).statistic
@@ -92,7 +91,7 @@ def _tell(key: tuple[float, int], run: Path, rows: list[dict]) -> None:
     before, first, last = (
         rows[i]["signal_to_noise"] for i in (drops[0] - 1, drops[0], drops[1] - 1 if drops[1:] else -1)
     )
-    told = {
+    summary = {
         "rank correlation": f"{whole:.2f}",
         "within phases": ", ".join(f"{value:.2f}" for value in within),
         "overshoot": f"{first / before:.1f}x, settling at {last / before:.1f}x",
@@ -100,7 +99,7 @@ def _tell(key: tuple[float, int], run: Path, rows: list[dict]) -> None:
         "S/N before the drop": f"{before:.2f}, predicted {rows[drops[0] - 1]['predicted_signal_to_noise']:.2f}",
         "held out": f"{rows[-1]['accuracy']:.2f} %",
     }
-    print(f"weight decay {key[0]:g}, seed {key[1]}: " + "; ".join(f"{name} {value}" for name, value in told.items()))
+    print(f"weight decay {key[0]:g}, seed {key[1]}: " + "; ".join(f"{name} {value}" for name, value in summary.items()))
 
 
 def _predicted_ratios(rows: list[dict], drops: list[int]) -> tuple[float, float]:

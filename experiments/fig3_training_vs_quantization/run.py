@@ -1,4 +1,4 @@
-"""Figure 3 of HkxAS6VFDB: does the signal-to-noise ratio of training predict how far the network can be quantized?
+"""Figure 3 of "Prune or quantize?" (2019): does the S/N of training predict how far the network can be quantized?
 
     python experiments/fig3_training_vs_quantization/run.py CIFAR10_DIR OUT [--scale quick] [--seeds 0 1]
 
@@ -17,8 +17,6 @@ import numpy as np
 import torch
 
 import slimbit
-from slimbit.records.training import AugmentConfig
-from slimbit.train.images import augmented_images
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from trainings import results_folder, train, write_rows
@@ -49,7 +47,7 @@ def main() -> None:
     results = results_folder(HERE, arguments.out, arguments.scale)
     write_rows(results / "results.csv", rows)
     for seed in arguments.seeds:
-        _tell(seed, [row for row in rows if row["seed"] == seed])
+        _print_costs(seed, [row for row in rows if row["seed"] == seed])
     _draw([row for row in rows if row["seed"] == arguments.seeds[0]], results)
 
 
@@ -66,15 +64,15 @@ def _arguments() -> argparse.Namespace:
 
 def _training(run: Path, data, images: int | None) -> list[dict]:
     """Accuracy of every epoch's weights on the test images, beside the ESN_a that the epoch's S/N stands for."""
-    model, evaluate = slimbit.network(slimbit.read_training_run(run).network), data.evaluator(images)
+    recorded, evaluate = slimbit.read_training_run(run), data.evaluator(images)
     return [
         {
             "series": "training",
             "setting": f"epoch {signal.epoch}",
-            "esn_analog": signal.esn_analog,
-            "accuracy": evaluate(slimbit.load_weights(model, _weights_of(run, signal.epoch))),
+            "esn_analog": signal.esn_analog_estimate,
+            "accuracy": float(evaluate(slimbit.network(recorded.network, weights=_weights_of(run, signal.epoch)))),
         }
-        for signal in slimbit.read_training_run(run).signal
+        for signal in recorded.signal
     ]
 
 
@@ -83,39 +81,32 @@ def _weights_of(run: Path, epoch: int) -> Path:
 
 
 def _quantized(run: Path, data, arguments) -> list[dict]:
-    told = slimbit.read_training_run(run)
-    model = slimbit.load_weights(slimbit.network(told.network), run / "model.safetensors").eval()
+    """Every point of the frontier.
+
+    Calibration images are cropped and flipped: the paper averages BatchNorm statistics anew, and on clean images that
+    alone costs such a network 1.8 points, since the stored statistics were collected under augmentation.
+    """
+    recorded = slimbit.read_training_run(run)
+    epochs = tuple(signal.epoch for signal in recorded.signal)
     frontier = slimbit.trace_frontier(
-        model,
-        example_input=torch.zeros(1, *data.input_shape),
-        calibration=_calibration(data),
-        evaluate=data.evaluator(arguments.images),
+        slimbit.network(recorded.network, weights=run / "model.safetensors"),
+        torch.zeros(1, *data.input_shape),
+        data.calibration(1000, augment=True),
+        data.evaluator(arguments.images),
         out=run / "frontier",
         metric="esn_analog",
         points=arguments.points,
-        signal=told.signal,
+        config=slimbit.RunConfig(signal=str(run), signal_epochs=epochs),
     )
-    known = slimbit.open_run(run / "frontier").info
-    start = {"series": "float", "setting": "", "esn_analog": math.inf, "accuracy": known.float_accuracy}
+    start = {"series": "float", "setting": "", "esn_analog": math.inf, "accuracy": frontier.float_accuracy}
     return [
         start,
         *(
-            {"series": p.policy, "setting": p.setting, "esn_analog": p.costs["esn_analog"], "accuracy": p.accuracy}
+            {"series": p.policy, "setting": str(p.setting), "esn_analog": p.costs["esn_analog"], "accuracy": p.accuracy}
             for p in frontier.points
             if p.state == "done"
         ),
     ]
-
-
-def _calibration(data) -> list[torch.Tensor]:
-    """1,000 unlabelled training images, cropped and flipped as in training.
-
-    The paper averages BatchNorm statistics anew. On clean images that alone costs such a network 1.8 points, since the
-    stored statistics were collected under augmentation.
-    """
-    norm = data.normalization
-    images = slimbit.TrainImages(pixels=data.train.images, mean=norm.mean, std=norm.std, chosen=np.arange(1000))
-    return list(augmented_images(images, AugmentConfig()).split(250))
 
 
 def _curve(rows: list[dict], series: str) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +127,7 @@ def cost_at(rows: list[dict], series: str, accuracy: float) -> float:
     return float(10 ** (costs[high - 1] + share * (costs[high] - costs[high - 1])))
 
 
-def _tell(seed: int, rows: list[dict]) -> None:
+def _print_costs(seed: int, rows: list[dict]) -> None:
     top = next(row["accuracy"] for row in rows if row["series"] == "float")
     print(f"seed {seed}: float {top:.2f} %; ESN_a in millions at so many points below float, and factors over signal")
     for below in BELOW:

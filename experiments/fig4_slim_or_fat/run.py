@@ -1,9 +1,9 @@
-"""Figure 4 of HkxAS6VFDB: a slim network with more bits, or a fat one with fewer?
+"""Figure 4 of "Prune or quantize?" (2019): a slim network with more bits, or a fat one with fewer?
 
     python experiments/fig4_slim_or_fat/run.py CIFAR10_DIR OUT [--points 8]
     python experiments/fig4_slim_or_fat/run.py --tables
 
-ResNet-8, -14 and -20 at several widths, all trained alike and slim from the start, each quantized in the paper's way
+ResNet-8, -14 and -20 with width multipliers 1, 0.5 and 0.25, all trained alike, each quantized in the paper's way
 (``max_abs``, statistics averaged anew) and with everything Slimbit has. Writes results.csv and fig4.png beside this
 file and prints the tables of README.md.
 """
@@ -54,7 +54,7 @@ def main() -> None:
             for row in csv.DictReader(stream)
         ]  # fmt: skip
     for metric in METRICS:
-        _tell(rows, metric)
+        _print_table(rows, metric)
     _draw(rows)
 
 
@@ -64,21 +64,21 @@ def _measured(name: str, arguments: argparse.Namespace) -> list[dict]:
         "frontier",
         *("--weights", str(NETWORKS / f"{name}.safetensors"), "--data", f"cifar10:{arguments.data},normalize=cifar10"),
         *("--augment", "--calibration-images", "1000", "--points", str(arguments.points)),
-        *(() if arguments.images is None else ("--evaluate-images", str(arguments.images))),
+        *(("--select-images", "0") if arguments.images is None else ("--evaluate-images", str(arguments.images))),
         out=arguments.out / name,
     )
-    run = slimbit.open_run(out)
+    frontier = slimbit.open_run(out)
     return [
         {
             "network": name,
             "way": point.policy,
-            "setting": point.setting,
+            "setting": str(point.setting),
             **{metric: point.costs[metric] for metric in METRICS},
             "mean_bits": point.costs["mean_bits"],
             "accuracy": point.accuracy,
-            "float_accuracy": run.info.float_accuracy,
+            "float_accuracy": frontier.float_accuracy,
         }
-        for point in run.points()
+        for point in frontier.points
         if point.state == "done"
     ]
 
@@ -87,7 +87,7 @@ def _curve(rows: list[dict], network: str, way: str, metric: str) -> list[tuple[
     return [(row[metric], row["accuracy"]) for row in rows if (row["network"], row["way"]) == (network, way)]
 
 
-def _tell(rows: list[dict], metric: str) -> None:
+def _print_table(rows: list[dict], metric: str) -> None:
     """Which network is cheapest at an accuracy, and with how many bits."""
     print(f"\n{METRICS[metric]}, in millions")
     for way, text in WAYS.items():

@@ -1,4 +1,4 @@
-"""Figure 5 of HkxAS6VFDB: train on at a large constant learning rate, and watch loss, signal and dying filters.
+"""Figure 5 of "Prune or quantize?" (2019): loss, signal and dying filters at a large constant learning rate.
 
     python experiments/fig5_low_signal_training/run.py CIFAR10_DIR OUT [--scale quick] [--seeds 0 1]
 
@@ -7,13 +7,13 @@ Starts from the networks of fig3_training_vs_quantization: run that first and gi
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
 import matplotlib as mpl
 
 import slimbit
-from slimbit.numerics.walk import decay, epochs_until_dead, walk_rate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from trainings import results_folder, train, write_rows
@@ -23,6 +23,8 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 RATES = (0.32, 0.57, 1.02, 1.81)
+DEAD = 0.05
+"""A filter is dead below this share of the 90th percentile of its layer's filter norms."""
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
             rows += _rows(run, rate, seed)
     results = results_folder(HERE, arguments.out, arguments.scale)
     write_rows(results / "results.csv", rows)
-    _tell(rows)
+    _print_table(rows)
     _draw(rows, arguments.seeds[0], results)
 
 
@@ -53,9 +55,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def _rows(run: Path, rate: float, seed: int) -> list[dict]:
-    told = slimbit.read_training_run(run)
-    options, steps = told.config["optimizer"], told.signal[0].iterations
-    walk = walk_rate(rate, options["weight_decay"], options["momentum"])
+    """One row per epoch. A filter without gradient shrinks by ``exp(-shrink)`` a step, see docs/explanation."""
+    recorded = slimbit.read_training_run(run)
+    options, steps = recorded.config["optimizer"], recorded.signal[0].iterations
+    shrink = rate * options["weight_decay"] / (1 - options["momentum"])
     return [
         {
             "learning_rate": rate,
@@ -64,17 +67,17 @@ def _rows(run: Path, rate: float, seed: int) -> list[dict]:
             "loss": epoch.loss,
             "accuracy": epoch.accuracy,
             "signal_to_noise": signal.signal_to_noise,
-            "esn_analog": signal.esn_analog,
+            "esn_analog": signal.esn_analog_estimate,
             **{f"dead_{share:g}": count for share, count in signal.dead_filters.items()},
             "filters": signal.filters,
-            "decay_so_far": decay([rate] * steps * epoch.epoch, options["weight_decay"], options["momentum"]),
-            "predicted_epochs_until_dead": epochs_until_dead(walk, steps),
+            "decay_so_far": math.exp(-shrink * steps * epoch.epoch),
+            "predicted_epochs_until_dead": -math.log(DEAD) / (shrink * steps),
         }
-        for epoch, signal in zip(told.epochs.values(), told.signal, strict=True)
+        for epoch, signal in zip(recorded.epochs.values(), recorded.signal, strict=True)
     ]
 
 
-def _tell(rows: list[dict]) -> None:
+def _print_table(rows: list[dict]) -> None:
     last = max(row["epoch"] for row in rows)
     print("| learning rate | seed | loss | held out | S/N | dead filters, epoch by epoch | predicted to die after |")
     for rate, seed in sorted({(row["learning_rate"], row["seed"]) for row in rows}):

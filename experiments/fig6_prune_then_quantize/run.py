@@ -1,4 +1,4 @@
-"""Figure 6 of HkxAS6VFDB: prune only, quantize only, or prune and then quantize, on one ResNet-20.
+"""Figure 6 of "Prune or quantize?" (2019): prune only, quantize only, or prune and then quantize, on one ResNet-20.
 
     python experiments/fig6_prune_then_quantize/run.py CIFAR10_DIR OUT [--scale quick]
     python experiments/fig6_prune_then_quantize/run.py --tables OUT
@@ -7,8 +7,8 @@ Commands of slimbit: the paper's way (pruned by norm, tuned on labels, ``max_abs
 frontier by ESN_d with everything Slimbit has (ranked over all layers, tuned longer on the original's outputs), both
 with every seed; the whole network trained as long, to tell what is due to pruning; and ADMM beside pruning by norm with
 as many epochs in all. Writes results.csv, fig6.png and histogram.png beside this file and prints the tables of
-README.md. ``--scale long`` is the paper's way at one width, trained for 100 epochs, into long.csv. Interrupt at will:
-the same command continues, and a second one beside it shares the work of a frontier.
+README.md. ``--scale long`` is the paper's way at one keep ratio, trained for 100 epochs, into long.csv. Interrupt at
+will: the same command continues, and a second one beside it shares the work of a frontier.
 """
 
 import argparse
@@ -16,21 +16,12 @@ import json
 import math
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
 import torch
 
 import slimbit
-from slimbit.apply.layers import weights_of
-from slimbit.apply.reestimate import reestimate
-from slimbit.export.manifest import NetworkReference
-from slimbit.export.pruned import write_pruned
-from slimbit.frontier.narrow import narrow_network
-from slimbit.plan.keep import keep_alive
-from slimbit.zoo.data import Part
-from slimbit.zoo.data.splits import balanced_order
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from curves import cost_at, hull, read_off
@@ -41,6 +32,7 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 NETWORKS = HERE.parent / "networks"
+EXAMPLE = torch.zeros(1, 3, 32, 32)
 METRICS = {"esn_analog": "ESN_a per image", "esn_digital": "ESN_d, bits per image"}
 BELOW = (1.0, 3.0, 5.0)
 BUDGETS = (6e6, 8e6, 10e6, 12e6, 14.2e6, 20e6, 31e6)
@@ -57,7 +49,7 @@ SCALES = {
     "paper": {"paper": [ALL] * 2, "longer": [ALL] * 2, "joint": [ALL] * 2, "paper epochs": 160, "epochs": 160,
               "points": 12, "admm": 3, "retrain": 160, "images": None},
 }  # fmt: skip
-"""Widths of each frontier, one entry per seed; epochs of training after the cut; points of each width."""
+"""Keep ratios of each frontier, one entry per seed; epochs of training after the cut; points of each keep ratio."""
 TRAINED_LONG = ("long", "paper")
 """Scales that begin with the network of 100 epochs."""
 LONGER = ["--distill", "--scope", "global"]
@@ -78,10 +70,10 @@ def main() -> None:
     if not arguments.tables:
         scale = SCALES[arguments.scale]
         for way in WAYS:
-            for seed, widths in enumerate(scale.get(way, ()) if way in arguments.parts else ()):
-                _frontier(arguments, way, widths, seed)
+            for seed, keep_ratios in enumerate(scale.get(way, ()) if way in arguments.parts else ()):
+                _frontier(arguments, way, keep_ratios, seed)
         if arguments.scale == "long":
-            _alive(arguments)
+            _without_dead(arguments)
             _cycle(arguments)
         if "whole" in arguments.parts and "joint" in scale:
             _whole(arguments)
@@ -96,16 +88,16 @@ def main() -> None:
         for row in _rows(run, way)
     ]
     results = results_folder(HERE, out, arguments.scale)
-    top = slimbit.open_run(out / "paper-0").info.float_accuracy
+    top = slimbit.open_run(out / "paper-0").float_accuracy
     print(f"float {top:.2f} %")
-    _tell_paper(rows, top)
+    _print_paper(rows, top)
     if arguments.scale == "long":
-        _tell_long(rows, top)
+        _print_long(rows, top)
         write_rows(HERE / "long.csv", rows)
         return
     write_rows(results / "results.csv", rows)
-    _tell_ours(rows)
-    _tell_admm(out)
+    _print_joint(rows)
+    _print_admm(out)
     _draw(rows, top, results)
     _histogram(out, results, arguments.scale)
 
@@ -123,20 +115,27 @@ def _data(arguments: argparse.Namespace) -> str:
 
 
 def _images(scale: dict) -> list[str]:
+    """For ``slimbit prune``, which scores all test images unless told."""
     return [] if scale.get("images") is None else ["--evaluate-images", str(scale["images"])]
+
+
+def _scored(scale: dict) -> list[str]:
+    """For ``slimbit frontier``: every point is measured here, none is picked, so all test images score them."""
+    return _images(scale) or ["--select-images", "0"]
 
 
 def _tuned(epochs: int, scale: str) -> list[str]:
     file = HERE / f"tune-{'paper' if scale in TRAINED_LONG else scale}.toml"
-    return ["--tune-epochs", str(epochs), "--tune-config", str(file)]
+    rate = ["--tune-lr", "0.001"] if scale == "smoke" else []  # a few steps at 0.1 would leave nothing to sweep
+    return ["--tune-epochs", str(epochs), *rate, "--tune-config", str(file)]
 
 
-def _frontier(arguments: argparse.Namespace, way: str, widths: str, seed: int) -> None:
-    """Every width pruned by norm and tuned once, then swept."""
+def _frontier(arguments: argparse.Namespace, way: str, keep_ratios: str, seed: int) -> None:
+    """The network pruned by norm to every keep ratio and tuned once, then swept."""
     scale = SCALES[arguments.scale]
     slimbit_command(
         "frontier",
-        *(*_common(arguments), "--widths", widths, "--by", "norm", *_images(scale)),
+        *(*_common(arguments), "--widths", keep_ratios, "--by", "norm", *_scored(scale)),
         *_tuned(scale["paper epochs" if way == "paper" else "epochs"], arguments.scale),
         *(*WAYS[way], "--stages", str(arguments.out / "stages")),
         *_swept(scale["points"] if way == "joint" else 1, seed),
@@ -145,7 +144,7 @@ def _frontier(arguments: argparse.Namespace, way: str, widths: str, seed: int) -
 
 
 def _whole(arguments: argparse.Namespace) -> None:
-    """The network with all its filters, trained as long on its own outputs, then swept like the narrower ones."""
+    """The network with all its filters, trained as long on its own outputs, then swept like the pruned ones."""
     scale = SCALES[arguments.scale]
     tuned = arguments.out / "whole"
     if not (tuned / "prune.json").exists():
@@ -154,7 +153,7 @@ def _whole(arguments: argparse.Namespace) -> None:
     slimbit_command(
         "frontier",
         "resnet20",
-        *("--weights", str(tuned / "model.safetensors"), "--data", _data(arguments), *_images(scale)),
+        *("--weights", str(tuned / "model.safetensors"), "--data", _data(arguments), *_scored(scale)),
         *("--no-baselines", *_swept(scale["points"], 0)),
         out=arguments.out / "whole-0",
     )
@@ -164,24 +163,12 @@ def _swept(points: int, seed: int) -> list[str]:
     return ["--augment", "--calibration-images", "1000", "--points", str(points), "--seed", str(seed)]
 
 
-def _alive(arguments: argparse.Namespace) -> None:
-    """What the long training has killed is removed, then the rest swept in the paper's way."""
+def _without_dead(arguments: argparse.Namespace) -> None:
+    """Filters whose norm collapsed during the long training are removed, then the rest swept in the paper's way."""
     folder = arguments.out / "alive"
     if not (folder / "prune.json").exists():
-        run = slimbit.open_run(arguments.out / "paper-0")
-        point = next(p for p in run.points() if p.policy == "prune_only" and p.width < 1)
-        example = torch.zeros(1, 3, 32, 32)
-        network = narrow_network(slimbit.network("resnet20"), point.objects, run.read_object)
-        spec = slimbit.survey_network(network, example).spec
-        alive = keep_alive(slimbit.tied_filters(network, example), weights_of(network, spec))
-        before = slimbit.KeepPlan.from_dict(json.loads(run.read_object(point.objects["keep"], "json")))
-        write_pruned(
-            folder,
-            slimbit.prune(network, alive, example),
-            before.then(alive),
-            network=NetworkReference(source="resnet20", classes=10, input_shape=(3, 32, 32)),
-            about={"card": {"normalize": "cifar10"}},
-        )
+        half = slimbit.open_run(arguments.out / "paper-0").pruned(0.5)
+        slimbit.prune(half, EXAMPLE, by="dead").save(folder)
     _sweep_folder(folder, arguments)
 
 
@@ -198,7 +185,7 @@ def _sweep_folder(folder: Path, arguments: argparse.Namespace) -> None:
     """A pruned network in the paper's way."""
     slimbit_command(
         "frontier",
-        *(str(folder), "--data", _data(arguments), "--baselines", *_swept(1, 0)),
+        *(str(folder), "--data", _data(arguments), "--baselines", *_scored({}), *_swept(1, 0)),
         out=folder.with_name(f"{folder.name}-0"),
     )
 
@@ -216,23 +203,26 @@ def _admm(arguments: argparse.Namespace) -> None:
                 *(*_tuned(epochs, arguments.scale), *_images(scale)),
                 out=arguments.out / by,
             )
-    found = _cut(arguments.out / "admm", slimbit.open_data(_data(arguments)))
+    found = _cut(arguments.out / "admm", slimbit.open_data(f"{_data(arguments)},held_out=2500"))
     (arguments.out / "admm" / "cut.json").write_text(json.dumps(found))
 
 
 def _cut(folder: Path, data) -> dict[str, float]:
-    """Percent of the 2,500 held-out images before and after the cut, before any retraining."""
-    held = balanced_order(data.train.labels)[:2500]
-    part = Part(data.train.images[held], data.train.labels[held])
-    score = replace(data, name="held out", test=part).evaluator()
-    example = torch.zeros(1, *data.input_shape)
-    pressed = slimbit.load_weights(slimbit.network("resnet20"), folder / "admm" / "model.safetensors").eval()
-    plan = slimbit.KeepPlan.from_dict(json.loads((folder / "prune.json").read_text())["plan"])
-    small, images = slimbit.prune(pressed, plan, example), list(data.calibration(500))
+    """Percent of the 2,500 held-out images before and after the cut, before any retraining.
+
+    ADMM keeps the filters of largest norm at its end, so pruning its network by norm is the cut that it made.
+    """
+    score, _ = data.selection()
+    trained = slimbit.network("resnet20", weights=folder / "admm" / "model.safetensors")
+    stored, paired = (
+        slimbit.prune(trained, EXAMPLE, images, keep=0.5, by="norm") for images in (None, data.calibration(500))
+    )
+    made = json.loads((folder / "prune.json").read_text())["plan"]["axes"]
+    assert [list(axis.kept) for axis in stored.keep.axes] == [axis["kept"] for axis in made]
     return {
-        "pressed": score(pressed),
-        "cut, statistics as they are": score(small),
-        "cut, paired statistics": score(reestimate(small, images, original=pressed, plan=plan)),
+        "before the cut": float(score(trained)),
+        "after it, statistics as they are": float(score(stored.model)),
+        "after it, paired statistics": float(score(paired.model)),
     }
 
 
@@ -242,13 +232,13 @@ def _rows(run: Path, way: str) -> list[dict]:
         {
             "run": way,
             "seed": int(run.name.rsplit("-", 1)[1]),
-            "width": point.width,
+            "keep_ratio": point.keep_ratio,
             "way": point.policy,
-            "setting": point.setting,
+            "setting": str(point.setting),
             "accuracy": point.accuracy,
             **{name: point.costs[name] for name in (*METRICS, "esn_filterwise", "macs", "mean_bits", "weight_bytes")},
         }
-        for point in slimbit.open_run(run).points()
+        for point in slimbit.open_run(run).points
         if point.state == "done"
     ]
 
@@ -263,11 +253,11 @@ def _seeds(rows: list[dict], run: str) -> list[int]:
     return sorted({row["seed"] for row in rows if row["run"] == run})
 
 
-def _tell_paper(rows: list[dict], top: float) -> None:
+def _print_paper(rows: list[dict], top: float) -> None:
     print("\nThe paper's way: max_abs, absolute statistics; cost in millions at so many points below float, by seed")
-    only = [row for row in rows if (row["run"], row["way"]) == ("paper", "max_abs") and row["width"] == 1]
+    only = [row for row in rows if (row["run"], row["way"]) == ("paper", "max_abs") and row["keep_ratio"] == 1]
     for run in (run for run in ("paper", "longer") if _seeds(rows, run)):
-        both = [row for row in rows if (row["run"], row["way"]) == (run, "max_abs") and row["width"] < 1]
+        both = [row for row in rows if (row["run"], row["way"]) == (run, "max_abs") and row["keep_ratio"] < 1]
         for metric in METRICS:
             for below in BELOW:
                 found = [
@@ -281,12 +271,12 @@ def _tell_paper(rows: list[dict], top: float) -> None:
                 print(f"| {run} | {metric} | {below:g} | {' | '.join(cells)} | {factors} |")
 
 
-def _tell_long(rows: list[dict], top: float) -> None:
-    for run, width in (("paper", 0.5), ("alive", 1), ("cycle", 1)):
-        widest = next(r for r in rows if (r["run"], r["width"], r["setting"]) == (run, width, "8 bits"))
+def _print_long(rows: list[dict], top: float) -> None:
+    for run, ratio in (("paper", 0.5), ("alive", 1), ("cycle", 1)):
+        widest = next(r for r in rows if (r["run"], r["keep_ratio"], r["setting"]) == (run, ratio, "8 bits"))
         costs = {
             f"{metric} {below:g} below": _millions(
-                cost_at(_curve(rows, metric, run=run, way="max_abs", width=width), top - below)
+                cost_at(_curve(rows, metric, run=run, way="max_abs", keep_ratio=ratio), top - below)
             )
             for metric in METRICS
             for below in BELOW
@@ -298,11 +288,11 @@ def _millions(cost: float) -> str:
     return "not reached" if math.isnan(cost) else f"{cost / 1e6:.1f}"
 
 
-def _tell_ours(rows: list[dict]) -> None:
-    print("\nEverything Slimbit has, sweep by ESN_d: accuracy at ESN_d, by width, mean of the seeds and each")
-    widths = sorted({row["width"] for row in rows if row["run"] == "joint"}, reverse=True)
-    columns: dict[str, dict] = {f"{width:g}": {"run": "joint", "width": width} for width in widths}
-    columns["all filters, trained as long"] = {"run": "whole", "width": 1}
+def _print_joint(rows: list[dict]) -> None:
+    print("\nEverything Slimbit has, sweep by ESN_d: accuracy at ESN_d, by keep ratio, mean of the seeds and each")
+    ratios = sorted({row["keep_ratio"] for row in rows if row["run"] == "joint"}, reverse=True)
+    columns: dict[str, dict] = {f"{ratio:g}": {"run": "joint", "keep_ratio": ratio} for ratio in ratios}
+    columns["all filters, trained as long"] = {"run": "whole", "keep_ratio": 1}
     print("| ESN_d | " + " | ".join(columns) + " |")
     for budget in BUDGETS:
         cells = []
@@ -317,7 +307,8 @@ def _tell_ours(rows: list[dict]) -> None:
         print(f"| {budget / 1e6:g}M | " + " | ".join(cells) + " |")
     for row in (row for row in rows if row["way"] == "prune_only"):
         costs = ", ".join(f"{name} {row[name] / 1e6:.2f}M" for name in ("macs", "esn_digital", "esn_analog"))
-        print(f"prune only, {row['run']}, seed {row['seed']}, width {row['width']:g}: {row['accuracy']:.2f} %, {costs}")
+        what = f"{row['run']}, seed {row['seed']}, keep ratio {row['keep_ratio']:g}"
+        print(f"prune only, {what}: {row['accuracy']:.2f} %, {costs}")
 
 
 def _reached(curve: list[tuple[float, float]], budget: float) -> float | None:
@@ -325,34 +316,34 @@ def _reached(curve: list[tuple[float, float]], budget: float) -> float | None:
     return curve[-1][1] if curve and budget > curve[-1][0] else read_off(curve, budget)
 
 
-def _tell_admm(out: Path) -> None:
+def _print_admm(out: Path) -> None:
     for by in ("admm", "norm"):
-        told = json.loads((out / by / "prune.json").read_text())
+        pruned = json.loads((out / by / "prune.json").read_text())
         held = [json.loads(line)["accuracy"] for line in (out / by / "tune" / "epochs.jsonl").read_text().splitlines()]
-        residuals = [round(value, 4) for value in told.get("admm_residuals", [])]
+        residuals = [round(value, 4) for value in pruned.get("admm_residuals", [])]
         if by == "admm":
             print(f"before retraining, held out: {json.loads((out / by / 'cut.json').read_text())}")
-        print(f"{by}: test {told['after']['accuracy']:.2f} %, held out by epoch {held}, residuals {residuals}")
+        print(f"{by}: test {pruned['after']['accuracy']:.2f} %, held out by epoch {held}, residuals {residuals}")
 
 
 def _draw(rows: list[dict], top: float, results: Path) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), sharey=True)
-    widths = sorted({row["width"] for row in rows}, reverse=True)
-    styles = dict(zip(widths, zip("osv^Dx+", mpl.color_sequences["tab10"], strict=False), strict=False))
+    ratios = sorted({row["keep_ratio"] for row in rows}, reverse=True)
+    styles = dict(zip(ratios, zip("osv^Dx+", mpl.color_sequences["tab10"], strict=False), strict=False))
     lines = {("paper", "max_abs"): axes[0], ("longer", "max_abs"): axes[0], ("joint", "optimal"): axes[1]}
     for (run, way), line in lines.items():
         dashes = "--" if run == "longer" else "-"
         for axis, metric in zip(line, METRICS, strict=True):
             for seed in _seeds(rows, run):
                 faint = {"alpha": 1.0 if seed == 0 else 0.4, "markersize": 5, "linewidth": 1.2, "linestyle": dashes}
-                for width, (marker, color) in styles.items():
-                    curve = _curve(rows, metric, run=run, way=way, seed=seed, width=width)
-                    name = "quantize only" if width == 1 else f"slim to {width:g}, then quantize"
-                    told = {"label": f"{name}{', trained longer' * (run == 'longer')}"} if seed == 0 and curve else {}
-                    axis.plot(*_places(curve), marker=marker, color=color, **told, **faint)
+                for ratio, (marker, color) in styles.items():
+                    curve = _curve(rows, metric, run=run, way=way, seed=seed, keep_ratio=ratio)
+                    name = "quantize only" if ratio == 1 else f"prune to {ratio:g}, then quantize"
+                    label = {"label": f"{name}{', trained longer' * (run == 'longer')}"} if seed == 0 and curve else {}
+                    axis.plot(*_places(curve), marker=marker, color=color, **label, **faint)
                 alone = _curve(rows, metric, run=run, way="prune_only", seed=seed)
-                told = {"label": "prune only, 8 bits"} if seed == 0 and run != "longer" else {}
-                axis.plot(*_places(alone), marker="x", color="black", **told, **faint)
+                label = {"label": "prune only, 8 bits"} if seed == 0 and run != "longer" else {}
+                axis.plot(*_places(alone), marker="x", color="black", **label, **faint)
     for axis, metric in zip(axes[1], METRICS, strict=True):
         curve = _curve(rows, metric, run="whole", way="optimal", seed=0)
         axis.plot(*_places(curve), "k:", marker="o", markersize=3, label="all filters, trained as long")
@@ -371,49 +362,54 @@ def _places(curve: list[tuple[float, float]]) -> tuple[list[float], list[float]]
 
 
 def _histogram(out: Path, results: Path, scale: str) -> None:
-    """Filters by the width of their widest level where ``max_abs`` costs 39M bits, removed filters at 0."""
-    run = slimbit.open_run(out / "paper-0")
-    model = slimbit.load_weights(slimbit.network("resnet20"), _weights(scale))
-    example = torch.zeros(1, 3, 32, 32)
-    whole = slimbit.cost(model, example).total.convolution_filters
+    """Filters by the bit width of their widest level where ``max_abs`` costs 39M bits, removed filters at 0."""
+    frontier = slimbit.open_run(out / "paper-0")
+    whole = slimbit.prepare(slimbit.network("resnet20", weights=_weights(scale)), EXAMPLE, None)
+    filters = slimbit.cost(whole).total.convolution_filters
     found = {}
-    for point in (p for p in run.points() if p.policy == "prune_only"):
-        network = narrow_network(model, point.objects, run.read_object)
-        bits = _bits_for(network, example, AT_BITS)
+    for ratio in sorted({point.keep_ratio for point in frontier.points}, reverse=True):
+        network = whole if ratio == 1 else frontier.pruned(ratio)
+        bits = _bits_for(network, AT_BITS)
         if bits is None:
-            print(f"width {point.width:g}: max_abs cannot reach {AT_BITS / 1e6:g}M bits")
+            print(f"keep ratio {ratio:g}: max_abs cannot reach {AT_BITS / 1e6:g}M bits")
             continue
-        report = slimbit.cost(network, example, bits=bits)
+        report = slimbit.cost(network, bits=bits)
         counts = Counter(b for layer in report.layers if layer.kind != "linear" for b in layer.filter_bits)
-        counts[0] += whole - sum(counts.values())
-        assert sum(counts.values()) == whole
-        found[point.width] = counts
+        counts[0] += filters - sum(counts.values())
+        assert sum(counts.values()) == filters
+        found[ratio] = counts
         curve = [
             (p.costs["esn_digital"], p.accuracy)
-            for p in run.points()
-            if (p.policy, p.width) == ("max_abs", point.width)
+            for p in frontier.points
+            if (p.policy, p.keep_ratio, p.state) == ("max_abs", ratio, "done")
         ]
         read = read_off(hull(curve), AT_BITS)
         about = "-" if read is None else f"{read:.1f} %"
         cost = f"{bits:.2f} bits, {report.total.esn_digital / 1e6:.2f}M, accuracy about {about}"
-        print(f"width {point.width:g}: {cost}, filters by bits {dict(sorted(counts.items()))}")
+        print(f"keep ratio {ratio:g}: {cost}, filters by bits {dict(sorted(counts.items()))}")
+    _draw_histogram(found, filters, results)
+
+
+def _draw_histogram(found: dict[float, Counter], filters: int, results: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 4))
-    for i, (width, counts) in enumerate(found.items()):
+    for i, (ratio, counts) in enumerate(found.items()):
         places = [bits + (i - (len(found) - 1) / 2) * 0.25 for bits in range(9)]
-        axis.bar(places, [counts[bits] for bits in range(9)], width=0.25, label=f"width {width:g}")
+        axis.bar(places, [counts[bits] for bits in range(9)], width=0.25, label=f"keep ratio {ratio:g}")
     axis.set(
-        xlabel="bits of the widest level (0 = removed)", ylabel=f"filters, {whole} in all", title="max_abs at 39M bits"
+        xlabel="bits of the widest level (0 = removed)",
+        ylabel=f"filters, {filters} in all",
+        title="max_abs at 39M bits",
     )
     axis.legend()
     figure.tight_layout()
     figure.savefig(results / "histogram.png", dpi=100)
 
 
-def _bits_for(network, example, target: float) -> float | None:
+def _bits_for(network: slimbit.PreparedNetwork | slimbit.CompressedModel, target: float) -> float | None:
     """The real-valued bit width at which ``max_abs`` costs a number of bits, by bisection; None out of reach."""
 
     def cost(bits: float) -> float:
-        return slimbit.cost(network, example, bits=bits).total.esn_digital
+        return slimbit.cost(network, bits=bits).total.esn_digital
 
     low, high = 1.0, 8.0
     if not cost(low) < target < cost(high):

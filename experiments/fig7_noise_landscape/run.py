@@ -1,4 +1,4 @@
-"""Figure 7 of HkxAS6VFDB: is the loss along SGD's random walk the loss under quantization of equal S/N?
+"""Figure 7 of "Prune or quantize?" (2019): is the loss along SGD's random walk that under quantization of equal S/N?
 
     python experiments/fig7_noise_landscape/run.py CIFAR10_DIR OUT --weights 'FIG3_OUT/seed-{seed}/model.safetensors'
 
@@ -16,18 +16,12 @@ import sys
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import pearsonr, spearmanr
 from torch import nn
 
 import slimbit
-from slimbit.apply.calibration import calibrate
-from slimbit.plan.evidence import Evidence
-from slimbit.plan.signal import step_by_signal
-from slimbit.records.signal import LayerSignal
-from slimbit.train.recipes import recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from trainings import results_folder, write_rows
@@ -39,6 +33,12 @@ HERE = Path(__file__).parent
 RATES = (0.01, 0.1)
 STEPS = (1, 2, 4, 8, 12, 20, 32, 50, 80, 119)
 LOSS_IMAGES, STATISTICS_IMAGES = 2000, 1000
+SCALES = {
+    "smoke": {"network": "resnet8@0.25", "batch_size": 50, "train_images": 500},
+    "quick": {"network": "resnet8@0.5", "batch_size": 125, "train_images": 15_000, "compile": True},
+    "paper": {"network": "resnet20", "batch_size": 125, "compile": True},
+}
+"""Network and training images of each scale; the walk is the same in all."""
 
 
 def main() -> None:
@@ -76,31 +76,36 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--weights", required=True, help="trained weights, with {seed} where the seed stands")
-    parser.add_argument("--scale", default="quick", choices=("smoke", "quick", "paper"))
+    parser.add_argument("--scale", default="quick", choices=tuple(SCALES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     return parser.parse_args()
 
 
 def _landscape(data, arguments, seed: int, rate: float) -> list[dict]:
-    config = recipe(f"fig7-{arguments.scale}").with_options({"seed": seed, "optimizer": {"learning_rate": rate}})
-    weights = arguments.weights.format(seed=seed)
-    trained = slimbit.load_weights(slimbit.network(config.network), weights)
+    config = slimbit.TrainConfig(
+        **SCALES[arguments.scale],
+        epochs=1,
+        seed=seed,
+        validation_images=0,
+        select="last",
+        precision="bfloat16",
+        optimizer={"learning_rate": rate, "momentum": 0.9, "weight_decay": 5e-4},
+        schedule={"name": "constant"},
+    )
+    trained = slimbit.network(config.network, weights=arguments.weights.format(seed=seed))
     walked = _walk(copy.deepcopy(trained), data, config, arguments.out / f"lr-{rate:g}-seed-{seed}")
-    survey = slimbit.survey_network(trained, torch.zeros(1, *data.input_shape))
-    layers = {layer.name: layer for layer in survey.spec.layers}
-    start = {name: trained.get_parameter(layer.weight_key).detach() for name, layer in layers.items()}
-    statistics = list(data.calibration(STATISTICS_IMAGES))
-    calibration = calibrate(trained.eval(), survey.spec, statistics)
+    example, statistics = torch.zeros(1, *data.input_shape), list(data.calibration(STATISTICS_IMAGES))
+    prepared = slimbit.prepare(trained, example, statistics)
     loss = LossOf(data, statistics)
     float_loss, rows = loss(trained), []
     for step, state in walked.items():
         network = copy.deepcopy(trained)
+        # one update after the whole way: S/N of the way walked so far, not averaged over steps, to set beside one loss
+        tracker = slimbit.SignalTracker(network, example)
         network.load_state_dict(state)
-        signal = _signal(
-            {name: network.get_parameter(layers[name].weight_key).detach() for name in layers}, start, layers
-        )
-        plan = step_by_signal(Evidence(spec=survey.spec, weights=start), signal)
-        quantized = slimbit.compress(trained, plan, survey.spec, calibration)
+        tracker.update()
+        signal = tracker.end_epoch()
+        quantized = slimbit.quantize(prepared, signal=signal)
         rows.append(
             {
                 "step": step,
@@ -108,13 +113,13 @@ def _landscape(data, arguments, seed: int, rate: float) -> list[dict]:
                 "walk_loss": loss(network),
                 "quantized_loss": loss(quantized.model),
                 "float_loss": float_loss,
-                "clamped_layers": len(plan.clamped),
+                "clamped_layers": len(quantized.plan.clamped),
             }
         )
     return rows
 
 
-def _walk(model: nn.Module, data, config, folder: Path) -> dict[int, dict]:
+def _walk(model: nn.Module, data, config: slimbit.TrainConfig, folder: Path) -> dict[int, dict]:
     """The weights after some of the steps of one epoch; the folder is made anew each time."""
     shutil.rmtree(folder, ignore_errors=True)
     seen: dict[int, dict] = {}
@@ -125,32 +130,8 @@ def _walk(model: nn.Module, data, config, folder: Path) -> dict[int, dict]:
         if step in STEPS:
             seen[step] = copy.deepcopy(network.state_dict())
 
-    norm = data.normalization
-    images = slimbit.TrainImages(
-        pixels=data.train.images,
-        labels=data.train.labels,
-        mean=norm.mean,
-        std=norm.std,
-        chosen=np.arange(config.train_images or len(data.train.images)),
-    )
-    slimbit.train_network(model, slimbit.TrainTask(images=images, after_step=(watch,)), config, folder)
+    slimbit.train(model, data, out=folder, config=config, after_step=watch)
     return seen
-
-
-def _signal(now: dict, start: dict, layers: dict) -> slimbit.EpochSignal:
-    """S/N of the way walked so far, not averaged over steps, so that it can be set beside one loss."""
-    records = tuple(
-        LayerSignal(
-            layer=name,
-            epoch=1,
-            weights=int(now[name].count_nonzero()),
-            positions=layers[name].positions,
-            filter_signal=tuple(now[name].flatten(1).double().square().sum(1).tolist()),
-            filter_noise=tuple((now[name] - start[name]).flatten(1).double().square().sum(1).tolist()),
-        )
-        for name in now
-    )
-    return slimbit.EpochSignal(epoch=1, iterations=1, layers=records)
 
 
 class LossOf:

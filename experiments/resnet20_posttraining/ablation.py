@@ -1,4 +1,4 @@
-"""What each lever is worth: the same frontier with one thing changed. README.md beside this file has the table.
+"""What each part contributes: the same frontier with one thing changed. README.md beside this file has the table.
 
     python experiments/resnet20_posttraining/ablation.py CIFAR10_DIR WEIGHTS OUT_DIR [--points 5]
 
@@ -14,23 +14,22 @@ from pathlib import Path
 import torch
 
 import slimbit
-from slimbit import Layout, Recipe
+from slimbit import QuantConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from curves import read_off
 
 HERE = Path(__file__).parent
 BUDGETS = (31e6, 24.5e6, 20e6, 14.2e6)
-ZERO, NO_ZERO = Layout(grid="midrise_zero"), Layout(grid="midrise")
 VARIANTS = {
-    "all of it (the default)": (Recipe(), ZERO),
-    "no zero level": (Recipe(), NO_ZERO),
-    "no compensation": (Recipe(compensation=False, target="weights"), ZERO),
-    "compensation towards the weights (GPTQ), not the outputs": (Recipe(target="weights"), ZERO),
-    "statistics as stored": (Recipe(statistics="stored"), ZERO),
-    "statistics absolute (the paper)": (Recipe(statistics="absolute"), ZERO),
-    "with scales refitted": (Recipe(refit=True), ZERO),
-    "with rate-aware rounding": (Recipe(rounding="rate_aware"), ZERO),
+    "all of it (the default)": QuantConfig(),
+    "no zero level": QuantConfig(grid="midrise"),
+    "no compensation": QuantConfig(compensation=False, target="weights"),
+    "compensation towards the weights (GPTQ), not the outputs": QuantConfig(target="weights"),
+    "statistics as stored": QuantConfig(statistics="stored"),
+    "statistics absolute (the paper)": QuantConfig(statistics="absolute"),
+    "with steps refitted": QuantConfig(refit=True),
+    "with rate-aware rounding": QuantConfig(rounding="rate_aware"),
 }
 
 
@@ -42,21 +41,18 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=5)
     arguments = parser.parse_args()
     data = slimbit.open_data(f"cifar10:{arguments.data},normalize=imagenet")
-    model = slimbit.load_weights(slimbit.network("resnet20-A"), arguments.weights).eval()
+    model = slimbit.network("resnet20-A", weights=arguments.weights)
     table = {}
-    for number, (name, (recipe, layout)) in enumerate(VARIANTS.items()):
+    for number, (name, quant) in enumerate(VARIANTS.items()):
         frontier = slimbit.trace_frontier(
             model,
-            example_input=torch.zeros(1, *data.input_shape),
-            calibration=data.calibration(500),
-            evaluate=data.evaluator(),
+            torch.zeros(1, *data.input_shape),
+            data.calibration(500),
+            data.evaluator(),
             out=arguments.out / f"variant-{number:02d}",
             metric="esn_digital",
             points=arguments.points,
-            baselines=False,
-            recipe=recipe,
-            layout=layout,
-            network_name="resnet20-A",
+            config=slimbit.RunConfig(baselines=False, quant=quant),
         )
         curve = sorted((p.costs["esn_digital"], p.accuracy) for p in frontier.points if p.state == "done")
         table[name] = {"at": {f"{b / 1e6:g}M": read_off(curve, b) for b in BUDGETS}, "points": curve}

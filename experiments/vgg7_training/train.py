@@ -49,7 +49,7 @@ def main() -> None:
             f"epoch {epoch} loss {loss:.4f} held-out {accuracy:.2f} % {time.perf_counter() - start:.0f} s", flush=True
         )
         _save(arguments.out / "checkpoint.pt", epoch + 1, model, optimizer, schedule)
-    accuracy = data.evaluator()(model)
+    accuracy = float(data.evaluator()(model))
     print(f"test {accuracy:.2f} %")
     card = {"normalize": "cifar10", "network": NETWORK, "accuracy": accuracy}
     save_file(

@@ -13,7 +13,7 @@ from slimbit.records.errors import InputError, closest
 
 
 def lazy_names(
-    package: str, homes: Mapping[str, str], public: Sequence[str]
+    package: str, homes: Mapping[str, str], public: Sequence[str], *, rooms: Sequence[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package whose names are imported when they are first used.
 
@@ -21,9 +21,12 @@ def lazy_names(
         package: The package's ``__name__``.
         homes: Module of each late name.
         public: The package's ``__all__``.
+        rooms: Packages inside it, imported when they are first used.
     """
 
     def getattr_(name: str) -> Any:
+        if name in rooms:
+            return importlib.import_module(f"{package}.{name}")
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(homes[name]), name)

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from slimbit.export.manifest import FILES, LayerEntry, Manifest
-from slimbit.export.schema import manifest_schema
+from slimbit.artifacts.manifest import FILES, LayerEntry, Manifest
+from slimbit.artifacts.schema import manifest_schema
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 

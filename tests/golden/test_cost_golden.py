@@ -8,8 +8,17 @@ from torch import nn
 from torch.nn.utils import prune
 
 import slimbit
+from slimbit.measure.cost import cost_of_survey
+from slimbit.measure.cost_config import CostConfig
 from slimbit.numerics.energy import level_bits, level_sums
-from slimbit.numerics.grid import to_levels
+from slimbit.numerics.grid import largest_level, to_levels
+from slimbit.numerics.levels import LayerLevels
+from slimbit.numerics.steps import gaussian_step
+from slimbit.plan.inputs import PlanInputs
+from slimbit.plan.steps import step_by_deviation
+from slimbit.records.config import QuantConfig
+from slimbit.survey.module import survey_network
+from slimbit.survey.result import Survey
 
 
 def _cost(name: str, **options):
@@ -177,3 +186,115 @@ def test_a_zero_beside_all_codes_of_a_width_takes_one_bit_more():
 def test_one_mid_tread_bit_holds_only_zero():
     layer = nn.Linear(3, 2, bias=False)
     assert slimbit.cost(layer, torch.zeros(1, 3), bits=1, grid="midtread").notes[0].startswith("Every weight is 0")
+
+
+@pytest.mark.parametrize("grid", ["midrise", "midtread"])
+def test_the_width_of_a_whole_number_of_codes_has_that_many(grid):
+    # log2 rounds up for many counts (2^log2(13) = 13.000000000000002): these are still 13 codes, not 14
+    top = {"midrise": lambda codes: codes - 0.5, "midtread": lambda codes: codes - 1.0}[grid]
+    assert all(largest_level(1 + math.log2(codes), grid) == top(codes) for codes in range(1, 2**15 + 1))
+    assert largest_level(1 + math.log2(13.5), grid) == top(14)  # any other width rounds the number of codes up
+    assert largest_level(1 + math.log2(13.001), grid) == top(14)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "filter"])
+def test_sigma_means_one_thing_in_costs_and_in_plans(granularity):
+    weight = torch.randn(6, 50, generator=torch.Generator().manual_seed(3)) + 0.7  # far from a mean of 0
+    weight[:, ::5] = 0.0  # pruned
+    layer = nn.Linear(50, 6, bias=False)
+    layer.weight.data = weight
+    rows = weight if granularity == "filter" else weight.reshape(1, -1)
+    by_hand = [math.sqrt(sum(float(w) ** 2 for w in row) / sum(float(w) != 0 for w in row)) for row in rows]
+    spec = survey_network(layer, torch.zeros(1, 50)).spec
+    inputs = PlanInputs(spec=spec, weights={"Linear": weight})
+    plan = step_by_deviation(inputs, 0.3, QuantConfig(granularity=granularity, grid="midtread"))
+    assert plan.layers[0].steps == pytest.approx([0.3 * sigma for sigma in by_hand], rel=1e-6)
+    if granularity == "layer":
+        cost = slimbit.cost(layer, torch.zeros(1, 50), bits=4, policy="sigma")
+        assert cost.layers[0].steps == pytest.approx([gaussian_step(4) * by_hand[0]], rel=1e-6)
+    # S/N = ||W||^2 / (||W||_0 step^2 / 12) = 12 / k^2
+    fine = slimbit.cost(layer, torch.zeros(1, 50), steps=torch.tensor(plan.layers[0].steps).squeeze(), grid="midtread")
+    assert fine.layers[0].signal_to_noise == pytest.approx(12 / 0.3**2, rel=0.15)
+
+
+@pytest.mark.parametrize("kdim", [None, 6], ids=["stacked", "widths of their own"])
+def test_pruned_attention_by_hand(kdim):
+    attention = nn.MultiheadAttention(4, 2, kdim=kdim, vdim=kdim, batch_first=True).eval()
+    names = ["in_proj_weight"] if kdim is None else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    for name in names:
+        prune.ln_structured(attention, name, 0.5, n=2, dim=0)  # half of the rows
+    prune.l1_unstructured(attention.out_proj, "weight", 6)
+    keys = torch.zeros(1, 5, kdim or 4)
+    example = {"query": torch.zeros(1, 3, 4), "key": keys, "value": keys}
+    report = slimbit.cost(attention, example, bits=1)
+    # 1 bit per weight that is left: half of each of 4 x 4 (or 4 x 6) at 3 or 5 tokens, and 10 of 16 at 3
+    rows = {layer.name: sum(bits > 0 for bits in layer.filter_bits) for layer in report.layers[:3]}
+    assert sum(rows.values()) == 6
+    inputs = {"q_proj": 4, "k_proj": kdim or 4, "v_proj": kdim or 4}
+    tokens = {"q_proj": 3, "k_proj": 5, "v_proj": 5}
+    by_hand = {name: tokens[name] * rows[name] * inputs[name] for name in rows}
+    assert {layer.name: layer.esn_digital for layer in report.layers} == {**by_hand, "out_proj": 3 * 10}
+    for name in names:
+        prune.remove(attention, name)
+    assert slimbit.cost(attention, example, bits=1).total.esn_digital > report.total.esn_digital  # zeros, not pruned
+
+
+def gaussian(weights):
+    return torch.randn(weights, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("signal_to_noise", [48, 193, 768])
+@pytest.mark.parametrize("grid", ["midrise", "midtread"])
+def test_eq_4_counts_weights_that_are_not_zero_not_levels(grid, signal_to_noise):
+    """Of n Gaussian weights: step^2 = 12 sigma^2 / (S/N), and sum q^2 is about n (S/N + 1) / 12 on both grids.
+
+    A mid-tread step of half a standard deviation (S/N 48) makes a fifth of the weights 0, and their error is like that
+    of any other: counted by levels, the estimate was 20 % too low there, and 10 % at S/N 193.
+    """
+    step = math.sqrt(12 / signal_to_noise)
+    layer = nn.Linear(400, 500, bias=False)
+    layer.weight.data = gaussian(200_000).reshape(500, 400)
+    report = slimbit.cost(layer, torch.zeros(1, 400), steps=step, grid=grid)
+    assert report.layers[0].signal_to_noise == pytest.approx(signal_to_noise, rel=0.02)
+    by_hand = 200_000 * report.layers[0].signal_to_noise / 12
+    assert report.total.esn_analog_estimate == pytest.approx(by_hand, rel=1e-12)
+    assert report.total.esn_analog_estimate_plus == pytest.approx(by_hand + 200_000 / 12, rel=1e-12)
+    # off by its own next order, 1 / (S/N)
+    assert report.total.esn_analog_estimate == pytest.approx(report.total.esn_analog, rel=1.3 / signal_to_noise + 0.005)
+
+
+def test_eq_4_leaves_out_pruned_weights_and_weights_of_zero():
+    layer = nn.Linear(400, 500, bias=False)
+    layer.weight.data = gaussian(200_000).reshape(500, 400)
+    layer.weight.data[:, :100] = 0.0  # 50,000 of 200,000
+    prune.ln_structured(layer, "weight", 250, n=2, dim=0)  # 250 x 300 are left
+    report = slimbit.cost(layer, torch.zeros(1, 400), steps=0.25, grid="midtread")
+    by_hand = 250 * 300 * report.layers[0].signal_to_noise / 12
+    assert report.total.esn_analog_estimate == pytest.approx(by_hand, rel=1e-12)
+    assert report.total.esn_analog_estimate == pytest.approx(report.total.esn_analog, rel=0.02)
+
+
+def test_no_estimate_where_the_error_is_not_uniform():
+    layer = nn.Linear(400, 500, bias=False)
+    layer.weight.data = gaussian(200_000).reshape(500, 400)
+    report = slimbit.cost(layer, torch.zeros(1, 400), steps=1.0, grid="midrise_zero")
+    assert report.layers[0].signal_to_noise < 20
+    assert report.total.esn_analog_estimate is report.total.esn_analog_estimate_plus is None
+    assert not report.notes  # no warning of an estimate that there is not
+
+
+def test_float_layers_are_left_out_of_the_analog_total_and_named():
+    net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
+    survey = survey_network(net, torch.zeros(1, 3))
+    levels = LayerLevels(torch.tensor([[0.5, 1.5, -0.5], [2.5, 0.5, 0.5]]), torch.tensor(0.1), "midrise")
+    part = cost_of_survey(Survey(survey.spec, lambda x: levels if x.name == "0" else survey.weight(x)), CostConfig())
+    assert [layer.esn_analog for layer in part.layers] == [9.5, None]  # 0.25 + 2.25 + 0.25 + 6.25 + 0.25 + 0.25
+    assert part.total.esn_analog == 9.5
+    assert part.total.esn_analog_class_a == 6 * 2.5**2
+    assert part.total.esn_digital == (1 + 2 + 1 + 3 + 1 + 1) + 4 * 32
+    text = "esn_analog and esn_analog_class_a are sums over 1 of 2 layers: the others are float and have no levels"
+    assert part.notes == (f"{text} (first: 1).",)
+    whole = slimbit.cost(net, torch.zeros(1, 3), bits=2)
+    assert not {"esn_analog", "esn_analog_class_a"} & whole.versus(part).ratios().keys()  # sums over other layers
+    assert {"esn_analog", "esn_analog_class_a"} <= part.versus(part).ratios().keys()
+    assert slimbit.cost(net, torch.zeros(1, 3)).total.esn_analog is None

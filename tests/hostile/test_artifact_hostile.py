@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import shutil
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,12 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from slimbit.export.artifact import Origin, write_artifact
-from slimbit.export.load import load
-from slimbit.export.manifest import FILES, NetworkReference, read_manifest
-from slimbit.export.weights import LayerLevels, with_levels
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from artifact_case import small_model, with_levels
+from slimbit.artifacts.manifest import FILES, read_manifest
+from slimbit.compress.load import load
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError
-from slimbit.records.plan import CompressionPlan
 from slimbit.survey.module import survey_network
 from slimbit.zoo import network
 
@@ -38,13 +39,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for layer in spec.layers
     }
     folder = tmp_path_factory.mktemp("sound") / "net"
-    about = Origin(
-        network=NetworkReference(source=SOURCE, input_shape=(3, 32, 32)),
-        plan=json.dumps(CompressionPlan(network="net", policy="mine", layers=()).to_dict()).encode(),
-        cost=b'{"total": {"macs": 7}}',
-    )
-    write_artifact(folder, with_levels(model, spec, levels, state={}), levels, spec=spec, origin=about)
-    return folder
+    small = with_levels(model, spec, levels)
+    return small_model(small, spec, levels, source=SOURCE, shape=(3, 32, 32)).save(folder)
 
 
 @pytest.fixture
@@ -69,7 +65,7 @@ def sealed(folder: Path, change: Callable[[dict[str, Any]], Any], **contents: by
 
 def test_the_undamaged_one_loads(folder: Path) -> None:
     sealed(folder, lambda data: None)
-    assert isinstance(load(folder), nn.Module)
+    assert isinstance(load(folder).model, nn.Module)
 
 
 @pytest.mark.parametrize("name", [*FILES, "slimbit.json"])
@@ -169,7 +165,7 @@ def test_no_manifest_at_all(folder: Path, content: bytes) -> None:
 
 
 def test_a_state_that_does_not_fit_is_refused(folder: Path) -> None:
-    state = {key: value for key, value in load(folder).state_dict().items() if value.ndim < 2}
+    state = {key: value for key, value in load(folder).model.state_dict().items() if value.ndim < 2}
     shift = torch.zeros(10)
     for changed, message in [
         ({**state, "linear.bias": torch.zeros(11)}, r"'linear.bias' .* must be \(10,\), got \(11,\)"),
@@ -190,7 +186,7 @@ class Bomb:
 def test_a_pickle_is_never_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     sealed(folder, lambda data: None, state=pickle.dumps(Bomb()))
-    with pytest.raises(InputError, match=r"state\.safetensors must be a complete safetensors file"):
+    with pytest.raises(InputError, match=r"state of artifact .*net .*must be complete safetensors"):
         load(folder)
     assert not (folder / "exploded").exists()
 
@@ -223,7 +219,7 @@ def test_steps_that_are_not_positive_are_refused(folder: Path) -> None:
 def test_a_pipe_does_not_block(folder: Path) -> None:
     (folder / "levels.bin").unlink()
     os.mkfifo(folder / "levels.bin")
-    with pytest.raises(InputError, match="must exist, got none"):
+    with pytest.raises(InputError, match=r"must be a file, got .*levels\.bin, which is a pipe"):
         load(folder)
 
 

@@ -35,7 +35,7 @@ def refused(spec: str, match: str) -> str:
         ("", "data spec must be one of digits, cifar10:DIR"),
         ("digit", "did you mean digits"),
         ("digits:8", "must stand alone"),
-        ("digits,size=3", "option of digits must be one of normalize, mean, std, got 'size'"),
+        ("digits,size=3", "option of digits must be one of normalize, mean, std, held_out, got 'size'"),
         ("digits,normalise=none", "did you mean normalize"),
         ("digits,normalize=none,normalize=none", "must be given once"),
         ("digits,normalize=imagnet", "did you mean imagenet"),

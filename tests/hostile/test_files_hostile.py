@@ -3,6 +3,7 @@
 import io
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from slimbit.survey.safetensors_file import survey_safetensors
 READERS: dict[str, Callable[[Path], Survey]] = {
     "onnx": survey_onnx,
     "safetensors": survey_safetensors,
-    "pt2": survey_exported,
+    "pt2": partial(survey_exported, allow_code=True),
 }
 
 

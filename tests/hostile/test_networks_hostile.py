@@ -12,19 +12,17 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from slimbit.apply.calibration import calibrate
 from slimbit.apply.compress import compress
-from slimbit.export.weights import LayerLevels, with_levels
-from slimbit.frontier.levels import unpack_levels
-from slimbit.frontier.store import open_run
-from slimbit.frontier.subject import Subject
-from slimbit.frontier.trace import default_layout, trace_frontier
+from slimbit.compress.prepared import prepare
+from slimbit.frontier.frontier import open_run
+from slimbit.frontier.trace import trace_frontier
 from slimbit.measure.sensitivity import measure_sensitivity
-from slimbit.numerics.batches import as_called, joined, output_heads, pieces
+from slimbit.numerics.batches import Regrouped, as_called, output_heads, pieces
 from slimbit.numerics.copies import plain_network
 from slimbit.numerics.rounding import cholesky
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_range
+from slimbit.records.config import PAPER, QuantConfig, RunConfig
 from slimbit.records.errors import InputError
-from slimbit.records.plan import Recipe
 from slimbit.survey.module import survey_network
 
 
@@ -59,20 +57,15 @@ def traced(model: nn.Module, out: Path, x: Tensor | None = None, **changed: obje
         with torch.no_grad():
             return likeness(flat(network(x)), wanted)
 
-    settings = {"example_input": x[:1], "calibration": x, "points": 2} | changed
-    found = trace_frontier(model, evaluate=evaluate, out=out, **settings)
+    calibration = changed.pop("calibration", x)
+    config = RunConfig(**({"points": 2} | changed))
+    found = trace_frontier(model, x[:1], calibration, evaluate, out=out, config=config)
     assert [p.error for p in found.points if p.state == "failed"] == []
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    run, spec = open_run(out), survey_network(model, x[:1]).spec
+    run = open_run(out)
     for point in found.points:
-        stored = unpack_levels(run.read_object(point.objects["levels"], "safetensors"))
-        levels = {
-            name: LayerLevels(torch.tensor(v), torch.tensor(stored.steps[name]), stored.grids[name])
-            for name, v in stored.levels.items()
-        }
-        state = {key: torch.tensor(v) for key, v in stored.state.items()}
-        assert evaluate(with_levels(model, spec, levels, state=state)) == point.accuracy
+        assert evaluate(run.load(point, model=model).model) == point.accuracy
     return [(p.accuracy or 0.0, p.baseline) for p in found.points]
 
 
@@ -195,14 +188,10 @@ def test_pruned_weights_stay_zero(metric):
     model = plain()
     prune.l1_unstructured(model[2], "weight", 0.5)
     mask = model[2].weight_mask.clone()
-    subject = Subject.of(
-        model, images(1), images(), name="", metric=metric, recipe=Recipe(), layout=default_layout(metric), seed=0
-    )
-    subject.sensitivity = measure_sensitivity(
-        subject.model, subject.survey.spec, subject.batches, generator=torch.Generator().manual_seed(0)
-    )
-    for plan in (subject.plan_at(1e-6), *subject.baselines()):
-        levels = compress(subject.model, plan, subject.survey.spec, subject.calibration).levels["2"]
+    prepared = prepare(model, images(1), images())
+    baselines = [prepared.plan_bits(bits) for bits in range(2, 9)]
+    for plan in (prepared.plan_at(1e-6, metric, QuantConfig()), *baselines):
+        levels = compress(prepared.model, plan, prepared.spec, prepared.calibration).layers["2"].levels
         assert not levels[mask == 0].any()
         assert levels[mask == 1].any() == (plan.layer("2").kept != ())
     assert hasattr(model[2], "weight_orig")
@@ -225,10 +214,8 @@ def test_layers_that_are_zero_stay_zero_without_a_zero_level():
         model[2].weight.zero_()
     spec = survey_network(model, images(1)).spec
     weights = {str(i): model[i].weight.detach() for i in (0, 2, 5)}
-    plan = step_by_range(
-        Evidence(spec=spec, weights=weights), 4, layout=Layout(grid="midrise"), recipe=Recipe(statistics="absolute")
-    )
-    levels = compress(model, plan, spec, images()).levels
+    plan = step_by_range(PlanInputs(spec=spec, weights=weights), 4, QuantConfig(grid="midrise", statistics="absolute"))
+    levels = {name: layer.levels for name, layer in compress(model, plan, spec, images()).layers.items()}
     assert not levels["2"].any()
     assert not levels["0"][2].any()
     assert levels["0"][[0, 1, 3, 4, 5]].all()
@@ -251,10 +238,9 @@ def test_statistics_of_a_shared_batchnorm_are_not_those_of_its_first_call():
     model.eval()
     spec = survey_network(model, images(1)).spec
     plan = step_by_range(
-        Evidence(spec=spec, weights={"conv": model.conv.weight.detach()}),
+        PlanInputs(spec=spec, weights={"conv": model.conv.weight.detach()}),
         10,
-        layout=Layout(grid="midrise"),
-        recipe=Recipe(compensation=False, target="weights", statistics="absolute"),
+        PAPER,
     )
     result = compress(model, plan, spec, images())
     with torch.no_grad():
@@ -308,7 +294,7 @@ def test_batches_follow_the_example():
         assert torch.equal(found["left"], a)
     (found,) = as_called([{"left": a, "label": label}], Two(), {"left": a[:1]})
     assert found.keys() == {"left"}
-    (whole,) = joined(({"left": a, "right": b}, {"left": a[:1], "right": b[:1]}))
+    (whole,) = Regrouped(({"left": a, "right": b}, {"left": a[:1], "right": b[:1]}), 4)
     assert whole["left"].shape == (4, 2)
     assert [len(part["right"]) for part in pieces([whole], 3)] == [3, 1]
 
@@ -316,7 +302,7 @@ def test_batches_follow_the_example():
 def test_skipped_and_looked_up_layers_do_not_hide_the_range_of_prices(tmp_path):
     model = nn.Sequential(nn.Embedding(2000, 8), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 5))
     words = torch.randint(0, 2000, (48, 8), generator=torch.Generator().manual_seed(0))
-    points = traced(model, tmp_path / "run", words, layout=Layout(skip=("4",)), baselines=False)
+    points = traced(model, tmp_path / "run", words, quant=QuantConfig(skip=("4",)), baselines=False)
     assert max(points)[0] > 95
 
 
@@ -370,11 +356,13 @@ def test_inputs_too_large_to_be_squared_are_rounded_plainly():
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 5)).eval()
     spec, x = survey_network(model, images(1)).spec, images() * 1e20
     weights = {"0": model[0].weight.detach(), "2": model[2].weight.detach()}
-    plan = step_by_range(Evidence(spec=spec, weights=weights), 4, recipe=Recipe(statistics="stored"))
+    plan = step_by_range(
+        PlanInputs(spec=spec, weights=weights), 4, QuantConfig(grid="midrise_zero", statistics="stored")
+    )
     alone = step_by_range(
-        Evidence(spec=spec, weights=weights),
+        PlanInputs(spec=spec, weights=weights),
         4,
-        recipe=Recipe(compensation=False, target="weights", statistics="stored"),
+        QuantConfig(grid="midrise_zero", compensation=False, target="weights", statistics="stored"),
     )
     found, wanted = compress(model, plan, spec, x), compress(model, alone, spec)
-    assert all(torch.equal(found.levels[name], wanted.levels[name]) for name in weights)
+    assert all(torch.equal(found.layers[name].levels, wanted.layers[name].levels) for name in weights)

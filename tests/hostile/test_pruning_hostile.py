@@ -15,19 +15,22 @@ from torch.nn.utils import parametrizations, weight_norm
 from torch.nn.utils import prune as torch_prune
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import pruning_case as case
 from slimbit.apply.mask import held_masks, mask
 from slimbit.apply.reestimate import reestimate
 from slimbit.apply.surgery import prune, rebuild
-from slimbit.frontier.slim import Slimmer, Slimming
+from slimbit.compress.prepared import prepare
+from slimbit.compress.prune import Pruner
+from slimbit.compress.tuning import Tuning
+from slimbit.records.config import PruneConfig, TuneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.keep import AxisKeep, KeepPlan, plan_of_units
 from slimbit.survey.ties import tied_filters
-from slimbit.train.images import TrainImages
-from slimbit.train.objectives import distillation
-from slimbit.train.run import train_network
-from slimbit.train.task import TrainTask
-from slimbit.train.tune import Tuning, tune_config
+from slimbit.training.images import TrainImages
+from slimbit.training.objectives import distillation
+from slimbit.training.run import train_network
+from slimbit.training.task import TrainTask
 from slimbit.zoo import network
 
 
@@ -157,6 +160,9 @@ class Thrifty(nn.Module):
         return (self.head(y) + (self.head(self.side(y)) if takes else 0)).mean((2, 3))
 
 
+TUNE = TuneConfig(epochs=1, train={"batch_size": 4})
+
+
 def four_images() -> TrainTask:
     x = case.images(4)
     images = TrainImages(pixels=x.numpy(), mean=(0.0,) * 3, std=(1.0,) * 3, labels=np.arange(4))
@@ -166,25 +172,25 @@ def four_images() -> TrainTask:
 @pytest.mark.parametrize("way", ["training", "bright"])
 def test_ways_that_the_example_does_not_take(way: str, tmp_path: Path) -> None:
     model, x = Thrifty(way=way).eval(), case.images(4)
-    tuning = Tuning(task=four_images(), config=tune_config(1, batch_size=4))
-    slimmer = Slimmer(model, x[:1], [x + 2.0], Slimming(tuner=tuning), "thrifty")
+    tuning = Tuning(task=four_images(), config=TUNE.training(), tune=TUNE)
+    pruner = Pruner(prepare(model, x[:1], [x + 2.0], name="thrifty"), PruneConfig(tune=TUNE), tuning)
     words = r"pruned thrifty must run on its images, got .* channels.*; layers that the example does not reach: side"
     with pytest.raises(InputError, match=words):
-        slimmer.slim(slimmer.plan(0.5), tmp_path, str)
+        pruner.prune(pruner.plan(0.5), tmp_path, str)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_tuning_in_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"weights must be float32 or wider to be trained, got torch.b?float16 in 0"):
-        train_network(plain().to(dtype), four_images(), tune_config(1, batch_size=4), tmp_path)
+        train_network(plain().to(dtype), four_images(), TUNE.training(), tmp_path)
 
 
 def test_a_frozen_batchnorm_stays_as_it_is_when_tuned(tmp_path: Path) -> None:
     model = plain()
     model[1].requires_grad_(requires_grad=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    train_network(model, four_images(), tune_config(1, batch_size=4), tmp_path)
+    train_network(model, four_images(), TUNE.training(), tmp_path)
     same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
     assert same == {name for name in before if name.startswith("1.")}
 
@@ -211,6 +217,41 @@ def test_a_wrong_plan_is_not_hidden_by_values_that_are_no_numbers() -> None:
         prune(model, replace(plan, axes=tuple(wrong)), x[:1])
 
 
+class Counting(nn.Module):
+    """What comes out beside the logits depends on how many channels there are."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv, self.head = kind, nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> object:
+        x = F.relu(self.conv(x)).mean((2, 3))
+        y = self.head(x)
+        if self.kind == "lost":
+            return (y, y.mean(1)) if self.conv.out_channels == 6 else (y,)
+        if self.kind == "new":
+            return (y,) if self.conv.out_channels == 6 else (y, y.mean(1))
+        if self.kind == "beside logits":
+            return {"logits": y, "scale": y.mean(1) * self.conv.out_channels}
+        return (y.argmax(1) if self.conv.out_channels == 6 else y.argmin(1)) if self.kind == "indices" else y.argmax(1)
+
+
+@pytest.mark.parametrize("kind", ["lost", "new", "beside logits", "indices"])
+def test_every_output_is_compared(kind: str) -> None:
+    x = case.images()
+    model = case.lively(Counting(kind))
+    _, plan = case.halved(model, x[:1])
+    with pytest.raises(InputError, match="outputs must stay those of the masked network, got others from Counting on"):
+        prune(model, plan, x[:1])
+
+
+def test_outputs_that_are_no_floating_point_numbers_are_those_of_the_masked_network() -> None:
+    x = case.images()
+    model = case.lively(Counting("classes"))
+    _, plan = case.halved(model, x[:1])
+    assert torch.equal(outputs(prune(model, plan, x[:1]), x), outputs(mask(model, plan, x[:1]), x))
+
+
 def test_a_pass_that_fails() -> None:
     with pytest.raises(InputError, match=r"module '0' of Sequential must run on the example input, got RuntimeError"):
         tied_filters(plain(), torch.zeros(1, 4, 8, 8))
@@ -234,14 +275,14 @@ def test_sizes_in_the_code_are_found() -> None:
     for kind, refused in (("view", True), ("flatten", False)):
         model = case.lively(Numbers(kind))
         if refused:
-            with pytest.raises(InputError, match="got none .conv: view holds the size 6 in its code;"):
+            with pytest.raises(InputError, match=r"got none \(conv: view holds the size 6 in its code;"):
                 case.halved(model, x[:1])
         else:
             _, plan = case.halved(model, x[:1])
             both(model, plan, x)
 
 
-class Counting(nn.Module):
+class KnowsItsSize(nn.Module):
     """What it computes depends on the number of channels of one layer, in a way that only values show."""
 
     def __init__(self, way: str) -> None:
@@ -267,7 +308,7 @@ class Counting(nn.Module):
 )
 def test_advice_works(way: str, wrong: str) -> None:
     """The layers that are named are those to protect, and that is enough."""
-    model, x = case.lively(Counting(way)), case.images()
+    model, x = case.lively(KnowsItsSize(way)), case.images()
     _, plan = case.halved(model, x[:1])
     with pytest.raises(InputError, match=wrong):
         prune(model, plan, x[:1])

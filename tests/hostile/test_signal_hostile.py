@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from slimbit.records.errors import InputError
 from slimbit.records.signal import EpochSignal, LayerSignal
 from slimbit.records.signal_file import read_signal, signal_line
-from slimbit.train.tracker import SignalTracker
+from slimbit.training.tracker import SignalTracker
 
 
 def line(epoch: int = 1) -> str:
     layer = LayerSignal(
-        layer="conv", epoch=epoch, weights=6, positions=4, filter_signal=(1.0, 2.0), filter_noise=(0.5, 0.5)
+        name="conv", epoch=epoch, nonzero_weights=6, positions=4, filter_signal=(1.0, 2.0), filter_noise=(0.5, 0.5)
     )
     return signal_line(EpochSignal(epoch=epoch, iterations=3, layers=(layer,)))
 
@@ -69,9 +69,9 @@ def test_a_damaged_signal_file_is_named_with_its_line(text: str, message: str, t
 
 
 def test_a_file_that_is_not_there_and_an_unfinished_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="must be readable, got No such file"):
+    with pytest.raises(InputError, match="signal file must exist, got none at"):
         read_signal(tmp_path / "none")
-    with pytest.raises(InputError, match="must be readable"):
+    with pytest.raises(InputError, match=r"signal file must be a file, got .* which is a folder"):
         read_signal(tmp_path)
     path = tmp_path / "signal.jsonl"
     path.write_text(line(1) + line(2)[:-1])

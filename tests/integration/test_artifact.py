@@ -1,8 +1,8 @@
 """What is written comes back: the same network, bit for bit, from the folder alone."""
 
-import json
 import os
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from artifact_case import small_model, with_levels
 from slimbit import zoo
-from slimbit.apply.compress import Compressed, compress
-from slimbit.export import artifact
-from slimbit.export.artifact import Origin, write_artifact
-from slimbit.export.load import load
-from slimbit.export.manifest import FILES, Accuracy, Manifest, NetworkReference, Normalization, read_manifest
-from slimbit.export.weights import LayerLevels, with_levels
-from slimbit.measure.cost import cost
+from slimbit.apply.compress import compress
+from slimbit.artifacts.manifest import FILES, Manifest, read_manifest
+from slimbit.compress.load import load
+from slimbit.compress.model import CompressedModel
+from slimbit.numerics.levels import LayerLevels
+from slimbit.records.config import PAPER, Grid
 from slimbit.records.errors import InputError
 from slimbit.records.network import NetworkSpec
-from slimbit.records.plan import CompressionPlan, LayerPlan, PlanGrid
+from slimbit.records.plan import CompressionPlan, LayerPlan
+from slimbit.records.setting import Sigma
 from slimbit.survey.module import survey_network
 
 
@@ -36,7 +38,7 @@ def shaken(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def compressed(model: nn.Module, example: Tensor, *, grid: PlanGrid = "midrise_zero", per_filter: bool = False) -> Any:
+def compressed(model: nn.Module, example: Tensor, *, grid: Grid = "midrise_zero", per_filter: bool = False) -> Any:
     """The network rounded to about 3 bits, its first layer without its filters 1 and 2; and its survey."""
     spec = survey_network(model, example).spec
     layers = []
@@ -46,43 +48,36 @@ def compressed(model: nn.Module, example: Tensor, *, grid: PlanGrid = "midrise_z
         kept = tuple(i for i in range(layer.filters) if i not in (1, 2)) if number == 0 else None
         layers.append(LayerPlan(name=layer.name, steps=steps, grid=grid, kept=kept))
     plan = CompressionPlan(
-        network="net", policy="sigma", layers=tuple(layers), compensation=False, statistics="stored", setting="k = 0.8"
+        network="net",
+        policy="sigma",
+        layers=tuple(layers),
+        setting=Sigma(0.8),
+        config=PAPER.model_copy(update={"grid": grid, "statistics": "stored"}),
     )
     return compress(model, plan, spec), spec
 
 
-def levels_of(result: Compressed) -> dict[str, LayerLevels]:
-    grids = {layer.name: layer.grid for layer in result.plan.layers}
-    return {name: LayerLevels(levels, result.scales[name], grids[name]) for name, levels in result.levels.items()}
-
-
-def origin(source: str, shape: tuple[int, ...], plan: CompressionPlan, **more: Any) -> Origin:
-    convolution = nn.Conv2d(1, 1, 1)
-    nn.init.ones_(convolution.weight)
-    totals = cost(convolution, torch.zeros(1, 1, 2, 2), bits=2).to_json().encode()
-    return Origin(
-        network=NetworkReference(source=source, input_shape=shape),
-        plan=json.dumps(plan.to_dict()).encode(),
-        cost=totals,
-        accuracy=Accuracy(value=91.25, low=90.0, high=92.5, uncompressed=92, measured_on="cifar10, 2000 images"),
-        normalization=Normalization(mean=(0.5,), std=(0.25,)),
-        provenance={"seed": 0, "versions": {"slimbit": "0.1.0"}},
-        **more,
-    )
-
-
-def written(folder: Path, source: str = "resnet8@0.5", **how: Any) -> tuple[Compressed, NetworkSpec, Manifest]:
+def written(folder: Path, source: str = "resnet8@0.5", **how: Any) -> tuple[CompressedModel, NetworkSpec, Manifest]:
     example = torch.zeros(1, *zoo.default_input(source))
     result, spec = compressed(shaken(zoo.network(source)), example, **how)
-    about = origin(source, tuple(example.shape[1:]), result.plan)
-    return result, spec, write_artifact(folder, result.model, levels_of(result), spec=spec, origin=about)
+    small = small_model(
+        result.model, spec, result.layers, source=source, shape=tuple(example.shape[1:]), plan=result.plan
+    )
+    assert small.save(folder) == folder
+    return small, spec, read_manifest(folder)
 
 
 @pytest.mark.parametrize("grid", ["midrise", "midrise_zero", "midtread"])
 @pytest.mark.parametrize("per_filter", [False, True])
-def test_outputs_are_equal_bit_for_bit(tmp_path: Path, grid: PlanGrid, per_filter: bool) -> None:
+def test_outputs_are_equal_bit_for_bit(tmp_path: Path, grid: Grid, per_filter: bool) -> None:
     result, *_ = written(tmp_path / "net", grid=grid, per_filter=per_filter)
-    network = load(tmp_path / "net")
+    found = load(tmp_path / "net")
+    network = found.model
+    assert (found.plan, found.spec.layers[0].name) == (result.plan, "conv1")
+    assert found.accuracy == result.accuracy
+    for name, layer in result.layers.items():
+        assert torch.equal(found.layers[name].levels, layer.levels), name
+        assert torch.equal(found.layers[name].steps, layer.steps), name
     assert type(network) is type(result.model)
     assert not network.training
     for key, value in result.model.state_dict().items():
@@ -95,7 +90,7 @@ def test_outputs_are_equal_bit_for_bit(tmp_path: Path, grid: PlanGrid, per_filte
 @pytest.mark.parametrize("source", ["vgg7@0.05", "mobilenet_v2@0.25", "resnet18@0.1"])
 def test_every_family_comes_back_from_its_name(tmp_path: Path, source: str) -> None:
     result, *_ = written(tmp_path / "net", source)
-    network = load(tmp_path / "net")
+    network = load(tmp_path / "net").model
     assert all(torch.equal(network.state_dict()[key], value) for key, value in result.model.state_dict().items())
 
 
@@ -116,8 +111,8 @@ def test_levels_take_less_than_the_widths_and_scales(tmp_path: Path) -> None:
     """ESN'_d counts every weight at the width of its filter; with the scales that is the yardstick."""
     result, spec, manifest = written(tmp_path / "net", "resnet20-A")
     widths = sum(
-        float(torch.log2(2 * q.flatten(1).abs().amax(1) + 1).ceil().sum()) * q[0].numel()
-        for q in result.levels.values()
+        float(torch.log2(2 * layer.levels.flatten(1).abs().amax(1) + 1).ceil().sum()) * layer.levels[0].numel()
+        for layer in result.layers.values()
     )
     scales = 4 * len(spec.layers)
     assert manifest.files["levels.bin"].bytes <= 1.05 * (widths / 8 + scales)
@@ -163,10 +158,10 @@ def test_any_module_comes_back_into_a_given_one(tmp_path: Path, kind: torch.dtyp
     levels = odd_levels(model, spec)
     small = with_levels(model, spec, levels, state={"up.bias": torch.ones(6)})
     plan = CompressionPlan(network="odd", policy="mine", layers=())
-    write_artifact(tmp_path / "net", small, levels, spec=spec, origin=origin("Odd", (4, 5, 5), plan))
+    small_model(small, spec, levels, source="Odd", shape=(4, 5, 5), plan=plan).save(tmp_path / "net")
     given = Odd().train()
     before = {key: value.clone() for key, value in given.state_dict().items()}
-    network = load(tmp_path / "net", model=given)
+    network = load(tmp_path / "net", model=given).model
     assert given.training
     assert all(torch.equal(value, before[key]) for key, value in given.state_dict().items())
     assert not network.training
@@ -193,13 +188,11 @@ def test_a_callable_runs_only_where_code_is_allowed(tmp_path: Path, monkeypatch:
     model = nn.Sequential(nn.Linear(3, 2))
     spec = survey_network(model, torch.zeros(1, 3)).spec
     levels = {"0": LayerLevels(torch.full((2, 3), 1.5), torch.tensor(0.5), "midrise")}
-    small = with_levels(model, spec, levels, state={})
-    plan = CompressionPlan(network="own", policy="mine", layers=())
-    about = origin("own_networks:small", (3,), plan)
-    write_artifact(tmp_path / "net", small, levels, spec=spec, origin=about)
+    small = with_levels(model, spec, levels)
+    small_model(small, spec, levels, source="own_networks:small", shape=(3,)).save(tmp_path / "net")
     with pytest.raises(InputError, match=r"model must be given .* or allow_code=True where it is trusted"):
         load(tmp_path / "net")
-    network = load(tmp_path / "net", allow_code=True)
+    network = load(tmp_path / "net", allow_code=True).model
     assert torch.equal(network[0].weight, torch.full((2, 3), 0.75))
     import own_networks
 
@@ -216,11 +209,10 @@ def test_loading_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None
 
 
 def test_the_same_again_is_fine_and_equal_to_the_byte(tmp_path: Path) -> None:
-    result, spec, _ = written(tmp_path / "one")
-    about = origin("resnet8@0.5", (3, 32, 32), result.plan)
+    result, *_ = written(tmp_path / "one")
     times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "one").iterdir()}
     for folder in ("one", "two"):
-        write_artifact(tmp_path / folder, result.model, levels_of(result), spec=spec, origin=about)
+        result.save(tmp_path / folder)
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "one").iterdir()} == times
     for name in times:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -257,30 +249,30 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"where it can be written, got .*net: No space left on device"):
         written(tmp_path / "net")
     assert not list(tmp_path.iterdir())
 
 
-def with_other_weights(result: Compressed, levels: dict[str, LayerLevels]) -> None:
+def with_other_weights(result: Any, levels: dict[str, LayerLevels]) -> None:
     result.model.conv1.weight.data[0, 0, 0, 0] += 1
 
 
-def with_bad_steps(result: Compressed, levels: dict[str, LayerLevels]) -> None:
+def with_bad_steps(result: Any, levels: dict[str, LayerLevels]) -> None:
     levels["conv1"] = LayerLevels(levels["conv1"].levels, torch.tensor(0.0), "midtread")
 
 
-def with_thirds(result: Compressed, levels: dict[str, LayerLevels]) -> None:
+def with_thirds(result: Any, levels: dict[str, LayerLevels]) -> None:
     levels["conv1"] = LayerLevels(levels["conv1"].levels / 3, levels["conv1"].steps * 3, "midtread")
     result.model.conv1.weight.data = levels["conv1"].weights()
 
 
-def with_another_grid(result: Compressed, levels: dict[str, LayerLevels]) -> None:
+def with_another_grid(result: Any, levels: dict[str, LayerLevels]) -> None:
     levels["conv1"] = LayerLevels(levels["conv1"].levels, levels["conv1"].steps, "midrise_zero")
 
 
-def with_an_unknown_layer(result: Compressed, levels: dict[str, LayerLevels]) -> None:
+def with_an_unknown_layer(result: Any, levels: dict[str, LayerLevels]) -> None:
     levels["conv_1"] = levels.pop("conv1")
 
 
@@ -297,9 +289,9 @@ def with_an_unknown_layer(result: Compressed, levels: dict[str, LayerLevels]) ->
 def test_what_is_not_the_networks_is_refused(tmp_path: Path, fault: Callable[..., None], message: str) -> None:
     model = shaken(zoo.network("resnet8@0.5"))
     result, spec = compressed(model, torch.zeros(1, 3, 32, 32), grid="midtread")
-    levels = levels_of(result)
+    levels = dict(result.layers)
     fault(result, levels)
-    about = origin("resnet8@0.5", (3, 32, 32), result.plan)
+    small = small_model(result.model, spec, levels, source="resnet8@0.5", shape=(3, 32, 32), plan=result.plan)
     with pytest.raises(InputError, match=message):
-        write_artifact(tmp_path / "net", result.model, levels, spec=spec, origin=about)
+        small.save(tmp_path / "net")
     assert not list(tmp_path.iterdir())

@@ -2,25 +2,30 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import slimbit
 from slimbit.apply.calibration import calibrate
+from slimbit.apply.compensation import compensation_factors
 from slimbit.apply.compress import compress
 from slimbit.apply.layers import weights_of
-from slimbit.apply.repair import remaining_shares
+from slimbit.artifacts.packed import pack_model, unpack_model
 from slimbit.measure.sensitivity import measure_sensitivity
 from slimbit.numerics.energy import level_bits
 from slimbit.numerics.grid import to_levels
 from slimbit.numerics.moments import channel_moments, paired_statistics
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_deviation, step_by_price, step_by_range
-from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
+from slimbit.records.codec import from_plain, plain
+from slimbit.records.config import QuantConfig
+from slimbit.records.plan import CompressionPlan, LayerPlan
 from slimbit.survey.module import survey_network
 
-PLAIN = Recipe(compensation=False, statistics="stored")
+PLAIN = QuantConfig(compensation=False, statistics="stored")
 
 
 def generator(seed=0):
@@ -58,71 +63,72 @@ def known():
     net, x = small_net(), images()
     spec = survey_network(net, x[:1]).spec
     sensitivity = measure_sensitivity(net, spec, x, generator=generator(2))
-    return net, x, spec, Evidence(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
+    return net, x, spec, PlanInputs(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
 
 
-def esn(levels, spec):
+def esn(layers, spec):
+    levels = {name: layer.levels for name, layer in layers.items()}
     analog = sum(layer.positions * float(levels[layer.name].square().sum()) for layer in spec.layers)
     digital = sum(layer.positions * int(level_bits(levels[layer.name]).sum()) for layer in spec.layers)
     return analog, digital
 
 
 def test_the_users_network_is_untouched_and_the_new_one_holds_step_times_levels(known):
-    net, x, spec, evidence = known
+    net, x, spec, inputs = known
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    result = compress(net, step_by_price(evidence, 2e-9, metric="esn_analog"), spec, x)
+    result = compress(net, step_by_price(inputs, 2e-9, "esn_analog"), spec, x)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert not any(module._forward_pre_hooks for module in (*net.modules(), *result.model.modules()))
     for layer in spec.layers:
         weight = result.model.get_parameter(layer.weight_key)
-        torch.testing.assert_close(weight.detach(), result.levels[layer.name] * result.scales[layer.name])
+        torch.testing.assert_close(weight.detach(), result.layers[layer.name].weights())
 
 
 def test_max_abs_clips_the_extreme_weight(known):
-    net, _, spec, evidence = known
-    result = compress(net, step_by_range(evidence, 3, layout=Layout(grid="midrise"), recipe=PLAIN), spec)
+    net, _, spec, inputs = known
+    result = compress(net, step_by_range(inputs, 3, PLAIN), spec)
     for layer in spec.layers:
         # max|W| / 4 is the step, so the extreme weight is 4 steps: floor + 0.5 = 4.5 if positive, clipped to 3.5
-        assert result.levels[layer.name].abs().max() == 3.5
+        assert result.layers[layer.name].levels.abs().max() == 3.5
 
 
-def test_sigma_steps_are_multiples_of_the_deviation_of_each_filter(known):
-    _, _, spec, evidence = known
-    plan = step_by_deviation(evidence, 0.5, layout=Layout(granularity="filter"))
-    weight = evidence.weights[spec.layers[0].name]
-    assert plan.layers[0].steps == pytest.approx([0.5 * float(row.std(correction=0)) for row in weight])
+def test_sigma_steps_are_multiples_of_the_root_mean_square_of_each_filter(known):
+    _, _, spec, inputs = known
+    plan = step_by_deviation(inputs, 0.5, QuantConfig(grid="midrise_zero", granularity="filter"))
+    weight = inputs.weights[spec.layers[0].name]
+    assert plan.layers[0].steps == pytest.approx([0.5 * float(row.square().mean().sqrt()) for row in weight])
 
 
 @pytest.mark.parametrize("metric", ["esn_analog", "esn_digital"])
 @pytest.mark.parametrize("grid", ["midrise", "midrise_zero", "midtread"])
 @pytest.mark.parametrize("rounding", ["nearest", "rate_aware"])
 def test_cost_falls_when_the_price_grows(known, metric, grid, rounding):
-    net, _, spec, evidence = known
-    recipe = dataclasses.replace(PLAIN, rounding=rounding)
+    net, _, spec, inputs = known
+    config = PLAIN.model_copy(update={"rounding": rounding, "grid": grid})
     costs = []
     for price in (1e-10, 1e-8, 1e-6, 1e-4):
-        plan = step_by_price(evidence, price, metric=metric, layout=Layout(grid=grid), recipe=recipe)
-        costs.append(esn(compress(net, plan, spec).levels, spec)[metric == "esn_digital"])
+        plan = step_by_price(inputs, price, metric, config)
+        costs.append(esn(compress(net, plan, spec).layers, spec)[metric == "esn_digital"])
     assert costs == sorted(costs, reverse=True)
     assert costs[0] > 1.5 * costs[-1]
 
 
 def test_filterwise_cost_falls_to_nothing_and_pruned_filters_are_explicit(known):
-    _, _, _, evidence = known
+    _, _, _, inputs = known
     widths = []
     for price in (1e-11, 1e-8, 1e-6, 1e3):
-        plan = step_by_price(evidence, price, metric="esn_filterwise", layout=Layout(grid="midrise"))
+        plan = step_by_price(inputs, price, "esn_filterwise", QuantConfig(grid="midrise"))
         widths.append(sum(len(x.kept) if x.kept is not None else len(x.steps) for x in plan.layers))
     assert widths == sorted(widths, reverse=True)
     assert all(x.kept == () for x in plan.layers)
 
 
 def test_filterwise_levels_stay_within_their_widths_under_compensation(known):
-    net, x, spec, evidence = known
-    plan = step_by_price(evidence, 1e-8, metric="esn_filterwise", layout=Layout(grid="midrise"))
+    net, x, spec, inputs = known
+    plan = step_by_price(inputs, 1e-8, "esn_filterwise", QuantConfig(grid="midrise"))
     result = compress(net, plan, spec, x)
     for layer in plan.layers:
-        levels = result.levels[layer.name].flatten(1).abs().amax(1)
+        levels = result.layers[layer.name].levels.flatten(1).abs().amax(1)
         assert bool((levels <= torch.tensor(layer.limits)).all())
         cut = set(range(len(levels))) - set(range(len(levels)) if layer.kept is None else layer.kept)
         assert {f for f in range(len(levels)) if levels[f] == 0} == cut
@@ -130,41 +136,43 @@ def test_filterwise_levels_stay_within_their_widths_under_compensation(known):
 
 def test_filterwise_refuses_an_uncounted_zero(known):
     with pytest.raises(ValueError, match=r"grid must be midrise or midtread for esn_filterwise"):
-        step_by_price(known[3], 1.0, metric="esn_filterwise")
+        step_by_price(known[3], 1.0, "esn_filterwise", QuantConfig(grid="midrise_zero"))
 
 
 @pytest.mark.parametrize("target", ["weights", "outputs"])
 def test_compensation_lowers_the_error_of_the_outputs(known, target):
-    net, x, spec, evidence = known
-    with_it = step_by_price(evidence, 2e-9, metric="esn_analog", recipe=Recipe(target=target))
-    without = dataclasses.replace(with_it, compensation=False, target="weights", statistics="paired")
+    net, x, spec, inputs = known
+    with_it = step_by_price(inputs, 2e-9, "esn_analog", QuantConfig(target=target))
+    without = dataclasses.replace(
+        with_it,
+        config=with_it.config.model_copy(update={"compensation": False, "target": "weights", "statistics": "paired"}),
+    )
     with torch.no_grad():
         expected = net(x)
     error = {
-        plan.compensation: float((compress(net, plan, spec, x).model(x).detach() - expected).square().mean())
+        plan.config.compensation: float((compress(net, plan, spec, x).model(x).detach() - expected).square().mean())
         for plan in (with_it, without)
     }
     assert error[True] < 0.95 * error[False]
 
 
-def test_one_flight_equals_layer_after_layer_with_several_batches(known):
-    """The in-flight pass against the slow way: a pass for every event, batch by batch, all positions."""
-    net, x, spec, evidence = known
+def test_several_batches_give_the_result_of_one(known):
+    net, x, spec, inputs = known
     double = copy.deepcopy(net).double()
-    plan = step_by_price(evidence, 2e-9, metric="esn_analog", recipe=Recipe(target="outputs"))
-    fast = compress(double, plan, spec, calibrate(double, spec, x.double(), samples=0))
-    slow = compress(double, plan, spec, calibrate(double, spec, x.double().split(7), samples=0, join=False))
-    assert all(torch.equal(fast.levels[name], slow.levels[name]) for name in fast.levels)
-    for key, value in fast.model.state_dict().items():
-        torch.testing.assert_close(value, slow.model.state_dict()[key])
+    plan = step_by_price(inputs, 2e-9, "esn_analog", QuantConfig(target="outputs"))
+    one = compress(double, plan, spec, calibrate(double, spec, x.double(), samples=0))
+    several = compress(double, plan, spec, calibrate(double, spec, x.double().split(7), samples=0, batch_size=7))
+    assert all(torch.equal(one.layers[name].levels, several.layers[name].levels) for name in one.layers)
+    for key, value in one.model.state_dict().items():
+        torch.testing.assert_close(value, several.model.state_dict()[key])
 
 
 @pytest.mark.parametrize("statistics", ["absolute", "paired", "paired_layerwise"])
 def test_statistics_equal_a_recomputation_layer_by_layer(known, statistics):
     """Walk through the sequential net by hand, correcting each BatchNorm and bias before going on."""
-    net, x, spec, evidence = known
-    recipe = Recipe(compensation=False, statistics=statistics)
-    result = compress(net, step_by_deviation(evidence, 1.5, recipe=recipe), spec, x)
+    net, x, spec, inputs = known
+    config = QuantConfig(compensation=False, statistics=statistics)
+    result = compress(net, step_by_deviation(inputs, 1.5, config.model_copy(update={"grid": "midrise_zero"})), spec, x)
     a = b = x
     with torch.no_grad():
         for before, after in zip(net, result.model, strict=True):
@@ -187,16 +195,16 @@ def test_statistics_equal_a_recomputation_layer_by_layer(known, statistics):
 
 
 def test_stored_statistics_stay(known):
-    net, x, spec, evidence = known
-    result = compress(net, step_by_range(evidence, 2, recipe=Recipe(statistics="stored")), spec, x)
+    net, x, spec, inputs = known
+    result = compress(net, step_by_range(inputs, 2, QuantConfig(grid="midrise_zero", statistics="stored")), spec, x)
     for key, value in net.state_dict().items():
         if "running" in key or "bias" in key:
             assert torch.equal(result.model.state_dict()[key], value)
 
 
 def test_results_are_reproducible_bit_for_bit(known):
-    net, x, spec, evidence = known
-    plan = step_by_price(evidence, 2e-9, metric="esn_digital", recipe=Recipe(target="outputs", refit=True))
+    net, x, spec, inputs = known
+    plan = step_by_price(inputs, 2e-9, "esn_digital", QuantConfig(target="outputs", refit=True))
     first, second = (compress(net, plan, spec, calibrate(net, spec, x, samples=50, seed=3)) for _ in range(2))
     assert first.digest() == second.digest()
     other = compress(net, plan, spec, calibrate(net, spec, x, samples=50, seed=4))
@@ -204,10 +212,11 @@ def test_results_are_reproducible_bit_for_bit(known):
 
 
 def test_levels_are_fixed_points_of_the_grid(known):
-    net, x, spec, evidence = known
+    net, x, spec, inputs = known
     for grid in ("midrise", "midrise_zero", "midtread"):
-        plan = step_by_price(evidence, 2e-9, metric="esn_analog", layout=Layout(grid=grid))
-        for levels in compress(net, plan, spec, x).levels.values():
+        plan = step_by_price(inputs, 2e-9, "esn_analog", QuantConfig(grid=grid))
+        for layer in compress(net, plan, spec, x).layers.values():
+            levels = layer.levels
             # a hundredth of a step inside the cell, so that the border of a cell does not decide
             nudged = levels + 0.01 * (levels != 0)
             assert torch.equal(to_levels(nudged, torch.tensor(1.0), grid=grid), levels)
@@ -240,11 +249,11 @@ def test_every_kind_of_weight_ends_on_its_grid():
     tokens = torch.randint(11, (16, 5), generator=generator())
     spec = survey_network(net, tokens[:1]).spec
     sensitivity = measure_sensitivity(net, spec, tokens, generator=generator())
-    evidence = Evidence(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
-    plan = step_by_price(evidence, 1e-7, metric="esn_digital")
+    inputs = PlanInputs(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
+    plan = step_by_price(inputs, 1e-7, "esn_digital")
     for batches in (tokens, tokens.split(5)):
-        result = compress(net, plan, spec, calibrate(net, spec, batches, join=False))
-        assert set(result.levels) == {layer.name for layer in spec.layers if not layer.shared_with}
+        result = compress(net, plan, spec, calibrate(net, spec, batches, batch_size=5))
+        assert set(result.layers) == {layer.name for layer in spec.layers if not layer.shared_with}
         assert result.model.head.weight is result.model.embed.weight
         for layer in plan.layers:
             spec_layer = spec.layer(layer.name)
@@ -263,31 +272,31 @@ def test_every_kind_of_weight_ends_on_its_grid():
 
 
 def test_plan_round_trips_and_its_digest_follows_its_content(known):
-    plan = step_by_price(known[3], 1e-9, metric="esn_filterwise", layout=Layout(grid="midtread"))
-    again = CompressionPlan.from_dict(plan.to_dict())
+    plan = step_by_price(known[3], 1e-9, "esn_filterwise", QuantConfig(grid="midtread"))
+    again = from_plain(CompressionPlan, plain(plan), where="plan")
     assert again == plan
     assert again.digest() == plan.digest()
-    assert dataclasses.replace(plan, refit=True).digest() != plan.digest()
+    assert dataclasses.replace(plan, config=plan.config.model_copy(update={"refit": True})).digest() != plan.digest()
 
 
-def test_remaining_shares_make_closed_forms_spend_less_where_repair_is_easy(known):
-    net, x, spec, evidence = known
-    shares = remaining_shares(net, spec, calibrate(net, spec, x))
+def test_compensation_factors_make_closed_forms_spend_less_where_repair_is_easy(known):
+    net, x, spec, inputs = known
+    shares = compensation_factors(net, spec, calibrate(net, spec, x))
     assert set(shares) == {layer.name for layer in spec.layers}
     assert all(0 < share <= 1.02 for share in shares.values())  # 1 % damping can lift it just above 1
-    told = dataclasses.replace(evidence, remaining=shares)
-    plain, repaired = (step_by_price(e, 1e-9, metric="esn_digital") for e in (evidence, told))
+    told = dataclasses.replace(inputs, compensation_factors=shares)
+    plain, repaired = (step_by_price(e, 1e-9, "esn_digital") for e in (inputs, told))
     for layer, before, after in zip(spec.layers, plain.layers, repaired.layers, strict=True):
         # step^2 = 12 price c / (s share ln 2)
         assert after.steps[0] == pytest.approx(before.steps[0] / shares[layer.name] ** 0.5)
 
 
 def test_skipped_layers_stay_float(known):
-    net, x, spec, evidence = known
+    net, x, spec, inputs = known
     first = spec.layers[0]
-    plan = step_by_range(evidence, 2, layout=Layout(skip=(first.name,)))
+    plan = step_by_range(inputs, 2, QuantConfig(grid="midrise_zero", skip=(first.name,)))
     result = compress(net, plan, spec, x)
-    assert first.name not in result.levels
+    assert first.name not in result.layers
     assert torch.equal(result.model.get_parameter(first.weight_key), net.get_parameter(first.weight_key))
 
 
@@ -320,7 +329,53 @@ def test_a_plan_for_a_filter_count_that_does_not_fit_is_refused(known):
         network="n",
         policy="own",
         layers=(LayerPlan(name=spec.layers[0].name, steps=(1.0, 2.0)),),
-        **dataclasses.asdict(PLAIN),
+        config=PLAIN,
     )
     with pytest.raises(ValueError, match=r"steps of layer '.*' must be 1 or 8 numbers, got 2"):
         compress(net, bad, spec)
+
+
+class TiedLater(nn.Module):
+    """Two layers share a weight that was registered with the one that runs last, or first."""
+
+    def __init__(self, *, first: str) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.b.weight, self.first = self.a.weight, first
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = (self.a, self.b) if self.first == "a" else (self.b, self.a)
+        for layer in order:
+            x = torch.relu(layer(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_tied_weights_are_followed_in_whatever_order_they_are_used(first: str, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(2)
+        net, x = TiedLater(first=first).eval(), torch.randn(64, 6)
+    second = {"a": "b", "b": "a"}[first]
+    spec = survey_network(net, x[:1]).spec
+    assert [(layer.name, layer.shared_with) for layer in spec.layers] == [(first, ""), (second, first), ("head", "")]
+    # the tied weight once, a bias for each of the two layers, the head
+    assert (
+        slimbit.cost(net, x[:1]).total.parameters == 36 + 2 * 6 + (18 + 3) == sum(p.numel() for p in net.parameters())
+    )
+
+    def agreement(network: nn.Module) -> float:
+        with torch.no_grad():
+            return 100.0 * float((network(x).argmax(1) == net(x).argmax(1)).double().mean())
+
+    frontier = slimbit.trace_frontier(net, x[:1], x, agreement, out=tmp_path / "run", points=2)
+    assert {point.state for point in frontier.points} == {"done"}
+    sensitivity = measure_sensitivity(net, spec, [x], generator=torch.Generator().manual_seed(0))
+    inputs = PlanInputs(spec=spec, weights=weights_of(net, spec), sensitivity=sensitivity)
+    result = compress(net, step_by_range(inputs, 3), spec, x)
+    assert result.model.a.weight is result.model.b.weight
+    assert set(result.layers) == {first, "head"}
+    again, layers = unpack_model(pack_model(result.model, result.layers, spec), net)
+    assert set(layers) == set(result.layers)
+    assert again.a.weight is again.b.weight
+    with torch.no_grad():
+        assert torch.equal(again(x), result.model(x))

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 import slimbit
 from slimbit.cli import app, main
 from slimbit.records.errors import InputError
+from slimbit.records.terminal import quantity
 
 
 def _json(*arguments):
@@ -39,7 +41,7 @@ def test_an_exported_program_counts_as_its_module(tmp_path):
     model = slimbit.network("resnet8").eval()
     program = torch.export.export(model, (torch.zeros(1, 3, 32, 32),))
     torch.export.save(program, tmp_path / "net.pt2")
-    exported = _json(tmp_path / "net.pt2", "--bits", 4)["total"]
+    exported = _json(tmp_path / "net.pt2", "--bits", 4, "--allow-code")["total"]
     module = slimbit.cost(model, torch.zeros(1, 3, 32, 32), bits=4).total
     for metric in ("macs", "esn_analog", "esn_digital", "esn_filterwise", "parameters"):
         assert exported[metric] == module[metric]
@@ -207,3 +209,64 @@ def test_a_full_disk_behind_the_output_is_one_sentence(monkeypatch, capsys):
             main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: the output must be usable, got No space left on device\n"
+
+
+def test_versus_shows_hardware_of_every_network_and_says_when_images_differ():
+    options = ["--hardware", "loom", "--hardware", "ideal_digital", "--bits", 2]
+    data = _json("resnet8", "--versus", "resnet18", "--versus", "resnet14", *options)
+    for entry in data["versus"]:
+        for model in ("loom", "ideal_digital"):
+            ratio = entry["hardware"][model]["total"] / data["hardware"][model]["total"]
+            assert entry["ratios"][model] == pytest.approx(ratio)
+    assert data["inputs"] == [[1, 3, 32, 32]]
+    assert data["versus"][0]["inputs"] == [[1, 3, 224, 224]]
+    said = "The ratios compare images of different sizes: resnet8 was counted on 3x32x32, resnet18 on 3x224x224."
+    assert [entry["notes"] for entry in data["versus"]] == [[said], []]
+    arguments = ["cost", "resnet8", "--versus", "resnet18", *map(str, options), "--no-layers"]
+    shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"}).stdout
+    row = next(line.split() for line in shown.splitlines() if line.startswith("ideal_digital"))
+    assert row[1:3] == [
+        quantity(network["hardware"]["ideal_digital"]["total"]) for network in (data, data["versus"][0])
+    ]
+    assert said in shown.replace("\n", " ").replace("  ", " ")
+
+
+@pytest.fixture
+def two_inputs(tmp_path):
+    nodes = [
+        helper.make_node("Concat", ["a", "b"], ["m"], axis=2),
+        helper.make_node("Conv", ["m", "w"], ["y"], name="conv"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 3, s, 5]) for n, s in (("a", "h"), ("b", "k"))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(torch.ones(2, 3, 1, 1).numpy(), "w")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "two.onnx")
+    return tmp_path / "two.onnx"
+
+
+def test_inputs_by_name_and_the_batch(two_inputs):
+    sizes = ["--input", "a=4x3x4x5", "--input", "b=4x3x2x5"]
+    assert _json(two_inputs, *sizes)["total"]["macs"] == 6 * 5 * 6
+    assert _json(two_inputs, *sizes, "--batch", 1)["total"]["macs"] == 4 * 6 * 5 * 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["resnet8", "--input", "x=1x3x32x32"], "--input NAME=SIZES must be given for an ONNX file, got resnet8"),
+        (["resnet8", "--batch", "2"], "--batch must be given for an ONNX or .pt2 file, got resnet8"),
+        (["two.onnx", "--input", "3x4x5", "--input", "b=1x3x2x5"], "--input must be given once, or for every input as"),
+        (["two.onnx", "--input", "c=1x3x2x5"], "input must be one of a, b, got 'c'"),
+        (["net.safetensors", "--batch", "2"], "--batch must not be given for .safetensors files"),
+        (["net.safetensors", "--input", "x=3x2"], "--input must not be given for .safetensors files, which"),
+    ],
+)  # fmt: skip
+def test_inputs_that_do_not_fit_are_refused(two_inputs, monkeypatch, arguments, said):
+    save_file({"a.weight": torch.ones(2, 2)}, two_inputs.parent / "net.safetensors")
+    monkeypatch.chdir(two_inputs.parent)
+    with pytest.raises(InputError, match=re.escape(said)):
+        CliRunner().invoke(app, ["cost", *arguments], catch_exceptions=False)

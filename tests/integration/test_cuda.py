@@ -12,12 +12,13 @@ import slimbit
 from slimbit.apply.layers import weights_of
 from slimbit.apply.reestimate import reestimate
 from slimbit.cli import app
-from slimbit.plan.keep import Keeping, keep_by_norm
+from slimbit.plan.keep import keep_by_norm
+from slimbit.records.config import PruneConfig
 from slimbit.records.training import TrainConfig
 from slimbit.survey.module import survey_network
 from slimbit.survey.ties import tied_filters
-from slimbit.train.objectives import distillation
-from slimbit.train.run import train_network
+from slimbit.training.objectives import distillation
+from slimbit.training.run import train_network
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
@@ -58,7 +59,7 @@ def test_pruning_stays_on_the_device() -> None:
     network = slimbit.network("resnet8").eval().to(GPU)
     images = torch.randn(8, 3, 32, 32, device=GPU)
     ties = tied_filters(network, images)
-    plan = keep_by_norm(ties, weights_of(network, survey_network(network, images).spec), Keeping(ratio=0.5))
+    plan = keep_by_norm(ties, weights_of(network, survey_network(network, images).spec), PruneConfig(keep=0.5))
     small = reestimate(slimbit.prune(network, plan, images), [images], original=network, plan=plan)
     assert {value.device.type for value in small.state_dict().values()} == {"cuda"}
     assert small(images).shape == (8, 10)
@@ -93,7 +94,7 @@ def test_commands_on_a_device(tmp_path: Path) -> None:
     ]
     done = CliRunner().invoke(app, [*sweep, "--device", "cuda", "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
-    points = slimbit.open_run(tmp_path / "run").points()
+    points = slimbit.open_run(tmp_path / "run").points
     assert {point.state for point in points} == {"done"}
     assert {point.provenance["hardware"]["device"] for point in points} == {torch.cuda.get_device_name()}
     prune = ["prune", "digits_resnet", "--data", "digits", "--by", "fisher", "--device", "cuda"]

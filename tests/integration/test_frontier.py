@@ -12,15 +12,17 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import frontier_case as case
-from slimbit.frontier.levels import unpack_levels
+from slimbit.frontier.frontier import Frontier, open_run
 from slimbit.frontier.progress import Progress
-from slimbit.frontier.store import open_run
+from slimbit.frontier.trace import trace_frontier
 from slimbit.measure.sensitivity import categorical
-from slimbit.plan.evidence import Layout
+from slimbit.records.codec import from_json
+from slimbit.records.config import PAPER, QuantConfig, RunConfig
 from slimbit.records.errors import InputError
-from slimbit.records.plan import CompressionPlan, Recipe
-from slimbit.records.point import Frontier
+from slimbit.records.plan import CompressionPlan
+from slimbit.records.setting import Bits
 
 
 @pytest.fixture(scope="module")
@@ -54,28 +56,26 @@ def test_sweep_is_even_in_log_cost_from_nearly_float_to_collapse(run: tuple[Path
 
 def test_baselines_are_the_papers(run: tuple[Path, Frontier]) -> None:
     opened = open_run(run[0])
-    for point in (p for p in opened.points() if p.baseline):
-        plan = CompressionPlan.from_dict(json.loads(opened.read_object(point.objects["plan"], "json")))
-        assert (plan.policy, plan.compensation, plan.statistics) == ("max_abs", False, "absolute")
+    for point in (p for p in opened.points if p.baseline):
+        plan = from_json(CompressionPlan, opened.read_object(point.objects["plan"], "json"), where="plan")
+        assert (plan.policy, plan.config) == ("max_abs", PAPER)
         assert {layer.grid for layer in plan.layers} == {"midrise"}
-        assert point.setting == f"{point.key[-1]} bits"
+        assert point.setting == Bits(float(point.key[-1]))
 
 
 def test_objects_give_the_stored_accuracy_and_cost_back(run: tuple[Path, Frontier]) -> None:
     opened, evaluate = open_run(run[0]), case.Agreement()
-    for point in opened.points():
-        stored = unpack_levels(opened.read_object(point.objects["levels"], "safetensors"))
-        model = case.network()
-        state = model.state_dict()
-        for name, levels in stored.levels.items():
-            q, step = torch.tensor(levels), torch.tensor(stored.steps[name])
-            state[f"{name}.weight"] = q * (step if step.ndim == 0 else step.reshape(-1, *[1] * (q.ndim - 1)))
-        state |= {key: torch.tensor(value) for key, value in stored.state.items()}
-        model.load_state_dict(state)
-        assert evaluate(model) == point.accuracy
+    for point in opened.points:
+        found = opened.load(point, model=case.network())
+        for name, layer in found.layers.items():
+            q, step = layer.levels, layer.steps
+            expected = q * (step if step.ndim == 0 else step.reshape(-1, *[1] * (q.ndim - 1)))
+            assert torch.equal(found.model.get_submodule(name).weight, expected)
+        assert evaluate(found.model) == point.accuracy
         report = json.loads(opened.read_object(point.objects["cost"], "json"))
-        assert report["total"]["esn_digital"] == point.costs["esn_digital"]
-        assert CompressionPlan.from_dict(json.loads(opened.read_object(point.plan, "json"))).digest() == point.plan
+        assert report["total"]["esn_digital"] == point.costs["esn_digital"] == found.cost.total.esn_digital
+        assert dict(point.costs) == {name: found.cost.total[name] for name in point.costs}
+        assert found.plan.digest() == point.plan
 
 
 def test_it_says_what_it_will_do_before_the_first_point(run: tuple[Path, Frontier], told: list[Progress]) -> None:
@@ -97,7 +97,7 @@ def test_the_same_call_repeats_nothing(run: tuple[Path, Frontier]) -> None:
     before = sorted((p, p.stat().st_mtime_ns) for p in run[0].rglob("*.json"))
     again = case.trace(run[0], evaluate=evaluate)
     assert evaluate.calls == 0
-    assert again == run[1]
+    assert again.points == run[1].points
     assert sorted((p, p.stat().st_mtime_ns) for p in run[0].rglob("*.json")) == before
 
 
@@ -143,7 +143,8 @@ def test_regression_is_judged_by_its_outputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"points": 9}, r"points of run .* must be 8 as when it began, got 9"),
+        ({"keep_ratios": (1.0, 0.5)}, r"keep ratios of run .* must be 1.0 as when it began, got 1.0, 0.5"),
+        ({"quant": QuantConfig(skip=("0",))}, r"skip \(settings of quantization\) of run .* must be none .* got 0"),
         ({"metric": "esn_analog"}, "metric of run .* must be esn_digital as when it began, got esn_analog"),
         ({"seed": 4}, "seed of run .* must be 0"),
         ({"baselines": False}, "baselines of run .* must be True"),
@@ -159,7 +160,7 @@ def test_other_settings_are_refused(run: tuple[Path, Frontier], changed: dict, s
 
 def test_evaluate_that_fails_on_some_points(tmp_path: Path) -> None:
     agree = case.Agreement()
-    answers = {2: float("nan"), 4: "many", 5: ValueError("no\nGPU")}
+    answers = {3: float("nan"), 5: "many", 6: ValueError("no\nGPU")}
 
     class Moody:
         calls = 0
@@ -174,12 +175,12 @@ def test_evaluate_that_fails_on_some_points(tmp_path: Path) -> None:
     moody = Moody()
     frontier = case.trace(tmp_path / "run", evaluate=moody, baselines=False)
     failed = {p.number: p for p in frontier.points if p.state == "failed"}
-    assert sorted(failed) == [0, 2, 3]  # the first call was the float network
+    assert sorted(failed) == [0, 2, 3]  # the first two calls were of the float network
     assert "finite number, got nan" in failed[0].error
     assert "must return a number, got str" in failed[2].error
     assert failed[3].error == "ValueError: no GPU"
     assert len(frontier.points) == case.POINTS
-    assert open_run(tmp_path / "run").points() == frontier.points
+    assert open_run(tmp_path / "run").points == frontier.points
 
     calls = moody.calls
     case.trace(tmp_path / "run", evaluate=moody, baselines=False)
@@ -201,13 +202,13 @@ def test_float_accuracy_near_chance_stops_with_a_hint(tmp_path: Path) -> None:
 
 
 def test_evaluate_that_fails_on_the_float_network_stops(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="evaluate must score the float network, got ValueError: evaluate must return"):
+    with pytest.raises(InputError, match=r"^evaluate must return a number, got NoneType"):
         case.trace(tmp_path / "run", evaluate=lambda model: None)
 
 
 @pytest.mark.parametrize("points", [0, 1001, 2.5, True])
 def test_impossible_numbers_of_points(tmp_path: Path, points: object) -> None:
-    with pytest.raises(InputError, match="points must be a whole number from 1 to 1000"):
+    with pytest.raises(InputError, match=r"^points must be "):
         case.trace(tmp_path / "run", points=points)
 
 
@@ -218,12 +219,13 @@ def test_one_point_is_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"layout": Layout(skip=("6",))}, "skip must name layers of the network, got '6'"),
-        ({"layout": Layout(skip=("0", "3", "7"))}, "skip must leave a layer of case to compress"),
-        ({"layout": Layout(grid="midrise_zero"), "metric": "esn_filterwise"}, "grid must be midrise or midtread"),
-        ({"recipe": Recipe(rounding="rate_aware"), "metric": "esn_filterwise"}, "rounding must be nearest"),
-        ({"recipe": {"refit": True}}, "recipe must be a Recipe"),
-        ({"layout": {"grid": "midrise"}}, "layout must be a Layout"),
+        ({"quant": QuantConfig(skip=("6",))}, "skip must name layers of the network, got '6'"),
+        ({"quant": QuantConfig(skip=("0", "3", "7"))}, "skip must leave a layer of case to compress"),
+        ({"quant": QuantConfig(grid="midrise_zero"), "metric": "esn_filterwise"}, "grid must be midrise or midtread"),
+        ({"quant": QuantConfig(rounding="rate_aware"), "metric": "esn_filterwise"}, "rounding must be nearest"),
+        ({"quant": {"refit": 1}}, r"quant\.refit must be a valid boolean, got 1"),
+        ({"quant": "midrise"}, "quant must be a table with the fields of QuantConfig, got 'midrise'"),
+        ({"recipe": {"refit": True}}, "only known keys, got recipe"),
         ({"seed": "a"}, "seed must be a whole number of 0 or more, got 'a'"),
         ({"likelihood": "poisson"}, "likelihood must be categorical, gaussian or a function, got 'poisson'"),
     ],
@@ -241,16 +243,16 @@ def test_what_cannot_be_is_refused_before_anything_is_scored_or_written(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"grid": "midrize"}, "grid must be one of"),
-        ({"granularity": "weight"}, "granularity must be one of layer, filter"),
-        ({"per": "image"}, "per must be one of mac, parameter"),
-        ({"skip": "conv1"}, "skip must be a tuple of layer names, got 'conv1'"),
-        ({"skip": (1,)}, "skip must be a tuple of layer names"),
+        ({"grid": "midrize"}, "grid must be 'midrise', 'midrise_zero' or 'midtread', got 'midrize'"),
+        ({"granularity": "weight"}, "granularity must be 'layer' or 'filter', got 'weight'"),
+        ({"per": "image"}, "per must be 'mac' or 'parameter', got 'image'"),
+        ({"skip": "conv1"}, "skip must be a list, got 'conv1'"),
+        ({"skip": (1,)}, r"skip\.0 must be a valid string, got 1"),
     ],
 )
-def test_a_layout_is_checked_when_it_is_made(settings: dict[str, Any], said: str) -> None:
+def test_settings_are_checked_when_it_is_made(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        Layout(**settings)
+        QuantConfig(**settings)
 
 
 def confident(outputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -269,9 +271,52 @@ def test_a_likelihood_may_be_a_function_and_its_name_is_kept(tmp_path: Path) -> 
 def test_an_evaluate_that_ends_the_program_is_named(tmp_path: Path) -> None:
     class Leaving(case.Agreement):
         def __call__(self, model: object) -> float:
-            if self.calls:
+            if self.calls > 1:
                 raise SystemExit(3)
             return super().__call__(model)
 
     frontier = case.trace(tmp_path / "run", evaluate=Leaving(), points=1, baselines=False)
     assert [(p.state, p.error) for p in frontier.points] == [("failed", "SystemExit: 3")]
+
+
+def test_settings_of_a_run_reach_a_network_that_is_not_prepared(tmp_path: Path) -> None:
+    arguments = (case.network(), torch.zeros(1, 1, 6, 6), case.images(240, seed=3), case.Agreement())
+    config = RunConfig(seed=3, likelihood="gaussian", points=1, baselines=False)
+    frontier = trace_frontier(*arguments, out=tmp_path / "run", config=config)
+    assert (frontier.info.seed, frontier.info.likelihood) == (3, "gaussian")
+    assert frontier.points[0].provenance["seed"] == 3
+
+
+@pytest.mark.parametrize(("settings", "said"), [({"seed": 3}, "seed"), ({"likelihood": "gaussian"}, "likelihood")])
+def test_settings_that_a_prepared_network_contradicts_are_refused(tmp_path: Path, settings: dict, said: str) -> None:
+    with pytest.raises(InputError, match=f"{said} must be given to slimbit.prepare for a prepared network"):
+        trace_frontier(case.prepared(), evaluate=case.Agreement(), out=tmp_path / "run", config=RunConfig(**settings))
+
+
+def test_arguments_win_over_the_settings(tmp_path: Path) -> None:
+    frontier = trace_frontier(
+        case.prepared(), evaluate=case.Agreement(), out=tmp_path / "run", metric="esn_analog", points=1,
+        config=RunConfig(points=9, baselines=False),
+    )  # fmt: skip
+    assert (frontier.metric, len(frontier.points)) == ("esn_analog", 1)
+
+
+@pytest.mark.parametrize("metric", ["esn_analog", "esn_digital", "esn_filterwise"])
+@pytest.mark.parametrize("skip", [("0",), ("3", "7")])
+def test_layers_that_stay_float_leave_every_metric_and_are_no_part_of_the_analog_ones(
+    tmp_path: Path, metric: str, skip: tuple[str, ...]
+) -> None:
+    frontier = case.trace(tmp_path / "run", metric=metric, quant=QuantConfig(skip=skip))
+    points = frontier.points
+    assert {point.state for point in points} == {"done"}
+    run = open_run(tmp_path / "run")
+    for point in points:
+        report = json.loads(run.read_object(point.objects["cost"], "json"))
+        analog = [layer["esn_analog"] for layer in report["layers"] if layer["name"] not in skip]
+        assert point.costs["esn_analog"] == report["total"]["esn_analog"] == sum(analog)
+        assert {layer["esn_analog"] for layer in report["layers"] if layer["name"] in skip} == {None}
+        assert f"sums over {3 - len(skip)} of 3 layers" in " ".join(report["notes"])
+    costs = {point.key: point.costs[metric] for point in points if not point.baseline}
+    assert len(set(costs.values())) > 4
+    assert all(cost is not None and cost > 0 for cost in costs.values())
+    assert frontier.pareto()

@@ -16,7 +16,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
-from slimbit.frontier.store import open_run
+from slimbit.frontier.frontier import open_run
 from slimbit.records.errors import InputError
 
 
@@ -42,10 +42,12 @@ def start(
     log: Path,
     *,
     pause: float = 0.0,
-    widths: tuple[float, ...] = (1.0,),
+    keep_ratios: tuple[float, ...] = (1.0,),
     together: bool = False,
 ) -> Any:
-    process = context.Process(target=case.work, args=(str(out), str(log), pause, widths), kwargs={"together": together})
+    process = context.Process(
+        target=case.work, args=(str(out), str(log), pause, keep_ratios), kwargs={"together": together}
+    )
     process.start()
     return process
 
@@ -97,25 +99,25 @@ def test_four_workers_share_the_points(
     lines = [line.split() for line in log.read_text().splitlines()]
     assert max(Counter(key for _, key in lines).values()) == 1  # nobody measured what another did
     assert len(case.measured_by(log)) > 1
-    assert case.outcome(open_run(out).frontier()) == undisturbed[0]
+    assert case.outcome(open_run(out)) == undisturbed[0]
 
 
-def test_workers_share_the_widths(context: ForkServerContext, tmp_path: Path) -> None:
-    widths = (1.0, 0.75, 0.5)
-    alone = case.trace(tmp_path / "alone", baselines=False, widths=widths)
+def test_workers_share_the_keep_ratios(context: ForkServerContext, tmp_path: Path) -> None:
+    keep_ratios = (1.0, 0.75, 0.5)
+    alone = case.trace(tmp_path / "alone", baselines=False, keep_ratios=keep_ratios)
     out, log = tmp_path / "run", tmp_path / "log"
-    killed = start(context, out, log, widths=widths)
+    killed = start(context, out, log, keep_ratios=keep_ratios)
     killed.join(1.5)
     if killed.is_alive():
         os.kill(killed.pid, signal.SIGKILL)
     killed.join()
-    workers = [start(context, out, log, pause=0.05, widths=widths) for _ in range(3)]
+    workers = [start(context, out, log, pause=0.05, keep_ratios=keep_ratios) for _ in range(3)]
     for worker in workers:
         worker.join(120)
     assert [worker.exitcode for worker in workers] == [0] * 3
     lines = [line.split() for line in log.read_text().splitlines()]
     assert max(Counter(key for _, key in lines).values()) == 1
-    assert case.outcome(open_run(out).frontier()) == case.outcome(alone)
+    assert case.outcome(open_run(out)) == case.outcome(alone)
 
 
 def test_a_killed_workers_point_is_taken_over_at_once(
@@ -137,14 +139,14 @@ def test_a_killed_workers_point_is_taken_over_at_once(
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path, undisturbed: tuple[dict[str, Any], float]) -> None:
     class Impatient(case.Agreement):
         def __call__(self, model: nn.Module) -> float:
-            if self.calls == 5:
+            if self.calls == 6:
                 raise KeyboardInterrupt
             return super().__call__(model)
 
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         case.trace(out, evaluate=Impatient(), baselines=False)
-    assert len(open_run(out).points()) == 4  # five evaluations, the first of the float network
+    assert len(open_run(out).points) == 4  # six evaluations, the first two of the float network
     evaluate = case.Agreement()
     assert case.outcome(case.trace(out, evaluate=evaluate, baselines=False)) == undisturbed[0]
     assert evaluate.calls == case.POINTS - 4
@@ -161,7 +163,7 @@ def test_an_external_storage_holds_several_runs(tmp_path: Path) -> None:
     one = case.trace(tmp_path / "one", storage=url, points=2, baselines=False)
     two = case.trace(tmp_path / "two", storage=url, points=3, baselines=False)
     assert not (tmp_path / "one" / "study.db").exists()
-    assert open_run(tmp_path / "one", storage=url).points() == one.points
-    assert open_run(tmp_path / "two", storage=url).points() == two.points
+    assert open_run(tmp_path / "one", storage=url).points == one.points
+    assert open_run(tmp_path / "two", storage=url).points == two.points
     with pytest.raises(InputError, match="give --storage"):
         open_run(tmp_path / "one")

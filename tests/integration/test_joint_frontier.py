@@ -1,4 +1,4 @@
-"""Several widths in one run: every network is made once, swept, and can be taken from the run."""
+"""Several keep ratios in one run: every network is made once, swept, and can be taken from the run."""
 
 import json
 import sys
@@ -11,41 +11,51 @@ from torch import nn
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import frontier_case as case
 import slimbit
 from slimbit.cli import app
-from slimbit.frontier.levels import unpack_levels
-from slimbit.frontier.narrow import narrow_network
+from slimbit.compress.prepared import digest_of
+from slimbit.frontier.frontier import Frontier, open_run
 from slimbit.frontier.progress import Progress
-from slimbit.frontier.slim import Slimming
-from slimbit.frontier.store import open_run
-from slimbit.plan.keep import Keeping
+from slimbit.records.codec import from_json
+from slimbit.records.config import PAPER, PruneConfig, TuneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
-from slimbit.records.point import Frontier
+from slimbit.records.setting import Bits
+from slimbit.survey.module import survey_network
 
-WIDTHS = (1.0, 0.75, 0.5)
+KEEP_RATIOS = (1.0, 0.75, 0.5)
 EACH = case.POINTS + case.BASELINES + 1
 runner = CliRunner()
 
 
 class Counting:
-    """A tuner that changes a bias a little, and says how often it was called."""
+    """A tuning that changes a bias a little, and says how often it was called."""
 
     name = "counting"
 
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def tune(self, network: nn.Module, *, original: nn.Module, content: str, folder: Path, tell: Any) -> None:
+    def tune_network(
+        self, network: nn.Module, *, original: nn.Module, content: str, folder: Path, progress: Any
+    ) -> None:
         self.calls.append(content)
         assert sum(p.numel() for p in network.parameters()) < sum(p.numel() for p in original.parameters())
         with torch.no_grad():
             network[7].bias.add_(0.01)
-        tell("tuned")
+        progress("tuned")
 
-    def press(self, *_: Any, **__: Any) -> tuple[float, ...]:
-        raise AssertionError("only ADMM presses")
+    def train_admm(self, *_: Any, **__: Any) -> tuple[float, ...]:
+        raise AssertionError("only ADMM trains before the cut")
+
+
+def trace(out: Path, tuning: Counting | None = None, **changed: Any) -> Frontier:
+    """A run whose pruned networks are tuned by a stand-in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slimbit.frontier.trace.tuning_for", lambda *_: tuning or Counting())
+        return case.trace(out, **({"keep_ratios": KEEP_RATIOS, "prune": PruneConfig(tune=TuneConfig())} | changed))
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +71,20 @@ def told() -> list[Progress]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tuner: Counting, told: list[Progress]) -> tuple[Path, Frontier]:
     out = tmp_path_factory.mktemp("joint") / "run"
-    return out, case.trace(out, widths=WIDTHS, slimming=Slimming(tuner=tuner), progress=told.append)
+    return out, trace(out, tuner, progress=told.append)
 
 
-def test_every_width_is_swept_once(run: tuple[Path, Frontier], tuner: Counting, told: list[Progress]) -> None:
+def test_every_keep_ratio_is_swept_once(run: tuple[Path, Frontier], tuner: Counting, told: list[Progress]) -> None:
     points = run[1].points
-    assert len(points) == len({p.key for p in points}) == len(WIDTHS) * EACH
-    for width in WIDTHS:
-        of_width = [p for p in points if p.width == width]
-        assert len(of_width) == EACH
-        prefix = "" if width == 1 else f"width-{width:g}-"
-        assert {p.key for p in of_width} >= {f"{prefix}sweep-00", f"{prefix}refine-00", f"{prefix}prune_only"}
-        assert all(p.label.startswith("width") == (width != 1) for p in of_width)
+    assert len(points) == len({p.key for p in points}) == len(KEEP_RATIOS) * EACH
+    for ratio in KEEP_RATIOS:
+        of_ratio = [p for p in points if p.keep_ratio == ratio]
+        assert len(of_ratio) == EACH
+        prefix = "" if ratio == 1 else f"width-{ratio:g}-"
+        assert {p.key for p in of_ratio} >= {f"{prefix}sweep-00", f"{prefix}refine-00", f"{prefix}prune_only"}
+        assert all(p.label.startswith("keep") == (ratio != 1) for p in of_ratio)
     assert len(tuner.calls) == 2
-    assert next(m.message for m in told if m.stage == "slim") == "width 0.75: tuned"
+    assert next(m.message for m in told if m.stage == "prune") == "keep 0.75: tuned"
     assert (told[-1].stage, told[-1].done, told[-1].total) == ("done", len(points), len(points))
 
 
@@ -87,23 +97,23 @@ def test_the_given_network_has_the_points_of_a_run_of_its_own(run: tuple[Path, F
 def test_pruned_only_is_the_network_at_eight_bits_as_it_is(run: tuple[Path, Frontier]) -> None:
     opened = open_run(run[0])
     for point in (p for p in run[1].points if p.policy == "prune_only"):
-        plan = CompressionPlan.from_dict(json.loads(opened.read_object(point.plan, "json")))
-        assert (plan.compensation, plan.statistics, point.setting) == (False, "stored", "8 bits")
-        network = narrow_network(case.network(), point.objects, opened.read_object)
-        assert case.Agreement()(network) == pytest.approx(point.accuracy, abs=2)
+        plan = from_json(CompressionPlan, opened.read_object(point.plan, "json"), where="plan")
+        assert (plan.config, point.setting) == (PAPER.model_copy(update={"statistics": "stored"}), Bits(8.0))
+        if point.keep_ratio != 1:
+            network = opened.pruned(point.keep_ratio, model=case.network()).model
+            assert case.Agreement()(network) == pytest.approx(point.accuracy, abs=2)
 
 
 def test_objects_give_network_accuracy_and_cost_back(run: tuple[Path, Frontier]) -> None:
     opened, evaluate = open_run(run[0]), case.Agreement()
     for point in (p for p in run[1].points if p.key.endswith("sweep-02")):
-        network = narrow_network(case.network(), point.objects, opened.read_object)
-        filters = int(point.width * 6 + 0.5), int(point.width * 8 + 0.5)
+        found = opened.load(point, model=case.network())
+        network = found.model
+        filters = int(point.keep_ratio * 6 + 0.5), int(point.keep_ratio * 8 + 0.5)
+        assert (found.keep is None) == (point.keep_ratio == 1)
         assert (network[0].out_channels, network[3].out_channels) == filters
-        state = network.state_dict()
-        stored = unpack_levels(opened.read_object(point.objects["levels"], "safetensors"))
-        for name, levels in stored.levels.items():
-            state[f"{name}.weight"] = torch.tensor(levels) * torch.tensor(stored.steps[name])
-        network.load_state_dict(state | {key: torch.tensor(value) for key, value in stored.state.items()})
+        for name, layer in found.layers.items():
+            assert torch.equal(network.get_submodule(name).weight, layer.levels * layer.steps)
         assert evaluate(network) == point.accuracy
         macs = slimbit.cost(network, torch.zeros(1, 1, 6, 6)).total.macs
         assert point.costs["macs"] <= macs  # filters at zero bits are gone as well
@@ -113,84 +123,100 @@ def test_objects_give_network_accuracy_and_cost_back(run: tuple[Path, Frontier])
 
 def test_the_same_call_does_nothing_twice(run: tuple[Path, Frontier], tuner: Counting) -> None:
     evaluate, calls = case.Agreement(), len(tuner.calls)
-    again = case.trace(run[0], widths=WIDTHS, slimming=Slimming(tuner=tuner), evaluate=evaluate)
+    again = trace(run[0], tuner, evaluate=evaluate)
     assert (evaluate.calls, len(tuner.calls)) == (0, calls)
     assert case.outcome(again) == case.outcome(run[1])
 
 
-@pytest.mark.parametrize("stage", ["slim", "range", "point", "refine"])
+@pytest.mark.parametrize("stage", ["prune", "range", "point", "refine"])
 def test_a_run_stopped_anywhere_ends_the_same(run: tuple[Path, Frontier], tmp_path: Path, stage: str) -> None:
     seen = []
 
     def stop(progress: Progress) -> None:
         seen.append(progress.stage)
-        late = progress.done > EACH or stage == "slim"
+        late = progress.done > EACH or stage == "prune"
         if progress.stage == stage and late and seen.count(stage) > 1:
             raise KeyboardInterrupt
 
-    settings = {"widths": WIDTHS, "slimming": Slimming(tuner=Counting())}
     with pytest.raises(KeyboardInterrupt):
-        case.trace(tmp_path, progress=stop, **settings)
-    assert case.outcome(case.trace(tmp_path, **settings)) == case.outcome(run[1])
+        trace(tmp_path, progress=stop)
+    assert case.outcome(trace(tmp_path)) == case.outcome(run[1])
 
 
 def test_stages_serve_other_runs(tmp_path: Path) -> None:
     first, second, third = Counting(), Counting(), Counting()
-    settings = {"widths": (0.5,), "baselines": False, "points": 1, "stages": tmp_path / "stages"}
-    a = case.trace(tmp_path / "a", slimming=Slimming(tuner=first), **settings)
-    b = case.trace(tmp_path / "b", slimming=Slimming(tuner=second), **{**settings, "metric": "esn_analog"})
+    settings = {"keep_ratios": (0.5,), "baselines": False, "points": 1, "stages": str(tmp_path / "stages")}
+    a = trace(tmp_path / "a", first, **settings)
+    b = trace(tmp_path / "b", second, **{**settings, "metric": "esn_analog"})
     assert (len(first.calls), len(second.calls)) == (1, 0)
-    assert a.points[0].objects["network"] == b.points[0].objects["network"]
-    case.trace(tmp_path / "c", slimming=Slimming(tuner=third, statistics="stored"), **settings)
+    assert digest_of(a.pruned(0.5).model.state_dict()) == digest_of(b.pruned(0.5).model.state_dict())
+    trace(tmp_path / "c", third, **settings, prune=PruneConfig(tune=TuneConfig(), statistics="stored"))
     assert len(third.calls) == 1
 
 
 def test_damaged_stages_are_named(tmp_path: Path) -> None:
-    settings = {"widths": (0.5,), "baselines": False, "points": 1, "stages": tmp_path / "stages"}
-    case.trace(tmp_path / "a", **settings)
+    settings = {"keep_ratios": (0.5,), "baselines": False, "points": 1, "stages": str(tmp_path / "stages")}
+    trace(tmp_path / "a", **settings)
     (file,) = (tmp_path / "stages").glob("*/network.safetensors")
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(InputError, match="must hold a whole pruned network"):
-        case.trace(tmp_path / "b", **settings)
+    with pytest.raises(InputError, match=r"pruned\.json must name the network beside it, got another or none: delete"):
+        trace(tmp_path / "b", **settings)
     content = bytearray(file.read_bytes() + bytes(8))
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"slim.json must be of schema 1 and name the network beside it|whole pruned"):
-        case.trace(tmp_path / "c", **settings)
+    with pytest.raises(InputError, match=r"pruned\.json must name the network beside it, got another or none: delete"):
+        trace(tmp_path / "c", **settings)
+    record = file.with_name("pruned.json")
+    record.write_text(record.read_text()[:-9])
+    with pytest.raises(InputError, match=r"pruned\.json must be complete JSON"):
+        trace(tmp_path / "d", **settings)
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"widths": (1.0, 0.5)}, "widths of run .* must be 1.0, 0.75, 0.5 as when it began, got 1.0, 0.5"),
-        ({"slimming": Slimming(by="fisher", tuner=Counting())}, "way of making narrower networks of run"),
+        ({"keep_ratios": (1.0, 0.5)}, "keep ratios of run .* must be 1.0, 0.75, 0.5 as when it began, got 1.0, 0.5"),
+        (
+            {"prune": PruneConfig(by="fisher", tune=TuneConfig())},
+            r"by \(settings of pruning\) of run .* must be norm .* got fisher",
+        ),
     ],
 )
 def test_other_settings_are_refused(run: tuple[Path, Frontier], changed: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        case.trace(run[0], **{"widths": WIDTHS, "slimming": Slimming(tuner=Counting()), **changed})
+        trace(run[0], **changed)
 
 
-@pytest.mark.parametrize("widths", [(), (0,), (1.5,), (1, 1), (0.5, 0.5000001), ("1",), (True,)])
-def test_widths_that_are_none(tmp_path: Path, widths: Any) -> None:
-    with pytest.raises(InputError, match="widths must be numbers above 0 and at most 1 that differ"):
-        case.trace(tmp_path / "run", widths=widths)
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ((), "keep_ratios must be a list of at least 1"),
+        ((0,), r"keep_ratios\.0 must be greater than 0, got 0"),
+        ((1.5,), r"keep_ratios\.0 must be less than or equal to 1, got 1.5"),
+        ((1, 1), "keep_ratios must differ in six digits"),
+        ((0.5, 0.5000001), "keep_ratios must differ in six digits"),
+        (("1",), r"keep_ratios\.0 must be a valid number, got '1'"),
+        ((True,), r"keep_ratios\.0 must be a valid number, got True"),
+    ],
+)
+def test_keep_ratios_that_are_none(tmp_path: Path, ratios: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        case.trace(tmp_path / "run", keep_ratios=ratios)
     assert not (tmp_path / "run").exists()
 
 
-def test_ways_to_slim_that_are_none() -> None:
-    with pytest.raises(InputError, match=r"a tuner \(training data\) must be given for pruning by admm"):
-        Slimming(by="admm")
-    with pytest.raises(InputError, match="signal must be given for pruning by signal"):
-        Slimming(by="signal")
-    with pytest.raises(InputError, match="by must be one of"):
-        Slimming(by="magic")
+def test_tuning_without_data_is_refused_before_anything_is_scored(tmp_path: Path) -> None:
+    evaluate = case.Agreement()
+    with pytest.raises(InputError, match="data must be given to tune the pruned network"):
+        case.trace(tmp_path / "run", evaluate=evaluate, keep_ratios=(0.5,), prune=PruneConfig(tune=TuneConfig()))
+    assert evaluate.calls == 0
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_callers_network_is_untouched(tmp_path: Path) -> None:
     model = case.network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    settings = {"widths": (0.5,), "baselines": False, "points": 1}
-    case.trace(tmp_path, model=model, slimming=Slimming(keeping=Keeping(constants="zero")), **settings)
+    settings = {"keep_ratios": (0.5,), "baselines": False, "points": 1}
+    case.trace(tmp_path, model=model, prune=PruneConfig(constants="zero"), **settings)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model[0].out_channels == 6
 
@@ -220,26 +246,26 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--tune-config", str(place / "tune.toml"), "--out", str(place / "run")]  # fmt: skip
     result = runner.invoke(app, call, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert "width 0.5: tuning: epoch 2/2, loss" in result.output
+    assert "keep 0.5: tuning: epoch 2/2, loss" in result.output
     return place
 
 
-def test_a_narrower_point_is_picked_packed_and_loaded(digits: Path) -> None:
+def test_a_pruned_point_is_picked_packed_and_loaded(digits: Path) -> None:
     listed = runner.invoke(app, ["points", str(digits / "run"), "--json"]).stdout
     point = min((p for p in json.loads(listed)["points"] if p["width"] == 0.5), key=lambda p: p["esn_digital"])
     budget = f"esn_digital={point['esn_digital']}"
     result = runner.invoke(app, ["pick", str(digits / "run"), "--budget", budget, "--out", str(digits / "slim")])
     assert result.exit_code == 0, result.output
-    assert "width 0.5" in result.output
-    model = slimbit.load(digits / "slim")
+    assert "keep 0.5" in result.output
+    model = slimbit.load(digits / "slim").model
     assert model.layer3[0].conv2.out_channels == 16
     assert slimbit.open_data("digits").evaluator(200)(model) == point["accuracy"]
-    other = slimbit.load(digits / "slim", model=slimbit.network("digits_resnet"))
+    other = slimbit.load(digits / "slim", model=slimbit.network("digits_resnet")).model
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(model(x), other(x))
     keep = json.loads((digits / "slim" / "keep.json").read_text())
     (digits / "slim" / "keep.json").write_text(json.dumps({**keep, "policy": "mine"}))
-    with pytest.raises(InputError, match=r"keep.json must have"):
+    with pytest.raises(InputError, match=r"artifact file must have at most .* bytes, got .*keep\.json"):
         slimbit.load(digits / "slim")
 
 
@@ -248,7 +274,7 @@ def test_the_report_answers_the_question(digits: Path) -> None:
     assert result.exit_code == 0, result.output
     text = (digits / "run" / "report.html").read_text()
     assert "quantize only" in text
-    assert "slim to 0.5" in text
+    assert "prune to 0.5" in text
 
 
 def test_the_signal_of_training_ranks_and_adds_points(digits: Path) -> None:
@@ -267,12 +293,12 @@ def test_the_signal_of_training_ranks_and_adds_points(digits: Path) -> None:
     ("options", "words"),
     [
         (["--widths", "1,half"], "--widths must be numbers with commas between them, got '1,half'"),
-        (["--widths", "1,2"], "widths must be numbers above 0 and at most 1 that differ"),
-        (["--by", "fisher"], "--widths must be given with settings of pruning"),
-        (["--widths", "1,0.5", "--by", "dead"], "--by must be one that reaches a width, got dead"),
-        (["--widths", "1,0.5", "--by", "admm"], "--tune-epochs must be given for --by admm"),
+        (["--widths", "1,2"], "keep_ratios.1 must be less than or equal to 1, got 2"),
+        (["--by", "fisher"], "keep_ratios (--widths) must be given with settings of pruning"),
+        (["--widths", "1,0.5", "--by", "dead"], "by must be one that reaches a ratio, got dead"),
+        (["--widths", "1,0.5", "--by", "admm"], "tune (--tune-epochs) must be given for pruning by admm"),
         (["--widths", "1,0.5", "--by", "magic"], "by must be"),
-        (["--widths", "1,0.5", "--by", "signal"], "--signal RUN must be given with --by signal"),
+        (["--widths", "1,0.5", "--by", "signal"], "signal (--signal RUN) must be given for pruning by signal"),
         (["--widths", "1,0.5", "--distill"], "--tune-epochs must be given with --distill"),
         (["--widths", "1,0.5", "--tune-lr", "0.2"], "--tune-epochs must be given with --tune-lr"),
     ],
@@ -285,7 +311,29 @@ def test_options_that_cannot_be(tmp_path: Path, options: list[str], words: str) 
     assert not (tmp_path / "run").exists()
 
 
-def test_admm_presses_before_it_cuts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ratios", "prune", "words"),
+    [
+        # by="dead" keeps what is alive, whatever the ratio says: a network of 100 % of the filters is not "keep 0.5"
+        ((1.0, 0.5), {"by": "dead"}, "by must be one that reaches a ratio, got dead, which decides by itself"),
+        ((0.5,), {"by": "dead"}, "by must be one that reaches a ratio, got dead"),
+        # 0.95 of 6 filters and of 8 filters are 6 and 8
+        ((1.0, 0.95), {}, "keep ratio 0.95 must remove filters of case, got one that keeps all of them"),
+        ((0.95,), {"by": "fisher"}, "keep ratio 0.95 must remove filters"),
+        ((1.0, 0.5), {"protect": ("*",)}, "keep ratio 0.5 must remove filters"),
+        ((0.99,), {"scope": "global"}, "keep ratio 0.99 must remove filters"),  # of 14 filters
+    ],
+)
+def test_no_point_is_named_after_a_keep_ratio_that_its_network_has_not(
+    tmp_path: Path, ratios: tuple[float, ...], prune: dict[str, Any], words: str
+) -> None:
+    evaluate = case.Agreement()
+    with pytest.raises(InputError, match=words):
+        case.trace(tmp_path / "run", keep_ratios=ratios, prune=prune, evaluate=evaluate)
+    assert (evaluate.calls, (tmp_path / "run" / "run.json").exists()) == (0, False)
+
+
+def test_admm_trains_before_it_cuts(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     (tmp_path / "tune.toml").write_text("batch_size = 32\n[augment]\nflip = false\n")
     call = ["prune", *DIGITS[:-2], "--by", "admm", "--admm-epochs", "2", "--admm-lr", "0.1", "--tune-epochs", "1",
@@ -301,10 +349,10 @@ def test_admm_presses_before_it_cuts(tmp_path: Path) -> None:
     assert json.loads(again.stdout) == {**told, "out": str(tmp_path / "b")}
     assert told["after"]["filters"] == sum(three_quarters())
     whole = runner.invoke(app, [*call[:-3], "1", "--json", "--out", str(tmp_path / "whole")], catch_exceptions=False)
-    assert "admm_residuals" not in json.loads(whole.stdout)  # there is nothing to press
+    assert "admm_residuals" not in json.loads(whole.stdout)  # there is nothing to train towards
 
 
 def three_quarters() -> list[int]:
     """Three quarters of the filters of every layer of the digits network, and its ten classes."""
-    spec = slimbit.survey_network(slimbit.network("digits_resnet"), torch.zeros(1, 1, 8, 8)).spec
+    spec = survey_network(slimbit.network("digits_resnet"), torch.zeros(1, 1, 8, 8)).spec
     return [layer.filters if layer.name == "linear" else round(0.75 * layer.filters) for layer in spec.layers]

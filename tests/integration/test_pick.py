@@ -13,19 +13,22 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from slimbit import zoo
+from slimbit.artifacts.manifest import read_manifest
 from slimbit.cli.pick import parse_budget, pick
-from slimbit.export.load import load
-from slimbit.export.manifest import read_manifest
-from slimbit.frontier.store import open_run
-from slimbit.frontier.trace import Origin, trace_frontier
+from slimbit.compress.load import load
+from slimbit.compress.prepared import prepare
+from slimbit.frontier.frontier import open_run
+from slimbit.frontier.trace import trace_frontier
+from slimbit.records.config import RunConfig
 from slimbit.records.errors import InputError
+from slimbit.records.origin import NetworkOrigin, Normalization
 from slimbit.records.point import FrontierPoint
 
 SOURCE = "resnet8@0.25"
 
 
 class Agreement:
-    """Percentage of images on which a network decides as the float network does; fails once, on the fourth call."""
+    """Percentage of images on which a network decides as the float network does; fails once, on the fifth call."""
 
     def __init__(self, images: Tensor, model: nn.Module) -> None:
         self.inputs, self.calls = images, 0
@@ -33,7 +36,7 @@ class Agreement:
 
     def __call__(self, model: nn.Module) -> float:
         self.calls += 1
-        if self.calls == 4:
+        if self.calls == 5:
             raise RuntimeError("out of luck")
         with torch.no_grad():
             return 100 * float((model(self.inputs).argmax(dim=1) == self.wanted).double().mean())
@@ -52,22 +55,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Agreement]:
     save_file(model.eval().state_dict(), folder / "net.safetensors")
     with torch.no_grad():
         evaluate = Agreement(images, model)
-    origin = Origin(
-        reference=SOURCE,
+    origin = NetworkOrigin(
+        source=SOURCE,
+        input_shape=(3, 32, 32),
         weights=str(folder / "net.safetensors"),
         data="cifar10:/home/somebody/data,normalize=imagenet",
-        normalization={"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+        normalization=Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     )
-    trace_frontier(
-        model,
-        example_input=torch.zeros(1, 3, 32, 32),
-        calibration=images,
-        evaluate=evaluate,
-        out=folder / "run",
-        points=2,
-        network_name=SOURCE,
-        origin=origin,
-    )
+    prepared = prepare(model, torch.zeros(1, 3, 32, 32), images, name=SOURCE, origin=origin)
+    trace_frontier(prepared, evaluate=evaluate, out=folder / "run", config=RunConfig(points=2))
     return folder / "run", evaluate
 
 
@@ -85,7 +81,7 @@ def ask(made: tuple[Path, Agreement], tmp_path: Path) -> Callable[..., Any]:
 
 
 def done(run: Path) -> list[FrontierPoint]:
-    points = open_run(run).points()
+    points = open_run(run).points
     assert [p.state for p in points].count("failed") == 1
     return [p for p in points if p.state == "done"]
 
@@ -102,7 +98,7 @@ def test_every_point_comes_back_with_the_accuracy_it_was_measured_with(
         CliRunner().invoke(app, [str(run), "--out", str(folder), "--budget", budget], catch_exceptions=False)
         accuracy = read_manifest(folder).accuracy
         assert accuracy is not None
-        assert evaluate(load(folder)) == accuracy.value
+        assert evaluate(load(folder).model) == accuracy.value
 
 
 def test_most_accurate_within_the_budget(made: tuple[Path, Agreement], ask: Callable[..., Any], tmp_path: Path) -> None:
@@ -154,13 +150,13 @@ def test_nothing_fits(made: tuple[Path, Agreement], ask: Callable[..., Any], tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "one of --budget and --min-accuracy must be given, got none"),
-        (("--budget", "macs=1", "--min-accuracy", "1"), "must be given, got both"),
+        ((), "one of --budget, --min-accuracy, --max-drop must be given, got none"),
+        (("--budget", "macs=1", "--min-accuracy", "1"), "must be given, got --budget and --min-accuracy"),
         (("--budget", "esn_digitl=20M"), "did you mean esn_digital"),
         (("--budget", "20M"), "must be METRIC=VALUE"),
         (("--budget", "macs=20 bananas"), "must be METRIC=VALUE"),
         (("--budget", "macs=-1"), "must be METRIC=VALUE"),
-        (("--budget", "macs=1G", "--network", "resnet8"), "must have the weights that the run began with|misshapen"),
+        (("--budget", "macs=1G", "--network", "resnet8"), r"of the network of point \d+ of resnet8@0.25 must be"),
         (("--budget", "macs=1G", "--weights", "nowhere.pth"), "weights file must exist"),
     ],
 )
@@ -173,7 +169,7 @@ def test_bad_questions(ask: Callable[..., Any], tmp_path: Path, options: tuple[s
 def test_other_weights_than_the_runs_are_refused(ask: Callable[..., Any], tmp_path: Path) -> None:
     torch.manual_seed(9)
     save_file(zoo.network(SOURCE).state_dict(), tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"weights that the run began with, got others from .* with .*other"):
+    with pytest.raises(InputError, match=r"weights that run .* began with, got others from .* with .*other"):
         ask("--budget", "macs=1G", "--weights", str(tmp_path / "other.safetensors"))
 
 

@@ -1,7 +1,6 @@
 """One plan, two ways: masks and surgery give equal outputs, on every network of the zoo and on foreign ones."""
 
 import copy
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,20 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pruning_case as case
 from slimbit import zoo
+from slimbit.apply.compress import compress
+from slimbit.apply.layers import bind, weights_of
 from slimbit.apply.mask import held_masks, mask
+from slimbit.apply.quantize import plain_levels
 from slimbit.apply.reestimate import reestimate
 from slimbit.apply.surgery import prune, rebuild
 from slimbit.measure.cost import cost
 from slimbit.numerics.batches import output_heads
-from slimbit.records.keep import KeepPlan, kept_macs, plan_of_units
+from slimbit.numerics.grid import GRIDS
+from slimbit.plan.inputs import PlanInputs
+from slimbit.plan.steps import step_by_range
+from slimbit.records.codec import canonical, from_json
+from slimbit.records.config import QuantConfig
+from slimbit.records.keep import AxisKeep, KeepPlan, kept_macs, plan_of_units
 from slimbit.survey.module import survey_network
 from slimbit.zoo.densenet import densenet_bc
 
@@ -61,7 +68,7 @@ def check_zoo(name: str, **keeping: object) -> None:
     planned, measured = kept_macs(spec, plan), cost(small, x[:1])
     assert {layer.name: layer.macs for layer in measured.layers} == planned
     assert measured.total.macs < cost(model, x[:1]).total.macs
-    again = KeepPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    again = from_json(KeepPlan, canonical(plan), where="plan")
     rebuilt = rebuild(zoo.network(name, classes=10), again, small.state_dict())
     assert again.digest() == plan.digest()
     assert all(map(torch.equal, heads(rebuilt, x), heads(small, x)))
@@ -89,7 +96,7 @@ def test_zeros_of_a_padding_module_go_too() -> None:
     assert all(map(torch.equal, heads(rebuild(model, plan, small.state_dict()), x), heads(small, x)))
 
 
-WAYS = [{"constants": "zero"}, {"scope": "global"}, {"ratio": 0.01}, {"ratio": {"layer2.*": 0.25}}]
+WAYS = [{"constants": "zero"}, {"scope": "global"}, {"keep": 0.01}, {"keep": {"layer2.*": 0.25}}]
 
 
 @pytest.mark.parametrize("keeping", WAYS, ids=str)
@@ -100,7 +107,84 @@ def test_ways_to_keep(keeping: dict[str, object]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in zoo.names() if n not in SMALL])
 def test_all_zoo_networks(name: str) -> None:
-    check_zoo(name, ratio=0.6)
+    check_zoo(name, keep=0.6)
+
+
+SIZES = ("macs", "nonzero_macs", "esn_filterwise", "bit_operations", "weight_bytes")
+
+
+def assert_equal_costs(model: nn.Module, example: Tensor, **keeping: object) -> None:
+    """Masks cost what surgery costs, layer by layer, float or rounded with any policy on any grid."""
+    _, plan = case.halved(model, example, **keeping)
+    masked, small = mask(model, plan, example), prune(model, plan, example)
+    settings = [{}, {"bits": 1}, {"bits": 4}]
+    settings += [{"bits": 4, "policy": "sigma", "grid": grid} for grid in GRIDS]
+    for setting in settings:
+        masks, surgery = (cost(network, example, **setting) for network in (masked, small))
+        for one, other in zip((masks.total, *masks.layers), (surgery.total, *surgery.layers), strict=True):
+            assert [one[name] for name in SIZES] == [other[name] for name in SIZES], setting
+            assert one.esn_digital == other.esn_digital, setting
+            assert one.esn_analog == other.esn_analog, setting
+            assert one.esn_analog_class_a == other.esn_analog_class_a, setting
+        for one, other in zip(masks.layers, surgery.layers, strict=True):
+            assert [*filter(None, one.filter_bits)] == [*filter(None, other.filter_bits)]  # 0 is a pruned filter
+            assert (one.signal_to_noise or 0.0) == pytest.approx(other.signal_to_noise or 0.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_masks_cost_what_surgery_costs(name: str) -> None:
+    model, x = zoo_network(name)
+    assert_equal_costs(model, x[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in zoo.names() if n not in SMALL])
+def test_masks_cost_what_surgery_costs_in_the_whole_zoo(name: str) -> None:
+    model, x = zoo_network(name)
+    assert_equal_costs(model, x[:1], keep=0.6)
+
+
+@pytest.mark.parametrize("name", case.FOREIGN)
+def test_masks_of_foreign_networks_cost_what_surgery_costs(name: str) -> None:
+    assert_equal_costs(case.foreign(name), case.images()[:1])
+
+
+def test_cost_of_a_masked_layer_by_hand() -> None:
+    net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 1, bias=False))
+    net[0].weight.data = torch.tensor([[4.0, 4.0, 4.0], [1.0, -0.4, 0.0]])
+    net[1].weight.data = torch.tensor([[8.0, 1.0]])
+    axes = (
+        AxisKeep(name="0", role="filters", size=2, kept=(1,)),
+        AxisKeep(name="1", role="inputs", size=2, kept=(1,)),
+    )
+    masked = mask(net, KeepPlan(network="net", policy="mine", axes=axes, constants="zero"))
+    report = cost(masked, torch.zeros(1, 3), bits=2)
+    # layer 0: step 1 / 2, levels 2.5 clipped to 1.5, -0.5, and 0.5 for the zero that nobody pruned: 2 + 1 + 1 bits
+    # layer 1: step 1 / 2, level 1.5: 2 bits; with the pruned 8 among them the step would be 4
+    assert [layer.esn_digital for layer in report.layers] == [4, 2]
+    assert report.total.esn_analog == 1.5**2 + 2 * 0.5**2 + 1.5**2
+    assert report.total.macs == 3 + 1
+    assert masked.state_dict().keys() == net.state_dict().keys()
+    assert cost(copy.deepcopy(masked), torch.zeros(1, 3), bits=2) == report
+
+
+def test_a_masked_network_is_quantized_like_the_pruned_one() -> None:
+    """Levels of what a mask took are 0, on the grid without a zero as well; so are those a cost is predicted by."""
+    model, x = case.foreign("transposed"), case.images()
+    _, plan = case.halved(model, x[:1], constants="zero")
+    masked, small = mask(model, plan), prune(model, plan, x[:1])
+    results = {}
+    for name, network in (("masked", masked), ("small", small)):
+        survey = survey_network(network, x[:1])
+        weights = weights_of(network, survey.spec)
+        config = QuantConfig(grid="midrise", compensation=False, statistics="stored")
+        chosen = step_by_range(PlanInputs(spec=survey.spec, weights=weights), 4, config)
+        done = compress(network, chosen, survey.spec)
+        results[name] = {name: int((layer.levels != 0).sum()) for name, layer in done.layers.items()}
+        masks = {layer: bound.mask() for layer, bound in bind(network, survey.spec).items()}
+        predicted = {x.name: plain_levels(weights[x.name], x, mask=masks[x.name]) for x in chosen.layers}
+        assert all(torch.equal(predicted[name].levels, layer.levels) for name, layer in done.layers.items())
+    assert results["masked"] == results["small"]
 
 
 @pytest.mark.parametrize("constants", ["fold", "zero"])

@@ -1,7 +1,6 @@
 """What real networks do to channels: masks and surgery agree, and layers really lose filters."""
 
 import copy
-import json
 import random
 import sys
 import warnings
@@ -16,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import pruning_case as case
 from slimbit.apply.mask import mask
 from slimbit.apply.surgery import prune, rebuild
-from slimbit.plan.keep import Keeping, keep_by_score
+from slimbit.plan.keep import keep_by_score
+from slimbit.records.codec import canonical, from_json
+from slimbit.records.config import PruneConfig
 from slimbit.records.groups import Ties
 from slimbit.records.keep import KeepPlan, kept_macs
 from slimbit.survey.module import survey_network
@@ -37,7 +38,7 @@ def scored(ties: Ties, ratio: float, seed: int, constants: str) -> KeepPlan:
     """Which units stay is drawn."""
     numbers = random.Random(seed)
     scores = {group.name: [numbers.random() for _ in range(group.units)] for group in ties.groups}
-    return keep_by_score(ties, scores, Keeping(ratio=ratio, constants=constants), policy="drawn")
+    return keep_by_score(ties, scores, PruneConfig(keep=ratio, constants=constants), policy="drawn")
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -64,8 +65,9 @@ def test_masks_and_surgery_agree(name: str, constants: str) -> None:
         explained = survey_network(small, x[:1]).spec
         others = sum(work.macs for work in explained.other_work)
         assert sum(layer.macs for layer in explained.layers) == planned
-        assert counter.get_total_flops() // 2 in (planned, planned + others)  # fused products are not among those that count
-        again = KeepPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+        # fused products are not among those that count
+        assert counter.get_total_flops() // 2 in (planned, planned + others)
+        again = from_json(KeepPlan, canonical(plan), where="plan")
         assert again == plan
         assert_equal(rebuild(model, again, small.state_dict()), small, x)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())

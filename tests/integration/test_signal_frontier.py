@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import frontier_case as case
-from signal_case import epoch_signal
+from signal_case import epoch_signal, write_signal
 from slimbit.cli.points import point_rows
-from slimbit.frontier.store import open_run
-from slimbit.plan.evidence import Layout
+from slimbit.frontier.frontier import Frontier, open_run
 from slimbit.plan.signal import target_of
+from slimbit.records.codec import from_json
+from slimbit.records.config import PAPER, QuantConfig
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
-from slimbit.records.point import Frontier
+from slimbit.records.setting import Epoch
 from slimbit.records.signal import EpochSignal
 from slimbit.survey.module import survey_network
 
@@ -35,7 +38,13 @@ EPOCHS = (
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Frontier]:
     out = tmp_path_factory.mktemp("signal") / "run"
-    return out, case.trace(out, signal=EPOCHS, **SMALL)
+    return out, trace(out, EPOCHS)
+
+
+def trace(out: Path, epochs: Sequence[EpochSignal], **changed: Any) -> Frontier:
+    """A run with points of these epochs, from a training run beside it."""
+    signal = write_signal(out.with_name(f"{out.name}-training"), list(epochs))
+    return case.trace(out, signal=str(signal), **(SMALL | changed))
 
 
 def signal_points(frontier: Frontier) -> list[Any]:
@@ -45,7 +54,7 @@ def signal_points(frontier: Frontier) -> list[Any]:
 def test_a_point_per_epoch_beside_the_sweep(run: tuple[Path, Frontier]) -> None:
     points = signal_points(run[1])
     assert [(p.key, p.setting, p.baseline) for p in points] == [
-        ("signal-5", "epoch 5", True), ("signal-10", "epoch 10", True), ("signal-20", "epoch 20", True),
+        ("signal-5", Epoch(5), True), ("signal-10", Epoch(10), True), ("signal-20", Epoch(20), True),
     ]  # fmt: skip
     assert all(p.state == "done" for p in points)
     assert len(run[1].points) == 3 + 3
@@ -55,8 +64,8 @@ def test_a_point_per_epoch_beside_the_sweep(run: tuple[Path, Frontier]) -> None:
 def test_they_cost_what_training_showed(run: tuple[Path, Frontier]) -> None:
     opened = open_run(run[0])
     for point, epoch in zip(signal_points(run[1]), EPOCHS, strict=True):
-        plan = CompressionPlan.from_dict(json.loads(opened.read_object(point.plan, "json")))
-        assert (plan.compensation, plan.statistics) == (False, "absolute")
+        plan = from_json(CompressionPlan, opened.read_object(point.plan, "json"), where="plan")
+        assert plan.config == PAPER
         assert {layer.grid for layer in plan.layers} == {"midrise"}
         report = json.loads(opened.read_object(point.objects["cost"], "json"))
         for layer, spec in zip(report["layers"], SPEC.layers, strict=True):
@@ -68,7 +77,7 @@ def test_they_cost_what_training_showed(run: tuple[Path, Frontier]) -> None:
 
 def test_layers_out_of_reach_are_told_everywhere(run: tuple[Path, Frontier]) -> None:
     assert [p.clamped for p in signal_points(run[1])] == [("0",), (), ("7",)]
-    again = open_run(run[0]).frontier()
+    again = open_run(run[0])
     assert [p.clamped for p in signal_points(again)] == [("0",), (), ("7",)]
     rows = {row["key"]: row for row in point_rows(again, "esn_digital")}
     assert rows["signal-5"]["clamped"] == ["0"]
@@ -87,64 +96,65 @@ def test_what_is_kept(run: tuple[Path, Frontier]) -> None:
 
 def test_the_same_call_repeats_nothing(run: tuple[Path, Frontier]) -> None:
     evaluate = case.Agreement()
-    assert case.trace(run[0], evaluate=evaluate, signal=list(EPOCHS), **SMALL) == run[1]
+    assert trace(run[0], EPOCHS, evaluate=evaluate).points == run[1].points
     assert evaluate.calls == 0
 
 
 @pytest.mark.parametrize(
-    ("signal", "said"),
+    ("changed", "said"),
     [
         (
-            EPOCHS[:2],
+            {"signal_epochs": (5, 10)},
             r"training epochs \(signal\) of run .* must be 5, 10, 20 as when it began, got 5, 10: give another",
         ),
-        ((), r"training epochs \(signal\) of run .* must be 5, 10, 20 as when it began, got none"),
+        ({"signal": None}, r"training epochs \(signal\) of run .* must be 5, 10, 20 as when it began, got none"),
         (
-            (*EPOCHS[:2], epoch_signal(SPEC, 401.0, epoch=20)),
+            {"signal": (*EPOCHS[:2], epoch_signal(SPEC, 401.0, epoch=20))},
             r"training signal's content of run .* must be [0-9a-f]{12}\.\.\. as when it began",
         ),
     ],
 )
 def test_a_run_is_continued_with_its_own_epochs(
-    run: tuple[Path, Frontier], signal: tuple[EpochSignal, ...], said: str
+    run: tuple[Path, Frontier], tmp_path: Path, changed: dict[str, Any], said: str
 ) -> None:
+    epochs = changed.get("signal", EPOCHS)
+    signal = None if epochs is None else str(write_signal(tmp_path, list(epochs)))
     with pytest.raises(InputError, match=said):
-        case.trace(run[0], signal=signal, **SMALL)
+        case.trace(run[0], **{**SMALL, **changed, "signal": signal})
 
 
-def test_runs_without_signal_stay_what_they_were(tmp_path: Path) -> None:
+def test_a_signal_adds_points_and_changes_none(tmp_path: Path) -> None:
     plain = case.trace(tmp_path / "plain", **SMALL)
-    data = json.loads((tmp_path / "plain" / "run.json").read_text())
-    del data["signal_epochs"], data["signal_digest"]  # as an earlier version wrote it
-    (tmp_path / "plain" / "run.json").write_text(json.dumps(data))
-    assert case.trace(tmp_path / "plain", **SMALL) == plain
-    beside = case.trace(tmp_path / "beside", signal=EPOCHS[:1], **SMALL)
+    beside = trace(tmp_path / "beside", EPOCHS[:1])
     assert [p for p in case.outcome(beside).items() if p[0] != "signal-5"] == list(case.outcome(plain).items())
 
 
 def test_skipped_layers_stay_float(tmp_path: Path) -> None:
-    layout = Layout(skip=("7",))
-    frontier = case.trace(tmp_path / "run", signal=EPOCHS[:1], layout=layout, **SMALL)
+    frontier = trace(tmp_path / "run", EPOCHS[:1], quant=QuantConfig(skip=("7",)))
     (point,) = signal_points(frontier)
-    plan = CompressionPlan.from_dict(json.loads(open_run(tmp_path / "run").read_object(point.plan, "json")))
+    plan = from_json(CompressionPlan, open_run(tmp_path / "run").read_object(point.plan, "json"), where="plan")
     assert [layer.name for layer in plan.layers] == ["0", "3"]
 
 
 @pytest.mark.parametrize(
-    ("signal", "said"),
+    ("epochs", "changed", "said"),
     [
-        ((EPOCHS[0], EPOCHS[0]), r"signal must hold epochs from 1, each once, got \[5, 5\]"),
-        ((epoch_signal(SPEC, 12.0, epoch=0),), "signal must hold epochs from 1"),
-        (("signal.jsonl",), "signal must hold EpochSignal records, got str"),
+        (EPOCHS, {"signal_epochs": (5, 5)}, r"signal_epochs must name each epoch once, got \[5, 5\]"),
+        (EPOCHS, {"signal_epochs": (5, 6)}, "signal_epochs must be epochs of .*, from 5 to 20, got 6"),
+        (EPOCHS, {"signal_epochs": (0,)}, r"signal_epochs\.0 must be greater than or equal to 1, got 0"),
+        ((EPOCHS[0], EPOCHS[0]), {}, "epochs? .*5"),
         (
             (EpochSignal(epoch=2, iterations=9, layers=()),),
+            {},
             "signal of epoch 2 must cover every layer .* got none for 0, 3",
         ),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_scored(tmp_path: Path, signal: Any, said: str) -> None:
+def test_what_cannot_be_is_refused_before_anything_is_scored(
+    tmp_path: Path, epochs: Sequence[EpochSignal], changed: dict[str, Any], said: str
+) -> None:
     evaluate = case.Agreement()
     with pytest.raises(InputError, match=said):
-        case.trace(tmp_path / "run", evaluate=evaluate, signal=signal, **SMALL)
+        trace(tmp_path / "run", epochs, evaluate=evaluate, **changed)
     assert evaluate.calls == 0
     assert not (tmp_path / "run").exists()

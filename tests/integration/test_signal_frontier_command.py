@@ -76,7 +76,7 @@ def test_eight_epochs_are_taken_by_default_and_settings_may_stand_in_a_file(trai
         (["--signal", "RUN", "--signal-epochs", "3,x"], "--signal-epochs must be whole numbers with commas"),
         (["--signal", "RUN", "--signal-epochs", "3,19"], "--signal-epochs must be epochs of .*, from 1 to 18, got 19"),
         (["--signal", "RUN", "--signal-epochs", "3,3"], r"signal must hold epochs from 1, each once, got \[3, 3\]"),
-        (["--signal", "nowhere"], "signal file nowhere must be readable, got No such file"),
+        (["--signal", "nowhere"], "signal file must exist, got none at nowhere"),
         (["--signal", "EMPTY"], "RUN must be a folder with a signal.jsonl or such a file, got .* without one"),
     ],
 )

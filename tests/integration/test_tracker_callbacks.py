@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.signal import EpochSignal
-from slimbit.train.tracker import SignalTracker
+from slimbit.training.tracker import SignalTracker
 
 IMAGES = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 2
@@ -48,7 +48,7 @@ def assert_same(found: list[EpochSignal], wanted: list[EpochSignal]) -> None:
     for one, other in zip(found, wanted, strict=True):
         assert [row.positions for row in one.layers] == POSITIONS
         for a, b in zip(one.layers, other.layers, strict=True):
-            assert a.layer.endswith(b.layer)
+            assert a.name.endswith(b.name)
             assert a.filter_signal == pytest.approx(b.filter_signal, rel=1e-5)
             assert a.filter_noise == pytest.approx(b.filter_noise, rel=1e-4)
 
@@ -92,18 +92,18 @@ class TestLightning:
 
     @pytest.mark.parametrize("accumulate", [1, 2])
     def test_records_are_those_of_a_plain_loop(self, lightning: Any, accumulate: int, tmp_path: Path) -> None:
-        from slimbit.train.lightning import SignalCallback
+        from slimbit.training.lightning import SignalCallback
 
         written: list[EpochSignal] = []
         callback = SignalCallback(writers=[written.append])
         trainer = self.fit(lightning, tmp_path, [callback], max_epochs=2, accumulate_grad_batches=accumulate)
         assert_same(written, by_hand(2, accumulate=accumulate))
         assert trainer.callback_metrics["signal_to_noise"] == pytest.approx(written[-1].signal_to_noise)
-        assert trainer.callback_metrics["esn_analog"] == pytest.approx(written[-1].esn_analog)
+        assert trainer.callback_metrics["esn_analog"] == pytest.approx(written[-1].esn_analog_estimate)
 
     @pytest.mark.parametrize("every", ["epoch", 6])
     def test_a_run_continues_from_a_checkpoint(self, lightning: Any, every: str | int, tmp_path: Path) -> None:
-        from slimbit.train.lightning import SignalCallback
+        from slimbit.training.lightning import SignalCallback
 
         when = {"every_n_epochs": 1} if every == "epoch" else {"every_n_train_steps": every}
         again, settings = SignalCallback(), {"enable_checkpointing": True, "max_epochs": 1 if every == "epoch" else 2}
@@ -119,7 +119,7 @@ class TestLightning:
         assert_same(list(again.tracker.history), wanted[1:])
 
     def test_a_survey_of_the_module_works_too(self, lightning: Any, tmp_path: Path) -> None:
-        from slimbit.train.lightning import SignalCallback
+        from slimbit.training.lightning import SignalCallback
 
         callback = SignalCallback(example_input=IMAGES[:1])
         with pytest.raises(InputError, match="must be one that Task can run on"):
@@ -157,7 +157,7 @@ class TestTransformers:
 
     @pytest.mark.parametrize("accumulate", [1, 2])
     def test_records_are_those_of_a_plain_loop(self, accumulate: int, tmp_path: Path) -> None:
-        from slimbit.train.transformers import SignalCallback
+        from slimbit.training.transformers import SignalCallback
 
         written: list[EpochSignal] = []
         callback = SignalCallback(writers=[written.append])
@@ -170,7 +170,7 @@ class TestTransformers:
         assert logged == [record.signal_to_noise for record in written]
 
     def test_a_run_continues_from_a_checkpoint(self, tmp_path: Path) -> None:
-        from slimbit.train.transformers import SignalCallback
+        from slimbit.training.transformers import SignalCallback
 
         settings = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 6}
         through, again = SignalCallback(), SignalCallback()
@@ -192,7 +192,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     yield hide
     monkeypatch.undo()
-    for name in ("slimbit.train.lightning", "slimbit.train.transformers"):
+    for name in ("slimbit.training.lightning", "slimbit.training.transformers"):
         sys.modules.pop(name, None)
         if name in before:
             sys.modules[name] = before[name]
@@ -201,8 +201,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("module", "hidden", "extra"),
     [
-        ("slimbit.train.lightning", ["lightning", "lightning.pytorch", "pytorch_lightning"], "lightning"),
-        ("slimbit.train.transformers", ["transformers"], "transformers"),
+        ("slimbit.training.lightning", ["lightning", "lightning.pytorch", "pytorch_lightning"], "lightning"),
+        ("slimbit.training.transformers", ["transformers"], "transformers"),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(module: str, hidden: list[str], extra: str, without: Any) -> None:

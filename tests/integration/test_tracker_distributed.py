@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from slimbit.records.errors import InputError
 from slimbit.records.signal import EpochSignal
-from slimbit.train.tracker import SignalTracker
+from slimbit.training.tracker import SignalTracker
 
 STEPS = 4
 KINDS = ("ddp", "rows", "columns")
@@ -123,12 +123,12 @@ def test_two_processes_record_what_one_records(kind: str, runs: Path) -> None:
     assert first == second
     assert len(first) == 2
     for found, wanted in zip(first, expected.history, strict=True):
-        assert [x.layer for x in found.layers] == [x.layer for x in wanted.layers]
+        assert [x.name for x in found.layers] == [x.name for x in wanted.layers]
         for a, b in zip(found.layers, wanted.layers, strict=True):
-            assert (a.epoch, a.weights, a.positions) == (b.epoch, b.weights, b.positions)
+            assert (a.epoch, a.nonzero_weights, a.positions) == (b.epoch, b.nonzero_weights, b.positions)
             assert a.filter_signal == pytest.approx(b.filter_signal, rel=1e-4)
             assert a.filter_noise == pytest.approx(b.filter_noise, rel=1e-3)
-        assert found.esn_analog is not None
+        assert found.esn_analog_estimate is not None
     stored = load_file(runs / f"{kind}.safetensors")
     assert stored.keys() == state.keys()
     for name, value in state.items():

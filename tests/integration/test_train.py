@@ -19,10 +19,10 @@ from slimbit.records.errors import InputError
 from slimbit.records.files import StoreError
 from slimbit.records.signal_file import read_signal
 from slimbit.records.training import TrainConfig
-from slimbit.train.checkpoint import read_checkpoint
-from slimbit.train.fit import TrainingError
-from slimbit.train.objectives import distillation
-from slimbit.train.run import About, train_network
+from slimbit.training.checkpoint import read_checkpoint
+from slimbit.training.fit import TrainingError
+from slimbit.training.objectives import distillation
+from slimbit.training.run import RunLabel, train_network
 from slimbit.zoo.cards import read_card
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -69,10 +69,10 @@ def test_a_network_learns_and_the_folder_tells_how(tmp_path, digits):
         return scored[-1]
 
     model, told = network(), []
-    about = About(card={"network": "digits_resnet", "normalize": "none", "classes": 10}, test=digits.evaluator())
+    label = RunLabel(card={"network": "digits_resnet", "normalize": "none", "classes": 10}, test=digits.evaluator())
     task = task_of(digits, 1024, validate=validate, listener=told.append)
     config = settings(epochs=6, keep_weights=True)
-    result = train_network(model, task, config, tmp_path, about=about)
+    result = train_network(model, task, config, tmp_path, label=label)
     assert result.test_accuracy > 85
     assert [epoch.accuracy for epoch in result.epochs] == scored
     assert result.accuracy == max(scored)
@@ -89,7 +89,7 @@ def test_a_network_learns_and_the_folder_tells_how(tmp_path, digits):
     records = read_signal(tmp_path / "signal.jsonl")
     assert [record.epoch for record in records] == [1, 2, 3, 4, 5, 6]
     assert [r.signal_to_noise for r in records] == [epoch.signal_to_noise for epoch in result.epochs]
-    assert all(record.esn_analog > 0 and record.iterations == 32 for record in records)
+    assert all(record.esn_analog_estimate > 0 and record.iterations == 32 for record in records)
     assert [p.finished for p in told if p.finished] == list(result.epochs)
     assert sum(p.finished is None for p in told) == 6 * 2  # a look at the loss after 25 and after 32 steps
 
@@ -165,7 +165,7 @@ def test_accumulated_parts_give_the_gradient_of_the_batch(tmp_path, digits):
 
 
 def test_a_network_learns_from_a_teacher_without_labels(tmp_path, digits):
-    teacher = slimbit.load_weights(network(), slimbit.zoo.shipped_weights("digits_resnet"))
+    teacher = slimbit.network("digits_resnet", weights="shipped")
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     task = task_of(digits, 1024, objective=distillation(teacher))
     unlabelled = replace(task, images=replace(task.images, labels=None))
@@ -219,11 +219,11 @@ def test_what_was_given_wrong_at_first_can_be_put_right(tmp_path, digits):
 
 
 def test_other_images_under_the_same_name_are_refused(tmp_path, digits):
-    about = About(data="digits", fingerprint="a")
-    train_network(network(), task_of(digits), settings(epochs=1), tmp_path, about=about)
-    train_network(network(), task_of(digits), settings(epochs=1), tmp_path, about=About(data="digits"))
+    label = RunLabel(data="digits", fingerprint="a")
+    train_network(network(), task_of(digits), settings(epochs=1), tmp_path, label=label)
+    train_network(network(), task_of(digits), settings(epochs=1), tmp_path, label=RunLabel(data="digits"))
     with pytest.raises(InputError, match="continued with its images, normalization, weights and pruning, got others"):
-        train_network(network(), task_of(digits), settings(epochs=1), tmp_path, about=replace(about, fingerprint="b"))
+        train_network(network(), task_of(digits), settings(epochs=1), tmp_path, label=replace(label, fingerprint="b"))
 
 
 def test_a_lost_list_of_epochs_is_told(tmp_path, digits):
@@ -255,13 +255,13 @@ def test_a_change_after_every_step_holds(tmp_path, digits):
 
 
 def test_a_run_with_other_settings_or_data_is_refused(tmp_path, digits):
-    train_network(network(), task_of(digits), settings(epochs=1), tmp_path, about=About(data="digits"))
+    train_network(network(), task_of(digits), settings(epochs=1), tmp_path, label=RunLabel(data="digits"))
     with pytest.raises(
         InputError, match=r"with its own settings, got another epochs \(2 instead of 1\), seed \(1 inst"
     ):
-        train_network(network(), task_of(digits), settings(epochs=2, seed=1), tmp_path, about=About(data="digits"))
+        train_network(network(), task_of(digits), settings(epochs=2, seed=1), tmp_path, label=RunLabel(data="digits"))
     with pytest.raises(InputError, match="continued with its data 'digits', got 'letters'"):
-        train_network(network(), task_of(digits), settings(epochs=1), tmp_path, about=About(data="letters"))
+        train_network(network(), task_of(digits), settings(epochs=1), tmp_path, label=RunLabel(data="letters"))
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path, digits):

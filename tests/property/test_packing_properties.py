@@ -5,16 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimbit.export import entropy, packing
-from slimbit.export.packing import Packed, coding_grid, fixed_bytes, pack_levels, unpack_levels
+from slimbit.artifacts import entropy, packing
+from slimbit.artifacts.packing import Packed, coding_grid, fixed_bytes, pack_levels, unpack_levels
+from slimbit.records.config import Grid
 from slimbit.records.errors import InputError
-from slimbit.records.plan import PlanGrid
 
-GRIDS: tuple[PlanGrid, ...] = ("midrise", "midrise_zero", "midtread")
+GRIDS: tuple[Grid, ...] = ("midrise", "midrise_zero", "midtread")
 
 
 @st.composite
-def layers(draw: st.DrawFn) -> tuple[np.ndarray, PlanGrid]:
+def layers(draw: st.DrawFn) -> tuple[np.ndarray, Grid]:
     """Doubled levels of some filters, each with a width of its own from 0 (pruned) to 16 bits."""
     grid = draw(st.sampled_from(GRIDS))
     shape = (draw(st.integers(1, 9)), *draw(st.lists(st.integers(1, 5), max_size=3)))
@@ -24,7 +24,7 @@ def layers(draw: st.DrawFn) -> tuple[np.ndarray, PlanGrid]:
     return rows.reshape(shape), grid
 
 
-def levels_of_width(rng: np.random.Generator, width: int, count: int, grid: PlanGrid) -> np.ndarray:
+def levels_of_width(rng: np.random.Generator, width: int, count: int, grid: Grid) -> np.ndarray:
     if width == 0:
         return np.zeros(count, np.int64)
     if grid == "midtread":
@@ -36,7 +36,7 @@ def levels_of_width(rng: np.random.Generator, width: int, count: int, grid: Plan
 
 @given(layers())
 @settings(max_examples=300, deadline=None)
-def test_levels_come_back_exactly(layer: tuple[np.ndarray, PlanGrid]) -> None:
+def test_levels_come_back_exactly(layer: tuple[np.ndarray, Grid]) -> None:
     levels, grid = layer
     packed = pack_levels(levels, grid)
     assert np.array_equal(unpack_levels(packed, grid, levels.shape), levels)
@@ -45,7 +45,7 @@ def test_levels_come_back_exactly(layer: tuple[np.ndarray, PlanGrid]) -> None:
 
 @given(layers())
 @settings(max_examples=200, deadline=None)
-def test_both_codings_agree_and_the_smaller_one_is_taken(layer: tuple[np.ndarray, PlanGrid]) -> None:
+def test_both_codings_agree_and_the_smaller_one_is_taken(layer: tuple[np.ndarray, Grid]) -> None:
     levels, grid = layer
     rows = levels.reshape(len(levels), -1).astype(np.int32)
     kept = np.any(rows != 0, axis=1)
@@ -64,7 +64,7 @@ def test_both_codings_agree_and_the_smaller_one_is_taken(layer: tuple[np.ndarray
 
 @given(layers())
 @settings(max_examples=100, deadline=None)
-def test_width_is_the_bit_formula_plus_the_zero_level(layer: tuple[np.ndarray, PlanGrid]) -> None:
+def test_width_is_the_bit_formula_plus_the_zero_level(layer: tuple[np.ndarray, Grid]) -> None:
     """bits(q) = ceil(log2(2|q| + 1)); a zero level on the mid-rise grid costs at most one bit more."""
     levels, grid = layer
     rows = levels.reshape(len(levels), -1).astype(np.int32)
@@ -76,7 +76,7 @@ def test_width_is_the_bit_formula_plus_the_zero_level(layer: tuple[np.ndarray, P
 
 @given(layers())
 @settings(max_examples=100, deadline=None)
-def test_single_zeros_on_the_midrise_grid_take_the_grid_that_has_one(layer: tuple[np.ndarray, PlanGrid]) -> None:
+def test_single_zeros_on_the_midrise_grid_take_the_grid_that_has_one(layer: tuple[np.ndarray, Grid]) -> None:
     levels, _ = layer
     halves = np.where(levels == 0, 0, levels | 1)
     grid = coding_grid(halves, "midrise")
@@ -99,7 +99,7 @@ def test_symbols_come_back(base: int, count: int, seed: int) -> None:
 )
 @settings(max_examples=400, deadline=None)
 def test_any_bytes_are_levels_or_an_input_error(
-    data: bytes, grid: PlanGrid, coding: packing.Coding, filters: int, weights: int
+    data: bytes, grid: Grid, coding: packing.Coding, filters: int, weights: int
 ) -> None:
     try:
         levels = unpack_levels(Packed(coding, data), grid, (filters, weights))
@@ -111,7 +111,7 @@ def test_any_bytes_are_levels_or_an_input_error(
 
 @given(layers(), st.data())
 @settings(max_examples=200, deadline=None)
-def test_truncated_or_longer_bytes_are_refused(layer: tuple[np.ndarray, PlanGrid], data: st.DataObject) -> None:
+def test_truncated_or_longer_bytes_are_refused(layer: tuple[np.ndarray, Grid], data: st.DataObject) -> None:
     levels, grid = layer
     packed = pack_levels(levels, grid)
     shorter = packed.data[: data.draw(st.integers(0, len(packed.data) - 1))]

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimbit.frontier.select import best_within_budget, cheapest_at_accuracy, pareto_front
+from slimbit.frontier.select import best_within, cheapest_at_accuracy, pareto_front
 from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.point import FrontierPoint
 
@@ -24,9 +24,7 @@ def test_mask_equals_brute_force(pairs: list[tuple[int, int]]) -> None:
 
 
 def point(number: int, accuracy: float, cost: float) -> FrontierPoint:
-    return FrontierPoint(
-        number=number, state="done", policy="optimal", setting="", accuracy=accuracy, costs={"esn_digital": cost}
-    )
+    return FrontierPoint(number=number, state="done", policy="optimal", accuracy=accuracy, costs={"esn_digital": cost})
 
 
 @given(PAIRS)
@@ -42,7 +40,7 @@ def test_choices_are_optimal(pairs: list[tuple[int, int]], limit: int) -> None:
     points = [point(i, g, c) for i, (g, c) in enumerate(pairs)]
     within = [(g, -c) for g, c in pairs if c <= limit]
     if within:
-        best = best_within_budget(points, "esn_digital", limit)
+        best = best_within(points, {"esn_digital": limit})
         assert (best.accuracy, -best.costs["esn_digital"]) == max(within)
     good = [(c, -g) for g, c in pairs if g >= limit]
     if good:

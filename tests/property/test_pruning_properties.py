@@ -17,8 +17,8 @@ from slimbit.records.groups import Ties
 from slimbit.records.keep import plan_of_units
 from slimbit.survey.ties import tied_filters
 
-STEPS = ("conv", "sum", "cat", "depthwise", "grouped", "gate", "shared", "norm", "up", "same", "shuffle", "halves", "glu",
-         "groups", "scale", "blur")  # fmt: skip
+STEPS = ("conv", "sum", "cat", "depthwise", "grouped", "gate", "shared", "norm", "up", "same", "shuffle", "halves",
+         "glu", "groups", "scale", "blur")  # fmt: skip
 
 
 class Scale(nn.Module):
@@ -82,8 +82,8 @@ class Random(nn.Module):
             if kind == "cat":
                 y = torch.cat((b, a), 1)
             elif kind == "halves" and a.shape[1] > 1:
-                left, right = a[:, : a.shape[1] // 2], a[:, a.shape[1] // 2 :]
-                y = torch.cat((right, part(left)), 1)
+                half = a.shape[1] // 2
+                y = torch.cat((a[:, half:], part(a[:, :half])), 1)
             elif kind in ("sum", "gate"):
                 y = a + part(b) if kind == "sum" else a * part(b)
             else:
@@ -112,7 +112,9 @@ def test_masks_equal_surgery(steps: list[tuple[str, int, int]], seed: int, data:
     counts = ties.fit_near(steps).counts if steps else {}
     kept = {
         group.name: data.draw(
-            st.sets(st.integers(0, group.units - 1), min_size=counts.get(group.name, 1), max_size=counts.get(group.name)),
+            st.sets(
+                st.integers(0, group.units - 1), min_size=counts.get(group.name, 1), max_size=counts.get(group.name)
+            ),
             label=group.name,
         )
         for group in ties.groups

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimbit.frontier.spread import bend_places, coarse_first, even_targets, price_for
+from slimbit.frontier.spacing import bisection_order, even_targets, price_for, refinement_prices
 
 
 @given(st.floats(0.1, 3.0), st.floats(-6, 6), st.floats(0.01, 0.99))
@@ -31,8 +31,8 @@ def test_price_for_a_jump_ends_beside_it(edge: float, share: float) -> None:
 
 
 @given(st.integers(1, 40))
-def test_coarse_first_is_an_order_of_all(count: int) -> None:
-    assert sorted(coarse_first(count)) == list(range(count))
+def test_bisection_is_an_order_of_all(count: int) -> None:
+    assert sorted(bisection_order(count)) == list(range(count))
 
 
 @given(st.integers(2, 20), st.floats(1e-3, 0.9))
@@ -48,11 +48,11 @@ POINTS = st.lists(st.tuples(st.floats(1, 1e6), st.floats(0, 100), st.floats(1e-9
 
 
 @given(POINTS, st.integers(0, 5), st.randoms())
-def test_places_do_not_depend_on_the_order_of_arrival(points: list, count: int, random) -> None:
+def test_refinement_prices_do_not_depend_on_the_order_of_arrival(points: list, count: int, random) -> None:
     shuffled = list(points)
     random.shuffle(shuffled)
-    places = bend_places(points, count)
-    assert places == bend_places(shuffled, count)
+    places = refinement_prices(points, count)
+    assert places == refinement_prices(shuffled, count)
     prices = [price for _, _, price in points]
     assert all(min(prices) * (1 - 1e-9) <= place <= max(prices) * (1 + 1e-9) for place in places)
     assert len(places) in (0, count)

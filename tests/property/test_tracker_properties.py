@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from slimbit.records.signal import DEAD_THRESHOLDS, EpochSignal, LayerSignal
-from slimbit.train.tracker import SignalTracker
+from slimbit.training.tracker import SignalTracker
 
 seeds = st.integers(0, 2**31)
 steps = st.integers(1, 5)
@@ -57,7 +57,9 @@ def test_filters_add_up_to_the_weights(net: nn.Sequential, count: int, seed: int
     assert math.fsum(row.signal for row in record.layers) == pytest.approx(signal, rel=1e-6)
     assert math.fsum(row.noise for row in record.layers) == pytest.approx(noise, rel=1e-6)
     # ||W||_0 at the end; in float32 a walk does land on exactly zero now and then
-    assert sum(row.weights for row in record.layers) == sum(int(places[-1][key].count_nonzero()) for key in keys)
+    assert sum(row.nonzero_weights for row in record.layers) == sum(
+        int(places[-1][key].count_nonzero()) for key in keys
+    )
     assert record.signal_to_noise == pytest.approx(signal / noise, rel=1e-6)
 
 
@@ -95,7 +97,7 @@ def test_signal_to_noise_does_not_depend_on_the_scale(power: int, count: int, se
 
     one, other = record(1.0), record(2.0**power)  # a power of two, which rounds nothing
     assert other.signal_to_noise == pytest.approx(one.signal_to_noise, rel=1e-12)
-    assert other.esn_analog == pytest.approx(one.esn_analog, rel=1e-12)
+    assert other.esn_analog_estimate == pytest.approx(one.esn_analog_estimate, rel=1e-12)
     assert other.dead_filters == one.dead_filters
 
 
@@ -105,7 +107,7 @@ signals = st.lists(st.floats(0, 1e6), min_size=1, max_size=20)
 @given(signals)
 def test_dead_filters_are_counted_as_written(values: list[float]) -> None:
     layer = LayerSignal(
-        layer="a", epoch=1, weights=1, positions=1, filter_signal=tuple(values), filter_noise=tuple(values)
+        name="a", epoch=1, nonzero_weights=1, positions=1, filter_signal=tuple(values), filter_noise=tuple(values)
     )  # fmt: skip
     norms = torch.tensor(values, dtype=torch.float64).sqrt()
     high = float(torch.quantile(norms, 0.9))
@@ -120,7 +122,7 @@ def test_dead_filters_are_counted_as_written(values: list[float]) -> None:
 @given(signals, st.integers(1, 100), st.integers(0, 100))
 def test_a_record_survives_its_plain_data(values: list[float], epoch: int, positions: int) -> None:
     layer = LayerSignal(
-        layer="a", epoch=epoch, weights=1, positions=positions or None,
+        name="a", epoch=epoch, nonzero_weights=1, positions=positions or None,
         filter_signal=tuple(values), filter_noise=tuple(reversed(values)),
     )  # fmt: skip
     record = EpochSignal(epoch=epoch, iterations=1, layers=(layer,))

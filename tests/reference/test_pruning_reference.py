@@ -16,7 +16,8 @@ from slimbit.apply.mask import mask
 from slimbit.apply.surgery import prune
 from slimbit.measure import group_sensitivity
 from slimbit.measure.group_sensitivity import measure_group_sensitivity
-from slimbit.plan.keep import Keeping, keep_by_fisher
+from slimbit.plan.keep import keep_by_fisher
+from slimbit.records.config import PruneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.keep import kept_macs, plan_of_units
 from slimbit.survey.module import survey_network
@@ -143,7 +144,7 @@ def test_sensitivity_predicts_what_removal_does() -> None:
                 real.append(float((wanted.exp() * (wanted - found)).sum(1).mean()))
     ranks = [torch.tensor(v).argsort().argsort().double() for v in (predicted, real)]
     assert float(torch.corrcoef(torch.stack(ranks))[0, 1]) > 0.8
-    plan = keep_by_fisher(ties, scores, Keeping(ratio=0.5))
+    plan = keep_by_fisher(ties, scores, PruneConfig(keep=0.5))
     assert plan.policy == "fisher"
 
 

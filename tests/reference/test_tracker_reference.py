@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from slimbit.records.signal import EpochSignal
 from slimbit.survey.module import read_weight, survey_network
-from slimbit.train import sums
-from slimbit.train.tracker import SignalTracker
+from slimbit.training import sums
+from slimbit.training.tracker import SignalTracker
 
 IMAGE = torch.zeros(1, 2, 6, 6)
 
@@ -74,12 +74,12 @@ def compare(net: nn.Module, tracker: SignalTracker, *, tolerance: float = 1e-6, 
         record = tracker.end_epoch()
         wanted = expected(snapshots)
         assert (record.epoch, record.iterations) == (epoch, steps)
-        assert {row.layer for row in record.layers} == set(wanted)
+        assert {row.name for row in record.layers} == set(wanted)
         for row in record.layers:
-            signal, noise, weights = wanted[row.layer]
-            assert row.filter_signal == pytest.approx(signal, rel=tolerance), row.layer
-            assert row.filter_noise == pytest.approx(noise, rel=tolerance, abs=1e-12), row.layer
-            assert row.weights == weights
+            signal, noise, weights = wanted[row.name]
+            assert row.filter_signal == pytest.approx(signal, rel=tolerance), row.name
+            assert row.filter_noise == pytest.approx(noise, rel=tolerance, abs=1e-12), row.name
+            assert row.nonzero_weights == weights
     return record
 
 
@@ -93,7 +93,7 @@ def test_every_kind_of_layer_is_summed_as_by_a_plain_loop(
     net = Mixed()
     record = compare(net, SignalTracker(net, example))
     positions = {layer.name: layer.positions for layer in survey_network(net, IMAGE).spec.layers}
-    assert {row.layer: row.positions for row in record.layers} == positions
+    assert {row.name: row.positions for row in record.layers} == positions
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -125,7 +125,7 @@ def test_channels_last_from_the_start_and_from_the_second_step_on() -> None:
         snapshots.append(copy.deepcopy(net))
         net.to(memory_format=torch.channels_last)
     for row in tracker.end_epoch().layers:
-        signal, noise, _ = expected(snapshots)[row.layer]
+        signal, noise, _ = expected(snapshots)[row.name]
         assert (row.filter_signal, row.filter_noise) == (pytest.approx(signal), pytest.approx(noise))
 
 
@@ -162,7 +162,7 @@ def test_a_computed_weight_is_followed_as_the_network_uses_it(change: Callable[[
     row = tracker.end_epoch().layers[1]
     assert row.signal == pytest.approx(sum(float(w.square().sum()) for w in walk) / 3, rel=1e-6)
     assert row.noise == pytest.approx(sum(float((w - start).square().sum()) for w in walk) / 3, rel=1e-5)
-    assert row.weights == int(walk[-1].count_nonzero())
+    assert row.nonzero_weights == int(walk[-1].count_nonzero())
 
 
 @pytest.mark.parametrize("change", [parametrizations.spectral_norm, spectral_norm])
@@ -193,13 +193,13 @@ def test_a_walk_worked_out_by_hand() -> None:
         tracker.update()
     record = tracker.end_epoch()
     row = record.layers[0]
-    assert (row.epoch, row.weights, row.positions) == (7, 3, 1)
+    assert (row.epoch, row.nonzero_weights, row.positions) == (7, 3, 1)
     assert row.filter_signal == pytest.approx((7.5, 4.0))
     assert row.filter_noise == pytest.approx((2.5, 0.0))
     assert row.filter_signal_to_noise == pytest.approx((3.0, math.inf))
     assert row.signal_to_noise == pytest.approx(4.6)
-    assert record.esn_analog == pytest.approx(3 * 4.6 / 12)  # Eq. (4)
-    assert record.esn_analog_corrected == pytest.approx(3 * 5.6 / 12)
+    assert record.esn_analog_estimate == pytest.approx(3 * 4.6 / 12)  # Eq. (4)
+    assert record.esn_analog_estimate_plus == pytest.approx(3 * 5.6 / 12)
 
 
 def test_a_random_walk_has_the_expected_noise() -> None:

@@ -1,20 +1,27 @@
 """ADMM beside its formulas written out, and on a real training."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import pruning_case as case
 import slimbit
+from slimbit.compress.prepared import prepare
+from slimbit.compress.prune import Pruner
+from slimbit.records.config import PruneConfig, TuneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.training import TrainConfig
-from slimbit.train.admm import Admm, AdmmSettings
-from slimbit.train.images import TrainImages
-from slimbit.train.run import train_network
-from slimbit.train.task import TrainTask
-from slimbit.train.tune import held_at_zero, tune_config
+from slimbit.training.admm import Admm, AdmmSettings
+from slimbit.training.hold import held_at_zero
+from slimbit.training.images import TrainImages
+from slimbit.training.run import train_network
+from slimbit.training.task import TrainTask
 
 
 def largest_rows(values, keep=2):
@@ -74,7 +81,7 @@ def half_of_each_convolution(values):
 
 
 def trained():
-    return slimbit.load_weights(slimbit.network("digits_resnet"), slimbit.zoo.shipped_weights("digits_resnet"))
+    return slimbit.network("digits_resnet", weights=slimbit.zoo.shipped_weights("digits_resnet"))
 
 
 def test_the_residual_falls_and_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
@@ -106,6 +113,34 @@ def test_the_residual_falls_and_a_stopped_run_goes_on_to_the_same_bits(tmp_path)
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("name", ["transposed", "unet"])
+def test_admm_ranks_filters_not_inputs_of_transposed_convolutions(name, tmp_path):
+    """What it chooses is what ranking by the norms of the filters themselves chooses, whatever order is stored."""
+
+    class NoTuning:
+        name = "none"
+
+        def tune_network(self, network, **_):
+            pass
+
+        def train_admm(self, network, choose, **_):
+            self.masks = choose(dict(network.named_parameters()))
+            return ()
+
+    model, x, tuning = case.foreign(name), case.images(), NoTuning()
+    config = PruneConfig(by="admm", statistics="stored", tune=TuneConfig())
+    pruner = Pruner(prepare(model, x[:1], [x]), config, tuning)
+    wanted = pruner.plan(0.5)  # by norm; ADMM keeps as many
+    assert pruner.prune(wanted, tmp_path, print).keep.axes == wanted.axes
+    for module_name, module in model.named_modules():
+        if isinstance(module, nn.ConvTranspose2d) and module.groups == 1:
+            axis = wanted.axis(module_name, "filters")
+            norms = module.weight.detach().square().sum((0, 2, 3))  # stored: inputs, filters, kernel
+            assert sorted(norms.argsort(descending=True)[: len(axis.kept)].tolist()) == list(axis.kept)
+            stays = tuning.masks[f"{module_name}.weight"].any(0).flatten(1).any(1)
+            assert stays.nonzero().flatten().tolist() == list(axis.kept)
+
+
 def test_a_state_of_other_masks_is_refused():
     model = nn.Linear(3, 4)
     admm = Admm(model, largest_rows)
@@ -132,7 +167,7 @@ def test_weights_held_at_zero_stay_zero_through_training(tmp_path):
     masks = half_of_each_convolution(dict(model.named_parameters()))
     hold = held_at_zero(masks)
     hold(model)
-    config = tune_config(2, learning_rate=0.05, augment={"crop": 1, "flip": False})
+    config = TuneConfig(epochs=2, learning_rate=0.05, train={"augment": {"crop": 1, "flip": False}}).training()
     train_network(model, replace(digits_task(256), after_step=(hold,)), config, tmp_path)
     for name, mask in masks.items():
         value = dict(model.named_parameters())[name].detach()
@@ -141,10 +176,10 @@ def test_weights_held_at_zero_stay_zero_through_training(tmp_path):
 
 
 def test_tuning_follows_the_papers_settings():
-    four, long = tune_config(4), tune_config(160)
+    four, long = TuneConfig(epochs=4).training(), TuneConfig(epochs=160).training()
     assert (four.batch_size, four.schedule.name, four.schedule.milestones) == (64, "step", (2, 3))
     assert (long.batch_size, long.schedule.name, long.optimizer.weight_decay) == (100, "cosine", 5e-4)
-    with pytest.raises(InputError, match="tune_epochs must be a whole number of 1 or more, got 0"):
-        tune_config(0)
+    with pytest.raises(InputError, match="epochs must be greater than or equal to 1, got 0"):
+        TuneConfig(epochs=0)
     with pytest.raises(InputError, match="masks must be of parameters of the network, got 'w' of"):
         held_at_zero({"w": torch.ones(1)})(nn.Linear(1, 1))

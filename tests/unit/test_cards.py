@@ -62,7 +62,7 @@ def test_bad_card(tmp_path: Path, text: str, message: str) -> None:
 
 def test_unreadable_cards(tmp_path: Path) -> None:
     (tmp_path / "net.pth.card.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="must be readable UTF-8 text"):
+    with pytest.raises(InputError, match="model card must be UTF-8 text"):
         read_card(tmp_path / "net.pth")
     (tmp_path / "net.safetensors").write_bytes(b"\0" * 20)
     with pytest.raises(InputError, match="must be a complete safetensors file"):

@@ -1,12 +1,20 @@
 """Hardware cost models against numbers worked out by hand and a slow loop written from the formulas."""
 
+import json
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import slimbit
+from slimbit.measure.cost import with_hardware
 from slimbit.measure.hardware import (
     HardwareModel,
     hardware_cost,
@@ -381,3 +389,65 @@ def test_the_how_to_names_every_key() -> None:
     page = HOW_TO.read_text(encoding="utf-8")
     keys = {*HardwareTable.model_fields, *Mode.model_fields} - {"mode"}
     assert [key for key in sorted(keys) if f"| `{key}` |" not in page] == []
+
+
+NPU = """
+name = "npu"
+unit = "cycles"
+source = "data sheet"
+
+[[mode]]
+weight_bits = 8
+activation_bits = 8
+cost_per_mac = 0.0625
+"""
+
+
+def priced(factor: float) -> HardwareModel:
+    return HardwareModel("npu", "units", lambda layer: factor * layer.macs)
+
+
+def test_two_models_of_one_name_are_refused_and_none_vanishes() -> None:
+    report = slimbit.cost(nn.Linear(3, 2), torch.zeros(1, 3), bits=2)
+    with pytest.raises(InputError, match="names of hardware models must differ, got 'npu' twice"):
+        with_hardware(report, [priced(1.0), priced(2.0)])
+    once = with_hardware(report, priced(1.0))
+    with pytest.raises(InputError, match="names of hardware models must differ, got 'npu' twice"):
+        with_hardware(once, priced(2.0))
+    both = with_hardware(once, ["loom", "stripes"])
+    assert list(both.hardware) == ["npu", "loom", "stripes"]
+    assert both.hardware["npu"].total == 6  # 3 x 2 MACs
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "npu.toml" for folder in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(NPU, encoding="utf-8")
+    with pytest.raises(InputError, match="names of hardware models must differ, got 'npu' twice"):
+        slimbit.cost(nn.Linear(3, 2), torch.zeros(1, 3), bits=2, hardware=paths)
+
+
+def test_ratios_of_hardware_are_in_the_order_asked_for_in_every_process() -> None:
+    """Python's hash of a text differs from process to process, unless PYTHONHASHSEED is set."""
+    names = hardware_names()
+    code = (
+        "import slimbit, torch, json; layer = torch.nn.Linear(3, 2)\n"
+        f"report = slimbit.cost(layer, torch.zeros(1, 3), bits=2, hardware={names!r})\n"
+        "print(json.dumps(list(report.versus(report).ratios())))"
+    )
+    for seed in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        )
+        assert tuple(json.loads(done.stdout))[-len(names) :] == names
+
+
+def test_reports_are_compared_only_where_they_count_the_same() -> None:
+    layer, example = nn.Conv2d(3, 2, 3), torch.zeros(1, 3, 5, 5)
+    per_image, per_weight = (slimbit.cost(layer, example, bits=2, per=per) for per in ("mac", "parameter"))
+    with pytest.raises(InputError, match="compared reports must both be per mac, got one per parameter"):
+        per_image.versus(per_weight)
+    with pytest.raises(InputError, match="compared reports must both be per parameter, got one per mac"):
+        per_weight.versus(per_image)
+    assert per_weight.versus(per_weight).ratios()["macs"] == 1

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slimbit.export import entropy
-from slimbit.export.packing import Packed, fixed_bytes, pack_levels, unpack_levels
+from slimbit.artifacts import entropy
+from slimbit.artifacts.packing import Packed, fixed_bytes, pack_levels, unpack_levels
+from slimbit.records.config import Grid
 from slimbit.records.errors import InputError
-from slimbit.records.plan import PlanGrid
 
 FILTERS, WEIGHTS = 64, 576
 
 
-def gaussian_levels(grid: PlanGrid, bits: int, *, filters: int = FILTERS, weights: int = WEIGHTS) -> np.ndarray:
+def gaussian_levels(grid: Grid, bits: int, *, filters: int = FILTERS, weights: int = WEIGHTS) -> np.ndarray:
     """Doubled levels of Gaussian weights whose filters differ in scale by up to 2, largest level as ``bits`` allow."""
     rng = np.random.default_rng(bits)
     values = rng.normal(size=(filters, weights)) * np.linspace(0.5, 1.0, filters)[:, None]
@@ -39,7 +39,7 @@ def entropy_bytes(doubled: np.ndarray) -> float:
 
 @pytest.mark.parametrize("grid", ["midrise", "midrise_zero", "midtread"])
 @pytest.mark.parametrize("bits", range(2, 17))
-def test_packed_gaussian_levels_are_smaller_than_their_widths(grid: PlanGrid, bits: int) -> None:
+def test_packed_gaussian_levels_are_smaller_than_their_widths(grid: Grid, bits: int) -> None:
     levels = gaussian_levels(grid, bits)
     size = len(pack_levels(levels, grid).data)
     assert size <= 1.05 * ideal_bytes(levels)
@@ -49,7 +49,7 @@ def test_packed_gaussian_levels_are_smaller_than_their_widths(grid: PlanGrid, bi
 
 
 @pytest.mark.parametrize("grid", ["midrise", "midtread"])
-def test_uniform_levels_stay_within_5_percent_of_their_widths(grid: PlanGrid) -> None:
+def test_uniform_levels_stay_within_5_percent_of_their_widths(grid: Grid) -> None:
     """Nothing can be gained on them: 4 bits x 36,864 levels = 18,432 bytes, on the mid-tread grid log2(15) bits."""
     rng = np.random.default_rng(0)
     whole = rng.integers(-8, 8, (FILTERS, WEIGHTS)) if grid == "midrise" else rng.integers(-7, 8, (FILTERS, WEIGHTS))
@@ -117,7 +117,7 @@ def test_grouped_symbols_are_as_written_down() -> None:
         ([[65537]], "midrise", "from -32767.5 to 32767.5, got 32768.5"),
     ],
 )
-def test_levels_off_the_grid_are_refused(levels: list[list[int]], grid: PlanGrid, message: str) -> None:
+def test_levels_off_the_grid_are_refused(levels: list[list[int]], grid: Grid, message: str) -> None:
     with pytest.raises(InputError, match=message):
         pack_levels(np.array(levels), grid)
 

@@ -1,6 +1,5 @@
 """Policy ``signal``: steps that cost what training showed, layers out of reach, and records that do not fit."""
 
-import json
 import math
 import sys
 from dataclasses import replace
@@ -16,10 +15,13 @@ from slimbit.apply.compress import compress
 from slimbit.apply.layers import weights_of
 from slimbit.numerics.grid import to_levels
 from slimbit.numerics.steps import signal_step
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.signal import check_signal, step_by_signal, target_of
+from slimbit.records.codec import canonical, from_json, from_plain, plain
+from slimbit.records.config import PAPER, QuantConfig
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, LayerPlan
+from slimbit.records.setting import Epoch
 from slimbit.records.signal import EpochSignal, LayerSignal
 from slimbit.survey.module import survey_network
 
@@ -32,13 +34,13 @@ def network() -> nn.Module:
         ).eval()
 
 
-def evidence() -> Evidence:
+def inputs() -> PlanInputs:
     model = network()
     spec = survey_network(model, torch.zeros(1, 1, 6, 6)).spec
-    return Evidence(spec=spec, weights=weights_of(model, spec))
+    return PlanInputs(spec=spec, weights=weights_of(model, spec))
 
 
-def epoch_of(found: Evidence, ratio: float = 20.0, **but: float) -> EpochSignal:
+def epoch_of(found: PlanInputs, ratio: float = 20.0, **but: float) -> EpochSignal:
     return epoch_signal(found.spec, ratio, epoch=3, but={name.strip("_"): value for name, value in but.items()})
 
 
@@ -47,11 +49,11 @@ def spent(weights: Tensor, step: float, grid: str = "midrise") -> float:
 
 
 def test_target_is_the_analog_cost_of_one_position() -> None:
-    record = LayerSignal(layer="a", epoch=1, weights=120, positions=9, filter_signal=(6.0,), filter_noise=(2.0,))
+    record = LayerSignal(name="a", epoch=1, nonzero_weights=120, positions=9, filter_signal=(6.0,), filter_noise=(2.0,))
     assert target_of(record) == 120 * 3 / 12
-    assert record.esn_analog == 9 * target_of(record)
+    assert record.esn_analog_estimate == 9 * target_of(record)
     # all zero: no weight, however still it stands, costs anything
-    still = LayerSignal(layer="a", epoch=1, weights=0, positions=9, filter_signal=(1.0,), filter_noise=(0.0,))
+    still = LayerSignal(name="a", epoch=1, nonzero_weights=0, positions=9, filter_signal=(1.0,), filter_noise=(0.0,))
     assert target_of(still) == 0
 
 
@@ -103,24 +105,25 @@ def test_a_target_that_is_none(target: float) -> None:
 
 
 def test_a_plan_costs_what_training_showed() -> None:
-    found = evidence()
+    found = inputs()
     epoch = epoch_of(found, 40.0, _2=25.0)
     plan = step_by_signal(found, epoch)
-    assert (plan.policy, plan.setting, plan.clamped) == ("signal", "epoch 3", ())
-    assert (plan.compensation, plan.statistics) == (False, "absolute")
-    levels = compress(network(), replace(plan, statistics="stored"), found.spec).levels
+    assert (plan.policy, plan.setting, plan.clamped) == ("signal", Epoch(3), ())
+    assert plan.config == PAPER
+    stored = replace(plan, config=PAPER.model_copy(update={"statistics": "stored"}))
+    layers = compress(network(), stored, found.spec).layers
     for layer in found.spec.layers:
         target = target_of(epoch.layer(layer.name))
         (step,) = plan.layer(layer.name).steps
         finer = math.nextafter(step, 0) * (1 - 2**-23)
         weights = found.weight(layer)
         assert spent(weights, step) <= target < spent(weights, finer)
-        assert float(levels[layer.name].double().square().sum()) == spent(weights, step)  # as carried out
+        assert float(layers[layer.name].levels.double().square().sum()) == spent(weights, step)  # as carried out
         assert spent(weights, step) == pytest.approx(target, rel=0.05)  # fifty weights make jumps of some percent
 
 
 def test_layers_out_of_reach_are_named() -> None:
-    found = evidence()
+    found = inputs()
     plan = step_by_signal(found, epoch_of(found, _0=2.9, _2=math.inf, _4=3.1))
     assert plan.clamped == ("0", "2")
     assert plan.layer("2").steps[0] == pytest.approx(float(found.weights["2"].abs().max()) / 2**13)
@@ -128,10 +131,10 @@ def test_layers_out_of_reach_are_named() -> None:
 
 
 def test_dead_filters_take_no_part() -> None:
-    found = evidence()
+    found = inputs()
     weights = {name: value.clone() for name, value in found.weights.items()}
     weights["2"][:4] = 0
-    alive = Evidence(spec=found.spec, weights=weights)
+    alive = PlanInputs(spec=found.spec, weights=weights)
     plan = step_by_signal(alive, epoch_of(found))
     assert plan.layer("2").kept == (4, 5, 6, 7)
     step = plan.layer("2").steps[0]
@@ -141,10 +144,10 @@ def test_dead_filters_take_no_part() -> None:
 
 
 def test_skipped_layers_need_no_record() -> None:
-    found = evidence()
+    found = inputs()
     epoch = epoch_of(found)
     fewer = replace(epoch, layers=epoch.layers[:2])
-    plan = step_by_signal(found, fewer, layout=Layout(grid="midrise", skip=("4",)))
+    plan = step_by_signal(found, fewer, QuantConfig(grid="midrise", skip=("4",)))
     assert [layer.name for layer in plan.layers] == ["0", "2"]
     with pytest.raises(InputError, match="signal of epoch 3 must cover every layer to quantize, got none for 4"):
         step_by_signal(found, fewer)
@@ -153,17 +156,17 @@ def test_skipped_layers_need_no_record() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"layer": "conv9"}, "must be of layers of Sequential, got 'conv9'"),
+        ({"name": "conv9"}, "must be of layers of Sequential, got 'conv9'"),
         ({"filter_signal": (1.0,) * 5}, "layer '0', must have 6 filters, got 5"),
         ({"filter_noise": (math.nan,) * 6}, "layer '0', must have finite powers from 0, got nan"),
         ({"filter_signal": (math.inf,) * 6}, "layer '0', must have finite powers from 0, got inf"),
         ({"filter_noise": (-1.0,) * 6}, "layer '0', must have finite powers from 0, got -1.0"),
-        ({"weights": 55}, "layer '0', must have at most 54 non-zero weights, got 55"),
-        ({"layer": "2"}, "must name each layer once, got 3 records of 2 layers"),
+        ({"nonzero_weights": 55}, "layer '0', must have at most 54 non-zero weights, got 55"),
+        ({"name": "2"}, "must name each layer once, got 3 records of 2 layers"),
     ],
 )
 def test_records_of_another_network_are_refused(changed: dict, said: str) -> None:
-    found = evidence()
+    found = inputs()
     epoch = epoch_of(found)
     first, *others = epoch.layers
     with pytest.raises(InputError, match=said):
@@ -171,21 +174,21 @@ def test_records_of_another_network_are_refused(changed: dict, said: str) -> Non
 
 
 def test_other_misuse_is_refused() -> None:
-    found = evidence()
+    found = inputs()
     with pytest.raises(InputError, match="signal must hold EpochSignal records, got dict"):
-        check_signal(found.spec, Layout(), {})
+        check_signal(found.spec, QuantConfig(), {})
     with pytest.raises(InputError, match="granularity must be layer for policy signal, got filter"):
-        step_by_signal(found, epoch_of(found), layout=Layout(grid="midrise", granularity="filter"))
+        step_by_signal(found, epoch_of(found), QuantConfig(grid="midrise", granularity="filter"))
 
 
 def test_clamped_layers_are_part_of_a_plan_and_of_its_digest() -> None:
     plan = CompressionPlan(network="n", policy="signal", layers=(LayerPlan(name="fc", steps=(0.5,)),))
-    # digest of this plan before `clamped` existed
-    assert plan.digest() == "da71767271f3c6ee324cac99d21de3f7b260386229cbd4f1136c9f9bb7ef2f98"
+    # runs name their plans by it: another number here makes every run begin anew
+    assert plan.digest() == "58e9f955df8054df2373a8c78e15b1ef06e0b7d40c9676a5f1648edb0f1bf690"
     clamped = replace(plan, clamped=("fc",))
     assert clamped.digest() != plan.digest()
-    assert CompressionPlan.from_dict(json.loads(json.dumps(clamped.to_dict()))) == clamped
+    assert from_json(CompressionPlan, canonical(clamped), where="x") == clamped
     with pytest.raises(InputError, match="clamped must name layers of the plan, got 'conv'"):
         replace(plan, clamped=("conv",))
-    with pytest.raises(InputError, match="clamped of a plan must be a list of names, got 'fc'"):
-        CompressionPlan.from_dict({**plan.to_dict(), "clamped": "fc"})
+    with pytest.raises(InputError, match=r"clamped of plan\.json must be a list, got 'fc'"):
+        from_plain(CompressionPlan, {**plain(plan), "clamped": "fc"}, where="plan.json")

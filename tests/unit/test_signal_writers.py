@@ -14,14 +14,14 @@ from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.files import StoreError
 from slimbit.records.signal import EpochSignal, LayerSignal
 from slimbit.records.signal_file import read_signal, signal_line
-from slimbit.train.writers import CsvWriter, JsonLinesWriter, TensorBoardWriter
+from slimbit.training.writers import CsvWriter, JsonLinesWriter, TensorBoardWriter
 
 
 def record(epoch: int, *, scale: float = 1.0, positions: int | None = 9) -> EpochSignal:
     signals = {"stem, 3x3": (8.0 * scale, 2.0, 0.001), "head": (1.0,)}
     layers = tuple(
         LayerSignal(
-            layer=name, epoch=epoch, weights=6, positions=positions, filter_signal=values,
+            name=name, epoch=epoch, nonzero_weights=6, positions=positions, filter_signal=values,
             filter_noise=tuple(0.25 * epoch for _ in values),
         )
         for name, values in signals.items()
@@ -142,7 +142,7 @@ def test_tensorboard_shows_each_epoch_once(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("signal_to_noise")] == [1, 2]
     assert events.Scalars("signal_to_noise/head")[0].value == pytest.approx(4.0)
     assert events.Scalars("dead_filters/0.05")[0].value == 1.0
-    assert events.Scalars("esn_analog")[1].value == pytest.approx(record(2, scale=100.0).esn_analog)
+    assert events.Scalars("esn_analog")[1].value == pytest.approx(record(2, scale=100.0).esn_analog_estimate)
 
 
 def test_a_missing_tensorboard_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,3 +159,14 @@ def test_records_are_read_without_torch(tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert "torch" not in ran.stdout.split()
+
+
+def test_files_keep_the_keys_that_earlier_runs_have(tmp_path: Path) -> None:
+    """``layer`` and ``weights`` in files are ``name`` and ``nonzero_weights`` in Python."""
+    row = '{"layer": "a", "epoch": 1, "weights": 6, "positions": 9, "filter_signal": [8.0], "filter_noise": [1.0]}'
+    text = f'{{"epoch": 1, "iterations": 5, "layers": [{row}]}}\n'
+    (tmp_path / "signal.jsonl").write_text(text)
+    (epoch,) = read_signal(tmp_path / "signal.jsonl")
+    assert (epoch.layers[0].name, epoch.layers[0].nonzero_weights) == ("a", 6)
+    assert epoch.esn_analog_estimate == 9 * 6 * 8.0 / 12
+    assert signal_line(epoch) == text

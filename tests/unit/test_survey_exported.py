@@ -74,7 +74,7 @@ def test_a_saved_file_says_the_same(mixed, tmp_path, caplog):
     _, program = mixed
     torch.export.save(program, tmp_path / "mixed.pt2")
     with caplog.at_level(logging.DEBUG):
-        survey = survey_exported(tmp_path / "mixed.pt2")
+        survey = survey_exported(tmp_path / "mixed.pt2", allow_code=True)
     assert survey.spec.name == "mixed"
     assert survey.spec.layers == survey_exported(program).spec.layers
     assert not caplog.records
@@ -196,7 +196,7 @@ def test_zero_size_layer_is_named():
 def test_other_archives_are_told_apart(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "checkpoint.pt2")
     with pytest.raises(InputError, match=r"write one with torch.export.save"):
-        survey_exported(tmp_path / "checkpoint.pt2")
+        survey_exported(tmp_path / "checkpoint.pt2", allow_code=True)
 
 
 def test_a_failing_load_says_why_and_logs_nothing(mixed, tmp_path, caplog):
@@ -206,7 +206,7 @@ def test_a_failing_load_says_why_and_logs_nothing(mixed, tmp_path, caplog):
         for name in old.namelist():
             new.writestr(name, old.read(name).replace(b"aten.batch_norm", b"aten.batch_fish"))
     with caplog.at_level(logging.DEBUG), pytest.raises(InputError, match="batch_fish"):
-        survey_exported(tmp_path / "bad.pt2")
+        survey_exported(tmp_path / "bad.pt2", allow_code=True)
     assert not [record for record in caplog.records if record.levelno >= logging.INFO]
 
 
@@ -221,4 +221,27 @@ def test_a_bad_checksum_stops_before_anything_is_unpickled(mixed, tmp_path, monk
     path.write_bytes(content)
     monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("the damaged file was loaded"))
     with pytest.raises(InputError, match=r"bad checksum in .*sample_inputs/model.pt"):
-        survey_exported(path)
+        survey_exported(path, allow_code=True)
+
+
+class Reshaped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.fc(x.reshape(2, 3, 5))
+
+
+def test_the_batch_is_what_inputs_and_outputs_have_in_common():
+    convolution = survey_exported(exported(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)))
+    assert convolution.spec.layers[0].macs == 36 * 4 * 27
+    assert convolution.spec.notes[0].startswith("The first dimension of the inputs, 2, is counted as the batch")
+    # as many channels out as in: the convolution itself says that there is no batch
+    signal = survey_exported(exported(nn.Conv1d(4, 4, 3, padding=1), torch.randn(4, 128)))
+    assert signal.spec.layers[0].macs == 128 * 4 * 4 * 3
+    unknown = survey_exported(exported(Reshaped(), torch.randn(6, 5)))
+    assert unknown.spec.layers[0].macs == 6 * 15
+    assert unknown.spec.notes[0].startswith("No dimension of the inputs (6x5) was found to be the batch")
+    given = survey_exported(exported(Reshaped(), torch.randn(6, 5)), batch=6)
+    assert (given.spec.layers[0].macs, given.spec.notes) == (15, ())

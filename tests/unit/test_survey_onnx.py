@@ -9,9 +9,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.survey.onnx_file import survey_onnx
-from slimbit.survey.result import StoredLevels, Survey
+from slimbit.survey.result import Survey
 
 QONNX = "qonnx.custom_op.general"
 F = np.float32
@@ -42,11 +43,11 @@ def node(kind: str, inputs: str, output: str, domain: str = "", **attributes: ob
     return helper.make_node(kind, inputs.split(), [output], name=f"/{output}", domain=domain, **attributes)
 
 
-def one(survey: Survey) -> StoredLevels:
+def one(survey: Survey) -> LayerLevels:
     """The levels of the only layer."""
     (layer,) = survey.spec.layers
     stored = survey.weight(layer)
-    assert isinstance(stored, StoredLevels)
+    assert isinstance(stored, LayerLevels)
     assert tuple(stored.levels.shape) == layer.shape
     return stored
 
@@ -175,7 +176,7 @@ def test_qdq_per_filter(tmp_path, float_initializer):
     survey = survey_onnx(saved(tmp_path / "q.onnx", nodes, tensors, shape=(1, 2)))
     stored = one(survey)
     assert stored.levels.tolist() == [[-3, 2], [127, -128], [-1, 4]]
-    assert stored.step.tolist() == scale.tolist()
+    assert stored.steps.tolist() == scale.tolist()
     assert (stored.grid, stored.bits) == ("midtread", 8)
     assert dict(survey.activation_bits) == {"w": 8}
     assert not survey.spec.other_parameters  # scales and zero points are settings of quantizers
@@ -188,7 +189,7 @@ def test_qdq_of_a_matmul_has_its_filters_on_the_last_axis(tmp_path):
         survey_onnx(saved(tmp_path / "q.onnx", nodes, {"w": integers, "s": np.array([1, 2, 4], F)}, shape=(1, 2)))
     )
     assert stored.levels.tolist() == [[1, 4], [2, 5], [3, 6]]
-    assert stored.step.tolist() == [1, 2, 4]
+    assert stored.steps.tolist() == [1, 2, 4]
 
 
 def test_qdq_four_bits_through_a_transpose(tmp_path):
@@ -201,7 +202,7 @@ def test_qdq_four_bits_through_a_transpose(tmp_path):
     survey = survey_onnx(saved(tmp_path / "q.onnx", nodes, {"w": packed, "s": np.array([1, 2], F)}, shape=(1, 3)))
     stored = one(survey)
     assert stored.levels.tolist() == [[-8, 7, 1], [2, -3, 0]]
-    assert (stored.step.tolist(), stored.bits) == ([1, 2], 4)
+    assert (stored.steps.tolist(), stored.bits) == ([1, 2], 4)
 
 
 def test_steps_across_filters_count_as_floats_and_say_so(tmp_path):
@@ -226,7 +227,7 @@ def test_integer_operators(tmp_path):
     survey = survey_onnx(saved(tmp_path / "i.onnx", nodes, tensors, shape=(1, 1, 3, 3)))
     stored = one(survey)
     assert stored.levels.tolist() == weight.tolist()
-    assert stored.step.tolist() == [0.5, 0.25]
+    assert stored.steps.tolist() == [0.5, 0.25]
     assert list(survey.activation_bits.values()) == [8]
 
 
@@ -239,7 +240,7 @@ def test_matmul_integer(tmp_path):
     ]
     stored = one(survey_onnx(saved(tmp_path / "i.onnx", nodes, tensors, shape=(1, 2))))
     assert stored.levels.tolist() == [[-1, 2], [0, 3], [1, 4]]
-    assert stored.step.tolist() == 1
+    assert stored.steps.tolist() == 1
 
 
 @pytest.mark.parametrize("narrow", [0, 1])
@@ -255,7 +256,7 @@ def test_qonnx_quant_per_tensor(tmp_path, narrow):
     stored = one(survey)
     # w / 0.5 rounded half to even (0.5 -> 0, 1.5 -> 2), clamped to -8 (narrow: -7) .. 7
     assert stored.levels.tolist() == [[-7 if narrow else -8, -1, 0, 1], [2, 2, 7, 7]]
-    assert (stored.step.item(), stored.bits, stored.grid) == (0.5, 4, "midtread")
+    assert (stored.steps.item(), stored.bits, stored.grid) == (0.5, 4, "midtread")
     assert dict(survey.activation_bits) == {"w": 6}
 
 
@@ -272,7 +273,7 @@ def test_qonnx_quant_per_filter_of_a_grouped_transposed_convolution(tmp_path):
     stored = one(survey)
     assert survey.spec.layers[0].shape == (4, 2, 1, 1)
     assert stored.levels.flatten().tolist() == [2, 2, 4, 4, 2, 2, 4, 4]
-    assert stored.step.tolist() == [0.5, 0.25, 0.5, 0.25]
+    assert stored.steps.tolist() == [0.5, 0.25, 0.5, 0.25]
 
 
 def test_qonnx_bipolar_is_one_bit_midrise(tmp_path):
@@ -282,7 +283,7 @@ def test_qonnx_bipolar_is_one_bit_midrise(tmp_path):
     stored = one(survey)
     assert stored.levels.tolist() == [[-0.5, 0.5], [0.5, -0.5]]
     assert (stored.grid, stored.bits) == ("midrise", 1)
-    assert (stored.levels * stored.step).abs().numpy() == pytest.approx(0.3)
+    assert (stored.levels * stored.steps).abs().numpy() == pytest.approx(0.3)
 
 
 def test_dynamic_image_size(tmp_path):

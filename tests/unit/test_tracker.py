@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from slimbit.records.errors import InputError
-from slimbit.train.tracker import SignalTracker
+from slimbit.training.tracker import SignalTracker
 
 IMAGE = torch.zeros(1, 1, 6, 6)
 
@@ -47,12 +47,12 @@ def test_tracked_are_the_layers_that_a_survey_counts_in_order() -> None:
     tracker = SignalTracker(net, IMAGE)
     train(net, tracker, range(2))
     record = tracker.end_epoch()
-    assert [(row.layer, row.positions, len(row.filter_noise)) for row in record.layers] == [
+    assert [(row.name, row.positions, len(row.filter_noise)) for row in record.layers] == [
         ("0", 16, 4), ("3", 4, 3), ("5", 1, 2),
     ]  # fmt: skip
     assert record.filters == 9
-    total = sum((row.positions or 0) * row.weights * row.signal_to_noise for row in record.layers) / 12
-    assert record.esn_analog == pytest.approx(total, rel=1e-12)
+    total = sum((row.positions or 0) * row.nonzero_weights * row.signal_to_noise for row in record.layers) / 12
+    assert record.esn_analog_estimate == pytest.approx(total, rel=1e-12)
 
 
 def test_history_and_epochs_are_counted() -> None:
@@ -102,10 +102,10 @@ def test_positions_of_parts_that_are_called_by_themselves() -> None:
     tracker.update()
     assert hooks(net) == 0
     record = tracker.end_epoch()
-    assert {row.layer: row.positions for row in record.layers} == {
+    assert {row.name: row.positions for row in record.layers} == {
         "body.0": 16, "body.3": 4, "head": 1, "idle": None,
     }  # fmt: skip
-    assert record.esn_analog is None  # unknown, not too small
+    assert record.esn_analog_estimate is None  # unknown, not too small
 
 
 def test_a_first_pass_that_breaks_off_is_watched_again() -> None:
@@ -138,7 +138,7 @@ def test_unknown_positions_leave_the_cost_unknown() -> None:
     tracker.update()  # before any pass
     record = tracker.end_epoch()
     assert [row.positions for row in record.layers] == [None] * 3
-    assert record.esn_analog is None
+    assert record.esn_analog_estimate is None
 
 
 @pytest.mark.parametrize("order", ["before", "after", "in place"])
@@ -170,7 +170,7 @@ def test_compiled_networks_are_compiled_once_and_give_the_same_record(order: str
     assert dynamo.utils.counters["stats"]["unique_graphs"] == 1
     found, wanted = tracker.end_epoch(), eager.end_epoch()
     for a, b in zip(found.layers, wanted.layers, strict=True):
-        assert (a.layer, a.filter_signal, a.filter_noise) == (b.layer, b.filter_signal, b.filter_noise)
+        assert (a.name, a.filter_signal, a.filter_noise) == (b.name, b.filter_signal, b.filter_noise)
     with_example = SignalTracker(model, IMAGE)
     with_example.update()
     assert [row.positions for row in with_example.end_epoch().layers] == [16, 4, 1]
@@ -184,7 +184,7 @@ def test_a_shared_weight_is_held_once_and_recorded_for_each_layer() -> None:
     train(net, tracker, range(2))
     assert sorted(k for k in tracker.state_dict() if k.startswith("start.")) == ["start.0.weight", "start.3.weight"]
     first, second, _ = tracker.end_epoch().layers
-    assert (first.layer, first.positions, second.layer, second.positions) == ("0", 16, "1", 4)
+    assert (first.name, first.positions, second.name, second.positions) == ("0", 16, "1", 4)
     assert first.filter_noise == second.filter_noise
     assert first.noise > 0
 
@@ -196,15 +196,15 @@ def test_a_layer_frozen_for_the_whole_epoch_is_not_in_its_record() -> None:
     tracker = SignalTracker(net, IMAGE)
     train(net, tracker, range(2))
     record = tracker.end_epoch()
-    assert [row.layer for row in record.layers] == ["3", "5"]
-    assert math.isfinite(record.esn_analog or math.inf)
+    assert [row.name for row in record.layers] == ["3", "5"]
+    assert math.isfinite(record.esn_analog_estimate or math.inf)
     for parameter in net[0].parameters():
         parameter.requires_grad_(True)  # after the epoch began
     train(net, tracker, range(2))
-    assert [row.layer for row in tracker.end_epoch().layers] == ["0", "3", "5"]
+    assert [row.name for row in tracker.end_epoch().layers] == ["0", "3", "5"]
     train(net, tracker, range(2))
     net[0].weight.requires_grad_(False)  # it did move
-    assert [row.layer for row in tracker.end_epoch().layers] == ["0", "3", "5"]
+    assert [row.name for row in tracker.end_epoch().layers] == ["0", "3", "5"]
 
 
 def test_weights_that_could_move_and_did_not_have_no_noise() -> None:
@@ -213,7 +213,7 @@ def test_weights_that_could_move_and_did_not_have_no_noise() -> None:
     tracker.update()
     record = tracker.end_epoch()
     assert record.signal_to_noise == math.inf
-    assert record.esn_analog == math.inf
+    assert record.esn_analog_estimate == math.inf
 
 
 def test_embeddings_cost_nothing_even_when_they_stand_still() -> None:
@@ -222,8 +222,8 @@ def test_embeddings_cost_nothing_even_when_they_stand_still() -> None:
     net[1].weight.data += 1
     tracker.update()
     record = tracker.end_epoch()
-    assert (record.layers[0].positions, record.layers[0].esn_analog) == (0, 0.0)
-    assert record.esn_analog == record.layers[1].esn_analog
+    assert (record.layers[0].positions, record.layers[0].esn_analog_estimate) == (0, 0.0)
+    assert record.esn_analog_estimate == record.layers[1].esn_analog_estimate
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from slimbit.records.config import read_config
 from slimbit.records.errors import InputError
-from slimbit.records.toml import read_toml
 from slimbit.records.training import AugmentConfig, TrainConfig
-from slimbit.train.checkpoint import Checkpoint, check_fits, read_checkpoint, write_checkpoint
-from slimbit.train.images import Batches, Share, TrainImages
-from slimbit.train.recipes import recipe, recipe_names
-from slimbit.train.schedule import learning_rate
+from slimbit.training.checkpoint import Checkpoint, check_fits, read_checkpoint, write_checkpoint
+from slimbit.training.images import Batches, Share, TrainImages
+from slimbit.training.recipes import recipe, recipe_names
+from slimbit.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
 
@@ -76,8 +76,8 @@ def test_an_unknown_recipe_names_its_like():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch = 3", "epoch must be a known key, got an unknown one; did you mean epochs"),
-        ("[optimizer]\nlearning_rat = 1.0", "did you mean learning_rate"),
+        ("epoch = 3", r"train\.toml: settings must hold only known keys, got epoch; did you mean epochs"),
+        ("[optimizer]\nlearning_rat = 1.0", "only known keys, got optimizer.learning_rat; did you mean learning_rate"),
         ("[optimizer]\nlearning_rate = 0.0", "optimizer.learning_rate must be greater than 0"),
         ("[optimizer]\nmomentum = 1.0", "optimizer.momentum must be less than 1"),
         ("batch_size = 10\naccumulate = 3", "batch_size must be a multiple of accumulate, got 10, 3"),
@@ -90,7 +90,7 @@ def test_wrong_settings_are_told_with_their_key(tmp_path, text, message):
     file = tmp_path / "train.toml"
     file.write_text(text)
     with pytest.raises(InputError, match=message):
-        read_toml(file, TrainConfig)
+        read_config(TrainConfig, file)
 
 
 def test_options_win_over_the_file_and_leave_the_rest():

@@ -6,51 +6,61 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from slimbit.apply.activations import with_quantized_values
 from slimbit.apply.calibration import Calibration, calibrate
-from slimbit.apply.flight import Flight
+from slimbit.apply.integers import IntegerNetwork, IntegerProgram, integer_program
 from slimbit.apply.layers import bind
-from slimbit.apply.quantize import QuantizedLayer, quantize_layer
+from slimbit.apply.layerwise import LayerwisePass
+from slimbit.apply.quantize import quantize_layer
+from slimbit.numerics.batches import inputs_of
 from slimbit.numerics.copies import copied
+from slimbit.numerics.levels import LayerLevels
+from slimbit.records.dataflow import Dataflow
 from slimbit.records.errors import InputError, closest
 from slimbit.records.network import NetworkSpec
 from slimbit.records.plan import CompressionPlan
+from slimbit.survey.dataflow import read_dataflow
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed network; made by `compress`.
+    """What `compress` made.
 
     Attributes:
-        model: A new network in evaluation mode; its weights are ``step * levels``.
+        model: A new network in evaluation mode; it computes in integers where the plan quantizes activations.
+        network: The new network as modules; its weights are ``step * levels``. The model itself where activations stay
+            float.
         plan: What was carried out.
-        levels: By layer name, filters first, whole or half numbers.
-        scales: Step of each layer after refitting: scalar, or one per filter.
-        signal_to_noise: Power ratio of each layer over its kept filters.
-        errors: Relative output error of each layer on its own inputs; None where it saw no calibration.
+        layers: Levels and steps by layer name, in the plan's order.
+        program: The integers of every operation; None where activations stay float.
     """
 
     model: nn.Module
+    network: nn.Module
     plan: CompressionPlan
-    levels: dict[str, Tensor]
-    scales: dict[str, Tensor]
-    signal_to_noise: dict[str, float]
-    errors: dict[str, float | None]
+    layers: dict[str, LayerLevels]
+    program: IntegerProgram | None = None
 
     def digest(self) -> str:
         """SHA-256 over the plan, every level and every step: equal results, equal digests."""
         total = hashlib.sha256(self.plan.digest().encode())
-        for name in sorted(self.levels):
+        for name in sorted(self.layers):
             total.update(name.encode())
-            doubled = (self.levels[name] * 2).to(torch.int32).cpu().contiguous()
+            doubled = (self.layers[name].levels * 2).to(torch.int32).cpu().contiguous()
             total.update(doubled.numpy().tobytes())
-            total.update(self.scales[name].double().cpu().contiguous().numpy().tobytes())
+            total.update(self.layers[name].steps.double().cpu().contiguous().numpy().tobytes())
         return total.hexdigest()
 
 
 def compress(
-    model: nn.Module, plan: CompressionPlan, spec: NetworkSpec, calibration: Calibration | Iterable[Any] | None = None
+    model: nn.Module,
+    plan: CompressionPlan,
+    spec: NetworkSpec,
+    calibration: Calibration | Iterable[Any] | None = None,
+    *,
+    flow: Dataflow | None = None,
 ) -> Compressed:
     """Carry out a plan on a copy of the network, while the calibration images pass through it once.
 
@@ -63,11 +73,14 @@ def compress(
         spec: The network's survey.
         calibration: From `slimbit.apply.calibration.calibrate` (shared by all points), or batches of unlabelled
             images. None is enough for a plan without compensation that leaves statistics as stored.
+        flow: What the network computes, for a plan that quantizes activations; None = read from the network on the
+            first calibration batch.
 
     Raises:
-        InputError: A plan for another network, missing calibration, or values that are not finite.
+        InputError: A plan for another network, missing calibration, values that are not finite, or quantized
+            activations of a network with operations that have no integer form.
     """
-    needs = plan.compensation or plan.statistics != "stored"
+    needs = plan.config.compensation or plan.config.statistics != "stored"
     if calibration is None and needs:
         raise InputError("calibration must be given for compensation or new statistics, got none")
     if calibration is not None and not isinstance(calibration, Calibration):
@@ -77,35 +90,45 @@ def compress(
         if layer.name not in names:
             raise InputError(f"plan must name layers of the network, got {layer.name!r}{closest(layer.name, names)}")
     network = copied(model).eval()
+    if plan.activations:
+        flow = flow or _flow_of(model, calibration)
+        # what later layers are calibrated on has passed through the integers of the earlier ones
+        with_quantized_values(network, flow, plan.activations)
     done = _carry_out(network, plan, spec, calibration)
-    return Compressed(
-        network,
-        plan,
-        {name: layer.levels for name, layer in done.items()},
-        {name: layer.step for name, layer in done.items()},
-        {name: layer.signal_to_noise for name, layer in done.items()},
-        {name: layer.error for name, layer in done.items()},
-    )
+    program = None
+    if plan.activations:
+        assert flow is not None
+        del network.forward
+        levels, steps = ({name: getattr(x, key) for name, x in done.items()} for key in ("levels", "steps"))
+        program = integer_program(network, flow, plan.activations, spec=spec, levels=levels, steps=steps)
+    return Compressed(network if program is None else IntegerNetwork(program), network, plan, done, program)
+
+
+def _flow_of(model: nn.Module, calibration: Calibration | None) -> Dataflow:
+    if calibration is None:
+        raise InputError("flow or calibration must be given for quantized activations, got none")
+    batch = inputs_of(calibration.batches[0])
+    return read_dataflow(model, batch)
 
 
 def _carry_out(
     network: nn.Module, plan: CompressionPlan, spec: NetworkSpec, calibration: Calibration | None
-) -> dict[str, QuantizedLayer]:
+) -> dict[str, LayerLevels]:
     """Quantize ``network`` in place and return its layers in the plan's order."""
     bounds = bind(network, spec)
     planned = {layer.name: bounds[layer.name] for layer in plan.layers}
-    reached = calibration.reached if calibration is not None and plan.compensation else ()
-    plain: dict[str, QuantizedLayer] = {}
+    reached = calibration.reached if calibration is not None and plan.config.compensation else ()
+    plain: dict[str, LayerLevels] = {}
     for name, bound in planned.items():
         if bound.window is None or name not in reached:
             plain[name] = quantize_layer(bound.weight(), plan.layer(name), plan, mask=bound.mask())
-            bound.store(plain[name].weight())
+            bound.store(plain[name].weights())
     if calibration is None:
         return plain
-    flight = Flight(network, plan, planned, calibration)
-    flight.done.update(plain)
-    if plan.compensation or plan.statistics == "paired_layerwise":
-        flight.quantize()
-    if plan.statistics in ("absolute", "paired"):
-        flight.correct()
-    return {name: flight.done[name] for name in planned}
+    layerwise = LayerwisePass(network, plan, planned, calibration)
+    layerwise.done.update(plain)
+    if plan.config.compensation or plan.config.statistics == "paired_layerwise":
+        layerwise.quantize()
+    if plan.config.statistics in ("absolute", "paired"):
+        layerwise.correct()
+    return {name: layerwise.done[name] for name in planned}

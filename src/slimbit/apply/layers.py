@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slimbit.numerics.copies import mask_of
-from slimbit.numerics.grid import filters_first, filters_stored
+from slimbit.numerics.grid import filters_stored, layer_weight
 from slimbit.numerics.moments import Window
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec
@@ -35,26 +35,19 @@ class Bound:
 
     def weight(self) -> Tensor:
         """The weight, filters first, detached, at least float32."""
-        weight = filters_first(self._rows(), transposed=self.spec.transposed, groups=self.spec.groups)
+        weight = layer_weight(self.parameter.detach(), self.spec)
         return weight if weight.dtype == torch.float64 else weight.float()
 
     def store(self, weight: Tensor) -> None:
         """Write a weight, filters first, into the network."""
         stored = filters_stored(weight, transposed=self.spec.transposed, groups=self.spec.groups)
         with torch.no_grad():
-            self._rows().copy_(stored)
-
-    def _rows(self) -> Tensor:
-        """The layer's part of the stored tensor, a view."""
-        return self.parameter.detach()[slice(*(self.spec.rows or (None,)))]
+            self.parameter.detach()[slice(*(self.spec.rows or (None,)))].copy_(stored)
 
     def mask(self) -> Tensor | None:
         """Which weights a pruning mask keeps, filters first; None where there is no mask."""
         mask = mask_of(self.module, self.spec.weight_key.rpartition(".")[2])
-        if mask is None:
-            return None
-        rows = mask[slice(*(self.spec.rows or (None,)))]
-        return filters_first(rows, transposed=self.spec.transposed, groups=self.spec.groups)
+        return None if mask is None else layer_weight(mask, self.spec)
 
     def batched(self, values: Tensor) -> Tensor:
         """An input or output of the module with its batch dimension: convolutions also take one image without."""
@@ -92,17 +85,10 @@ def _bind(model: nn.Module, layer: LayerSpec) -> Bound:
         raise InputError(f"weight of layer {layer.name!r} must be a float tensor, got {type(parameter).__name__}")
     if name not in module._parameters and name not in module._buffers:
         raise InputError(f"weight of layer {layer.name!r} must be a plain parameter: remove its parametrization first")
-    part = parameter[slice(*(layer.rows or (None,)))]
-    shape = tuple(filters_first(part, transposed=layer.transposed, groups=layer.groups).shape)
+    shape = tuple(layer_weight(parameter, layer).shape)
     if shape != layer.shape:
         raise InputError(f"weight of layer {layer.name!r} must be {layer.shape}, got {shape}")
     return Bound(layer, module, parameter, window_of(module) if name == "weight" else None)
-
-
-def is_stock(module: nn.Module) -> bool:
-    """Whether a convolution or linear module computes what torch's own does, and not something of a subclass."""
-    stock = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
-    return "forward" not in module.__dict__ and any(type(module).forward is kind.forward for kind in stock)
 
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

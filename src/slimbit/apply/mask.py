@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from slimbit.apply.axes import bind_axes
 from slimbit.apply.constants import fold_constants
-from slimbit.numerics.copies import plain_network
+from slimbit.numerics.copies import mask_of, plain_network
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.survey.trace import Inputs
@@ -14,8 +14,9 @@ from slimbit.survey.trace import Inputs
 def mask(model: nn.Module, plan: KeepPlan, example_input: Inputs | None = None) -> nn.Module:
     """A copy of the network in which everything that the plan removes is zero.
 
-    Weights, bias and scales of removed filters, and the weights with which later layers read them. Outputs are those
-    of `slimbit.apply.surgery.prune` with the same plan.
+    Weights, bias and scales of removed filters, and the weights with which later layers read them. Outputs and costs
+    are those of `slimbit.apply.surgery.prune` with the same plan: which weights are pruned is kept as a bool buffer
+    ``weight_mask`` beside each weight, outside of the state dict, since a zero alone is a weight like any other.
 
     Args:
         model: Not changed. Parametrizations are replaced by the weights that they compute.
@@ -33,16 +34,22 @@ def mask(model: nn.Module, plan: KeepPlan, example_input: Inputs | None = None) 
     >>> inputs = AxisKeep(name="1", role="inputs", size=2, kept=(1,))
     >>> plan = KeepPlan(network="n", policy="mine", axes=(filters, inputs), constants="zero")
     >>> net = mask(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), plan)
-    >>> (net[0].weight != 0).sum(1).tolist(), (net[1].weight != 0).tolist()
+    >>> (net[0].weight != 0).sum(1).tolist(), net[1].weight_mask.tolist()
     ([0, 3], [[False, True]])
     """
     return zeroed(prepared(model, plan, example_input), plan)
 
 
 def zeroed(network: nn.Module, plan: KeepPlan) -> nn.Module:
-    """Zero in place what the plan removes; returns the network."""
+    """Zero in place what the plan removes, and mask the weights among it; returns the network."""
+    axes = bind_axes(network, plan)
+    for axis in axes:
+        weight = axis.module.weight if axis.keep.role in ("filters", "inputs") else None
+        if isinstance(weight, Tensor) and mask_of(axis.module, "weight") is None:
+            everything = torch.ones_like(weight, dtype=torch.bool, requires_grad=False)
+            axis.module.register_buffer("weight_mask", everything, persistent=False)
     with torch.no_grad():
-        for axis in bind_axes(network, plan):
+        for axis in axes:
             for name, value, entries in axis.removed():
                 if not name.startswith("running_"):
                     value.masked_fill_(entries, 0)

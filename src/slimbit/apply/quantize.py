@@ -1,45 +1,25 @@
 """One layer: from its float weight, its inputs' second moments and its plan to levels."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from slimbit.numerics.grid import to_weights
+from slimbit.numerics.levels import LayerLevels
 from slimbit.numerics.moments import PatchMoments
 from slimbit.numerics.rounding import (
     Quantizer,
     cholesky,
     compensate,
+    coordinate_descent,
     damped,
-    polish,
     refit_step,
     round_levels,
     weighted_error,
 )
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, LayerPlan
-
-
-@dataclass(frozen=True)
-class QuantizedLayer:
-    """Result for one layer.
-
-    Attributes:
-        levels: Filters first, on the plan's grid; 0 where a filter is pruned.
-        step: Scalar, or one per filter.
-        signal_to_noise: ``||W||^2 / ||W - step * levels||^2`` over the kept filters; inf where nothing was lost.
-        error: ``tr((W - V) H (W - V)^T) / tr(W H W^T)``, relative output error; None without calibration.
-    """
-
-    levels: Tensor
-    step: Tensor
-    signal_to_noise: float
-    error: float | None = None
-
-    def weight(self) -> Tensor:
-        """``step * levels``."""
-        return to_weights(self.levels, self.step)
 
 
 def quantizer_of(plan: LayerPlan, metric: str | None, weights: Tensor) -> Quantizer:
@@ -64,15 +44,16 @@ def quantizer_of(plan: LayerPlan, metric: str | None, weights: Tensor) -> Quanti
     )
 
 
-def plain_levels(weights: Tensor, layer: LayerPlan) -> tuple[Tensor, Tensor]:
+def plain_levels(weights: Tensor, layer: LayerPlan, *, mask: Tensor | None = None) -> LayerLevels:
     """Levels and step of one layer by nearest rounding alone: what a plan costs, nearly, before any data is seen.
 
     Args:
         weights: Float, filters first.
         layer: Its entry; a rate takes no part.
+        mask: False where a weight was pruned and stays zero; None = none was.
     """
-    quantizer = quantizer_of(replace(layer, rate=()), None, weights)
-    return _cut(round_levels(weights, quantizer), layer), quantizer.step
+    quantizer = replace(quantizer_of(replace(layer, rate=()), None, weights), mask=mask)
+    return LayerLevels(_cut(round_levels(weights, quantizer), layer), quantizer.step, layer.grid)
 
 
 def quantize_layer(
@@ -82,8 +63,8 @@ def quantize_layer(
     *,
     moments: PatchMoments | None = None,
     mask: Tensor | None = None,
-) -> QuantizedLayer:
-    """Levels and step of one layer.
+) -> LayerLevels:
+    """Levels and step of one layer, on the plan's grid.
 
     Args:
         weights: Float, filters first.
@@ -92,10 +73,10 @@ def quantize_layer(
         moments: What the layer reads; None = plain rounding, as where its squares are beyond all numbers.
         mask: False where a weight was pruned and stays zero; None = none was.
     """
-    quantizer = replace(quantizer_of(layer, plan.metric, weights), mask=mask)
+    quantizer = replace(quantizer_of(layer, None if plan.price is None else plan.price.metric, weights), mask=mask)
     if moments is not None and not _are_finite(moments):
         moments = None
-    if plan.rounding == "nearest":
+    if plan.config.rounding == "nearest":
         quantizer = replace(quantizer, rate=0.0)
     target = weights
     if moments is None:
@@ -104,11 +85,11 @@ def quantize_layer(
         h = damped(moments.inputs)
         if moments.outputs is not None:
             target = fit_to_outputs(weights, moments)
-        levels = compensate(target, h, quantizer) if plan.compensation else round_levels(target, quantizer)
-        if plan.compensation and SWEEPS:
-            levels = polish(target, levels, h, quantizer, sweeps=SWEEPS)
+        levels = compensate(target, h, quantizer) if plan.config.compensation else round_levels(target, quantizer)
+        if plan.config.compensation and SWEEPS:
+            levels = coordinate_descent(target, levels, h, quantizer, sweeps=SWEEPS)
     step = quantizer.step
-    if plan.refit:
+    if plan.config.refit:
         h = damped(torch.eye(weights[0].numel())[None]) if h is None else h
         step = _refitted(target, levels, h, step)
     levels = _cut(levels, layer)
@@ -129,13 +110,12 @@ def fit_to_outputs(weights: Tensor, moments: PatchMoments) -> Tensor:
     h = moments.inputs
     groups, features, _ = h.shape
     w = weights.reshape(groups, -1, features).to(h.dtype)
-    scale = h.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
-    eye = torch.eye(features, dtype=h.dtype, device=h.device)
-    ridge = h + torch.where(scale > 0, RIDGE * scale, 1.0) * eye
+    scale = h.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None]
+    ridge = h.clone()
+    ridge.diagonal(dim1=1, dim2=2).add_(torch.where(scale > 0, RIDGE * scale, 1.0))
     residual = moments.outputs - torch.bmm(w, h)
-    factor = cholesky(ridge.double())
-    shift = torch.cholesky_solve(residual.transpose(1, 2).double(), factor).transpose(1, 2)
-    return (w + shift.to(h.dtype)).reshape(weights.shape).to(weights.dtype)
+    shift = torch.cholesky_solve(residual.transpose(1, 2), cholesky(ridge)).transpose(1, 2)
+    return (w + shift).reshape(weights.shape).to(weights.dtype)
 
 
 SWEEPS = 2
@@ -160,7 +140,7 @@ def _cut(levels: Tensor, layer: LayerPlan) -> Tensor:
     return levels.masked_fill(~mask.reshape(-1, *[1] * (levels.ndim - 1)), 0.0)
 
 
-def _result(weights: Tensor, levels: Tensor, step: Tensor, h: Tensor | None, layer: LayerPlan) -> QuantizedLayer:
+def _result(weights: Tensor, levels: Tensor, step: Tensor, h: Tensor | None, layer: LayerPlan) -> LayerLevels:
     value = to_weights(levels, step)
     rows = slice(None) if layer.kept is None else list(layer.kept)
     noise = float((weights - value)[rows].double().square().sum())
@@ -169,4 +149,5 @@ def _result(weights: Tensor, levels: Tensor, step: Tensor, h: Tensor | None, lay
     if h is not None:
         whole = float(weighted_error(weights, torch.zeros_like(weights), h).sum())
         error = float(weighted_error(weights, value, h).sum()) / whole if whole > 0 else 0.0
-    return QuantizedLayer(levels, step, signal / noise if noise > 0 else float("inf"), error)
+    ratio = signal / noise if noise > 0 else float("inf")
+    return LayerLevels(levels, step, layer.grid, signal_to_noise=ratio, error=error)

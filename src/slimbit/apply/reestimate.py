@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from slimbit.apply.calibration import Calibration, batchnorms, calibrate
-from slimbit.apply.flight import Flight
+from slimbit.apply.layerwise import LayerwisePass
 from slimbit.numerics.batches import Forward, call_network
 from slimbit.numerics.copies import copied, plain_network
 from slimbit.numerics.moments import ChannelMoments
+from slimbit.records.config import QuantConfig, Statistics
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.records.network import NetworkSpec
-from slimbit.records.plan import CompressionPlan, Statistics
+from slimbit.records.plan import CompressionPlan
 
 
 def reestimate(
@@ -52,8 +53,9 @@ def reestimate(
         source = plain_network(original)
         found = _kept(calibrate(source, nothing, batches, forward=forward), network, plan)
         _restore(network, source, plan)
-    recipe = CompressionPlan(network=nothing.name, policy="none", layers=(), compensation=False, statistics=form)
-    Flight(network, recipe, {}, found).correct()
+    config = QuantConfig(compensation=False, statistics=form)
+    plan_of_none = CompressionPlan(network=nothing.name, policy="none", layers=(), config=config)
+    LayerwisePass(network, plan_of_none, {}, found).correct()
     return network
 
 

@@ -11,8 +11,9 @@ from slimbit.apply.advice import layers_to_protect
 from slimbit.apply.axes import bind_axes
 from slimbit.apply.constants import noise
 from slimbit.apply.mask import prepared, zeroed
-from slimbit.numerics.batches import output_heads
+from slimbit.numerics.batches import output_tensors
 from slimbit.numerics.copies import copied, plain_network
+from slimbit.numerics.strided import protect_gradients
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.survey.tie_run import call
@@ -108,14 +109,18 @@ def cut_as(model: nn.Module, plan: KeepPlan, state: Mapping[str, Tensor]) -> nn.
 
 
 def _cut(network: nn.Module, plan: KeepPlan) -> nn.Module:
-    """Remove in place; returns the network."""
+    """Remove in place; returns the network, whose narrow layers anyone may train."""
     for bound in bind_axes(network, plan):
         bound.axis.take(bound.index())
-    return network
+    return protect_gradients(network)
 
 
 TOLERANCE = {torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest difference of outputs over their largest value; 1e-3 for wider types: sums run in another order."""
+
+TIES = 0.01
+"""Share of outputs that are no floating-point numbers (classes, indices) and may differ: where two values are as good
+as equal, the order of sums decides."""
 
 
 def _difference(pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> str:
@@ -125,7 +130,7 @@ def _difference(pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> str:
     handles += [m.register_forward_hook(_leave(path)) for m in pruned.modules()]
     try:
         with torch.no_grad():
-            found = output_heads(call(pruned, inputs))
+            found = output_tensors(call(pruned, inputs))
     except Exception as error:  # noqa: BLE001 - whatever code says to sizes that it does not expect
         where = next((f"module {name!r}" for name in reversed(path) if name), "the network")
         reason = " ".join(str(error).split())[:200]
@@ -134,15 +139,17 @@ def _difference(pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> str:
         for handle in handles:
             handle.remove()
     with torch.no_grad():
-        wanted = output_heads(call(masked, inputs))
+        wanted = output_tensors(call(masked, inputs))
     if len(found) == len(wanted) and all(map(_alike, found, wanted)):
         return ""
     return f"outputs must stay those of the masked network, got others from {_first(pruned, masked, inputs)} on"
 
 
 def _alike(found: Tensor, wanted: Tensor) -> bool:
-    if found.shape != wanted.shape:
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
         return False
+    if not wanted.is_floating_point():
+        return int((found != wanted).sum()) <= TIES * wanted.numel()
     if not bool((found.isfinite() == wanted.isfinite()).all()):
         return False
     found, wanted = (part.nan_to_num(0.0, 0.0, 0.0) for part in (found, wanted))

@@ -10,15 +10,18 @@ from rich.console import Console
 
 from slimbit.cli.cost import cost
 from slimbit.cli.demo import demo
+from slimbit.cli.export import export
 from slimbit.cli.frontier import frontier
+from slimbit.cli.latency import latency
 from slimbit.cli.pick import pick
 from slimbit.cli.points import points
 from slimbit.cli.prune import prune
 from slimbit.cli.report import report
 from slimbit.cli.signal import signal
 from slimbit.cli.train import train
+from slimbit.cli.verify import verify
 from slimbit.records.errors import SlimbitError
-from slimbit.report.fitting import shown
+from slimbit.records.terminal import shown
 
 app = typer.Typer(
     name="slimbit",
@@ -28,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (cost, train, signal, prune, frontier, points, pick, report, demo):
+for _command in (cost, train, signal, prune, frontier, points, pick, export, verify, latency, report, demo):
     app.command()(_command)
 
 

@@ -1,18 +1,19 @@
 """`slimbit cost`: what a network costs, layer by layer."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.console import Console
 
-from slimbit.records.cost import CostReport
+from slimbit.records.config import Grid
+from slimbit.records.cost import CostReport, CostTable
 from slimbit.records.errors import InputError
-from slimbit.records.plan import PlanGrid
 
 if TYPE_CHECKING:
-    from slimbit.measure.counting import Counting
+    from slimbit.measure.cost_config import CostConfig
 
 UNASKED = {"policy": "max_abs", "grid": "midrise", "formula": "standard"}
 
@@ -33,7 +34,13 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
     *,
     weights: Annotated[Path | None, typer.Option(help="Weights: .safetensors, .pth or .th.")] = None,
     input_: Annotated[
-        str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one input, e.g. 3x32x32.")
+        list[str] | None,
+        typer.Option(
+            "--input", metavar="CxHxW", help="Shape of one input, e.g. 3x32x32; NAME=1x3x32x32 for several of a file."
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images in the inputs of a file; default: learned from its graph.")
     ] = None,
     bits: Annotated[float | None, typer.Option(help="Bits per weight, 1 to 16; default: weights as stored.")] = None,
     policy: Annotated[str, typer.Option(help="How bits become a step: max_abs or sigma.")] = "max_abs",
@@ -49,6 +56,13 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
     versus: Annotated[
         list[str] | None, typer.Option(metavar="NETWORK2 ...", help="Other networks to compare with.")
     ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Let code run that a pruned folder names or a .pt2 file holds; only where you trust it.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     layers: Annotated[bool, typer.Option(help="List the layers.")] = True,
@@ -60,10 +74,10 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
         raise InputError("only one of --json and --csv must be given, got both")
     if as_csv and (versus or hardware):
         raise InputError(f"--csv must be given without {'--versus' if versus else '--hardware'}: take --json for both")
-    from slimbit.measure.counting import counting_from
+    from slimbit.measure.cost_config import cost_config_from
 
     bare = Path(network).suffix == ".safetensors"
-    counting = counting_from(
+    counting = cost_config_from(
         bits=bits,
         policy=policy,
         grid=grid,
@@ -71,16 +85,19 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
         activation_bits=activation_bits,
         per=per or ("parameter" if bare else "mac"),
     )
-    report = _measured(network, counting, hardware or [], weights=weights, input_text=input_)
+    report = _measured(
+        network, counting, hardware or [], weights=weights, inputs=input_ or [], batch=batch, allow_code=allow_code
+    )
     _refuse_unused(report, policy=policy, grid=grid, formula=formula)
     compared = [*(versus or []), *(others or [])]  # `--versus A B`: click gives B to the arguments
-    reports = [_measured(other, counting, hardware or [], input_text=input_) for other in compared]
+    plain = [text for text in input_ or [] if "=" not in text]  # names are those of the first file
+    reports = [_measured(other, counting, hardware or [], inputs=plain, allow_code=allow_code) for other in compared]
     _print(report, reports, as_json=as_json, as_csv=as_csv, layers=layers)
 
 
 def _refuse_unused(report: CostReport, **given: str) -> None:
     """Refuse options that say how weights are quantized where none are."""
-    if any(layer.grid in get_args(PlanGrid) for layer in report.layers):
+    if any(layer.grid in get_args(Grid) for layer in report.layers):
         return
     for option, value in given.items():
         if value != UNASKED[option]:
@@ -89,27 +106,34 @@ def _refuse_unused(report: CostReport, **given: str) -> None:
 
 def _measured(
     network: str,
-    counting: "Counting",
+    counting: "CostConfig",
     hardware: list[str],
     *,
     weights: Path | None = None,
-    input_text: str | None = None,
+    inputs: Sequence[str] = (),
+    batch: int | None = None,
+    allow_code: bool = False,
 ) -> CostReport:
-    from slimbit.cli.networks import survey_of
     from slimbit.measure.cost import cost_of_survey, with_hardware
+    from slimbit.sources.networks import inputs_of, survey_of
 
-    return with_hardware(cost_of_survey(survey_of(network, weights=weights, input_text=input_text), counting), hardware)
+    plain, named = inputs_of(inputs)
+    survey = survey_of(
+        network, weights=weights, input_text=plain, named_inputs=named, batch=batch, allow_code=allow_code
+    )
+    return with_hardware(cost_of_survey(survey, counting), hardware)
 
 
 def _print(report: CostReport, others: list[CostReport], *, as_json: bool, as_csv: bool, layers: bool) -> None:
     if as_json:
         data = report.to_dict() if layers else {**report.to_dict(), "layers": []}
         if others:
-            data["versus"] = [{**report.versus(other).to_dict(), "total": other.to_dict()["total"]} for other in others]
+            compared = [(report.versus(other).to_dict(), other.to_dict()) for other in others]
+            data["versus"] = [
+                {**ratios, **{key: whole[key] for key in ("inputs", "total", "hardware")}} for ratios, whole in compared
+            ]
         typer.echo(json.dumps(data, indent=2, allow_nan=False))
     elif as_csv:
         typer.echo(report.to_csv(layers=layers), nl=False)
     else:
-        from slimbit.report.tables import CostTable
-
         Console().print(CostTable(report, tuple(others), layers=layers))

@@ -17,17 +17,16 @@ def demo(
     *, out: Annotated[Path, typer.Option(help="Folder of the run, new or to be continued.")] = Path("runs/demo")
 ) -> None:
     """Trace the frontier of a small digits network, show it, and write the report. No download."""
-    from slimbit.cli.networks import example_of, model_of
     from slimbit.measure.cost import cost
-    from slimbit.report.page import write_report
-    from slimbit.report.tables import CostTable
+    from slimbit.numerics.batches import zeros_like_input
+    from slimbit.sources.networks import model_of
 
     console = Console()
     model, shape = model_of(NETWORK)
-    console.print(CostTable(cost(model, example_of(shape), bits=4)), "")
+    console.print(cost(model, zeros_like_input(shape), bits=4), "")
     settings = FrontierConfig().with_options({"network": NETWORK, "data": DATA, "points": POINTS})
     result = trace(settings, out)
     console.print(points_table(result, result.points, result.metric))
-    page = write_report(out)
+    page = result.report()
     console.print(f"\nThe report is a file to open in a browser: [bold]{page}[/]")
     console.print(f"Take a model: [bold]slimbit pick {out} --budget esn_digital=80k --out digits-slim[/]")

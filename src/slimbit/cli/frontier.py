@@ -7,23 +7,15 @@ import typer
 from rich.console import Console
 
 from slimbit.cli.live import Screen
-from slimbit.cli.networks import check_prunable, device_named, example_of
-from slimbit.cli.opened import Opened, opened
+from slimbit.cli.options import parse_budget, tune_options
 from slimbit.cli.points import clampings, failures, points_table
-from slimbit.cli.slimming import calibration_of, slimming_of, tune_options
-from slimbit.records.config import FrontierConfig, SlimmingConfig, load_config
+from slimbit.records.config import FrontierConfig, read_config
 from slimbit.records.errors import InputError, SlimbitError
-from slimbit.records.point import Frontier
-from slimbit.records.training import TrainConfig
+from slimbit.records.training import AugmentConfig
+from slimbit.sources.networks import check_trusted_data, check_trusted_network
 
 if TYPE_CHECKING:
-    from slimbit.frontier.slim import Slimming
-    from slimbit.frontier.trace import Origin
-    from slimbit.plan.evidence import Layout
-    from slimbit.records.signal import EpochSignal
-
-MOST_EPOCHS = 8
-"""Points of policy ``signal`` where no epochs were named."""
+    from slimbit.frontier.frontier import Frontier
 
 
 def frontier(  # noqa: PLR0913 - one argument per option of the command
@@ -49,7 +41,17 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         str | None, typer.Option(help="esn_digital (default), esn_analog or esn_filterwise.", show_default=False)
     ] = None,
     points: Annotated[
-        int | None, typer.Option(help="Points of each width, those for comparison not counted; default 16.")
+        int | None,
+        typer.Option(
+            help="Points of each network, without those for comparison; default 16. More of a finished run are added."
+        ),
+    ] = None,
+    near: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Add points near an accuracy or a cost: accuracy=91, esn_digital=10M; repeatable.",
+        ),
     ] = None,
     widths: Annotated[
         str | None,
@@ -75,7 +77,14 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         bool | None,
         typer.Option("--augment", help="Crop and flip these images as in training: for absolute BatchNorm statistics."),
     ] = None,
-    evaluate_images: Annotated[int | None, typer.Option(help="Images to score on; default: all.")] = None,
+    select_images: Annotated[
+        int | None,
+        typer.Option(
+            help="Images that points are scored and chosen by; default: the training images held out, else half of "
+            "the test images; 0: all test images."
+        ),
+    ] = None,
+    evaluate_images: Annotated[int | None, typer.Option(help="Instead: so many test images, held out or not.")] = None,
     baselines: Annotated[
         bool | None, typer.Option("--baselines/--no-baselines", help="Add plain quantization at 8 to 2 bits.")
     ] = None,
@@ -88,6 +97,10 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     signal_epochs: Annotated[
         str | None, typer.Option(metavar="10,20,30", help="Epochs for them; default: at most 8, spread evenly.")
     ] = None,
+    activation_bits: Annotated[
+        int | None,
+        typer.Option(help="Quantize activations, too, to this width, 2 to 8: for `slimbit export`; default: float."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Database for the study; default: RUN/study.db.")
@@ -96,6 +109,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         str | None, typer.Option(help="Where networks are compressed and scored: cpu (default) or cuda.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try points again that failed.")] = False,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Let code run that a file (card, config, pruned folder) names; only where you trust it.",
+        ),
+    ] = False,
 ) -> None:
     """Trace accuracy against cost of a trained network. Interrupt at will: the same command continues."""
     options: dict[str, Any] = {
@@ -105,28 +125,32 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "input": input_,
         "metric": metric,
         "points": points,
-        "widths": None if widths is None else parse_widths(widths),
+        "near": dict(map(parse_budget, near)) if near else None,
+        "keep_ratios": None if widths is None else parse_widths(widths),
         "stages": None if stages is None else str(stages),
-        "slimming": {
+        "prune": {
             "by": by,
             "scope": scope,
-            "tune_epochs": tune_epochs,
-            "tune_lr": tune_lr,
-            "distill": distill,
-            "tune": tune_options(tune_config),
+            "signal": str(signal) if by == "signal" and signal is not None else None,
+            "tune": tune_options(tune_epochs, learning_rate=tune_lr, distill=distill, config=tune_config),
         },
+        "quant": {"activation_bits": activation_bits},
         "calibration_images": calibration_images,
         "calibration_augment": augment,
         "evaluate_images": evaluate_images,
+        "select_images": select_images,
         "baselines": baselines,
         "signal": None if signal is None else str(signal),
         "signal_epochs": None if signal_epochs is None else parse_epochs(signal_epochs),
         "seed": seed,
         "storage": storage,
         "device": device,
+        "retry_failed": retry_failed or None,
     }
-    settings = (load_config(config) if config is not None else FrontierConfig()).with_options(options)
-    result = trace(settings, out, retry_failed=retry_failed)
+    base: FrontierConfig = FrontierConfig() if config is None else read_config(FrontierConfig, config)
+    check_trusted_network(None if network else base.network, str(config), allow_code=allow_code)
+    check_trusted_data(None if data else base.data, str(config), allow_code=allow_code)
+    result = trace(base.with_options(options), out, allow_code=allow_code)
     Console().print(points_table(result, result.points, result.metric), *clampings(result.points))
     for line in failures(result.points):
         Console(stderr=True, highlight=False, soft_wrap=True).print(line)
@@ -134,45 +158,46 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         raise SlimbitError(f"every point of {out} failed: the reasons are above")
 
 
-def trace(settings: FrontierConfig, out: Path, *, retry_failed: bool = False) -> Frontier:
+def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "Frontier":
     """Trace what the settings name, shown as it goes."""
-    signal = _signal(settings)
-    weights = None if settings.weights is None else Path(settings.weights)
-    found = opened(settings.network, weights=weights, spec=settings.data, input_text=settings.input)
-    slimming = _slimming(settings, found)
+    from slimbit.compress.prepared import prepare
     from slimbit.frontier.trace import trace_frontier
-    from slimbit.records.plan import Recipe
+    from slimbit.numerics.batches import zeros_like_input
+    from slimbit.sources.network_and_data import open_network_and_data
+    from slimbit.sources.networks import device_named
 
-    seen, device = found.data, device_named(settings.device)
-    calibration = calibration_of(
-        seen,
-        settings.calibration_images,
+    found = open_network_and_data(
+        settings.network,
+        weights=None if settings.weights is None else Path(settings.weights),
+        spec=settings.data,
+        input_text=settings.input,
+        allow_code=allow_code,
+    )
+    device, tune = device_named(settings.device), settings.prune.tune
+    augment: AugmentConfig | bool = settings.calibration_augment
+    if augment and tune is not None:
+        augment = tune.train.augment
+    images = found.data.calibration(settings.calibration_images, seed=settings.seed, augment=augment)
+    prepared = prepare(
+        found.network.model.to(device),
+        zeros_like_input(found.shape).to(device),
+        [batch.to(device) for batch in images],
+        name=found.network.name,
         seed=settings.seed,
-        augment=settings.slimming.tune.augment if settings.calibration_augment else None,
+        likelihood=settings.likelihood,
+        origin=found.network.origin,
+        keep=found.network.keep,
     )
     with Screen(Console(), metric=settings.metric, folder=str(out)) as screen:
         return trace_frontier(
-            found.network.model.to(device),
-            example_input=example_of(found.shape).to(device),
-            calibration=[batch.to(device) for batch in calibration],
-            evaluate=seen.evaluator(settings.evaluate_images),
+            prepared,
+            evaluate=found.data.evaluator(settings.evaluate_images)
+            if settings.evaluate_images is not None
+            else found.data.selection(settings.select_images)[0],
             out=out,
-            metric=settings.metric,
-            points=settings.points,
-            baselines=settings.baselines,
-            signal=signal,
-            widths=settings.widths,
-            slimming=slimming,
-            stages=settings.stages,
-            seed=settings.seed,
-            storage=settings.storage,
-            recipe=Recipe(**settings.recipe.model_dump(exclude_none=True)),
-            layout=_layout(settings),
-            likelihood=settings.likelihood,
-            retry_failed=retry_failed,
+            config=settings.run(),
+            data=found.data,
             progress=screen,
-            network_name=found.network.name,
-            origin=_origin(found),
         )
 
 
@@ -198,59 +223,3 @@ def parse_epochs(text: str) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise InputError(f"--signal-epochs must be whole numbers with commas between them, got {text!r}")
     return tuple(map(int, parts))
-
-
-def _signal(settings: FrontierConfig) -> "tuple[EpochSignal, ...]":
-    """The training epochs to take steps from."""
-    from slimbit.records.training_run import read_training_run, spread_epochs
-
-    if settings.signal is None:
-        if settings.signal_epochs is not None:
-            raise InputError("--signal must be given with --signal-epochs, got none")
-        return ()
-    known = {epoch.epoch: epoch for epoch in read_training_run(settings.signal).signal}
-    if settings.signal_epochs is None:
-        return spread_epochs(tuple(known.values()), MOST_EPOCHS)
-    missing = [number for number in settings.signal_epochs if number not in known]
-    if missing:
-        raise InputError(
-            f"--signal-epochs must be epochs of {settings.signal}, from {min(known)} to {max(known)}, got {missing[0]}"
-        )
-    return tuple(known[number] for number in settings.signal_epochs)
-
-
-def _origin(found: Opened) -> "Origin":
-    from slimbit.frontier.trace import Origin
-
-    norm = found.data.normalization
-    normalization = {"mean": list(norm.mean), "std": list(norm.std)}
-    return Origin(reference=found.reference, weights=found.weights, data=found.spec, normalization=normalization)
-
-
-def _slimming(settings: FrontierConfig, found: Opened) -> "Slimming | None":
-    """How the narrower networks are made, where there are any."""
-    import torch
-
-    if max(settings.widths) == min(settings.widths) == 1:
-        untuned = settings.slimming.model_copy(update={"tune": TrainConfig()})  # whose crops calibration may follow
-        if untuned != SlimmingConfig():
-            raise InputError("--widths must be given with settings of pruning, e.g. --widths 1,0.5, got none")
-        return None
-    slimming = settings.slimming
-    if slimming.by == "signal" and slimming.signal is None:
-        slimming = slimming.model_copy(update={"signal": settings.signal})
-    if slimming.by == "dead":
-        raise InputError("--by must be one that reaches a width, got dead, which decides by itself: see slimbit prune")
-    check_prunable(found.network)
-    example = torch.zeros(1, *found.shape)
-    return slimming_of(
-        slimming, network=found.network.form.source, data=found.data, example=example, seed=settings.seed
-    )
-
-
-def _layout(settings: FrontierConfig) -> "Layout":
-    from dataclasses import replace
-
-    from slimbit.frontier.trace import default_layout
-
-    return replace(default_layout(settings.metric), **settings.layout.model_dump(exclude_none=True))

@@ -12,16 +12,15 @@ from rich.table import Column, Table
 
 from slimbit.cli.points import between
 from slimbit.records.point import FrontierPoint
+from slimbit.records.terminal import UNITS, quantity, shown
 from slimbit.records.text import printable
-from slimbit.report.fitting import shown
-from slimbit.report.tables import quantity
 
 if TYPE_CHECKING:
     from slimbit.frontier.progress import Progress
 
 COLUMNS = ("accuracy", "95 %", "cost", "point", "seconds")
 SPOKEN = ("float accuracy", "sensitivity", "range", "refine", "waiting")
-"""Stages of which the first message is told where there is no terminal."""
+"""Stages whose first message is printed where there is no terminal."""
 ROOMY = 70
 SHOWN = 24
 """Rows that fit an ordinary terminal: a long run shows its latest points."""
@@ -38,7 +37,7 @@ class Screen:
 
     def __init__(self, console: Console, *, metric: str, folder: str) -> None:
         self.console, self.metric, self.folder = console, metric, folder
-        self._points: list[FrontierPoint] = []
+        self._points: tuple[FrontierPoint, ...] = ()
         self._state = (0, 0)
         self._said = ""
         self._bars = Bars(
@@ -65,14 +64,15 @@ class Screen:
     def __call__(self, progress: "Progress") -> None:
         """Show one message."""
         self._state = (progress.done, progress.total)
-        if progress.point is not None:
-            self._points.append(progress.point)
+        self._points = progress.points or self._points
         left = "" if progress.seconds_left is None else f"{duration(progress.seconds_left)} left"
         if self._live is None:
             self._plain(progress, left)
             return
         if progress.stage == "start":
             self._line(_outlook(progress.message, left))
+        elif progress.stage == "note":
+            self._line(progress.message)
         text = shown(progress.message) or progress.stage
         self._bars.update(
             self._task, description=text, completed=progress.done, total=max(progress.total, 1), left=left
@@ -88,7 +88,7 @@ class Screen:
             self._line(f"{progress.done}/{progress.total} {point.label}: {result}{cost}, {left}")
         elif progress.stage == "start":
             self._line(_outlook(progress.message, left))
-        elif progress.stage == "slim" or (progress.stage in SPOKEN and self._is_new(progress)):
+        elif progress.stage in ("prune", "note") or (progress.stage in SPOKEN and self._is_new(progress)):
             self._line(progress.message)
 
     def _is_new(self, progress: "Progress") -> bool:
@@ -100,7 +100,9 @@ class Screen:
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:
-        table = Table(*(Column(name, no_wrap=name != "point") for name in self._columns))
+        unit = UNITS.get(self.metric)
+        heads = {"cost": f"{self.metric} ({unit})" if unit else self.metric}
+        table = Table(*(Column(heads.get(name, name), no_wrap=name != "point") for name in self._columns))
         for point in self._points[-SHOWN:]:
             table.add_row(
                 *(self._row(point)[COLUMNS.index(name)] for name in self._columns),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -15,9 +15,11 @@ from rich.table import Table
 
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError
-from slimbit.records.point import Frontier, FrontierPoint
-from slimbit.report.fitting import Fitted, shown
-from slimbit.report.tables import quantity
+from slimbit.records.point import FrontierPoint
+from slimbit.records.terminal import Fitted, quantity, shown
+
+if TYPE_CHECKING:
+    from slimbit.frontier.frontier import Frontier
 
 SCHEMA = 1
 COLUMNS = ("number", "key", "state", "width", "policy", "setting", "baseline", "pareto", "accuracy", "accuracy_low",
@@ -38,9 +40,9 @@ def points(
     """List the points of a run: accuracy against every cost metric."""
     if as_json and as_csv:
         raise InputError("only one of --json and --csv must be given, got both")
-    from slimbit.frontier.store import open_run
+    from slimbit.frontier.frontier import open_run
 
-    frontier = open_run(run, storage=storage).frontier()
+    frontier = open_run(run, storage=storage)
     chosen = metric or frontier.metric
     rows = [row for row in point_rows(frontier, chosen) if row["pareto"] or not pareto]
     if as_json:
@@ -56,16 +58,14 @@ def points(
             Console(stderr=True, highlight=False, soft_wrap=True).print(line)
 
 
-def point_rows(frontier: Frontier, metric: str) -> list[dict[str, Any]]:
+def point_rows(frontier: "Frontier", metric: str) -> list[dict[str, Any]]:
     """The points as flat data, with whether they are on the Pareto front of a metric."""
     front = _front(frontier, metric)
     return [{**point.to_dict(), "pareto": point.number in front} for point in frontier.points]
 
 
-def _front(frontier: Frontier, metric: str) -> set[int]:
-    from slimbit.frontier.select import pareto_front
-
-    return {point.number for point in pareto_front(frontier.points, metric)}
+def _front(frontier: "Frontier", metric: str) -> set[int]:
+    return {point.number for point in frontier.pareto(metric)}
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -76,7 +76,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def points_table(frontier: Frontier, listed: Sequence[FrontierPoint], metric: str) -> Fitted:
+def points_table(frontier: "Frontier", listed: Sequence[FrontierPoint], metric: str) -> Fitted:
     """Points for the terminal, cheapest first; those on the Pareto front are marked.
 
     Args:
@@ -86,7 +86,7 @@ def points_table(frontier: Frontier, listed: Sequence[FrontierPoint], metric: st
     """
     front = _front(frontier, metric)
     rows = sorted((p for p in listed if p.state == "done"), key=lambda p: (_cost(p, metric), p.number))
-    title = f"{frontier.network}: accuracy against {metric}, float {frontier.float_accuracy:.2f}"
+    title = f"{frontier.network}: {frontier.info.score_name} against {metric}, float {frontier.float_accuracy:.2f}"
 
     def table(costs: Sequence[str], *, narrow: bool = False) -> Table:
         table = Table(
@@ -96,7 +96,7 @@ def points_table(frontier: Frontier, listed: Sequence[FrontierPoint], metric: st
             pad_edge=not narrow,
         )
         cells: dict[str, Callable[[FrontierPoint], str]] = {"": lambda p: "*" if p.number in front else ""}
-        cells |= {"accuracy": _accuracy} | ({} if narrow else {"95 %": between})
+        cells |= {shown(frontier.info.score_name): _accuracy} | ({} if narrow else {"95 %": between})
         cells |= {name: partial(_shown_cost, name) for name in costs}
         for name in cells:
             table.add_column(name, justify="right", no_wrap=True)
@@ -137,7 +137,7 @@ def failures(listed: Sequence[FrontierPoint]) -> list[str]:
 def clampings(listed: Sequence[FrontierPoint]) -> list[str]:
     """One line per point with layers that could not get the step which the policy asked for."""
     return [
-        shown(f"{p.policy}, {p.setting}: no step reaches the target of {', '.join(p.clamped)}; the nearest was taken")
+        shown(f"{p.label}: no step reaches the target of {', '.join(p.clamped)}; the nearest was taken")
         for p in listed
         if p.clamped
     ]

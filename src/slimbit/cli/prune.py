@@ -1,7 +1,6 @@
 """`slimbit prune`: a really smaller network."""
 
 import json
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -10,24 +9,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from slimbit.cli.networks import check_prunable, device_named
-from slimbit.cli.opened import Opened, opened
-from slimbit.cli.pick import parse_budget
-from slimbit.cli.slimming import slimming_of, stopped_training, tune_options
-from slimbit.records.config import By, Scope, SlimmingConfig
-from slimbit.records.cost import CostReport
+from slimbit.cli.options import parse_budget, stopped_training, tune_options
+from slimbit.records.config import By, Constants, PruneConfig, Scope, Statistics
 from slimbit.records.errors import InputError, check_choice
-from slimbit.records.keep import Constants
-from slimbit.records.plan import Statistics
+from slimbit.records.terminal import quantity
 from slimbit.records.text import printable
-from slimbit.records.toml import with_options
-from slimbit.report.tables import quantity
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from slimbit.frontier.slim import Slim, Slimmer
-    from slimbit.records.keep import KeepPlan
+    from slimbit.compress.model import CompressedModel
+    from slimbit.compress.prepared import PreparedNetwork
     from slimbit.zoo.data import DataSet
 
 
@@ -51,26 +41,28 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     by: Annotated[
         str,
         typer.Option(
-            help="norm, signal (of training, see --signal), fisher, admm (training that presses filters to zero), "
-            "or dead (what training has killed)."
+            help="norm, signal (of training, see --signal), fisher, admm (training that drives filters to zero), "
+            "or dead (filters whose norm collapsed during training)."
         ),
     ] = "norm",
     signal: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Training run whose last epoch --by signal ranks by.")
     ] = None,
     tune_epochs: Annotated[int, typer.Option(help="Epochs of training afterwards; default: none.")] = 0,
-    tune_lr: Annotated[float, typer.Option(help="Learning rate at their beginning.")] = 0.1,
+    tune_lr: Annotated[float | None, typer.Option(help="Learning rate at their beginning; default 0.1.")] = None,
     tune_config: Annotated[
         Path | None, typer.Option(help="TOML file as for slimbit train, over the paper's settings of that training.")
     ] = None,
-    admm_epochs: Annotated[int, typer.Option(help="Epochs of each of the four stages of --by admm.")] = 3,
-    admm_lr: Annotated[float, typer.Option(help="Highest learning rate of these stages.")] = 0.05,
+    admm_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of each of the four stages of --by admm; default 3.")
+    ] = None,
+    admm_lr: Annotated[float | None, typer.Option(help="Highest learning rate of these stages; default 0.05.")] = None,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images that it sees; default: flip.")
     ] = None,
     distill: Annotated[
-        bool, typer.Option("--distill", help="Learn the outputs of the original network instead of labels.")
-    ] = False,
+        bool | None, typer.Option("--distill", help="Learn the outputs of the original network instead of labels.")
+    ] = None,
     scope: Annotated[str, typer.Option(help="Rank filters per layer, or global.")] = "layer",
     protect: Annotated[
         list[str] | None, typer.Option(help="Layer, or pattern of names, that loses no filter; repeatable.")
@@ -81,6 +73,9 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     evaluate_images: Annotated[int | None, typer.Option(help="Test images; default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampled images and labels.")] = 0,
     device: Annotated[str, typer.Option(help="Where the network is pruned and scored: cpu or cuda.")] = "cpu",
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let code run that a pruned folder names; only where you trust it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Remove filters, and with them everything that reads them: a smaller network, not just zeros."""
@@ -94,40 +89,71 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
         raise InputError("one of --keep and --budget may be given, got both")
     limit = None if budget is None else parse_budget(budget)
     share = 0.5 if keep is None else parse_keep(keep)
-    options = {
-        "by": by,
-        "signal": None if signal is None else str(signal),
-        "scope": scope,
-        "protect": tuple(protect or ()),
-        "constants": constants,
-        "statistics": statistics,
-        "tune_epochs": tune_epochs,
-        "tune_lr": tune_lr,
-        "distill": distill,
-        "admm_epochs": admm_epochs,
-        "admm_lr": admm_lr,
-        "tune": {"augment": {"flip": flip}},
-    }
-    settings = with_options(with_options(SlimmingConfig(), {"tune": tune_options(tune_config)}), options)
-    found = opened(network, weights=weights, spec=data)
-    check_prunable(found.network)
-    subject = _subject(found, settings, images=calibration_images, seed=seed, device=device)
-    from slimbit.export.pruned import check_pruned_folder
+    for name, value in (("admm_epochs", admm_epochs), ("admm_lr", admm_lr)):
+        if value is not None and by != "admm":
+            raise InputError(f"--by admm must be given with --{name.replace('_', '-')}, got {by}")
+    tune = tune_options(
+        tune_epochs,
+        config=tune_config,
+        learning_rate=tune_lr,
+        distill=distill,
+        admm_epochs=admm_epochs,
+        admm_learning_rate=admm_lr,
+    )
+    if by == "admm" and tune is None:
+        raise InputError("--tune-epochs must be given for --by admm, which trains before and after the cut, got none")
+    if tune is not None and flip is not None:
+        train = dict(tune.get("train", {}))
+        tune = {**tune, "train": {**train, "augment": {**train.get("augment", {}), "flip": flip}}}
+    config: PruneConfig = PruneConfig().with_options(
+        {
+            "by": by,
+            "scope": scope,
+            "protect": tuple(protect or ()),
+            "constants": constants,
+            "statistics": statistics,
+            "signal": None if signal is None else str(signal),
+            "tune": tune,
+        }
+    )
+    from slimbit.artifacts.pruned import check_pruned_folder, write_pruned
+    from slimbit.compress.prepared import prepare
+    from slimbit.compress.prune import Pruner
+    from slimbit.compress.tuning import tuning_for
+    from slimbit.numerics.batches import zeros_like_input
+    from slimbit.sources.network_and_data import open_network_and_data
+    from slimbit.sources.networks import device_named
 
-    plan = subject.slimmer.plan(share) if limit is None else subject.slimmer.plan_within(*limit, bits=bits)
-    content = subject.slimmer.content(plan)
+    found, place = (
+        open_network_and_data(network, weights=weights, spec=data, allow_code=allow_code),
+        device_named(device),
+    )
+    prepared = prepare(
+        found.network.model.to(place),
+        zeros_like_input(found.shape).to(place),
+        [batch.to(place) for batch in found.data.calibration(calibration_images, seed=seed)],
+        name=found.network.origin.source,
+        seed=seed,
+        origin=found.network.origin,
+        keep=found.network.keep,
+    )
+    pruner = Pruner(prepared, config, None if config.tune is None else tuning_for(config.tune, found.data, prepared))
+    plan = pruner.plan(share) if limit is None else pruner.plan_within(*limit, bits=bits)
+    content = pruner.content(plan)
     check_pruned_folder(out, content)
-    said = Console(stderr=True, soft_wrap=True, highlight=False)
-    with stopped_training(said, str(out)):
-        slim = subject.slimmer.slim(plan, out, partial(said.print, markup=False))
-    told = _told(subject, slim, evaluate_images)
-    _write(out, subject, slim, told, content)
+    messages = Console(stderr=True, soft_wrap=True, highlight=False)
+    with stopped_training(messages, str(out)):
+        slim = pruner.prune(plan, out, partial(messages.print, markup=False))
+    assert slim.keep is not None
+    results = _results(prepared, slim, found.data, evaluate_images)
+    card = _card(slim, found.data, results)
+    write_pruned(out, slim.model, slim.keep, network=slim.reference(), about={"card": card, **results}, content=content)
     if as_json:
-        typer.echo(json.dumps({"schema": 1, "out": str(out), **told}, indent=2, allow_nan=False))
+        typer.echo(json.dumps({"schema": 1, "out": str(out), **results}, indent=2, allow_nan=False))
         return
     console = Console(soft_wrap=True, highlight=False)
-    console.print(_table(subject, slim.plan, told))
-    for name, reason in subject.slimmer.ties.fixed.items():
+    console.print(_table(f"{found.network.name}: {plan.policy}, {plan.setting}", results))
+    for name, reason in pruner.groups.fixed.items():
         console.print(f"filters of {printable(name)} cannot be removed: {printable(reason)}", markup=False)
     console.print(f"wrote {out}: model.safetensors, prune.json", markup=False)
 
@@ -152,73 +178,45 @@ def parse_keep(text: str) -> float | dict[str, float]:
     return shares
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """What the command works on."""
-
-    found: Opened
-    slimmer: "Slimmer"
-
-    @property
-    def data(self) -> "DataSet":
-        return self.found.data
-
-
-def _subject(found: Opened, settings: SlimmingConfig, *, images: int, seed: int, device: str) -> _Subject:
-    import torch
-
-    from slimbit.frontier.slim import Slimmer
-
-    source, data, place = found.network.form.source, found.data, device_named(device)
-    example = torch.zeros(1, *found.shape)
-    slimming = slimming_of(settings, network=source, data=data, example=example, seed=seed)
-    batches = tuple(batch.to(place) for batch in data.calibration(images, seed=seed))
-    slimmer = Slimmer(found.network.model.to(place), example.to(place), batches, slimming, source, seed)
-    return _Subject(found, slimmer)
-
-
-def _told(subject: _Subject, slim: "Slim", images: int | None) -> dict[str, Any]:
+def _results(
+    prepared: "PreparedNetwork", slim: "CompressedModel", data: "DataSet", images: int | None
+) -> dict[str, Any]:
     """Costs and accuracy before and after."""
     from slimbit.measure.cost import cost
 
-    evaluate = subject.data.evaluator(images)
+    evaluate = data.evaluator(images)
 
-    def of(model: "nn.Module") -> dict[str, Any]:
-        report: CostReport = cost(model, subject.slimmer.example)
-        filters = sum(layer.filters for layer in report.layers)
+    def side(report: Any, model: Any) -> dict[str, Any]:
         return {
             "macs": report.total.macs,
             "parameters": report.total.parameters,
-            "filters": filters,
-            "accuracy": evaluate(model),
+            "filters": sum(layer.filters for layer in report.layers),
+            "accuracy": float(evaluate(model)),
         }
 
+    before = side(cost(prepared.model, prepared.example_input), prepared.model)
     admm = {"admm_residuals": list(slim.residuals)} if slim.residuals else {}
-    before, after = of(subject.slimmer.model), of(slim.network)
-    return {"before": before, "after": after, "measured_on": evaluate.description, **admm}
+    return {"before": before, "after": side(slim.cost, slim.model), "measured_on": evaluate.description, **admm}
 
 
-def _write(out: Path, subject: _Subject, slim: "Slim", told: dict[str, Any], content: str) -> None:
-    from slimbit.export.pruned import write_pruned
-
-    found, norm = subject.found, subject.data.normalization
-    plan = slim.plan if found.network.keep is None else found.network.keep.then(slim.plan)
-    card = {
-        "network": found.network.form.source,
+def _card(slim: "CompressedModel", data: "DataSet", results: dict[str, Any]) -> dict[str, Any]:
+    norm, keep = data.normalization, slim.keep
+    assert keep is not None
+    return {
+        "network": slim.origin.source,
         "normalize": {"mean": list(norm.mean), "std": list(norm.std)} if norm.name == "custom" else norm.name,
-        "classes": subject.data.classes,
-        "accuracy": told["after"]["accuracy"],
-        "description": f"pruned by {plan.policy}, {plan.setting}; slimbit.load_pruned puts it together",
+        "classes": data.classes,
+        "accuracy": results["after"]["accuracy"],
+        "description": f"pruned by {keep.policy}, {keep.setting}; slimbit.load puts it together",
     }
-    write_pruned(out, slim.network, plan, network=found.network.form, about={"card": card, **told}, content=content)
 
 
-def _table(subject: _Subject, plan: "KeepPlan", told: dict[str, Any]) -> Table:
-    table = Table(title=f"{subject.found.network.name}: {plan.policy}, {plan.setting}", caption=told["measured_on"])
+def _table(title: str, results: dict[str, Any]) -> Table:
+    table = Table(title=title, caption=results["measured_on"])
     for name in ("", "before", "after", "left"):
         table.add_column(name, justify="left" if not name else "right")
     for key in ("macs", "parameters", "filters"):
-        before, after = told["before"][key], told["after"][key]
+        before, after = results["before"][key], results["after"][key]
         table.add_row(key, quantity(before), quantity(after), f"{100 * after / before:.1f} %")
-    table.add_row("accuracy", *(f"{told[side]['accuracy']:.2f}" for side in ("before", "after")), "")
+    table.add_row("accuracy", *(f"{results[side]['accuracy']:.2f}" for side in ("before", "after")), "")
     return table

@@ -16,7 +16,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a run's report: one HTML file with figures, tables and assumptions that needs no network."""
-    from slimbit.report.page import write_report
+    from slimbit.frontier.frontier import open_run
 
-    file = write_report(run, out, storage=storage)
+    file = open_run(run, storage=storage).report(out)
     Console(highlight=False, soft_wrap=True).print(f"report written: {file}", markup=False)

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from slimbit.records.terminal import Fitted, shown
 from slimbit.records.text import printable
-from slimbit.report.fitting import Fitted, shown
 from slimbit.report.signal_frames import TrainingData
 
 LEFT_OUT = ("corrected", "loss", "learning rate", "closed form", "ESN_a")

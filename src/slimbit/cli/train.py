@@ -1,7 +1,6 @@
 """`slimbit train`: train a network, with its signal-to-noise ratio in view."""
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,15 +10,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from slimbit.cli.live import duration
+from slimbit.records.config import read_config
 from slimbit.records.errors import InputError
-from slimbit.records.toml import read_toml
 from slimbit.records.training import TrainConfig
 from slimbit.records.training_run import EPOCHS, read_epochs
+from slimbit.sources.networks import check_trusted_data, check_trusted_network
 
 if TYPE_CHECKING:
-    from slimbit.train.run import About, TrainResult
-    from slimbit.train.task import Progress, TrainTask
-    from slimbit.zoo.data import DataSet
+    from slimbit.training.run import TrainResult
+    from slimbit.training.task import TrainingProgress
 
 
 def train(  # noqa: PLR0913 - one argument per option of the command
@@ -55,6 +54,9 @@ def train(  # noqa: PLR0913 - one argument per option of the command
         bool | None, typer.Option("--keep-weights/--no-keep-weights", help="Keep the weights of every epoch.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of initial weights, order and augmentation.")] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let code run that --config names; only where you trust it.")
+    ] = False,
 ) -> None:
     """Train a network. Interrupt at will: the same command continues.
 
@@ -79,29 +81,30 @@ def train(  # noqa: PLR0913 - one argument per option of the command
         "schedule": {"name": schedule},
         "augment": {"crop": crop, "flip": flip},
     }
-    settings = _base(recipe, config).with_options(options)
+    base = _base(recipe, config)
+    settings: TrainConfig = base.with_options(options)
+    check_trusted_network(None if network else base.network, str(config), allow_code=allow_code)
+    check_trusted_data(None if data else base.data, str(config), allow_code=allow_code)
     console = Console()
     with TrainScreen(console, folder=str(out)) as screen:
         result = train_from(settings, out, screen=screen)
-    _tell(console, result, out)
+    _print_result(console, result, out)
 
 
 def _base(recipe: str | None, config: Path | None) -> TrainConfig:
     if recipe is not None and config is not None:
         raise InputError("one of --recipe and --config may be given, got both")
     if recipe is not None:
-        from slimbit.train.recipes import recipe as named
+        from slimbit.training.recipes import recipe as named
 
         return named(recipe)
-    return TrainConfig() if config is None else read_toml(config, TrainConfig)
+    return TrainConfig() if config is None else read_config(TrainConfig, config)
 
 
 def train_from(settings: TrainConfig, out: Path, *, screen: "TrainScreen | None" = None) -> "TrainResult":
     """Train what the settings name."""
-    import torch
-
-    from slimbit.cli.networks import check_runnable, model_of
-    from slimbit.train.run import train_network
+    from slimbit.compress.train import train as train_model
+    from slimbit.sources.networks import check_runnable, model_of
     from slimbit.zoo.cards import read_card
     from slimbit.zoo.data import open_data
 
@@ -113,91 +116,14 @@ def train_from(settings: TrainConfig, out: Path, *, screen: "TrainScreen | None"
     weights = None if settings.weights is None else Path(settings.weights)
     data = open_data(settings.data, card=None if weights is None else read_card(weights))
     text = settings.input or "x".join(map(str, data.input_shape))
-    model, shape = model_of(
+    model, _ = model_of(
         settings.network, weights=weights, input_text=text, classes=data.classes, seed=settings.seed, trained=False
     )
-    task, about = materials_of(settings, data, torch.zeros(1, *shape))
     begun = "" if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
-    about = replace(about, fingerprint=f"{about.fingerprint} {begun}".strip())
-    if screen is not None:
-        task = _shown(task, screen)
-    return train_network(model, task, settings, out, about=about)
+    return train_model(model, data, out=out, config=settings, fingerprint=begun, progress=screen)
 
 
-def materials_of(
-    settings: TrainConfig, data: "DataSet", example: Any, *, labelled: bool = True
-) -> "tuple[TrainTask, About]":
-    """Training images, held-out images, test images, and what the folder tells about them.
-
-    Args:
-        settings: Of the training.
-        data: Where images come from.
-        example: One input.
-        labelled: Whether labels are needed; without them nothing is held out.
-    """
-    import numpy as np
-
-    from slimbit.train.images import TrainImages
-    from slimbit.train.run import About
-    from slimbit.train.task import TrainTask
-    from slimbit.zoo.data import Part
-    from slimbit.zoo.data.splits import balanced_order
-
-    labels = data.train.labels
-    if labels is None and labelled:
-        raise InputError(f"training images of {data.name} must have labels, got none")
-    if labels is None:
-        settings = settings.with_options({"validation_images": 0})
-    held, used = _counts(settings, len(data.train.images), data.name)
-    order = np.arange(held + used) if labels is None else balanced_order(labels)
-    norm = data.normalization
-    images = TrainImages(
-        pixels=data.train.images,
-        labels=labels,
-        mean=norm.mean,
-        std=norm.std,
-        full_scale=data.full_scale,
-        chosen=order[held : held + used],
-    )
-    validate = None
-    if held and labels is not None:
-        part = Part(data.train.images[order[:held]], labels[order[:held]])
-        validate = replace(data, name=f"{data.name} held out", test=part).evaluator(batch_size=250)
-    chosen = " to choose the epoch" if settings.select == "best" else ""
-    card = {
-        "network": settings.network,
-        "normalize": {"mean": list(norm.mean), "std": list(norm.std)} if norm.name == "custom" else norm.name,
-        "classes": data.classes,
-        "description": f"slimbit train {settings.network}, {settings.epochs} epochs of {used} images of {data.name}, "
-        f"{held} others held out{chosen}, seed {settings.seed}{_begun(settings)}",
-    }
-    about = About(card=card, data=data.name, fingerprint=images.fingerprint(), test=data.evaluator(batch_size=250))
-    return TrainTask(images=images, validate=validate, example_input=example), about
-
-
-def _begun(settings: TrainConfig) -> str:
-    return f", from {Path(settings.weights).name}" if settings.weights else ""
-
-
-def _counts(settings: TrainConfig, there: int, name: str) -> tuple[int, int]:
-    """How many training images are held out, and how many are learned from."""
-    held = there // 10 if settings.validation_images is None else settings.validation_images
-    if held >= there:
-        raise InputError(f"validation_images must be fewer than the {there} training images of {name}, got {held}")
-    used = there - held if settings.train_images is None else settings.train_images
-    if used > there - held:
-        raise InputError(
-            f"train_images must be at most the {there - held} training images of {name} that are not held out, "
-            f"got {used}"
-        )
-    return held, used
-
-
-def _shown(task: "TrainTask", screen: "TrainScreen") -> "TrainTask":
-    return replace(task, listener=screen)
-
-
-def _tell(console: Console, result: "TrainResult", out: Path) -> None:
+def _print_result(console: Console, result: "TrainResult", out: Path) -> None:
     if not result.epochs:
         return  # another process than the first
     held = "" if result.accuracy is None else f", {result.accuracy:.2f} % of the held-out images"
@@ -234,8 +160,11 @@ class TrainScreen:
             text = f"stopped; {self._done} epochs are done in {self.folder}, the same command continues"
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def __call__(self, progress: "Progress") -> None:
+    def __call__(self, progress: "TrainingProgress") -> None:
         """Show one message."""
+        if progress.message:
+            self.console.print(progress.message, markup=False, highlight=False, soft_wrap=True)
+            return
         if progress.finished is not None:
             self._seconds.append(progress.finished.seconds)
             self._done = progress.epoch
@@ -251,7 +180,7 @@ class TrainScreen:
             loss=f"{progress.loss:.4f}",
         )
 
-    def _line(self, progress: "Progress") -> None:
+    def _line(self, progress: "TrainingProgress") -> None:
         done = progress.finished
         assert done is not None, "the caller asked"
         recent = self._seconds[-3:]
@@ -260,7 +189,7 @@ class TrainScreen:
             f"epoch {progress.epoch:>{len(str(progress.epochs))}}/{progress.epochs}",
             f"loss {done.loss:.4f}",
             *([] if done.accuracy is None else [f"held out {done.accuracy:.2f} %"]),
-            f"S/N {done.signal_to_noise:.4g}",
+            *([] if done.signal_to_noise is None else [f"S/N {done.signal_to_noise:.4g}"]),
             f"lr {done.learning_rate_last:.3g}",
             f"{done.seconds:.0f} s",
             *([f"{duration(left)} left"] if left else []),

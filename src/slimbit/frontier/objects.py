@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from slimbit.records.errors import InputError
-from slimbit.records.files import write_whole
+from slimbit.records.files import read_regular, write_whole
 
-Kind = Literal["json", "safetensors"]
+Kind = Literal["json", "safetensors", "bin"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+LARGEST_OBJECT = 1 << 34
 
 
 def object_path(folder: Path, digest: str, kind: Kind) -> Path:
@@ -35,8 +36,8 @@ def write_object(folder: Path, content: bytes, kind: Kind) -> str:
 
 def _holds(path: Path, digest: str) -> bool:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == digest
-    except OSError:
+        return hashlib.sha256(read_regular(path, "object", limit=LARGEST_OBJECT)).hexdigest() == digest
+    except InputError:
         return False
 
 
@@ -47,10 +48,7 @@ def read_object(folder: Path, digest: str, kind: Kind) -> bytes:
         InputError: The file is missing, or its content has another hash; the file is named.
     """
     path = object_path(folder, digest, kind)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"object {path} must be readable, got {error.strerror}") from error
+    content = read_regular(path, "object", limit=LARGEST_OBJECT)
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
         raise InputError(f"object {path} must have the hash in its name, got {found}: the file is damaged")

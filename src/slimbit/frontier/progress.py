@@ -1,4 +1,4 @@
-"""What a run tells while it is under way; printing is left to the caller."""
+"""What a run reports while it is under way; printing is left to the caller."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from typing import Literal
 
 from slimbit.records.point import FrontierPoint
 
-Stage = Literal["float accuracy", "slim", "sensitivity", "range", "start", "point", "refine", "waiting", "done"]
+Stage = Literal[
+    "float accuracy", "prune", "sensitivity", "range", "start", "point", "refine", "waiting", "note", "done"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,14 +16,16 @@ class Progress:
     """One message.
 
     Attributes:
-        stage: "float accuracy", "slim" (a narrower network is made, one message per epoch), "sensitivity" and "range"
-            prepare; "start" comes once for each width, when what is left is known; then "point" before and after each
-            point (``point`` is None before), "refine" when places for more points were chosen, "waiting" while other
-            processes hold what is left, and "done".
+        stage: "float accuracy", "prune" (a network is pruned and tuned, one message per epoch), "sensitivity" and
+            "range" prepare; "start" comes once for each keep ratio, when what is left is known; then "point" before
+            and after each point (``point`` is None before), "refine" when places for more points were chosen,
+            "waiting" while other processes hold what is left, "note" for what a reader of the results should know,
+            and "done".
         done: Points finished, by any process, in this or an earlier start.
         total: Points in all.
         seconds_left: Estimate; None before a network was compressed.
         point: The finished point.
+        points: Every point that is finished, by any process, in this or an earlier start.
         message: For people.
     """
 
@@ -30,6 +34,7 @@ class Progress:
     total: int = 0
     seconds_left: float | None = None
     point: FrontierPoint | None = None
+    points: tuple[FrontierPoint, ...] = ()
     message: str = ""
 
 

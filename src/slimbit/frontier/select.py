@@ -1,7 +1,7 @@
-"""Choose among measured points: the Pareto front, the cheapest that is good enough, the best within a budget."""
+"""Choose among measured points: the Pareto front, the cheapest that is good enough, the best within budgets."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.cost import METRICS
@@ -9,15 +9,18 @@ from slimbit.records.errors import InputError, closest
 from slimbit.records.point import FrontierPoint
 
 
-def measured(points: Iterable[FrontierPoint], metric: str) -> tuple[FrontierPoint, ...]:
-    """The points that have an accuracy and a cost of that name; failed ones are left out.
+def measured(points: Iterable[FrontierPoint], *metrics: str) -> tuple[FrontierPoint, ...]:
+    """The points that have an accuracy and costs of those names; failed ones are left out.
 
     Raises:
         InputError: No such metric.
     """
-    if metric not in METRICS:
-        raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}{closest(metric, METRICS)}")
-    return tuple(p for p in points if p.state == "done" and p.accuracy is not None and _cost(p, metric) is not None)
+    for metric in metrics:
+        if metric not in METRICS:
+            raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}{closest(metric, METRICS)}")
+    return tuple(
+        p for p in points if p.state == "done" and p.accuracy is not None and all(_has(p, metric) for metric in metrics)
+    )
 
 
 def pareto_front(points: Iterable[FrontierPoint], metric: str) -> tuple[FrontierPoint, ...]:
@@ -34,16 +37,16 @@ def pareto_front(points: Iterable[FrontierPoint], metric: str) -> tuple[Frontier
         InputError: No such metric.
 
     >>> def point(number, accuracy, bits):
-    ...     return FrontierPoint(number=number, state="done", policy="optimal", setting="", accuracy=accuracy,
+    ...     return FrontierPoint(number=number, state="done", policy="optimal", accuracy=accuracy,
     ...                          costs={"esn_digital": bits})
     >>> front = pareto_front([point(0, 90, 10), point(1, 80, 20), point(2, 95, 30)], "esn_digital")
     >>> [p.number for p in front]
     [0, 2]
     """
     found = measured(points, metric)
-    mask = pareto_mask([_accuracy(p) for p in found], [_known_cost(p, metric) for p in found])
+    mask = pareto_mask([_accuracy(p) for p in found], [_cost(p, metric) for p in found])
     front = [p for p, stays in zip(found, mask, strict=True) if stays]
-    return tuple(sorted(front, key=lambda p: (_known_cost(p, metric), p.number)))
+    return tuple(sorted(front, key=lambda p: (_cost(p, metric), p.number)))
 
 
 def cheapest_at_accuracy(points: Iterable[FrontierPoint], metric: str, accuracy: float) -> FrontierPoint:
@@ -52,51 +55,58 @@ def cheapest_at_accuracy(points: Iterable[FrontierPoint], metric: str, accuracy:
     Raises:
         InputError: No point is that accurate; the message names the most accurate one.
     """
-    found = _some(measured(points, metric), metric)
+    found = _some(measured(points, metric), (metric,))
     good = [p for p in found if _accuracy(p) >= accuracy]
     if not good:
-        best = max(found, key=lambda p: (_accuracy(p), -_known_cost(p, metric), -p.number))
+        best = max(found, key=lambda p: (_accuracy(p), -_cost(p, metric), -p.number))
         raise InputError(
             f"accuracy must be one that a point reaches, got {accuracy:g}: the most accurate is {_named(best, metric)}"
         )
-    return min(good, key=lambda p: (_known_cost(p, metric), -_accuracy(p), p.number))
+    return min(good, key=lambda p: (_cost(p, metric), -_accuracy(p), p.number))
 
 
-def best_within_budget(points: Iterable[FrontierPoint], metric: str, budget: float) -> FrontierPoint:
-    """The most accurate point of at most that cost; of equally accurate ones the cheapest.
+def best_within(points: Iterable[FrontierPoint], within: Mapping[str, float]) -> FrontierPoint:
+    """The most accurate point that costs at most so much in every metric; of equally accurate ones the cheapest.
 
     Raises:
-        InputError: No point is that cheap; the message names the cheapest one.
+        InputError: No metric, or no point that is so cheap; the message names the cheapest one.
     """
-    found = _some(measured(points, metric), metric)
-    within = [p for p in found if _known_cost(p, metric) <= budget]
-    if not within:
-        least = min(found, key=lambda p: (_known_cost(p, metric), -_accuracy(p), p.number))
-        raise InputError(
-            f"budget must be one that a point fits, got {metric} {budget:g}: the cheapest is {_named(least, metric)}"
-        )
-    return min(within, key=lambda p: (-_accuracy(p), _known_cost(p, metric), p.number))
+    if not isinstance(within, Mapping) or not within:
+        raise InputError(f"within must map cost metrics to amounts, like {{'esn_digital': 20e6}}, got {within!r}")
+    first = next(iter(within))
+    found = _some(measured(points, *within), tuple(within))
+    fitting = [p for p in found if all(_cost(p, metric) <= amount for metric, amount in within.items())]
+    if fitting:
+        return min(fitting, key=lambda p: (-_accuracy(p), _cost(p, first), p.number))
+    asked = ", ".join(f"{metric} {amount:g}" for metric, amount in within.items())
+    least = min(found, key=lambda p: (_excess(p, within), -_accuracy(p), p.number))
+    raise InputError(f"budget must be one that a point fits, got {asked}: the cheapest is {_named(least, *within)}")
 
 
-def _some(points: Sequence[FrontierPoint], metric: str) -> Sequence[FrontierPoint]:
+def _excess(point: FrontierPoint, within: Mapping[str, float]) -> float:
+    """By how many times a point exceeds the budget that it exceeds most."""
+    return max(_cost(point, metric) / amount if amount > 0 else math.inf for metric, amount in within.items())
+
+
+def _some(points: Sequence[FrontierPoint], metrics: tuple[str, ...]) -> Sequence[FrontierPoint]:
     if not points:
-        raise InputError(f"run must hold a measured point with a cost {metric}, got none")
+        raise InputError(f"run must hold a measured point with a cost {' and '.join(metrics)}, got none")
     return points
 
 
-def _named(point: FrontierPoint, metric: str) -> str:
-    what = f"point {point.number} ({point.label})"
-    return f"{what} with {metric} {_known_cost(point, metric):g} at accuracy {_accuracy(point):g}"
+def _named(point: FrontierPoint, *metrics: str) -> str:
+    costs = ", ".join(f"{metric} {_cost(point, metric):g}" for metric in metrics)
+    return f"point {point.number} ({point.label}) with {costs} at accuracy {_accuracy(point):g}"
 
 
-def _cost(point: FrontierPoint, metric: str) -> float | None:
+def _has(point: FrontierPoint, metric: str) -> bool:
     value = point.costs.get(metric)
-    return None if value is None or not math.isfinite(value) else value
+    return value is not None and math.isfinite(value)
 
 
-def _known_cost(point: FrontierPoint, metric: str) -> float:
-    value = _cost(point, metric)
-    assert value is not None
+def _cost(point: FrontierPoint, metric: str) -> float:
+    value = point.costs[metric]
+    assert value is not None, "measured leaves others out"
     return value
 
 

@@ -7,7 +7,10 @@ killed process leaves a running trial behind. Here a trial exists only when it i
 (`slimbit.frontier.workspace`).
 """
 
+import math
+import os
 import sqlite3
+import urllib.parse
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -20,11 +23,12 @@ import sqlalchemy.exc
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from slimbit.frontier.checked import checked
+from slimbit.records.codec import from_plain, plain
 from slimbit.records.cost import METRICS
-from slimbit.records.errors import InputError
+from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import not_written
 from slimbit.records.point import FrontierPoint
+from slimbit.records.text import fault_of
 
 NAME = "study.db"
 STUDY = "frontier"
@@ -32,18 +36,28 @@ PATIENCE_SECONDS = 120
 """How long a process waits for others to finish writing; each write takes milliseconds."""
 
 _FAULTS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
-_PRICES = FloatDistribution(1e-60, 1e60, log=True)
-_BITS = FloatDistribution(1, 16)
-_EPOCHS = FloatDistribution(1, 1e9)
-_WIDTHS = FloatDistribution(0, 1)
-_LATER = {"clamped": (), "width": 1.0}
-"""Attributes with what they are where they are left out: studies from before they were known have none."""
-_ATTRIBUTES = tuple(f.name for f in fields(FrontierPoint) if f.name not in ("number", "state", "costs", *_LATER))
+_FIELDS = tuple(f.name for f in fields(FrontierPoint) if f.name not in ("number", "state", "costs"))
+_KNOBS: dict[str, BaseDistribution] = {
+    "price": FloatDistribution(1e-60, 1e60, log=True),
+    "bits": FloatDistribution(1, 16),
+    "epoch": FloatDistribution(1, 1e9),
+    "sigma": FloatDistribution(1e-60, 1e60, log=True),
+    "keep_ratio": FloatDistribution(0, 1),
+}
+"""What turned the knob, as parameters that Optuna's dashboard can draw."""
 
 
 def url_of(folder: Path, storage: str | None) -> str:
-    """The storage's address: the one given, or the run's own SQLite file."""
-    return storage or f"sqlite:///{folder.resolve() / NAME}"
+    """The storage's address: the one given, or the run's own SQLite file.
+
+    The file is named as a SQLite URI, where ``?``, ``%``, ``#`` and braces of a folder's name are escaped: in a plain
+    address they would mean something, and the database would lie elsewhere. SQLAlchemy escapes what it unescapes.
+    """
+    if storage:
+        return storage
+    path = urllib.parse.quote(os.fsencode(folder.resolve() / NAME))
+    url = sqlalchemy.engine.URL.create("sqlite", database=f"file:{path}", query={"uri": "true"})
+    return url.render_as_string(hide_password=False)
 
 
 def create_study(url: str, name: str, metric: str) -> optuna.Study:
@@ -77,21 +91,34 @@ def load_study(url: str, name: str) -> optuna.Study:
             raise InputError(f"{_where(url)} must hold the study {name!r}, got none") from None
 
 
-def stored_points(study: optuna.Study, url: str) -> tuple[FrontierPoint, ...]:
-    """Every point, in order of numbers; of several attempts at one point the last.
+def read_trials(study: optuna.Study, url: str) -> list[FrozenTrial]:
+    """Every trial, in order of numbers.
 
     Raises:
-        InputError: The study is damaged, or a trial is none of ours; the trial is named.
+        InputError: The study is damaged.
     """
     with _quiet(), _reading(url):
-        trials = study.get_trials(deepcopy=False)
-    points: dict[str, FrontierPoint] = {}
-    for trial in trials:
-        point = _point(trial, url)
-        earlier = points.get(point.key)
-        if earlier is None or earlier.state == "failed":
-            points[point.key] = point
-    return tuple(sorted(points.values(), key=lambda p: p.number))
+        return list(study.get_trials(deepcopy=False))
+
+
+def point_of(trial: FrozenTrial, url: str) -> FrontierPoint:
+    """The point that a trial stands for.
+
+    Raises:
+        InputError: It is none of ours; the trial is named.
+    """
+    where = f"trial {trial.number} of {_where(url)}"
+    if trial.state not in (TrialState.COMPLETE, TrialState.FAIL):
+        raise InputError(f"{where} must be finished, got one that is {trial.state.name.lower()}")
+    known = {name: value for name, value in trial.user_attrs.items() if name in _FIELDS}
+    costs = {name: value for name, value in trial.user_attrs.items() if name in METRICS}
+    state = "done" if trial.state == TrialState.COMPLETE else "failed"
+    values = {**known, "number": trial.number, "state": state, "costs": costs}
+    point = from_plain(FrontierPoint, values, where=where)
+    missing = [name for name in ("key", "plan", "objects") if not getattr(point, name)]
+    if missing:
+        raise InputError(f"{where} must hold {missing[0]}, got none")
+    return point
 
 
 def add_point(study: optuna.Study, point: FrontierPoint, *, metric: str, url: str) -> FrontierPoint:
@@ -100,16 +127,17 @@ def add_point(study: optuna.Study, point: FrontierPoint, *, metric: str, url: st
     Raises:
         StoreError: The disk is full or the storage cannot be reached.
     """
-    attributes = {**{name: getattr(point, name) for name in _ATTRIBUTES}, **point.costs}
-    attributes |= {name: getattr(point, name) for name, usual in _LATER.items() if getattr(point, name) != usual}
-    parameters, distributions = _parameters(point)
+    data = plain(point)
+    attributes = {name: data[name] for name in _FIELDS} | dict(point.costs)
+    knobs: dict[str, float] = {} if point.setting is None else {point.setting.kind: float(point.setting.value)}
+    knobs |= {"keep_ratio": point.keep_ratio} if point.keep_ratio != 1 else {}
     values = [float(value) for value in (point.accuracy, point.costs.get(metric)) if value is not None]
     done = point.state == "done"
     trial = optuna.create_trial(
         state=TrialState.COMPLETE if done else TrialState.FAIL,
-        values=values if done else None,
-        params=parameters,
-        distributions=distributions,
+        values=values if done and len(values) == 2 else [float(point.accuracy or 0.0), math.inf] if done else None,
+        params=knobs,
+        distributions={name: _KNOBS[name] for name in knobs},
         user_attrs=attributes,
     )
     with _quiet(), _writing(url):
@@ -131,43 +159,13 @@ def set_note(study: optuna.Study, name: str, value: Any, url: str) -> None:
         study.set_user_attr(name, value)
 
 
-def _parameters(point: FrontierPoint) -> tuple[dict[str, float], dict[str, BaseDistribution]]:
-    values, kinds = _knob(point)
-    return ({"width": point.width, **values}, {"width": _WIDTHS, **kinds}) if point.width != 1 else (values, kinds)
-
-
-def _knob(point: FrontierPoint) -> tuple[dict[str, float], dict[str, BaseDistribution]]:
-    if point.price is not None:
-        return {"price": point.price}, {"price": _PRICES}
-    if point.setting.endswith(" bits"):
-        return {"bits": float(point.setting.removesuffix(" bits"))}, {"bits": _BITS}
-    if point.policy == "signal":
-        return {"epoch": float(point.setting.removeprefix("epoch "))}, {"epoch": _EPOCHS}
-    return {}, {}
-
-
-def _point(trial: FrozenTrial, url: str) -> FrontierPoint:
-    attributes = trial.user_attrs
-    missing = [name for name in (*_ATTRIBUTES, "key") if name not in attributes]
-    if missing or trial.state not in (TrialState.COMPLETE, TrialState.FAIL):
-        what = f"without {missing[0]}" if missing else f"that is {trial.state.name.lower()}"
-        raise InputError(f"{_where(url)} must hold finished points only, got trial {trial.number} {what}")
-    known = {name: attributes[name] for name in _ATTRIBUTES}
-    costs = {name: attributes[name] for name in METRICS if name in attributes}
-    state = "done" if trial.state == TrialState.COMPLETE else "failed"
-    later = {name: attributes.get(name, usual) for name, usual in _LATER.items()}
-    known |= {name: tuple(value) if isinstance(value, list) else value for name, value in later.items()}
-    values = {"number": trial.number, "state": state, "costs": costs, **known}
-    return checked(FrontierPoint, values, f"trial {trial.number} of {_where(url)}")
-
-
 def _storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage:
     sqlite = url.startswith("sqlite")
     options = {"connect_args": {"timeout": PATIENCE_SECONDS}} if sqlite else {"pool_pre_ping": True}
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs=options, skip_table_creation=not create)
-    except (sqlalchemy.exc.ArgumentError, ImportError) as error:
-        raise InputError(f"storage must be an address of a database, got {_where(url)}: {error}") from error
+    except (sqlalchemy.exc.ArgumentError, ImportError, ValueError) as error:  # ValueError: a port that is no number
+        raise InputError(f"storage must be an address of a database, got {_where(url)}: {_reason(error)}") from error
 
 
 def _check_sound(url: str) -> None:
@@ -186,8 +184,15 @@ def _check_sound(url: str) -> None:
 
 def sqlite_file(url: str) -> Path | None:
     """The file behind a SQLite address; None for any other."""
-    prefix = "sqlite:///"
-    return Path(url.removeprefix(prefix)) if url.startswith(prefix) and ":memory:" not in url else None
+    try:
+        parts = sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return None
+    if not parts.drivername.startswith("sqlite") or not parts.database or ":memory:" in parts.database:
+        return None
+    if "uri" not in parts.query:
+        return Path(parts.database)
+    return Path(os.fsdecode(urllib.parse.unquote_to_bytes(parts.database.removeprefix("file:"))))
 
 
 def _where(url: str) -> str:
@@ -197,7 +202,7 @@ def _where(url: str) -> str:
         return f"study {file}"
     try:
         return f"storage {sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)}"
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         return f"storage {url.rsplit('@', maxsplit=1)[-1][:80]!r}"
 
 
@@ -205,8 +210,10 @@ def _where(url: str) -> str:
 def _reading(url: str) -> Iterator[None]:
     try:
         yield
-    except _FAULTS as error:
-        raise InputError(f"{_where(url)} must be readable and whole, got {_reason(error)}") from error
+    except SlimbitError:
+        raise
+    except Exception as error:  # of an edited study Optuna raises anything: KeyError, AssertionError, JSONDecodeError
+        raise _damaged(url, error) from error
 
 
 @contextmanager
@@ -215,6 +222,17 @@ def _writing(url: str) -> Iterator[None]:
         yield
     except _FAULTS as error:
         raise not_written(_where(url), OSError(0, _reason(error))) from error
+    except SlimbitError:
+        raise
+    except Exception as error:
+        raise _damaged(url, error) from error
+
+
+def _damaged(url: str, error: Exception) -> InputError:
+    found = _reason(error) if isinstance(error, _FAULTS) else fault_of(error)
+    return InputError(
+        f"{_where(url)} must be readable and whole, as Optuna {optuna.__version__} writes it, got {found}"
+    )
 
 
 def _reason(error: BaseException) -> str:
@@ -228,7 +246,7 @@ def _reason(error: BaseException) -> str:
 def _quiet() -> Iterator[None]:
     """Neither Optuna's log of every trial nor its notes about experimental features, and no lasting change."""
     level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -1,78 +1,58 @@
 """Trace the frontier of a trained network: accuracy against cost, from nearly float to collapse."""
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import copy
+import time
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from slimbit.frontier.branch import Branch
-from slimbit.frontier.measure_point import Evaluate, Scorer
-from slimbit.frontier.progress import Listener, silent
-from slimbit.frontier.slim import Slimmer, Slimming
-from slimbit.frontier.subject import Subject, digest_of
+from slimbit.compress.model import CompressedModel
+from slimbit.compress.prepared import PreparedNetwork
+from slimbit.compress.prune import Pruner
+from slimbit.compress.quantize import as_prepared
+from slimbit.compress.tuning import TrainingData, tuning_for
+from slimbit.frontier.frontier import Frontier
+from slimbit.frontier.points import Evaluate, Scorer, interval_of, versions
+from slimbit.frontier.progress import Listener, Progress, silent
+from slimbit.frontier.store import STAGES, begin_store, check_folder, study_name, waiting_lock
 from slimbit.frontier.worker import Worker
-from slimbit.frontier.workspace import STAGES, Workspace, canonical
-from slimbit.measure.sensitivity import DIVERGENCES, Likelihood
-from slimbit.numerics.batches import inputs_of
-from slimbit.plan.evidence import Layout
 from slimbit.plan.signal import check_signal
-from slimbit.plan.steps import METRICS
-from slimbit.records.errors import InputError, closest
-from slimbit.records.plan import Recipe
-from slimbit.records.point import Frontier
+from slimbit.records.accuracy import Accuracy, is_near_chance
+from slimbit.records.codec import digest
+from slimbit.records.config import PAPER, RunConfig
+from slimbit.records.errors import InputError
+from slimbit.records.files import as_path
+from slimbit.records.run import RunInfo, cautions, check_same
 from slimbit.records.signal import EpochSignal
+from slimbit.records.text import fault_of
+from slimbit.records.training_run import read_training_run, spread_epochs
+from slimbit.survey.trace import Inputs
 
-MOST_POINTS, MOST_SEED = 1000, 1 << 63
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where network and data came from, for those who read the run later.
-
-    Attributes:
-        reference: How the command line names the network.
-        weights: Its weights file.
-        data: Data spec.
-        normalization: ``mean`` and ``std`` per channel that the data spec or the weights' card led to.
-    """
-
-    reference: str = ""
-    weights: str = ""
-    data: str = ""
-    normalization: Mapping[str, Any] = field(default_factory=dict)
+MOST_EPOCHS = 8
+"""Points of policy ``signal`` where no epochs were named."""
 
 
-def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a good default
-    model: nn.Module,
+def trace_frontier(
+    model: "nn.Module | PreparedNetwork | CompressedModel",
+    example_input: Inputs | None = None,
+    calibration: Iterable[Any] | Tensor | None = None,
+    evaluate: Evaluate | None = None,
     *,
-    example_input: Any,
-    calibration: Iterable[Any],
-    evaluate: Evaluate,
     out: str | Path,
-    metric: str = "esn_digital",
-    points: int = 16,
-    baselines: bool = True,
-    signal: Sequence[EpochSignal] = (),
-    widths: Sequence[float] = (1.0,),
-    slimming: Slimming | None = None,
-    stages: str | Path | None = None,
-    seed: int = 0,
-    storage: str | None = None,
-    recipe: Recipe | None = None,
-    layout: Layout | None = None,
-    likelihood: Likelihood | str = "categorical",
-    retry_failed: bool = False,
+    metric: str | None = None,
+    points: int | None = None,
+    config: RunConfig | None = None,
+    data: TrainingData | None = None,
     progress: Listener | None = None,
-    network_name: str = "",
-    origin: Origin | None = None,
 ) -> Frontier:
     """Accuracy against cost of a trained network: compress it at many prices and score every result.
 
-    With several ``widths``, filters are removed first, and the narrower networks are swept as well: the frontier is
-    that of all of them together (prune, tune, then quantize, HkxAS6VFDB section 5).
+    With several ``keep_ratios`` in the settings, filters are removed first, and the pruned networks are swept as well:
+    the frontier is that of all of them together (prune, tune, then quantize; Prune or quantize? (2019), section 5).
 
     The price (accuracy loss one is willing to pay per unit of cost) sweeps from nearly float to where the network
     collapses, so that points spread evenly over log cost; a quarter of them goes where the curve bends. Needs no
@@ -80,162 +60,197 @@ def trace_frontier(  # noqa: PLR0913 - the main job; everything but five has a g
     several processes with the same call share the work.
 
     Args:
-        model: The trained network; not changed.
-        example_input: One example with its batch dimension, e.g. ``torch.zeros(1, 3, 32, 32)``.
-        calibration: Some hundred unlabelled images: a tensor, or batches, the same whenever the run is continued.
-        evaluate: From a network to a number, higher is better. With attributes ``images`` and ``classes`` it says
-            that the number is a percentage of so many images.
+        model: The trained network; or what `slimbit.prepare` or `slimbit.prune` returned. Not changed.
+        example_input: One example with its batch dimension, e.g. ``torch.zeros(1, 3, 32, 32)``; not for a prepared
+            network.
+        calibration: Some hundred unlabelled images: a tensor, or batches, the same whenever the run is continued; not
+            for a prepared network.
+        evaluate: From a network to a number, higher is better, or to a `slimbit.Accuracy`, which says how many images
+            it rests on. A ``digest`` attribute, where there is one, is checked when the run is continued.
         out: Folder of the run (docs/reference/run-folder.md).
-        metric: Cost to save: "esn_analog", "esn_digital" or "esn_filterwise".
-        points: Number of points of each width, those for comparison not counted.
-        baselines: Whether to add the paper's quantize-only at 8 to 2 bits, of every width.
-        signal: Training epochs of this very network; for each, a point is added whose steps cost what the epoch's
-            signal-to-noise ratio was worth, see `slimbit.plan.signal.step_by_signal`.
-        widths: Shares of the filters to keep, each a network of its own; 1 is the network as it was given. Where there
-            are several, each also gets a point at 8 bits, to show what pruning alone reaches.
-        slimming: How the narrower networks are made, and what they learn with afterwards; default: by norm, untrained.
-        stages: Folder where they are kept by content, so that other runs find them; default: in ``out``.
-        seed: Of sampled labels and positions.
-        storage: Database that holds the study, e.g. ``postgresql://...``; default: a file in the folder.
-        recipe: How plans are carried out.
-        layout: Grid, one step per layer or filter, layers that stay float.
-        likelihood: "categorical" for classifiers, "gaussian" for regression and other heads, or a function, see
-            `slimbit.measure.sensitivity`; a continued run must give one of the same name.
-        retry_failed: Whether points that failed earlier are tried again.
-        progress: Called with every `Progress`.
-        network_name: Name for reports; default: the type of the network.
-        origin: Where network and data came from.
+        metric: Cost to save: "esn_digital", "esn_analog" or "esn_filterwise"; over that of ``config``.
+        points: Number of points of each network, those for comparison not counted; over that of ``config``.
+        config: Everything else.
+        data: What pruned networks learn from, where ``config.prune.tune`` says that they do.
+        progress: Called with every `slimbit.frontier.progress.Progress`.
 
     Returns:
-        All points.
+        All points; `Frontier.best`, `Frontier.load` and `Frontier.report` go on from there.
 
     Raises:
         InputError: Settings that cannot be, a damaged run or one that began with other settings, a float accuracy
             near chance, or an ``evaluate`` that fails on the float network.
         StoreError: The run's folder cannot be written; the same call continues when it can.
+
+    >>> import slimbit, tempfile, torch
+    >>> net, images = slimbit.network("digits_resnet"), torch.randn(32, 1, 8, 8)
+    >>> frontier = slimbit.trace_frontier(
+    ...     net, images[:1], images, lambda model: float(model(images).detach().std()), out=tempfile.mkdtemp(), points=2
+    ... )
+    >>> frontier.best(within={"esn_digital": 1e6}).policy in ("optimal", "max_abs")
+    True
     """
-    _check(metric=metric, points=points, seed=seed, likelihood=likelihood)
-    _check_widths(widths)
-    recipe, layout = recipe or Recipe(), layout or default_layout(metric)
-    _check_plans(metric, recipe, layout)
-    subject = Subject.of(
-        model,
-        example_input,
-        calibration,
-        name=network_name,
-        metric=metric,
-        recipe=recipe,
-        layout=layout,
-        seed=seed,
-        signal=tuple(signal),
-    )
-    _check_layers(subject)
-    _check_signal(subject)
-    scorer, origin, slimming = Scorer(evaluate), origin or Origin(), slimming or Slimming()
-    workspace = Workspace(Path(out), storage=storage)
-    folder = workspace.folder / STAGES if stages is None else Path(stages)
-    slimmer = Slimmer(subject.model, example_input, subject.batches, slimming, network_name, seed, likelihood)
-    branches = tuple(
-        Branch(subject, workspace, width, None if width == 1 else slimmer, folder, likelihood) for width in widths
-    )
-    asked = {"points": points, "baselines": baselines, "likelihood": _name_of(likelihood), "data": origin.data}
-    narrowed = {"widths": tuple(widths), "slimming": {} if tuple(widths) == (1,) else slimming.settings()}
+    if evaluate is None or not callable(evaluate):
+        raise InputError(f"evaluate must be a function from a network to a number, got {type(evaluate).__name__}")
+    folder = as_path(out, "out")
+    settings: RunConfig = (config or RunConfig()).with_options({"metric": metric, "points": points})
+    settings = settings.model_copy(update={"quant": settings.quant.for_metric(settings.metric)})
+    root = as_prepared(model, example_input, calibration, seed=settings.seed, likelihood=settings.likelihood)
+    for name in ("seed", "likelihood"):
+        given, there = getattr(settings, name), getattr(root, name)
+        if name in settings.model_fields_set and given != there:
+            raise InputError(
+                f"{name} must be given to slimbit.prepare for a prepared network, got {given} beside {there}"
+            )
+    signal = _signal(settings, root)
+    settings.quant.check_names(root.spec)
+    if all(layer.name in settings.quant.skip for layer in root.spec.layers):
+        raise InputError(f"skip must leave a layer of {root.name} to compress, got all of them")
+    pruner = _pruner(settings, root, data)
+    scorer, listener = Scorer(evaluate), progress or silent
+    check_folder(folder)
+    waiting = Progress(stage="waiting", message="another process prepares the run")
+    with waiting_lock(folder, "prepare", lambda: listener(waiting)):
+        fixed = _fixed(settings, root, scorer, signal, pruner)
+
+        def check(info: RunInfo) -> None:
+            check_same(info, fixed, folder)
+            for caution in cautions(info, fixed, versions()):
+                listener(Progress(stage="note", message=caution))
+
+        store = begin_store(folder, storage=settings.storage, metric=settings.metric, check=check)
+        if store.info is None:
+            listener(Progress(stage="float accuracy", message="scoring the float network"))
+            store.write_info(_begin(root, scorer, fixed, study_name(folder, settings.storage)))
+    assert store.info is not None
     worker = Worker(
-        branches=branches,
+        store,
+        store.info,
+        root,
+        settings,
+        signal=signal,
+        pruner=pruner,
+        stages=folder / STAGES if settings.stages is None else Path(settings.stages),
         scorer=scorer,
-        workspace=workspace,
-        settings={**asked, **narrowed, **_settings(subject), "evaluate_images": scorer.images},
-        about=_about(origin, scorer, example_input),
-        listener=progress or silent,
+        listener=listener,
     )
-    worker.prepare()
-    worker.work(retry_failed=retry_failed)
-    return worker.frontier()
+    worker.work()
+    return Frontier(store, form=root.model if root.keep is None else None)
 
 
-def default_layout(metric: str) -> Layout:
-    """The grid that suits a metric: a free zero level pays where zeros cost nothing, and is not allowed for ESN'_d."""
-    return Layout(grid="midrise") if metric == "esn_filterwise" else Layout()
+def _signal(config: RunConfig, root: PreparedNetwork) -> tuple[EpochSignal, ...]:
+    """The training epochs to take steps from, checked against the network."""
+    if config.signal is None:
+        return ()
+    known = {epoch.epoch: epoch for epoch in read_training_run(config.signal).signal}
+    if config.signal_epochs is None:
+        chosen: Sequence[EpochSignal] = spread_epochs(tuple(known.values()), MOST_EPOCHS)
+    else:
+        missing = [number for number in config.signal_epochs if number not in known]
+        if missing:
+            where = f"{config.signal}, from {min(known)} to {max(known)}"
+            raise InputError(f"signal_epochs must be epochs of {where}, got {missing[0]}")
+        if len(set(config.signal_epochs)) < len(config.signal_epochs):
+            raise InputError(f"signal_epochs must name each epoch once, got {list(config.signal_epochs)}")
+        chosen = [known[number] for number in config.signal_epochs]
+    plain = PAPER.model_copy(update={"skip": config.quant.skip})
+    for epoch in chosen:
+        check_signal(root.spec, plain, epoch)
+    return tuple(chosen)
 
 
-def _check(*, metric: str, points: int, seed: int, likelihood: Likelihood | str) -> None:
-    if metric not in METRICS:
-        raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}{closest(str(metric), METRICS)}")
-    if not isinstance(points, int) or isinstance(points, bool) or not 1 <= points <= MOST_POINTS:
-        raise InputError(f"points must be a whole number from 1 to {MOST_POINTS}, got {points!r}")
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < MOST_SEED:
-        raise InputError(f"seed must be a whole number of 0 or more, got {seed!r}")
-    if not callable(likelihood) and likelihood not in DIVERGENCES:
-        raise InputError(f"likelihood must be {', '.join(DIVERGENCES)} or a function, got {likelihood!r}")
+def _pruner(config: RunConfig, root: PreparedNetwork, data: TrainingData | None) -> Pruner | None:
+    """What makes the smaller networks, every keep ratio checked; None where there are none."""
+    if not config.prunes:
+        return None
+    tune = config.prune.tune
+    pruner = Pruner(root, config.prune, None if tune is None else tuning_for(tune, data, root))
+    for ratio in config.keep_ratios:
+        pruner.check_ratio(ratio)
+    return pruner
 
 
-def _check_widths(widths: Sequence[float]) -> None:
-    numbers = all(isinstance(width, int | float) and not isinstance(width, bool) for width in widths)
-    alike = numbers and len({f"{width:g}" for width in widths}) < len(widths)  # results are kept by these names
-    if not widths or not numbers or not all(0 < width <= 1 for width in widths) or alike:
-        raise InputError(f"widths must be numbers above 0 and at most 1 that differ in six digits, got {list(widths)}")
+def _fixed(
+    config: RunConfig, root: PreparedNetwork, scorer: Scorer, signal: Sequence[EpochSignal], pruner: Pruner | None
+) -> dict[str, Any]:
+    """What a continued run must repeat, names as in `RunInfo`."""
+    tuning = None if pruner is None else pruner.tuning
+    likelihood = root.likelihood
+    return {
+        "network": root.name,
+        "network_digest": root.digest,
+        "metric": config.metric,
+        "points": config.points,
+        "baselines": config.baselines,
+        "signal_epochs": tuple(epoch.epoch for epoch in signal),
+        "signal_digest": digest(signal) if signal else "",
+        "calibration_images": root.images,
+        "calibration_digest": root.calibration_digest,
+        "evaluate_images": scorer.images,
+        "evaluate_digest": scorer.digest,
+        "seed": root.seed,
+        "likelihood": likelihood if isinstance(likelihood, str) else _qualified_name(likelihood),
+        "quant": config.quant,
+        "keep_ratios": config.keep_ratios,
+        "prune": config.prune if config.prunes else None,
+        "training": "" if tuning is None else tuning.name,
+    } | {
+        "origin": root.origin,
+        "scoring": scorer.description,
+        "score_name": scorer.name,
+        "classes": _classes(root, scorer),
+    }
 
 
-def _check_plans(metric: str, recipe: Recipe, layout: Layout) -> None:
-    """What no plan could be made of, before anything is measured."""
-    for name, value, kind in (("recipe", recipe, Recipe), ("layout", layout, Layout)):
-        if not isinstance(value, kind):
-            raise InputError(f"{name} must be a {kind.__name__}, got {value!r}")
-    if metric != "esn_filterwise":
-        return
-    if layout.grid == "midrise_zero":
-        raise InputError("grid must be midrise or midtread for esn_filterwise, got midrise_zero")
-    if recipe.rounding == "rate_aware":
-        raise InputError("rounding must be nearest for esn_filterwise, whose cost is not one of levels, got rate_aware")
+def _classes(root: PreparedNetwork, scorer: Scorer) -> int | None:
+    """Number of classes: what ``evaluate`` says, or the network's outputs where it knows labels only."""
+    if not getattr(scorer.evaluate, "open_classes", False) or not isinstance(root.example_input, Tensor):
+        return scorer.classes
+    with torch.no_grad():
+        outputs = root.model(root.example_input)
+    return int(outputs.shape[1]) if isinstance(outputs, Tensor) and outputs.ndim == 2 else scorer.classes
 
 
-def _check_layers(subject: Subject) -> None:
-    subject.layout.check_names(subject.survey.spec)
-    if all(layer.name in subject.layout.skip for layer in subject.survey.spec.layers):
-        raise InputError(f"skip must leave a layer of {subject.survey.spec.name} to compress, got all of them")
-
-
-def _check_signal(subject: Subject) -> None:
-    for epoch in subject.signal:
-        check_signal(subject.survey.spec, subject.paper_layout, epoch)
-    numbers = [epoch.epoch for epoch in subject.signal]
-    twice = sorted({number for number in numbers if numbers.count(number) > 1 or number < 1})
-    if twice:
-        raise InputError(f"signal must hold epochs from 1, each once, got {numbers}")
-
-
-def _name_of(likelihood: Likelihood | str) -> str:
-    """Name of a likelihood for ``run.json``: code cannot be stored."""
-    if isinstance(likelihood, str):
-        return likelihood
-    named = likelihood if hasattr(likelihood, "__qualname__") else type(likelihood)
+def _qualified_name(function: Any) -> str:
+    """Name of a function for ``run.json``: code cannot be stored."""
+    named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def _settings(subject: Subject) -> dict[str, Any]:
-    return {
-        "network": subject.survey.spec.name,
-        "network_digest": subject.digest,
-        "metric": subject.metric,
-        "signal_epochs": tuple(epoch.epoch for epoch in subject.signal),
-        "signal_digest": _digest(subject.signal),
-        "calibration_images": subject.images(),
-        "calibration_digest": digest_of([inputs_of(batch) for batch in subject.batches]),
-        "seed": subject.seed,
-        "recipe": asdict(subject.recipe),
-        "layout": asdict(subject.layout),
-    }
-
-
-def _digest(signal: Sequence[EpochSignal]) -> str:
-    return hashlib.sha256(canonical([epoch.to_dict() for epoch in signal])).hexdigest() if signal else ""
-
-
-def _about(origin: Origin, scorer: Scorer, example_input: Any) -> dict[str, Any]:
-    return {
-        "reference": origin.reference,
-        "weights": origin.weights,
-        "normalization": dict(origin.normalization),
-        "scoring": str(getattr(scorer.evaluate, "description", "")),
-        "input_shape": tuple(example_input.shape[1:]) if isinstance(example_input, Tensor) else (),
-    }
+def _begin(root: PreparedNetwork, scorer: Scorer, fixed: dict[str, Any], study: str) -> RunInfo:
+    """Score the float network."""
+    start = time.perf_counter()
+    try:
+        score = scorer.score(copy.deepcopy(root.model).eval())
+        seconds = time.perf_counter() - start
+        # where it names its data by a digest it is Slimbit's own, or made as carefully
+        again = score if scorer.digest else scorer.score(copy.deepcopy(root.model).eval())
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(f"evaluate must score the float network, got {fault_of(error)}") from error
+    accuracy = float(score)
+    if float(again) != accuracy:
+        warnings.warn(
+            f"evaluate scores the same network with {accuracy:g} and then {float(again):g}: points differ by chance as "
+            "well; call model.eval() in it and give random choices a fixed seed",
+            stacklevel=3,
+        )
+    classes = fixed["classes"]
+    if classes is not None and is_near_chance(accuracy, classes):
+        raise InputError(
+            f"float accuracy must be well above chance ({100 / classes:.3g} % for {classes} classes), "
+            f"got {accuracy:.4g} %: check that the data's normalization (normalize=... in the data spec) and the order "
+            "of classes are those the network was trained with, and that its weights were loaded"
+        )
+    low, high = interval_of(score)
+    return RunInfo(
+        **fixed,
+        float_accuracy=accuracy,
+        float_low=low,
+        float_high=high,
+        float_hits=score.hits if isinstance(score, Accuracy) else "",
+        evaluate_seconds=round(seconds, 4),
+        study=study,
+        versions=dict(versions()),
+    )

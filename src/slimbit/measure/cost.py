@@ -9,18 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimbit.measure.counting import Counting, Steps, counting_from, step_of
+from slimbit.measure.cost_config import CostConfig, Steps, cost_config_from, step_of
 from slimbit.measure.hardware import HardwareLike, hardware_cost, load_hardware
-from slimbit.numerics.energy import LevelSums, Rounding, code_bits, level_sums, quantized_sums
-from slimbit.records.cost import CostReport, LayerCost, TotalCost
+from slimbit.numerics.energy import LevelSums, Rounding, code_bits, inputs_read, level_sums, quantized_sums
+from slimbit.numerics.levels import LayerLevels
+from slimbit.records.cost import LEVEL_METRICS, CostReport, LayerCost, TotalCost
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, Per
 from slimbit.survey.module import explicit_mask, survey_network
-from slimbit.survey.result import StoredLevels, Survey
+from slimbit.survey.result import Survey
 from slimbit.survey.trace import Inputs
 
 FLOAT_ACTIVATION_BITS = 32
 QUANTIZED_ACTIVATION_BITS = 8
+# Grids whose rounding error is as good as uniform on +-step/2, as Eq. (4) supposes. On midrise_zero a weight becomes 0
+# below a quarter of a step, so that the error of the levels 0 and +-0.5 has other bounds.
+UNIFORM_ERROR = ("midrise", "midtread")
 # Below this S/N (13 dB) a Gaussian layer's Eq. (4) estimate is more than 5 % off (derived, docs/glossary.md).
 RELIABLE_SIGNAL_TO_NOISE = 20.0
 
@@ -33,6 +37,7 @@ def cost(
     steps: Steps | None = None,
     per: Per = "mac",
     hardware: HardwareLike | Iterable[HardwareLike] = (),
+    batch: int | None = None,
     **counting: Any,
 ) -> CostReport:
     """What a network costs, layer by layer, in units that no particular chip distorts.
@@ -51,7 +56,8 @@ def cost(
         steps: One step for all layers, or by layer name a step or one per filter.
         per: "mac" weighs a weight by its output positions ``c_l``, "parameter" by 1.
         hardware: Hardware cost models: names, TOML files, functions (`slimbit.load_hardware`).
-        **counting: ``policy``, ``grid``, ``formula``, ``activation_bits`` of `Counting`.
+        batch: How many images the example holds; default: learned from what the network does with more of them.
+        **counting: ``policy``, ``grid``, ``formula``, ``activation_bits`` of `CostConfig`.
 
     Returns:
         A report without tensors.
@@ -65,14 +71,14 @@ def cost(
     >>> report.total.macs, report.total.esn_digital, report.total.esn_analog
     (3456, 3456, 864.0)
     """
-    settings = counting_from(bits=bits, steps=steps, per=per, **counting)
-    survey = survey_network(model, example_input)
+    settings = cost_config_from(bits=bits, steps=steps, per=per, **counting)
+    survey = survey_network(model, example_input, batch=batch)
     report = cost_of_survey(survey, settings, keep=lambda layer: explicit_mask(model, layer))
     return with_hardware(report, hardware)
 
 
 def cost_of_survey(
-    survey: Survey, counting: Counting, *, keep: Callable[[LayerSpec], Tensor | None] = lambda _layer: None
+    survey: Survey, counting: CostConfig, *, keep: Callable[[LayerSpec], Tensor | None] = lambda _layer: None
 ) -> CostReport:
     """Count a surveyed network or file.
 
@@ -88,10 +94,11 @@ def cost_of_survey(
         _layer_cost(layer, survey.weight(layer), counting, keep(layer), survey.activation_bits.get(layer.name))
         for layer in survey.spec.layers
     )
-    if not layers:
+    if not layers and not survey.spec.other_work and not survey.spec.uncounted:
+        found = " ".join(("got none.", *survey.spec.notes)) if survey.spec.notes else "got none"
         raise InputError(
             f"{survey.spec.name} must have a layer that Slimbit counts (convolution, linear, attention, embedding), "
-            "got none"
+            f"{found}"
         )
     settings = {layer.grid for layer in layers}
     return CostReport(
@@ -103,34 +110,52 @@ def cost_of_survey(
         other_parameters=survey.spec.other_parameters,
         other_work=survey.spec.other_work,
         notes=(*survey.spec.notes, *_notes(layers)),
+        inputs=survey.spec.inputs,
     )
 
 
 def with_hardware(report: CostReport, hardware: HardwareLike | Iterable[HardwareLike]) -> CostReport:
-    """The report with hardware cost models added: one or several names, TOML files or functions."""
+    """The report with hardware cost models added: one or several names, TOML files or functions.
+
+    Raises:
+        InputError: Two models of one name, or as of `slimbit.measure.hardware.load_hardware` and `hardware_cost`.
+    """
     several = isinstance(hardware, Iterable) and not isinstance(hardware, str | PathLike)
     models: Iterable[HardwareLike] = hardware if several else [hardware]  # type: ignore[assignment,list-item] # told apart above
-    costs = [hardware_cost(load_hardware(model), report.layers) for model in models]
-    return replace(report, hardware={**report.hardware, **{entry.model: entry for entry in costs}})
+    costs = dict(report.hardware)
+    for model in models:
+        entry = hardware_cost(load_hardware(model), report.layers)
+        if entry.model in costs:
+            raise InputError(f"names of hardware models must differ, got {entry.model!r} twice")
+        costs[entry.model] = entry
+    return replace(report, hardware=costs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Facts:
-    """What the cost of a layer is made of, whether its weights are float, rounded or stored as integers."""
+    """What the cost of a layer is made of, whether its weights are float, rounded or stored as integers.
+
+    Attributes:
+        sums: Sums over the levels.
+        alive: Sums whose zeros are pruned weights, so that whole filters and inputs of them are gone; None = a zero
+            is a weight like any other.
+    """
 
     sums: LevelSums
+    alive: LevelSums | None
     grid: str
     filter_bits: Tensor
     activation_bits: int
     declared_bits: int = 0
     steps: Tensor | None = None
     signal_to_noise: float | None = None
+    nonzero_weights: int | None = None
 
 
 def _layer_cost(
-    layer: LayerSpec, weight: Tensor | StoredLevels, counting: Counting, keep: Tensor | None, declared: int | None
+    layer: LayerSpec, weight: Tensor | LayerLevels, counting: CostConfig, keep: Tensor | None, declared: int | None
 ) -> LayerCost:
-    if isinstance(weight, StoredLevels):
+    if isinstance(weight, LayerLevels):
         facts = _stored_facts(layer, weight, counting)
     elif counting.bits is counting.steps is None:
         facts = _float_facts(layer, weight, keep)
@@ -140,58 +165,66 @@ def _layer_cost(
     return _record(layer, replace(facts, activation_bits=activation_bits), counting.per)
 
 
-def _stored_facts(layer: LayerSpec, stored: StoredLevels, counting: Counting) -> _Facts:
+def _stored_facts(layer: LayerSpec, stored: LayerLevels, counting: CostConfig) -> _Facts:
     if counting.bits is not None or counting.steps is not None:
         raise InputError(f"bits must not be given for weights that are integers already, got {layer.name}")
-    sums = level_sums(stored.levels, counting.formula)
+    sums = level_sums(stored.levels, counting.formula, width=stored.bits)
     return _Facts(
         sums=sums,
+        # zeros of ours are pruned weights; those of a file, which declares a width, are weights like any other
+        alive=None if stored.bits else sums,
         grid=stored.grid,
-        filter_bits=code_bits(sums, stored.grid, counting.formula),
+        filter_bits=code_bits(sums, stored.grid, counting.formula, groups=layer.groups, width=stored.bits),
         activation_bits=QUANTIZED_ACTIVATION_BITS,
         declared_bits=stored.bits,
-        steps=stored.step,
+        steps=stored.steps,
         signal_to_noise=stored.signal_to_noise,
     )
 
 
 def _float_facts(layer: LayerSpec, weight: Tensor, keep: Tensor | None) -> _Facts:
-    _refuse_non_finite(layer, weight)
-    used = weight != 0 if keep is None else (weight != 0) & keep
-    sums = level_sums(used)
+    """A float that happens to be 0 is stored and multiplied; only a mask says that a weight is pruned."""
+    _refuse_unusable(layer, weight)
+    sums = level_sums(weight != 0 if keep is None else (weight != 0) & keep)
+    alive = None if keep is None else level_sums(keep)
     width = torch.finfo(weight.dtype).bits
     return _Facts(
         sums=replace(sums, bits=sums.nonzero * width),
+        alive=alive,
         grid=str(weight.dtype).removeprefix("torch."),
-        filter_bits=sums.peak.int() * width,
+        filter_bits=(torch.ones_like(sums.peak) if alive is None else alive.peak).int() * width,
         activation_bits=FLOAT_ACTIVATION_BITS,
     )
 
 
-def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: Counting, keep: Tensor | None) -> _Facts:
-    _refuse_non_finite(layer, weight)
+def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: CostConfig, keep: Tensor | None) -> _Facts:
+    _refuse_unusable(layer, weight)
     weight = weight if weight.dtype in {torch.float32, torch.float64} else weight.float()
     step, limit = step_of(layer, weight if keep is None else weight * keep, counting)
     sums = quantized_sums(weight, step, Rounding(counting.grid, limit, counting.formula), keep=keep)
     return _Facts(
         sums=sums,
+        alive=sums,
         grid=counting.grid,
-        filter_bits=code_bits(sums, counting.grid, counting.formula),
+        filter_bits=code_bits(sums, counting.grid, counting.formula, groups=layer.groups),
         activation_bits=QUANTIZED_ACTIVATION_BITS,
         steps=step,
         signal_to_noise=sums.signal / sums.error if sums.error > 0 else None,
+        nonzero_weights=sums.nonzero_weights,
     )
 
 
 def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
     sums, c = facts.sums, layer.multiplicity(per)
-    weights_left = _weights_left(layer, sums)
+    weights_left = _weights_left(layer, facts.alive, sums.peak.device)
     widest = max(facts.declared_bits, int(facts.filter_bits.max()))
     filterwise = int((weights_left * facts.filter_bits).sum())
     macs = c * int(weights_left.sum())
     owned = 0 if layer.shared_with else 1
     has_levels = facts.steps is not None
-    ratio = facts.signal_to_noise
+    ratio, nonzero = facts.signal_to_noise, facts.nonzero_weights
+    uniform = c * nonzero / 12 if nonzero is not None and facts.grid in UNIFORM_ERROR else None
+    estimate, plus = (None, None) if uniform is None or ratio is None else (uniform * ratio, uniform * (ratio + 1))
     return LayerCost(
         name=layer.name,
         kind=layer.kind,
@@ -204,7 +237,7 @@ def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
         activation_bits=facts.activation_bits,
         steps=() if facts.steps is None else tuple(facts.steps.reshape(-1).tolist()),
         filter_bits=tuple(facts.filter_bits.tolist()),
-        parameters=owned * (layer.weights + layer.bias_parameters),
+        parameters=owned * layer.weights + layer.bias_parameters,
         macs=macs,
         nonzero_macs=c * sums.nonzero,
         esn_analog=c * sums.squares if has_levels else None,
@@ -215,26 +248,26 @@ def _record(layer: LayerSpec, facts: _Facts, per: Per) -> LayerCost:
         weight_bytes=owned * filterwise / 8,
         mean_bits=sums.bits / layer.weights,
         signal_to_noise=ratio,
-        esn_analog_estimate=None if ratio is None else c * sums.nonzero * ratio / 12,
-        esn_analog_estimate_plus=None if ratio is None else c * sums.nonzero * (ratio + 1) / 12,
+        esn_analog_estimate=estimate,
+        esn_analog_estimate_plus=plus,
     )
 
 
-def _weights_left(layer: LayerSpec, sums: LevelSums) -> Tensor:
+def _weights_left(layer: LayerSpec, alive: LevelSums | None, device: torch.device) -> Tensor:
     """Weights of each filter once whole pruned filters and the inputs that no filter of its group reads are gone."""
     kernel = math.prod(layer.shape[2:])
     inputs = layer.shape[1] if len(layer.shape) > 1 else 1
-    if sums.reads is None:
-        return torch.full((layer.filters,), inputs * kernel, device=sums.peak.device)
-    grouped = sums.reads.reshape(layer.groups, layer.filters // layer.groups, inputs)
-    surviving = grouped.any(dim=1, keepdim=True).sum(dim=2).expand(grouped.shape[:2]).reshape(-1)
-    return surviving * kernel * (sums.peak > 0)
+    if alive is None or alive.reads is None:
+        return torch.full((layer.filters,), inputs * kernel, device=device)
+    return inputs_read(alive, layer.groups).sum(dim=1) * kernel * (alive.peak > 0)
 
 
 def _total(layers: Sequence[LayerCost], survey: Survey) -> TotalCost:
+    with_levels = [layer for layer in layers if layer.has_levels]
+
     def exact(metric: str) -> Any:
-        values = [layer[metric] for layer in layers]
-        if any(value is None for value in values):
+        values = [layer[metric] for layer in (with_levels if metric in LEVEL_METRICS else layers)]
+        if (metric in LEVEL_METRICS and not values) or any(value is None for value in values):
             return None
         whole = all(isinstance(value, int) for value in values)
         return sum(values) if whole else math.fsum(values)  # type: ignore[arg-type] # no None is left
@@ -247,7 +280,7 @@ def _total(layers: Sequence[LayerCost], survey: Survey) -> TotalCost:
         convolution_filters=sum(spec.filters for _, spec in owned if spec.is_convolution),
         **{metric: exact(metric) for metric in _SUMMED},
         parameters=exact("parameters") + others,
-        mean_bits=math.fsum(layer.mean_bits * layer.weights for layer, _ in owned) / weights,
+        mean_bits=math.fsum(layer.mean_bits * layer.weights for layer, _ in owned) / max(1, weights),
     )
 
 
@@ -266,10 +299,18 @@ _SUMMED = (
 
 
 def _notes(layers: Sequence[LayerCost]) -> Iterator[str]:
-    if all(layer.nonzero_macs == 0 and layer.mean_bits == 0 for layer in layers):
+    if not layers:
+        yield "No layer is counted: what the network does is listed, or named in a note, as not counted."
+    elif all(layer.nonzero_macs == 0 and layer.mean_bits == 0 for layer in layers):
         yield "Every weight is 0: nothing is left to cost."
-    ratios = [(layer.name, layer.signal_to_noise) for layer in layers if layer.signal_to_noise is not None]
-    off = [name for name, ratio in ratios if ratio < RELIABLE_SIGNAL_TO_NOISE]
+    floats = [layer.name for layer in layers if not layer.has_levels]
+    if 0 < len(floats) < len(layers):
+        yield (
+            f"esn_analog and esn_analog_class_a are sums over {len(layers) - len(floats)} of {len(layers)} layers: the "
+            f"others are float and have no levels (first: {floats[0]})."
+        )
+    estimated = [layer for layer in layers if layer.esn_analog_estimate is not None]
+    off = [layer.name for layer in estimated if (layer.signal_to_noise or 0.0) < RELIABLE_SIGNAL_TO_NOISE]
     if off:
         yield (
             f"Eq. (4) estimates esn_analog from S/N and is unreliable below S/N {RELIABLE_SIGNAL_TO_NOISE:g}, "
@@ -277,7 +318,12 @@ def _notes(layers: Sequence[LayerCost]) -> Iterator[str]:
         )
 
 
-def _refuse_non_finite(layer: LayerSpec, weight: Tensor) -> None:
+def _refuse_unusable(layer: LayerSpec, weight: Tensor) -> None:
+    if weight.is_complex():
+        kind = str(weight.dtype).removeprefix("torch.")
+        raise InputError(f"weights of layer {layer.name} must be real, got {kind}")
+    if weight.is_meta:
+        raise InputError(f"weights of layer {layer.name} must have values, got a network on the meta device")
     low, high = weight.aminmax()
     if not bool(low.isfinite() & high.isfinite()):
         bad = int((~weight.isfinite()).sum())

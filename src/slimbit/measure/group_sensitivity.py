@@ -21,9 +21,10 @@ from slimbit.measure.sensitivity import Likelihood, likelihood_of, outputs_of
 from slimbit.numerics.batches import Forward, call_network, checked_batches, count_of, pieces
 from slimbit.numerics.copies import plain_network
 from slimbit.numerics.moments import ChannelMoments, channel_moments, check_finite, merge_moments
+from slimbit.numerics.strided import safe_gradients
+from slimbit.records.config import Constants
 from slimbit.records.errors import InputError, check_choice
 from slimbit.records.groups import Member, Ties
-from slimbit.records.keep import Constants
 
 Order = Literal["first", "second"]
 IMAGES_PER_PASS = 32
@@ -75,7 +76,7 @@ def measure_group_sensitivity(
             for piece in pieces(parts, IMAGES_PER_PASS):
                 outputs_of(network, piece, forward)
                 watch.add_to_means()
-    with torch.enable_grad():
+    with torch.enable_grad(), safe_gradients(network):
         for piece in pieces(parts, IMAGES_PER_PASS):
             count = count_of(piece)
             images += count

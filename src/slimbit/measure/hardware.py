@@ -12,6 +12,7 @@ from slimbit.measure.hardware_models import MODELS, CostFunction, HardwareModel,
 from slimbit.measure.hardware_toml import read_hardware_toml
 from slimbit.records.cost import HardwareCost, LayerCost
 from slimbit.records.errors import InputError, closest
+from slimbit.records.text import fault_of
 
 __all__ = [
     "HardwareLike",
@@ -124,7 +125,7 @@ def _ask(model: HardwareModel, layer: LayerCost) -> float:
         raise
     except (Exception, SystemExit) as error:
         # The function may be the user's, and may raise anything at all.
-        raise InputError(_blame(model, layer, "cost", f"{type(error).__name__}: {error}")) from error
+        raise InputError(_blame(model, layer, "cost", fault_of(error))) from error
     return _checked(answer, model, layer, "cost")
 
 
@@ -134,7 +135,7 @@ def _ask_energy(model: HardwareModel, layer: LayerCost) -> float | None:
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(_blame(model, layer, "energy", f"{type(error).__name__}: {error}")) from error
+        raise InputError(_blame(model, layer, "energy", fault_of(error))) from error
     return None if answer is None else _checked(answer, model, layer, "energy")
 
 

@@ -3,9 +3,7 @@
 The format is documented in docs/how-to/own-hardware-model.md.
 """
 
-import tomllib
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -13,6 +11,7 @@ from pydantic_core import ErrorDetails
 from slimbit.measure.hardware_models import MODELS, HardwareModel, skipping_cost, slices
 from slimbit.records.cost import LayerCost
 from slimbit.records.errors import InputError, closest
+from slimbit.records.files import read_toml_table
 
 MAX_BYTES = 1_000_000
 """Largest file that is read; a table of every pair of widths takes a hundredth of it."""
@@ -139,7 +138,7 @@ def read_hardware_toml(path: Path) -> HardwareModel:
         InputError: If the file cannot be read or says something unknown, in one sentence that names the file
             and the key.
     """
-    content = {"name": path.stem, **_parse(path)}
+    content = {"name": path.stem, **read_toml_table(path, "hardware model", limit=MAX_BYTES)}
     try:
         table = HardwareTable.model_validate(content)
     except ValidationError as error:
@@ -152,32 +151,6 @@ def read_hardware_toml(path: Path) -> HardwareModel:
         table.source or str(path),
         table.description,
     )
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    raw = _bytes(path)
-    try:
-        return tomllib.loads(raw.decode())
-    except UnicodeDecodeError as error:
-        raise InputError(f"hardware model {path} must be UTF-8 text, got {error.reason}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"hardware model {path} must be valid TOML, got: {error}") from error
-    except (RecursionError, ValueError) as error:
-        # What tomllib lets through: arrays nested too deep, whole numbers of thousands of digits.
-        raise InputError(f"hardware model {path} must be valid TOML, got {type(error).__name__}") from error
-
-
-def _bytes(path: Path) -> bytes:
-    if not path.is_file():
-        raise InputError(f"hardware model must be an existing TOML file, got {path}")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"hardware model {path} must be readable, got {error.strerror}") from error
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"hardware model {path} must have at most {MAX_BYTES} bytes, got more")
-    return raw
 
 
 def _sentence(errors: list[ErrorDetails]) -> str:

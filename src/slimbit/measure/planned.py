@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slimbit.measure.cost import cost_of_survey
-from slimbit.measure.counting import Counting
+from slimbit.measure.cost_config import CostConfig
 from slimbit.records.cost import METRICS, CostReport
 from slimbit.records.errors import InputError, closest
 from slimbit.records.keep import KeepPlan
@@ -14,7 +14,7 @@ from slimbit.records.network import LayerSpec
 from slimbit.survey.result import Survey
 
 
-def cost_of_plan(survey: Survey, plan: KeepPlan, counting: Counting | None = None) -> CostReport:
+def cost_of_plan(survey: Survey, plan: KeepPlan, counting: CostConfig | None = None) -> CostReport:
     """The cost report of the pruned network: removed filters and the inputs that read them cost nothing.
 
     Layers keep their old shapes in it, and parameters are those of the original.
@@ -29,7 +29,7 @@ def cost_of_plan(survey: Survey, plan: KeepPlan, counting: Counting | None = Non
         left, weight = weights_left(layer, plan), survey.weight(layer)
         return left.to(weight.device) if left is not None and isinstance(weight, Tensor) else left
 
-    return cost_of_survey(survey, counting or Counting(), keep=keep)
+    return cost_of_survey(survey, counting or CostConfig(), keep=keep)
 
 
 def weights_left(layer: LayerSpec, plan: KeepPlan) -> Tensor | None:
@@ -47,7 +47,7 @@ def weights_left(layer: LayerSpec, plan: KeepPlan) -> Tensor | None:
     return left
 
 
-def budget_in(survey: Survey, metric: str, counting: Counting | None = None) -> Callable[[KeepPlan], float]:
+def budget_in(survey: Survey, metric: str, counting: CostConfig | None = None) -> Callable[[KeepPlan], float]:
     """A function from a plan to one metric of its cost, for `slimbit.plan.keep.keep_within`.
 
     Args:

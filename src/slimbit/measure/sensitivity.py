@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from slimbit.numerics.batches import Forward, call_network, checked_batches, count_of, output_heads, pieces
 from slimbit.numerics.copies import copied
-from slimbit.numerics.grid import filters_first
+from slimbit.numerics.grid import layer_weight
 from slimbit.numerics.moments import check_finite
+from slimbit.numerics.strided import safe_gradients
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec
 from slimbit.records.sensitivity import Sensitivity
+from slimbit.records.text import fault_of
 
 Likelihood = Callable[[Any, torch.Generator], Tensor]
 """From a network's output to ``-log p(y|x)`` summed over images, with ``y`` sampled; differentiable."""
@@ -64,7 +66,7 @@ def measure_sensitivity(
     weights = _weights(network, layers)
     total = [torch.zeros(layer.filters, dtype=torch.float64) for layer in layers]
     images, found = 0, checked_batches(batches)
-    with torch.enable_grad():
+    with torch.enable_grad(), safe_gradients(network):
         for piece in pieces(found, images_per_pass):
             images += count_of(piece)
             loss = sample(outputs_of(network, piece, forward), generator)
@@ -172,7 +174,7 @@ def outputs_of(network: nn.Module, batch: Any, forward: Forward) -> Any:
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = fault_of(error)
         raise InputError(f"calibration batches must be ones that the network runs on, got {reason}") from error
 
 
@@ -195,7 +197,9 @@ def likelihood_of(choice: Likelihood | str) -> Likelihood:
 
 def _weights(network: nn.Module, layers: list[LayerSpec]) -> list[Tensor]:
     network.requires_grad_(requires_grad=False)
-    tensors = {**dict(network.named_buffers()), **dict(network.named_parameters())}
+    # under every name: a tied weight has those of all its owners, and a layer may know it by any of them
+    named = (*network.named_buffers(remove_duplicate=False), *network.named_parameters(remove_duplicate=False))
+    tensors = dict(named)
     missing = [layer.name for layer in layers if layer.weight_key not in tensors]
     if missing:
         raise InputError(f"layers must be in the network, got no weight for {', '.join(missing)}")
@@ -204,8 +208,7 @@ def _weights(network: nn.Module, layers: list[LayerSpec]) -> list[Tensor]:
 
 def _per_filter(layer: LayerSpec, grad: Tensor) -> Tensor:
     grad = grad.to_dense() if grad.is_sparse else grad
-    part = grad[slice(*(layer.rows or (None,)))]
-    rows = filters_first(part, transposed=layer.transposed, groups=layer.groups)
+    rows = layer_weight(grad, layer)
     check_finite(rows, f"gradient of layer {layer.name!r}")
     return rows.double().square().flatten(1).mean(1).cpu()
 

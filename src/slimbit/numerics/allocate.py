@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimbit.numerics.grid import Grid, along_filters, filter_chunks, largest_level, to_levels
+from slimbit.numerics.grid import along_filters, filter_chunks, largest_level, to_levels
+from slimbit.records.config import Grid
 
 
 def analog_step(price: float, *, positions: float, variance: float, sensitivity: float) -> float:

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from slimbit.numerics.grid import Grid, filter_chunks, to_levels, to_weights
+from slimbit.numerics.grid import filter_chunks, to_levels, to_weights
+from slimbit.records.config import Grid
 
 Formula = Literal["standard", "literal"]
 
@@ -55,25 +56,40 @@ def level_bits(levels: Tensor, formula: Formula = "standard") -> Tensor:
     return bits
 
 
-def code_bits(sums: "LevelSums", grid: Grid, formula: Formula = "standard") -> Tensor:
+def code_bits(
+    sums: "LevelSums", grid: Grid, formula: Formula = "standard", *, groups: int = 1, width: int = 0
+) -> Tensor:
     """Width of the codes of each filter, int32, shape ``(filters,)``; 0 = pruned.
 
     The bits of its widest level. The mid-rise levels of b bits use all ``2^b`` codes, so a zero beside them takes one
     bit more, unless the widest level leaves a code free (0 and +-0.5, +-1.5, +-2.5 are seven codes of three bits).
+    Zeros of inputs that no filter of the group reads need no code: they go with the channel.
 
     Args:
         sums: Sums over the levels of a layer.
         grid: Grid of the levels.
         formula: Bit formula.
+        groups: Groups of the layer; their filters are consecutive.
+        width: Bits of the stored codes, which no filter exceeds; 0 = any.
 
     >>> code_bits(level_sums(torch.tensor([[0.5, -0.5], [0.5, 0.0], [2.5, 0.0], [3.5, 0.0]])), "midrise_zero").tolist()
     [1, 2, 3, 4]
+    >>> code_bits(level_sums(torch.tensor([[0.5, 0.0], [-0.5, 0.0]])), "midrise_zero").tolist()
+    [1, 1]
     """
-    bits = level_bits(sums.peak, formula)
+    bits = _within(level_bits(sums.peak, formula), width)
     if grid != "midrise_zero" or sums.zeros is None:
         return bits
+    needed = (sums.zeros & inputs_read(sums, groups)).any(dim=1)
     full = sums.peak == torch.exp2(bits - 1.0) - 0.5
-    return bits + (full & sums.zeros & (bits > 0)).to(bits.dtype)
+    return bits + (full & needed & (bits > 0)).to(bits.dtype)
+
+
+def inputs_read(sums: "LevelSums", groups: int = 1) -> Tensor:
+    """Which inputs any filter of its group reads, bool, shape ``(filters, inputs / groups)``; some level must be 0."""
+    assert sums.reads is not None, "only asked where some level is 0"
+    grouped = sums.reads.reshape(groups, -1, sums.reads.shape[1])
+    return grouped.any(dim=1, keepdim=True).expand(grouped.shape).reshape(sums.reads.shape)
 
 
 @dataclass(frozen=True)
@@ -85,11 +101,12 @@ class LevelSums:
         bits: ``sum bits(q)``.
         nonzero: Number of levels that are not 0.
         peak: ``max |q|`` of each filter, shape (filters,).
-        zeros: Which filters hold a 0, bool, shape (filters,); None = none does.
+        zeros: At which inputs each filter holds a 0, bool, shape (filters, inputs / groups); None = nowhere.
         reads: Which inputs each filter reads, bool, shape (filters, inputs / groups): False where all its levels
             for that input are 0. None = every filter reads every input.
         signal: ``sum (step q + error)^2 = ||W||^2`` over kept weights; 0 where no weights were given.
         error: ``||W - step q||^2``; 0 where no weights were given.
+        nonzero_weights: ``||W||_0``, kept weights that are not 0 before they are rounded; None without weights.
     """
 
     squares: float
@@ -100,20 +117,23 @@ class LevelSums:
     reads: Tensor | None = None
     signal: float = 0.0
     error: float = 0.0
+    nonzero_weights: int | None = None
 
 
-def level_sums(levels: Tensor, formula: Formula = "standard") -> LevelSums:
+def level_sums(levels: Tensor, formula: Formula = "standard", *, width: int = 0) -> LevelSums:
     """Sums over given levels.
 
     Args:
         levels: Shape ``(filters, ...)``.
         formula: Bit formula.
+        width: Bits of the stored codes, which no level exceeds: the -8 of int4 takes four, although the formula,
+            whose codes are symmetric, says five. 0 = any.
 
     >>> sums = level_sums(torch.full((2, 3), 1.5))
     >>> sums.squares, sums.bits, sums.nonzero, sums.peak.tolist()
     (13.5, 12, 6, [1.5, 1.5])
     """
-    return _add([_sums(levels[rows], formula) for rows in filter_chunks(levels, CHUNK)])
+    return _add([_sums(levels[rows], formula, width=width) for rows in filter_chunks(levels, CHUNK)])
 
 
 def quantized_sums(weights: Tensor, step: Tensor, rounding: Rounding, *, keep: Tensor | None = None) -> LevelSums:
@@ -139,47 +159,51 @@ def quantized_sums(weights: Tensor, step: Tensor, rounding: Rounding, *, keep: T
             part = part * keep[rows]
         sums = _sums(levels, rounding.formula, zeros=keep is not None or rounding.grid != "midrise")
         error = _power(part - to_weights(levels, part_step))
-        parts.append(replace(sums, signal=_power(part), error=error))
+        nonzero = int(torch.count_nonzero(part))
+        parts.append(replace(sums, signal=_power(part), error=error, nonzero_weights=nonzero))
     return _add(parts)
 
 
-def _sums(levels: Tensor, formula: Formula, *, zeros: bool = True) -> LevelSums:
+def _sums(levels: Tensor, formula: Formula, *, zeros: bool = True, width: int = 0) -> LevelSums:
     flat = levels.reshape(len(levels), -1)
     flat = flat if flat.is_floating_point() else flat.float()
     nonzero = int(torch.count_nonzero(flat)) if zeros else flat.numel()
+    inputs = levels.shape[1] if levels.ndim > 1 else 1
+    by_input = None if nonzero == flat.numel() else (flat != 0).reshape(len(flat), inputs, -1)
     return LevelSums(
         squares=float(flat.square().sum(dtype=_wide(flat))),
-        bits=int(level_bits(flat, formula).sum()),
+        bits=int(_within(level_bits(flat, formula), width).sum()),
         nonzero=nonzero,
         peak=torch.maximum(flat.amax(dim=1), -flat.amin(dim=1)),
-        zeros=None if nonzero == flat.numel() else (flat == 0).any(dim=1),
-        reads=None if nonzero == flat.numel() else (levels != 0).reshape(*levels.shape[:2], -1).any(dim=2),
+        zeros=None if by_input is None else ~by_input.all(dim=-1),
+        reads=None if by_input is None else by_input.any(dim=-1),
     )
+
+
+def _within(bits: Tensor, width: int) -> Tensor:
+    return bits.clamp_(max=width) if width else bits
 
 
 def _add(parts: list[LevelSums]) -> LevelSums:
     full = [part.reads is None for part in parts]
+    some = None if all(full) else parts[full.index(False)].reads
+    counts = [part.nonzero_weights for part in parts if part.nonzero_weights is not None]
     return LevelSums(
         squares=math.fsum(part.squares for part in parts),
         bits=sum(part.bits for part in parts),
         nonzero=sum(part.nonzero for part in parts),
         peak=torch.cat([part.peak for part in parts]),
-        zeros=None if all(full) else torch.cat([_zeros(part) for part in parts]),
-        reads=None if all(full) else torch.cat([_reads(part, parts[full.index(False)]) for part in parts]),
+        zeros=None if some is None else torch.cat([_by_input(x.zeros, x, some, default=False) for x in parts]),
+        reads=None if some is None else torch.cat([_by_input(x.reads, x, some, default=True) for x in parts]),
         signal=math.fsum(part.signal for part in parts),
         error=math.fsum(part.error for part in parts),
+        nonzero_weights=sum(counts) if len(counts) == len(parts) else None,
     )
 
 
-def _zeros(part: LevelSums) -> Tensor:
-    return torch.zeros_like(part.peak, dtype=torch.bool) if part.zeros is None else part.zeros
-
-
-def _reads(part: LevelSums, example: LevelSums) -> Tensor:
-    assert example.reads is not None
-    if part.reads is not None:
-        return part.reads
-    return example.reads.new_ones((len(part.peak), example.reads.shape[1]))
+def _by_input(value: Tensor | None, part: LevelSums, like: Tensor, *, default: bool) -> Tensor:
+    """A mask by filter and input; of a part without zeros it is the same everywhere."""
+    return like.new_full((len(part.peak), like.shape[1]), default) if value is None else value
 
 
 def _power(values: Tensor) -> float:

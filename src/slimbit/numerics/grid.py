@@ -13,12 +13,14 @@ Weights come *filters first*, ``(filters, ...)``; a step is a scalar, or one per
 
 import math
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-Grid = Literal["midrise", "midrise_zero", "midtread"]
+from slimbit.records.config import Grid
+from slimbit.records.network import LayerSpec
+
 GRIDS: tuple[Grid, ...] = get_args(Grid)
 
 
@@ -27,7 +29,7 @@ def largest_level(bits: float, grid: Grid = "midrise") -> float:
 
     Without this clip the extreme positive weight of nearly every layer lands one level too high,
     because its ratio to the step is exactly ``2^(bits-1)``. A width that is not whole (a smooth sweep of
-    ``max_abs``) rounds the number of levels up.
+    ``max_abs``) rounds the number of levels up, unless a power of two is a whole number but for its last digits.
 
     Args:
         bits: Bit width, at least 1; may be fractional.
@@ -35,8 +37,11 @@ def largest_level(bits: float, grid: Grid = "midrise") -> float:
 
     >>> largest_level(4), largest_level(4, "midtread"), largest_level(1)
     (7.5, 7.0, 0.5)
+    >>> largest_level(1 + math.log2(13))  # 2^log2(13) is 13.000000000000002 in floating point
+    12.5
     """
-    codes = math.ceil(float(2 ** (bits - 1)))
+    wanted = float(2 ** (bits - 1))
+    codes = round(wanted) if math.isclose(wanted, round(wanted), rel_tol=1e-9) else math.ceil(wanted)
     return codes - 1.0 if grid == "midtread" else codes - 0.5
 
 
@@ -97,6 +102,23 @@ def filters_first(weights: Tensor, *, transposed: bool = False, groups: int = 1)
         .transpose(1, 2)
         .reshape(groups * filters, inputs // groups, *kernel)
     )
+
+
+def layer_weight(stored: Tensor, layer: LayerSpec) -> Tensor:
+    """A layer's weight, filters first, from the tensor that a module stores; a view where possible.
+
+    Also for whatever has the shape of that tensor: a gradient, a pruning mask, the values of a regularizer.
+
+    Args:
+        stored: The tensor under ``layer.weight_key``.
+        layer: The layer.
+
+    >>> layer = LayerSpec(name="up", kind="conv_transpose1d", weight_key="up.weight", shape=(2, 3, 1), transposed=True)
+    >>> layer_weight(torch.arange(6).reshape(3, 2, 1), layer).flatten(1).tolist()  # stored: three inputs, two filters
+    [[0, 2, 4], [1, 3, 5]]
+    """
+    rows = stored[slice(*(layer.rows or (None,)))]
+    return filters_first(rows, transposed=layer.transposed, groups=layer.groups)
 
 
 def filters_stored(weights: Tensor, *, transposed: bool = False, groups: int = 1) -> Tensor:

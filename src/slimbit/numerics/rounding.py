@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from slimbit.numerics.energy import level_bits
-from slimbit.numerics.grid import Grid, along_filters, largest_level, to_levels, to_weights
+from slimbit.numerics.grid import along_filters, largest_level, to_levels
+from slimbit.records.config import Grid
 from slimbit.records.errors import InputError
 
 LevelMetric = Literal["esn_analog", "esn_digital"]
@@ -85,13 +86,19 @@ def _fewer_bits(weights: Tensor, nearest: Tensor, quantizer: Quantizer) -> Tenso
     return best
 
 
+BLOCK = 128
+"""Columns that are worked on one by one before what they do to all others is added in one product."""
+
+
 def compensate(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> Tensor:
     """Levels whose *outputs* are close: rounding with error compensation (the GPTQ/OBQ family).
 
-    Columns are rounded one by one; each error is spread over the columns not yet done along the rows of the upper
-    Cholesky factor ``U`` of ``H^-1 = U^T U``: ``w[j+1:] -= (w_j - step q_j) / U_jj * U[j, j+1:]``, which minimizes
-    ``sum_f (w_f - step q_f)^T H (w_f - step q_f)`` over them (Frantar et al. 2023, arXiv 2210.17323). Columns go
-    from the strongest input to the weakest.
+    Columns are rounded one by one, and each error is spread over the columns not yet done: with the unit upper factor
+    of ``H = R D R^T``, column j is rounded at ``w_j + sum_{i<j} (w_i - step q_i) R_ij``. That is optimal brain
+    quantization, ``w[j+1:] -= (w_j - step q_j) / U_jj * U[j, j+1:]`` with ``H^-1 = U^T U`` (Frantar et al. 2023,
+    arXiv 2210.17323), without the inverse (Chee et al. 2023, arXiv 2307.13304, theorem 6): it minimizes
+    ``sum_f (w_f - step q_f)^T H (w_f - step q_f)`` over the columns not yet done. Columns go from the strongest input
+    to the weakest.
 
     Args:
         weights: ``(filters, ...)``, features in the order of ``H``; groups of filters are consecutive.
@@ -102,30 +109,39 @@ def compensate(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> Tensor:
         Levels, shape of ``weights``.
     """
     groups, features, _ = moment.shape
-    work = weights.reshape(groups, -1, features).to(moment.dtype).clone()
     if weights[0].numel() != features or len(weights) % groups:
         raise InputError(f"second moments must match the weights, got {tuple(moment.shape)} for {tuple(weights.shape)}")
-    order = moment.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    work = work.gather(2, order[:, None, :].expand_as(work))
-    upper = _inverse_factor(moment, order)
-    nearest = replace(quantizer, rate=0.0, mask=None)
-    kept = None if quantizer.mask is None else quantizer.mask.reshape(work.shape)
-    kept = None if kept is None else kept.gather(2, order[:, None, :].expand_as(work))
-    levels = torch.empty_like(work)
-    for j in range(features):
-        pivot = upper[:, j, j]
-        column = work[:, :, j]
-        q = round_levels(column.reshape(-1), nearest).reshape(column.shape)
-        if kept is not None:
-            q = q * kept[:, :, j]
-        levels[:, :, j] = q
-        error = (column - to_weights(q.reshape(-1), quantizer.step).reshape(q.shape)) / pivot[:, None]
-        work[:, :, j + 1 :] -= error.unsqueeze(2) * upper[:, None, j, j + 1 :]
-    back = order.argsort(dim=1)
-    return levels.gather(2, back[:, None, :].expand_as(levels)).reshape(weights.shape).to(weights.dtype)
+    order = column_order(moment)
+    factor = _upper_factor(moment, order)
+    feedback = factor / factor.diagonal(dim1=1, dim2=2).unsqueeze(1)
+    # columns first, so that each is in one piece of memory
+    columns = order[:, :, None].expand(-1, -1, len(weights) // groups)
+    work = weights.reshape(groups, -1, features).to(moment.dtype).transpose(1, 2).gather(1, columns)
+    kept = None
+    if quantizer.mask is not None:
+        kept = quantizer.mask.reshape(groups, -1, features).transpose(1, 2).gather(1, columns)
+    step = quantizer.step.to(moment.dtype)
+    steps = step.reshape(groups, -1) if step.ndim else step
+    levels, errors = torch.empty_like(work), torch.empty_like(work)
+    for start in range(0, features, BLOCK):
+        end = min(start + BLOCK, features)
+        block = work[:, start:end] + feedback[:, :start, start:end].transpose(1, 2) @ errors[:, :start]
+        coupling = feedback[:, start:end, start:end]
+        mine = (part[:, start:end] for part in (work, levels, errors))
+        at = (part.unbind(1) for part in (block, coupling, *mine))
+        for j, (column, row, weight, level, error) in enumerate(zip(*at, strict=True), start):
+            q = to_levels(column.reshape(-1), step, grid=quantizer.grid, limit=quantizer.limit).reshape(column.shape)
+            level.copy_(q if kept is None else q * kept[:, j])
+            torch.sub(weight, level * steps, out=error)
+            # columns that are done change, too, and are never read again
+            block.baddbmm_(row.unsqueeze(2), error.unsqueeze(1))
+    levels = torch.empty_like(levels).scatter_(1, columns, levels)
+    return levels.transpose(1, 2).reshape(weights.shape).to(weights.dtype)
 
 
-def polish(weights: Tensor, levels: Tensor, moment: Tensor, quantizer: Quantizer, *, sweeps: int = 2) -> Tensor:
+def coordinate_descent(
+    weights: Tensor, levels: Tensor, moment: Tensor, quantizer: Quantizer, *, sweeps: int = 2
+) -> Tensor:
     """Levels improved by coordinate descent on ``(w_f - step q_f)^T H (w_f - step q_f) + rate sum phi(q)``.
 
     Column by column the best level is chosen with all others held, so the loss never grows. Compensation decides
@@ -142,23 +158,28 @@ def polish(weights: Tensor, levels: Tensor, moment: Tensor, quantizer: Quantizer
         Levels, shape of ``weights``.
     """
     groups, features, _ = moment.shape
-    work, q = (t.reshape(groups, -1, features).to(moment.dtype) for t in (weights, levels.clone()))
     step = quantizer.step.to(moment.dtype)
-    step = step.reshape(groups, -1) if step.ndim else step
-    slope = torch.bmm(work - q * (step.unsqueeze(-1) if step.ndim else step), moment)
-    strength = moment.diagonal(dim1=1, dim2=2)
-    kept = None if quantizer.mask is None else quantizer.mask.reshape(work.shape)
+    steps = step.reshape(groups, -1) if step.ndim else step
+    step = steps.unsqueeze(1) if step.ndim else step
+    # columns first, so that each is in one piece of memory
+    work, q = (t.reshape(groups, -1, features).to(moment.dtype).transpose(1, 2) for t in (weights, levels))
+    q = q.clone(memory_format=torch.contiguous_format)
+    slope = torch.bmm(moment, work - q * step)
+    strength = moment.diagonal(dim1=1, dim2=2).unsqueeze(2)
+    kept = None if quantizer.mask is None else quantizer.mask.reshape(groups, -1, features).transpose(1, 2)
     quantizer = replace(quantizer, mask=None)
-    for j in [*range(features)] * sweeps:
-        weight = strength[:, j, None]
-        best = q[:, :, j] * step + slope[:, :, j] / weight
-        chosen = _weighed(best, weight, quantizer)
-        if kept is not None:
-            chosen = chosen * kept[:, :, j]
-        change = (q[:, :, j] - chosen) * step
-        slope += change.unsqueeze(2) * moment[:, None, j]
-        q[:, :, j] = chosen
-    return q.reshape(weights.shape).to(weights.dtype)
+    for start in [*range(0, features, BLOCK)] * sweeps:
+        block = slice(start, start + BLOCK)
+        before, local, coupling = q[:, block] * step, slope[:, block].clone(), moment[:, block, block]
+        after = torch.empty_like(before)
+        at = (part.unbind(1) for part in (before, after, local, coupling, q[:, block], strength[:, block]))
+        for j, (old, new, gain, row, level, weight) in enumerate(zip(*at, strict=True), start):
+            chosen = _weighed(old + gain / weight, weight, quantizer)
+            level.copy_(chosen if kept is None else chosen * kept[:, j])
+            torch.mul(level, steps, out=new)
+            local.baddbmm_(row.unsqueeze(2), (old - new).unsqueeze(1))
+        slope.baddbmm_(moment[:, :, block], before - after)
+    return q.transpose(1, 2).reshape(weights.shape).to(weights.dtype)
 
 
 def _weighed(values: Tensor, weight: Tensor, quantizer: Quantizer) -> Tensor:
@@ -170,18 +191,32 @@ def _weighed(values: Tensor, weight: Tensor, quantizer: Quantizer) -> Tensor:
     return round_levels(flat, quantizer).reshape(values.shape)
 
 
-def remaining_error(moment: Tensor) -> float:
+def column_order(moment: Tensor) -> Tensor:
+    """Columns of each group in the order in which compensation rounds them: strongest input first, weakest last.
+
+    Args:
+        moment: ``H`` of each group, ``(groups, features, features)``.
+
+    Returns:
+        Column numbers, ``(groups, features)``; equally strong columns keep their order.
+
+    >>> column_order(torch.diag(torch.tensor([1.0, 3.0, 1.0]))[None]).tolist()
+    [[1, 0, 2]]
+    """
+    return moment.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+
+
+def compensation_factor(moment: Tensor) -> float:
     """What compensation leaves of plain rounding's output error, for ``H`` with a mean diagonal of 1.
 
-    Rounding column j costs ``1 / U_jj^2`` once the later columns have adapted, ``H_jj`` if they may not; so the
-    share is ``mean_j 1 / U_jj^2``, which is 1 for independent inputs.
+    Rounding column j costs ``D_jj`` of ``H = R D R^T`` with a unit upper ``R`` once the later columns have adapted,
+    ``H_jj`` if they may not; so the share is ``mean_j D_jj``, which is 1 for independent inputs. It depends on the
+    order of the columns, which is that of `compensate`: `column_order`.
 
-    >>> remaining_error(torch.eye(3)[None])
+    >>> compensation_factor(torch.eye(3)[None])
     1.0
     """
-    order = torch.arange(moment.shape[1], device=moment.device).expand(len(moment), -1)
-    pivots = _inverse_factor(moment, order).diagonal(dim1=1, dim2=2)
-    return float((1.0 / pivots.square()).mean())
+    return float(_upper_factor(moment, column_order(moment)).diagonal(dim1=1, dim2=2).double().square().mean())
 
 
 def damped(moment: Tensor, share: float = 0.01) -> Tensor:
@@ -195,8 +230,9 @@ def damped(moment: Tensor, share: float = 0.01) -> Tensor:
     """
     scale = moment.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
     silent = ~((scale > 0) & scale.isfinite())
-    eye = torch.eye(moment.shape[1], dtype=moment.dtype, device=moment.device)
-    return torch.where(silent, eye, moment / torch.where(silent, 1.0, scale)) + share * eye
+    found = (moment / torch.where(silent, 1.0, scale)).masked_fill_(silent, 0.0)
+    found.diagonal(dim1=1, dim2=2).add_(silent[:, :, 0] + share)
+    return found
 
 
 def weighted_error(weights: Tensor, approximation: Tensor, moment: Tensor) -> Tensor:
@@ -222,13 +258,11 @@ def refit_step(weights: Tensor, levels: Tensor, moment: Tensor) -> Tensor:
     return torch.where(energy > 0, signal / energy.clamp(min=torch.finfo(energy.dtype).tiny), 0.0).clamp(min=0)
 
 
-def _inverse_factor(moment: Tensor, order: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse of ``H`` with rows and columns in ``order``."""
-    rows = order[:, :, None].expand_as(moment)
-    columns = order[:, None, :].expand_as(moment)
-    ordered = moment.gather(1, rows).gather(2, columns).double()
-    inverse = torch.cholesky_inverse(cholesky(ordered))
-    return cholesky(inverse, upper=True).to(moment.dtype)
+def _upper_factor(moment: Tensor, order: Tensor) -> Tensor:
+    """Upper ``V`` with ``H = V V^T``, rows and columns of ``H`` in ``order``: the Cholesky factor from the end."""
+    groups = torch.arange(len(moment), device=moment.device)[:, None, None]
+    back = order.flip(1)
+    return cholesky(moment[groups, back[:, :, None], back[:, None, :]]).flip(1, 2)
 
 
 JITTER = (1e-6, 1e-4, 1e-2, 1.0)
@@ -238,7 +272,8 @@ JITTER = (1e-6, 1e-4, 1e-2, 1.0)
 def cholesky(matrices: Tensor, *, upper: bool = False) -> Tensor:
     """Cholesky factors that always exist: what rounding made indefinite gets a growing share of its mean diagonal.
 
-    A matrix that is beyond that (infinite, or all zero) counts as the identity.
+    What fails in float32 is tried in float64 first. A matrix that is beyond that (infinite, or all zero) counts as the
+    identity.
 
     Args:
         matrices: Symmetric, ``(groups, features, features)``.
@@ -249,6 +284,8 @@ def cholesky(matrices: Tensor, *, upper: bool = False) -> Tensor:
     """
     factors: Tensor
     factors, failed = torch.linalg.cholesky_ex(matrices, upper=upper)
+    if matrices.dtype == torch.float32 and bool(failed.any()):
+        return cholesky(matrices.double(), upper=upper).to(matrices.dtype)
     eye = torch.eye(matrices.shape[1], dtype=matrices.dtype, device=matrices.device)
     scale = matrices.diagonal(dim1=1, dim2=2).abs().mean(dim=1)[:, None, None]
     for share in JITTER:

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from slimbit.numerics.grid import Grid, to_levels
+from slimbit.numerics.grid import to_levels
+from slimbit.records.config import Grid
 from slimbit.records.errors import InputError
 
 Policy = Literal["max_abs", "sigma"]
@@ -31,8 +32,29 @@ def max_abs_step(weights: Tensor, bits: float) -> Tensor:
     return largest / float(2 ** (bits - 1))
 
 
+def sigma(weights: Tensor) -> Tensor:
+    """``sqrt(||W||^2 / ||W||_0)``: root mean square of the weights that are not zero, for steps in its multiples.
+
+    Of weights around 0 it is the standard deviation. Not that one: the error of a step is about
+    ``||W||_0 step^2 / 12``, so ``step = k sigma`` gives every layer S/N = 12 / k^2, whatever its mean is and however
+    many of its weights are pruned.
+
+    Args:
+        weights: One layer or filter, any shape.
+
+    Returns:
+        Scalar of the weights' type; 0 where all weights are zero.
+
+    >>> sigma(torch.tensor([1.0, -7.0, 0.0])).item()  # sqrt((1 + 49) / 2)
+    5.0
+    """
+    wide = torch.float32 if weights.device.type == "mps" else torch.float64
+    power = weights.square().sum(dtype=wide) / torch.count_nonzero(weights).clamp(min=1)
+    return power.sqrt().to(weights.dtype)
+
+
 def sigma_step(weights: Tensor, bits: int) -> Tensor:
-    """``step = k(bits) * sqrt(mean W^2)``: the same signal-to-noise ratio in every layer of Gaussian weights.
+    """``step = k(bits) * sigma``: the same signal-to-noise ratio in every layer of Gaussian weights (see `sigma`).
 
     Args:
         weights: One layer, any shape, not all zero.
@@ -44,8 +66,7 @@ def sigma_step(weights: Tensor, bits: int) -> Tensor:
     >>> round(sigma_step(torch.tensor([1.0, -1.0]), 2).item(), 4)
     0.9957
     """
-    wide = torch.float32 if weights.device.type == "mps" else torch.float64
-    return (weights.square().mean(dtype=wide).sqrt() * gaussian_step(bits)).to(weights.dtype)
+    return sigma(weights) * gaussian_step(bits)
 
 
 FINEST = 2.0**13

@@ -1,17 +1,14 @@
-"""Decide which filters stay: by norm, by sensitivity, or because training has killed the others."""
+"""Decide which filters stay: by norm, by sensitivity, or because the norms of the others collapsed during training."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import get_args
 
 from torch import Tensor
 
-from slimbit.records.config import Scope
-from slimbit.records.errors import InputError, check_choice, closest
+from slimbit.records.config import Constants, PruneConfig, matching
+from slimbit.records.errors import InputError
 from slimbit.records.groups import FilterGroup, Ties
-from slimbit.records.keep import Constants, KeepPlan, plan_of_units
+from slimbit.records.keep import KeepPlan, plan_of_units
 from slimbit.records.signal import PERCENTILE, EpochSignal, percentile
 
 Scores = Mapping[str, Sequence[float]]
@@ -21,41 +18,8 @@ DEAD = 0.05
 """A filter is dead below this share of its layer's 90th percentile of filter norms (`slimbit.records.signal`)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Keeping:
-    """How much stays, and what must stay.
-
-    Attributes:
-        ratio: Share of each group's units that stays, in (0, 1]; or shares by layer name or pattern (``layer3.*``),
-            of which the last that names a layer counts; groups that none names stay whole.
-        scope: "layer" ranks each group by itself; "global" ranks all units of the network together, so that the
-            one ratio is of all units. At least one unit of every group stays either way.
-        protect: Layers that lose no filter, by name or pattern.
-        constants: As in `KeepPlan`.
-    """
-
-    ratio: float | Mapping[str, float] = 0.5
-    scope: Scope = "layer"
-    protect: tuple[str, ...] = ()
-    constants: Constants = "fold"
-
-    def __post_init__(self) -> None:
-        check_choice("scope", self.scope, get_args(Scope))
-        check_choice("constants", self.constants, get_args(Constants))
-        ratios = self.ratio if isinstance(self.ratio, Mapping) else {"": self.ratio}
-        for name, ratio in ratios.items():
-            number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
-            if not number or not 0 < ratio <= 1:
-                where = f" of {name!r}" if name else ""
-                raise InputError(f"keep ratio{where} must be above 0 and at most 1, got {ratio!r}")
-        if self.scope == "global" and isinstance(self.ratio, Mapping):
-            raise InputError("keep ratio must be one number for the global scope, got one per layer")
-        if not isinstance(self.protect, tuple) or not all(isinstance(name, str) for name in self.protect):
-            raise InputError(f"protect must be a tuple of layer names or patterns, got {self.protect!r}")
-
-
 def keep_by_norm(
-    ties: Ties, weights: Mapping[str, Tensor], keeping: Keeping | None = None, *, signal: EpochSignal | None = None
+    ties: Ties, weights: Mapping[str, Tensor], config: PruneConfig | None = None, *, signal: EpochSignal | None = None
 ) -> KeepPlan:
     """Remove the units with the smallest norm first: policy ``norm``, or ``signal`` of HkxAS6VFDB section 5.
 
@@ -65,7 +29,7 @@ def keep_by_norm(
     Args:
         ties: Groups of the network.
         weights: Weight of each layer by name, filters first.
-        keeping: How much stays; default: half of each group.
+        config: How much stays, scope, protected layers, constants; default: half of each group.
         signal: An epoch of training to rank by.
 
     Raises:
@@ -75,50 +39,50 @@ def keep_by_norm(
     if signal is None:
         norms = {name: weight.double().flatten(1).square().sum(1).tolist() for name, weight in weights.items()}
     else:
-        norms = {layer.layer: list(layer.filter_signal) for layer in signal.layers}
+        norms = {layer.name: list(layer.filter_signal) for layer in signal.layers}
     scores = {group.name: _summed(group, norms) for group in ties.groups}
-    return keep_by_score(ties, scores, keeping, policy="norm" if signal is None else "signal")
+    return keep_by_score(ties, scores, config, policy="norm" if signal is None else "signal")
 
 
-def keep_by_fisher(ties: Ties, scores: Scores, keeping: Keeping | None = None) -> KeepPlan:
+def keep_by_fisher(ties: Ties, scores: Scores, config: PruneConfig | None = None) -> KeepPlan:
     """Remove the units first that the outputs depend on least: policy ``fisher``.
 
     Args:
         ties: Groups of the network.
         scores: From `slimbit.measure.group_sensitivity`.
-        keeping: How much stays; default: half of each group.
+        config: How much stays, scope, protected layers, constants; default: half of each group.
     """
-    return keep_by_score(ties, scores, keeping, policy="fisher")
+    return keep_by_score(ties, scores, config, policy="fisher")
 
 
-def keep_by_score(ties: Ties, scores: Scores, keeping: Keeping | None = None, *, policy: str) -> KeepPlan:
+def keep_by_score(ties: Ties, scores: Scores, config: PruneConfig | None = None, *, policy: str) -> KeepPlan:
     """Remove the units with the smallest score first; of equal ones the later.
 
     Args:
         ties: Groups of the network.
         scores: One finite number per unit of every group.
-        keeping: How much stays; default: half of each group.
+        config: How much stays, scope, protected layers, constants; default: half of each group.
         policy: Name for the plan.
 
     Raises:
         InputError: Scores of another network, a pattern that names nothing, or nothing that can be removed.
     """
-    keeping = keeping or Keeping()
+    config = config or PruneConfig()
     _check_scores(ties, scores)
-    free = _unprotected(ties, keeping.protect)
-    ratios = _ratios(ties, free, keeping)
+    free = _unprotected(ties, config.protect)
+    ratios = _ratios(ties, free, config)
     alone = [(group, ratio) for group, ratio in ratios if ties.family_of(group.name) is None]
-    if keeping.scope == "global":
-        kept = _global([group for group, _ in alone], scores, float(keeping.ratio))  # type: ignore[arg-type] # a number
-        setting = f"keep {keeping.ratio:g} of all"
+    if config.scope == "global":
+        kept = _global([group for group, _ in alone], scores, float(config.keep))  # type: ignore[arg-type] # a number
+        setting = f"keep {config.keep:g} of all"
     else:
         kept = {group.name: _best(scores[group.name], _count(ratio, group.units)) for group, ratio in alone}
-        setting = f"keep {_told(keeping.ratio)}"
+        setting = f"keep {_told(config.keep)}"
     kept |= {name: _best(scores[name], count) for name, count in _family_counts(ties, ratios).items()}
-    return plan_of_units(ties, kept, policy=policy, setting=setting, constants=keeping.constants)
+    return plan_of_units(ties, kept, policy=policy, setting=setting, constants=config.constants)
 
 
-def keep_alive(
+def keep_live_filters(
     ties: Ties,
     weights: Mapping[str, Tensor],
     *,
@@ -126,7 +90,7 @@ def keep_alive(
     protect: tuple[str, ...] = (),
     constants: Constants = "fold",
 ) -> KeepPlan:
-    """Remove what training has killed: policy ``dead``.
+    """Remove the filters whose norm collapsed during training: policy ``dead``.
 
     A filter is dead if its norm is below ``threshold`` times the 90th percentile of its layer's; a unit, if all of
     its filters are. Of a group that is dead altogether, the unit with the largest norm stays.
@@ -171,7 +135,7 @@ def _enough(ties: Ties, least: Mapping[str, int]) -> dict[str, int]:
     return dict(ties.fit_near(steps).counts)
 
 
-def keep_as_many(ties: Ties, weights: Mapping[str, Tensor], plan: KeepPlan, *, policy: str) -> KeepPlan:
+def match_counts(ties: Ties, weights: Mapping[str, Tensor], plan: KeepPlan, *, policy: str) -> KeepPlan:
     """Of every group as many units as a plan keeps, those with the largest norm: a projection onto such networks.
 
     Args:
@@ -204,7 +168,7 @@ def keep_within(
     """The plan of the largest keep ratio whose cost is within a limit, by bisection.
 
     Args:
-        make: From a ratio in (0, 1] to a plan, e.g. ``lambda r: keep_by_norm(ties, weights, Keeping(ratio=r))``.
+        make: From a ratio in (0, 1] to a plan, e.g. ``lambda r: keep_by_norm(ties, weights, PruneConfig(keep=r))``.
         cost: From a plan to its cost, which does not grow when the ratio falls.
         limit: Largest cost.
         steps: Halvings; the ratio is found to ``2**-steps``.
@@ -216,7 +180,7 @@ def keep_within(
     >>> units = tuple((k,) for k in range(8))
     >>> member = Member(name="conv", role="filters", size=8, channels=units)
     >>> ties = Ties(network="n", groups=(FilterGroup(name="conv", units=8, members=(member,)),), fixed={})
-    >>> make = lambda ratio: keep_by_score(ties, {"conv": range(8)}, Keeping(ratio=ratio), policy="rank")
+    >>> make = lambda ratio: keep_by_score(ties, {"conv": range(8)}, PruneConfig(keep=ratio), policy="rank")
     >>> keep_within(make, lambda plan: 10.0 * plan.kept("conv", "filters", 8), 45.0).axes[0].kept
     (4, 5, 6, 7)
     """
@@ -269,27 +233,19 @@ def _check_scores(ties: Ties, scores: Scores) -> None:
             raise InputError(f"scores of {group.name!r} must be {group.units} finite numbers, got {got}")
 
 
-def _matching(pattern: str, ties: Ties) -> list[str]:
-    found = [name for name in ties.layers if name == pattern or fnmatchcase(name, pattern)]
-    if not found:
-        hint = closest(pattern, ties.layers)
-        raise InputError(f"layer names and patterns must match layers of {ties.network}, got {pattern!r}{hint}")
-    return found
-
-
 def _unprotected(ties: Ties, protect: Iterable[str]) -> list[FilterGroup]:
-    kept = {name for pattern in protect for name in _matching(pattern, ties)}
+    kept = {name for pattern in protect for name in matching(pattern, ties.layers)}
     return [group for group in ties.groups if kept.isdisjoint(group.layers)]
 
 
-def _ratios(ties: Ties, free: Sequence[FilterGroup], keeping: Keeping) -> list[tuple[FilterGroup, float]]:
+def _ratios(ties: Ties, free: Sequence[FilterGroup], config: PruneConfig) -> list[tuple[FilterGroup, float]]:
     """Each group that may lose units with its ratio."""
-    if not isinstance(keeping.ratio, Mapping):
-        return [(group, keeping.ratio) for group in free]
+    if not isinstance(config.keep, Mapping):
+        return [(group, config.keep) for group in free]
     named: dict[str, float] = {}
     losing = {name for group in free for name in group.layers}
-    for pattern, ratio in keeping.ratio.items():
-        names = _matching(pattern, ties)
+    for pattern, ratio in config.keep.items():
+        names = matching(pattern, ties.layers)
         if ratio < 1 and losing.isdisjoint(names):
             why = ties.fixed.get(names[0], "it is protected")
             raise InputError(f"keep ratio of {pattern!r} must be 1, got {ratio:g}: {why}")
@@ -315,7 +271,9 @@ def _family_counts(ties: Ties, ratios: Sequence[tuple[FilterGroup, float]]) -> d
     for number, values in found.items():
         if len(values) > 1:
             names = ", ".join(ties.families[number].groups[:MOST_TOLD])
-            raise InputError(f"keep ratios must agree for groups whose channels are shuffled ({names}), got {sorted(values)}")
+            raise InputError(
+                f"keep ratios must agree for groups whose channels are shuffled ({names}), got {sorted(values)}"
+            )
     losing = {number: values.pop() for number, values in found.items()}
     if all(ratio == 1 for ratio in losing.values()):
         return {}

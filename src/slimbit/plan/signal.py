@@ -6,21 +6,17 @@ from dataclasses import replace
 from torch import Tensor
 
 from slimbit.numerics.steps import signal_step
-from slimbit.plan.evidence import Evidence, Layout
-from slimbit.plan.steps import layer_plan, make_plan
+from slimbit.plan.inputs import PlanInputs
+from slimbit.plan.steps import grid_of, layer_plan, make_plan
+from slimbit.records.config import PAPER, QuantConfig
 from slimbit.records.errors import InputError, closest
 from slimbit.records.network import LayerSpec, NetworkSpec
-from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
+from slimbit.records.plan import CompressionPlan, LayerPlan
+from slimbit.records.setting import Epoch
 from slimbit.records.signal import EpochSignal, LayerSignal
 
-PAPER_LAYOUT = Layout(grid="midrise")
-PLAIN = Recipe(compensation=False, target="weights", statistics="absolute")
-"""How the paper carries plans out: plain rounding, BatchNorm statistics averaged anew."""
 
-
-def step_by_signal(
-    evidence: Evidence, epoch: EpochSignal, *, layout: Layout = PAPER_LAYOUT, recipe: Recipe = PLAIN
-) -> CompressionPlan:
+def step_by_signal(inputs: PlanInputs, epoch: EpochSignal, config: QuantConfig = PAPER) -> CompressionPlan:
     """Steps whose levels cost, layer by layer, what the weights' walk in an epoch was worth: policy ``signal``.
 
     ``sum q^2 = ||W||_0 S/N / 12`` per layer: its ESN_a by Eq. (4) of HkxAS6VFDB over its positions, with the
@@ -32,55 +28,56 @@ def step_by_signal(
     fine steps.
 
     Args:
-        evidence: Layers and weights.
+        inputs: Layers and weights.
         epoch: Signal and noise of one training epoch.
-        layout: Grid, layers to skip; one step per layer. The paper's grid is ``midrise``.
-        recipe: How the plan will be carried out; the paper's by default.
+        config: Grid, layers to skip, and how the plan will be carried out; one step per layer. Default: the paper's.
 
     Raises:
         InputError: Records of another network, a layer without one, or one step per filter asked for.
     """
-    check_signal(evidence.spec, layout, epoch)
+    config = config.for_metric(None)
+    check_signal(inputs.spec, config, epoch)
     clamped = []
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         alive = weights[weights.flatten(1).any(1)]  # a filter that is all zero stays so, and costs nothing
-        step, reached = signal_step(alive, target_of(epoch.layer(layer.name)), grid=layout.grid)
+        step, reached = signal_step(alive, target_of(epoch.layer(layer.name)), grid=grid_of(config))
         clamped.extend([] if reached else [layer.name])
-        return layer_plan(layer, weights, [step], layout)
+        return layer_plan(layer, weights, [step], config)
 
-    plan = make_plan("signal", evidence, steps, layout=layout, recipe=recipe, setting=f"epoch {epoch.epoch}")
+    plan = make_plan("signal", inputs, steps, config, Epoch(epoch.epoch))
     return replace(plan, clamped=tuple(clamped))
 
 
 def target_of(layer: LayerSignal) -> float:
     """``||W||_0 S/N / 12``: ESN_a by Eq. (4) of HkxAS6VFDB for one position.
 
-    >>> target_of(LayerSignal(layer="a", epoch=1, weights=6, positions=9, filter_signal=(8.0,), filter_noise=(1.0,)))
+    >>> powers = {"filter_signal": (8.0,), "filter_noise": (1.0,)}
+    >>> target_of(LayerSignal(name="a", epoch=1, nonzero_weights=6, positions=9, **powers))
     4.0
     """
-    return layer.weights * layer.signal_to_noise / 12 if layer.weights else 0.0
+    return layer.nonzero_weights * layer.signal_to_noise / 12 if layer.nonzero_weights else 0.0
 
 
-def check_signal(spec: NetworkSpec, layout: Layout, epoch: EpochSignal) -> None:
-    """Raise `InputError` unless an epoch's records are of this network and cover what the layout quantizes."""
+def check_signal(spec: NetworkSpec, config: QuantConfig, epoch: EpochSignal) -> None:
+    """Raise `InputError` unless an epoch's records are of this network and cover what is to be quantized."""
     if not isinstance(epoch, EpochSignal):
         raise InputError(f"signal must hold EpochSignal records, got {type(epoch).__name__}")
-    if layout.granularity != "layer":
-        raise InputError(f"granularity must be layer for policy signal, got {layout.granularity}")
+    if config.granularity != "layer":
+        raise InputError(f"granularity must be layer for policy signal, got {config.granularity}")
     layers = {layer.name: layer for layer in spec.layers}
-    recorded = {record.layer for record in epoch.layers}
+    recorded = {record.name for record in epoch.layers}
     where = f"signal of epoch {epoch.epoch}"
     if len(recorded) < len(epoch.layers):
         raise InputError(
             f"{where} must name each layer once, got {len(epoch.layers)} records of {len(recorded)} layers"
         )
     for record in epoch.layers:
-        if record.layer not in layers:
-            hint = closest(record.layer, tuple(layers))
-            raise InputError(f"{where} must be of layers of {spec.name}, got {record.layer!r}{hint}")
-        _check_record(layers[record.layer], record, where)
-    needed = [x.name for x in spec.layers if not x.shared_with and x.name not in layout.skip]
+        if record.name not in layers:
+            hint = closest(record.name, tuple(layers))
+            raise InputError(f"{where} must be of layers of {spec.name}, got {record.name!r}{hint}")
+        _check_record(layers[record.name], record, where)
+    needed = [x.name for x in spec.layers if not x.shared_with and x.name not in config.skip]
     missing = [name for name in needed if name not in recorded]
     if missing:
         raise InputError(f"{where} must cover every layer to quantize, got none for {', '.join(missing)}")
@@ -94,5 +91,5 @@ def _check_record(layer: LayerSpec, record: LayerSignal, where: str) -> None:
         wrong = [value for value in values if not (math.isfinite(value) and value >= 0)]
         if wrong:
             raise InputError(f"{what} must have finite powers from 0, got {wrong[0]}")
-    if not 0 <= record.weights <= layer.weights:
-        raise InputError(f"{what} must have at most {layer.weights} non-zero weights, got {record.weights}")
+    if not 0 <= record.nonzero_weights <= layer.weights:
+        raise InputError(f"{what} must have at most {layer.weights} non-zero weights, got {record.nonzero_weights}")

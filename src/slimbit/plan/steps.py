@@ -1,36 +1,32 @@
 """Policies: each returns a `CompressionPlan` with a step for every layer. They look at numbers, never at data."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
 from slimbit.numerics.allocate import WidthTable, analog_step, best_widths, digital_step
 from slimbit.numerics.grid import along_filters, largest_level, to_levels
 from slimbit.numerics.rounding import level_cost
-from slimbit.numerics.steps import max_abs_step
-from slimbit.plan.evidence import Evidence, Layout
+from slimbit.numerics.steps import max_abs_step, sigma
+from slimbit.plan.inputs import PlanInputs
+from slimbit.records.config import PAPER, Grid, QuantConfig
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec
-from slimbit.records.plan import CompressionPlan, LayerPlan, Recipe
-
-LAYOUT, RECIPE = Layout(), Recipe()
-"""Defaults of every policy."""
+from slimbit.records.plan import CompressionPlan, LayerPlan
+from slimbit.records.setting import Bits, Price, Setting, Sigma
 
 METRICS = ("esn_analog", "esn_digital", "esn_filterwise")
 
 
-def step_by_range(
-    evidence: Evidence, bits: float, *, layout: Layout = LAYOUT, recipe: Recipe = RECIPE
-) -> CompressionPlan:
+def step_by_range(inputs: PlanInputs, bits: float, config: QuantConfig = PAPER) -> CompressionPlan:
     """``step = max|W| / 2^(bits-1)``: the paper's quantize-only baseline, policy ``max_abs``.
 
     Args:
-        evidence: Layers and weights.
+        inputs: Layers and weights.
         bits: At least 1; fractions make a smooth sweep. Levels are clipped to `largest_level(bits)`.
-        layout: Grid, granularity, layers to skip.
-        recipe: How the plan will be carried out.
+        config: Grid, granularity, layers to skip, and how the plan will be carried out; default: the paper's.
 
     Raises:
         InputError: ``bits`` outside 1 ... 16.
@@ -38,18 +34,21 @@ def step_by_range(
     if not (isinstance(bits, int | float) and 1 <= bits <= 16):
         raise InputError(f"bits must be from 1 to 16, got {bits!r}")
 
+    config = config.for_metric(None)
+    limit = largest_level(bits, grid_of(config))
+
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
-        limit = largest_level(bits, layout.grid)
-        chosen = [float(max_abs_step(part, bits)) for part in _parts(weights, layout)]
-        return layer_plan(layer, weights, chosen, layout, limits=(limit,))
+        chosen = [float(max_abs_step(part, bits)) for part in _parts(weights, config)]
+        return layer_plan(layer, weights, chosen, config, limits=(limit,))
 
-    return make_plan("max_abs", evidence, steps, layout=layout, recipe=recipe, setting=f"{bits:g} bits")
+    return make_plan("max_abs", inputs, steps, config, Bits(float(bits)))
 
 
-def step_by_deviation(
-    evidence: Evidence, k: float, *, layout: Layout = LAYOUT, recipe: Recipe = RECIPE
-) -> CompressionPlan:
-    """``step = k * std(W)``: equal signal-to-noise ratio everywhere, policy ``sigma``.
+def step_by_deviation(inputs: PlanInputs, k: float, config: QuantConfig = PAPER) -> CompressionPlan:
+    """``step = k * sigma``: equal signal-to-noise ratio everywhere, 12 / k^2; policy ``sigma``.
+
+    Sigma is the root mean square of the weights that are not zero, as in ``slimbit.cost(policy="sigma")``, see
+    `slimbit.numerics.steps.sigma`.
 
     Raises:
         InputError: ``k`` not positive.
@@ -57,52 +56,50 @@ def step_by_deviation(
     if not (isinstance(k, int | float) and math.isfinite(k) and k > 0):
         raise InputError(f"k must be positive, got {k!r}")
 
+    config = config.for_metric(None)
+
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
-        return layer_plan(layer, weights, [k * _deviation(part) for part in _parts(weights, layout)], layout)
+        return layer_plan(layer, weights, [k * float(sigma(part)) for part in _parts(weights, config)], config)
 
-    return make_plan("sigma", evidence, steps, layout=layout, recipe=recipe, setting=f"k = {k:g}")
-
-
-def _deviation(weights: Tensor) -> float:
-    """Standard deviation; of weights that are all equal their size, since no step can be zero."""
-    return float(weights.double().std(correction=0)) or float(weights.double().square().mean().sqrt())
+    return make_plan("sigma", inputs, steps, config, Sigma(float(k)))
 
 
-def step_by_price(
-    evidence: Evidence, price: float, *, metric: str, layout: Layout = LAYOUT, recipe: Recipe = RECIPE
-) -> CompressionPlan:
+def step_by_price(inputs: PlanInputs, price: float, metric: str, config: QuantConfig | None = None) -> CompressionPlan:
     """Policy ``optimal``: the closed forms of `slimbit.numerics.allocate`, or widths per filter for ESN'_d.
 
     Args:
-        evidence: Layers, weights, and the sensitivity.
+        inputs: Layers, weights, and the sensitivity.
         price: Loss (nats) one is willing to pay per unit of the metric; cost falls when it grows.
         metric: "esn_analog", "esn_digital" or "esn_filterwise".
-        layout: Grid, granularity, layers to skip. ESN'_d always has one step per filter.
-        recipe: How the plan will be carried out. Its rate-aware rounding is aware of this price.
+        config: Grid, granularity, layers to skip, and how the plan will be carried out. ESN'_d always has one step
+            per filter. Rate-aware rounding is aware of this price.
 
     Raises:
         InputError: Unknown metric, a price that is not positive, no sensitivity, or ESN'_d with ``midrise_zero``.
     """
     _check_price(price, metric)
-    sensitivity = evidence.checked_sensitivity()
+    config = (config or QuantConfig()).for_metric(metric)
+    sensitivity = inputs.checked_sensitivity()
+    setting = Price(float(price), metric)
     if metric == "esn_filterwise":
-        return _filterwise(evidence, price, layout=layout, recipe=recipe)
+        return make_plan("optimal", inputs, _filterwise_steps(inputs, price, config), config, setting)
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
-        s = sensitivity.filters[layer.name] if layout.granularity == "filter" else (sensitivity.layer(layer.name),)
-        left = _left(evidence, layer, recipe)
-        c = evidence.positions(layer, layout.per)
-        parts = _parts(weights, layout)
+        s = sensitivity.filters[layer.name] if config.granularity == "filter" else (sensitivity.layer(layer.name),)
+        left = _compensation_factor(inputs, layer, config)
+        c = inputs.positions(layer, config.per)
+        parts = _parts(weights, config)
         chosen = [_priced_step(metric, price, c, part, left * value) for part, value in zip(parts, s, strict=True)]
-        plan = layer_plan(layer, weights, chosen, layout, rate=_rates(recipe, price * c, s))
+        plan = layer_plan(layer, weights, chosen, config, rate=_rates(config, price * c, s))
+        plan = _as_integers(plan, weights, config)
         return _prune_what_pays(plan, weights, metric=metric, charge=price * c, sensitivity=s)
 
-    return make_plan("optimal", evidence, steps, layout=layout, recipe=recipe, metric=metric, price=price)
+    return make_plan("optimal", inputs, steps, config, setting)
 
 
-def _left(evidence: Evidence, layer: LayerSpec, recipe: Recipe) -> float:
+def _compensation_factor(inputs: PlanInputs, layer: LayerSpec, config: QuantConfig) -> float:
     """Share of the layer's sensitivity that compensation will leave."""
-    return evidence.remaining.get(layer.name, 1.0) if recipe.compensation else 1.0
+    return inputs.compensation_factors.get(layer.name, 1.0) if config.compensation else 1.0
 
 
 def _priced_step(metric: str, price: float, c: float, weights: Tensor, sensitivity: float) -> float:
@@ -135,22 +132,42 @@ def _prune_what_pays(
     stays = 0.5 * s * error + charge * cost < 0.5 * s * weights.double().square().flatten(1).sum(1)
     if bool(stays.all()):
         return plan
-    return LayerPlan(**{**asdict(plan), "kept": tuple(stays.nonzero().reshape(-1).tolist())})
+    return replace(plan, kept=tuple(stays.nonzero().reshape(-1).tolist()))
 
 
-def _filterwise(evidence: Evidence, price: float, *, layout: Layout, recipe: Recipe) -> CompressionPlan:
-    if layout.grid == "midrise_zero":
-        raise InputError("grid must be midrise or midtread for esn_filterwise, got midrise_zero")
-    sensitivity = evidence.checked_sensitivity()
+def _filterwise_steps(
+    inputs: PlanInputs, price: float, config: QuantConfig
+) -> Callable[[LayerSpec, Tensor], LayerPlan]:
+    sensitivity, grid = inputs.checked_sensitivity(), grid_of(config)
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
-        table = evidence.width_table(layer, layout.grid)
-        s = weights.new_tensor(sensitivity.filters[layer.name]) * _left(evidence, layer, recipe)
-        macs = evidence.positions(layer, layout.per) * layer.weights / layer.filters
+        table = inputs.width_table(layer, grid)
+        s = weights.new_tensor(sensitivity.filters[layer.name]) * _compensation_factor(inputs, layer, config)
+        macs = inputs.positions(layer, config.per) * layer.weights / layer.filters
         widths = best_widths(table, price, sensitivity=s, macs_per_filter=macs)
-        return _by_width(layer, table, widths.tolist(), layout, stretch=STRETCH if recipe.compensation else 1.0)
+        plan = _by_width(layer, table, widths.tolist(), grid, stretch=STRETCH if config.compensation else 1.0)
+        return _as_integers(plan, weights, config)
 
-    return make_plan("optimal", evidence, steps, layout=layout, recipe=recipe, metric="esn_filterwise", price=price)
+    return steps
+
+
+LARGEST_INTEGER = 63
+"""Of weights beside quantized activations: two products with an unsigned byte stay within 16 bits, in which processors
+without VNNI add them."""
+
+
+def _as_integers(plan: LayerPlan, weights: Tensor, config: QuantConfig) -> LayerPlan:
+    """Steps wide enough for integers of at most `LARGEST_INTEGER` where activations are integers, too.
+
+    A half-numbered level is twice as large as an integer.
+    """
+    if config.activation_bits is None:
+        return plan
+    largest = LARGEST_INTEGER if plan.grid == "midtread" else LARGEST_INTEGER / 2
+    peaks = [float(weights.abs().max())] if len(plan.steps) == 1 else weights.flatten(1).abs().amax(1).tolist()
+    steps = tuple(max(step, peak / largest) for step, peak in zip(plan.steps, peaks, strict=True))
+    limits = tuple(min(limit, largest) for limit in plan.limits) or (largest,)
+    return replace(plan, steps=steps, limits=limits)
 
 
 STRETCH = 1.25
@@ -159,31 +176,31 @@ first and none of the second, so a wider step serves better: the divergence from
 fell by a fifth at 97M and 75M bits (ESN'_d), about the same for 1.15 and 1.3."""
 
 
-def _by_width(layer: LayerSpec, table: WidthTable, widths: list[int], layout: Layout, *, stretch: float) -> LayerPlan:
+def _by_width(layer: LayerSpec, table: WidthTable, widths: list[int], grid: Grid, *, stretch: float) -> LayerPlan:
     steps = tuple(stretch * float(table.step[f, b]) for f, b in enumerate(widths))
-    limits = tuple(largest_level(max(b, 1), layout.grid) for b in widths)
+    limits = tuple(largest_level(max(b, 1), grid) for b in widths)
     kept = tuple(f for f, b in enumerate(widths) if b > 0)
     return LayerPlan(
-        name=layer.name, steps=steps, grid=layout.grid, limits=limits, kept=None if len(kept) == len(widths) else kept
+        name=layer.name, steps=steps, grid=grid, limits=limits, kept=None if len(kept) == len(widths) else kept
     )
 
 
-def _rates(recipe: Recipe, charge: float, sensitivity: tuple[float, ...]) -> tuple[float, ...]:
+def _rates(config: QuantConfig, charge: float, sensitivity: tuple[float, ...]) -> tuple[float, ...]:
     """``1/2 s e^2 + price c phi`` is ``e^2 + rate phi`` with ``rate = 2 price c / s``."""
-    if recipe.rounding == "nearest":
+    if config.rounding == "nearest":
         return ()
     return tuple(2.0 * charge / s if s > 0 else 0.0 for s in sensitivity)
 
 
-def _parts(weights: Tensor, layout: Layout) -> list[Tensor]:
-    return list(weights.unbind()) if layout.granularity == "filter" else [weights]
+def _parts(weights: Tensor, config: QuantConfig) -> list[Tensor]:
+    return list(weights.unbind()) if config.granularity == "filter" else [weights]
 
 
 def layer_plan(
     layer: LayerSpec,
     weights: Tensor,
     steps: list[float],
-    layout: Layout,
+    config: QuantConfig,
     *,
     limits: tuple[float, ...] = (),
     rate: tuple[float, ...] = (),
@@ -193,24 +210,27 @@ def layer_plan(
     Filters that are all zero stay so on a grid without zero too: half a step of nothing, normalized, is noise.
     """
     safe = tuple(step if step > 0 else 1.0 for step in steps)
-    alive = weights.flatten(1).any(1)
-    kept = None if layout.grid != "midrise" or bool(alive.all()) else tuple(alive.nonzero().reshape(-1).tolist())
-    return LayerPlan(name=layer.name, steps=safe, grid=layout.grid, limits=limits, rate=rate, kept=kept)
+    alive, grid = weights.flatten(1).any(1), grid_of(config)
+    kept = None if grid != "midrise" or bool(alive.all()) else tuple(alive.nonzero().reshape(-1).tolist())
+    return LayerPlan(name=layer.name, steps=safe, grid=grid, limits=limits, rate=rate, kept=kept)
+
+
+def grid_of(config: QuantConfig) -> Grid:
+    """The grid of settings that `QuantConfig.for_metric` has completed."""
+    assert config.grid is not None, "for_metric comes first"
+    return config.grid
 
 
 def make_plan(
     policy: str,
-    evidence: Evidence,
+    inputs: PlanInputs,
     steps: Callable[[LayerSpec, Tensor], LayerPlan],
-    *,
-    layout: Layout,
-    recipe: Recipe,
-    **said: object,
+    config: QuantConfig,
+    setting: Setting,
 ) -> CompressionPlan:
-    """The plan of a policy: ``steps`` gives the entry of each layer to quantize, ``said`` the plan's other fields."""
-    layers = tuple(steps(layer, evidence.weight(layer)) for layer in evidence.layers(layout))
-    about: Mapping[str, object] = {"network": evidence.spec.name, "policy": policy, **said}
-    return CompressionPlan(layers=layers, **about, **asdict(recipe))  # type: ignore[arg-type]  # checked by the record
+    """The plan of a policy: ``steps`` gives the entry of each layer to quantize."""
+    layers = tuple(steps(layer, inputs.weight(layer)) for layer in inputs.layers(config))
+    return CompressionPlan(network=inputs.spec.name, policy=policy, layers=layers, setting=setting, config=config)
 
 
 def _check_price(price: float, metric: str) -> None:

@@ -1,149 +1,350 @@
-"""Settings of ``slimbit frontier`` as a TOML file: data in, unknown keys refused, errors with the path of the key."""
+"""Settings: the same frozen objects for Python, TOML files and the command line, validated in one place."""
 
+import math
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_serializer, model_validator
 
-from slimbit.records.keep import Constants
-from slimbit.records.network import Per
-from slimbit.records.plan import PlanGrid, Rounding, Statistics, Target
-from slimbit.records.toml import ConfigTable, read_toml, with_options
+from slimbit.records.activations import FEWEST_BITS, MOST_BITS, RangeMethod
+from slimbit.records.codec import ConfigTable
+from slimbit.records.cost import METRICS
+from slimbit.records.errors import InputError, closest
+from slimbit.records.files import read_toml_table
+from slimbit.records.network import NetworkSpec, Per
+from slimbit.records.signal import EpochSignal
 from slimbit.records.training import TrainConfig
 
+Grid = Literal["midrise", "midrise_zero", "midtread"]
+Granularity = Literal["layer", "filter"]
+Rounding = Literal["nearest", "rate_aware"]
+Target = Literal["weights", "outputs"]
+Statistics = Literal["stored", "absolute", "paired", "paired_layerwise"]
 Metric = Literal["esn_analog", "esn_digital", "esn_filterwise"]
+"""Cost metrics that a price can be for."""
 By = Literal["norm", "signal", "fisher", "admm", "dead"]
-"""What decides which filters stay."""
+"""What ranks filters."""
 Scope = Literal["layer", "global"]
-"""Whether filters are ranked layer by layer or all together."""
+Constants = Literal["fold", "zero"]
+
+NEAR_POINTS = 4
+"""Points that are added where the user looks."""
+SHORT_TRAINING = 40
+"""Up to so many epochs the learning rate falls in two steps, as in the paper's 4 epochs; beyond along a cosine."""
+
+Ratio = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
 
-class RecipeConfig(ConfigTable):
-    """Table ``[recipe]``: how plans are carried out; what is left out keeps its default.
-
-    Attributes are those of `slimbit.records.plan.Recipe`.
-    """
-
-    rounding: Rounding | None = None
-    compensation: bool | None = None
-    target: Target | None = None
-    refit: bool | None = None
-    statistics: Statistics | None = None
-
-
-class LayoutConfig(ConfigTable):
-    """Table ``[layout]``: what is asked of every policy; what is left out keeps its default.
+class QuantConfig(ConfigTable):
+    """How weights, and activations where asked for, are quantized.
 
     Attributes:
-        grid: Grid of the levels.
-        granularity: One step per layer, or one per filter.
-        skip: Layers that stay float.
-        per: Weighting of cost.
+        grid: Grid of the levels; None = the one that suits: ``midrise_zero`` where zeros cost nothing (a price for
+            ESN_a or ESN_d), ``midrise`` at given bit widths and for ESN'_d.
+        granularity: One step per layer, or one per filter. ESN'_d always has one per filter.
+        skip: Layers that stay float; none by default, first and last layer included.
+        rounding: "nearest", or "rate_aware": a cheaper level where that costs less accuracy than it saves.
+        compensation: Whether the errors of rounded columns are spread over the others (GPTQ/OBQ family).
+        target: What compensation stays close to: the float network's "outputs" on the same images, so that earlier
+            layers' errors are repaired too (the divergence from the float network falls by a quarter on a
+            ResNet-20), or the float "weights" on the inputs the compressed network gives, as GPTQ does.
+        refit: Whether each filter's step is fitted again to its levels.
+        statistics: What happens to BatchNorm statistics (and to biases of layers without BatchNorm):
+            "stored" leaves them, "absolute" and "paired" re-estimate after all layers are quantized,
+            "paired_layerwise" behind each layer before the next one is quantized.
+        per: Weighting of cost: "mac" counts a weight at every output position, "parameter" once.
+        activation_bits: Width of what layers read, 2 to 8; network inputs, and values that no layer reads, have 8 bits.
+            The network then computes in integers, see `slimbit.apply.integers`. None: activations stay float.
+        activation_range: How the range of an activation is chosen from the calibration images, see
+            `slimbit.numerics.activation_range`.
+
+    >>> QuantConfig(grid="midtread").grid
+    'midtread'
+    >>> QuantConfig(gird="midtread")
+    Traceback (most recent call last):
+        ...
+    slimbit.records.errors.InputError: settings must hold only known keys, got gird; did you mean grid?
     """
 
-    grid: PlanGrid | None = None
-    granularity: Literal["layer", "filter"] | None = None
-    skip: tuple[str, ...] | None = Field(default=None, strict=False)
-    per: Per | None = None
+    grid: Grid | None = None
+    granularity: Granularity = "layer"
+    skip: Strings = ()
+    rounding: Rounding = "nearest"
+    compensation: bool = True
+    target: Target = "outputs"
+    refit: bool = False
+    statistics: Statistics = "paired_layerwise"
+    per: Per = "mac"
+    activation_bits: Annotated[int, Field(ge=FEWEST_BITS, le=MOST_BITS)] | None = None
+    activation_range: RangeMethod = "mse"
+
+    def for_metric(self, metric: str | None) -> Self:
+        """The same with a grid: the one that was chosen, or that suits a metric (None: a given bit width).
+
+        Raises:
+            InputError: A grid or a rounding that the metric cannot be saved with.
+
+        >>> QuantConfig().for_metric("esn_digital").grid, QuantConfig().for_metric(None).grid
+        ('midrise_zero', 'midrise')
+        """
+        chosen = self.grid or ("midrise_zero" if metric in ("esn_analog", "esn_digital") else "midrise")
+        if metric == "esn_filterwise":
+            if chosen == "midrise_zero":
+                raise InputError("grid must be midrise or midtread for esn_filterwise, got midrise_zero")
+            if self.rounding == "rate_aware":
+                raise InputError(
+                    "rounding must be nearest for esn_filterwise, whose cost is not one of levels, got rate_aware"
+                )
+        return self.model_copy(update={"grid": chosen})
+
+    def check_names(self, spec: NetworkSpec) -> None:
+        """Raise `InputError` where ``skip`` names what is no layer of the network."""
+        names = tuple(layer.name for layer in spec.layers)
+        for name in self.skip:
+            if name not in names:
+                raise InputError(f"skip must name layers of the network, got {name!r}{closest(name, names)}")
 
 
-class SlimmingConfig(ConfigTable):
-    """Table ``[slimming]``: how narrower networks are made, by ``slimbit prune`` and by ``slimbit frontier --widths``.
+PAPER = QuantConfig(grid="midrise", compensation=False, target="weights", statistics="absolute")
+"""How the paper quantizes: plain rounding on the mid-rise grid, BatchNorm statistics averaged anew."""
+
+
+class TuneConfig(ConfigTable):
+    """Training after pruning.
+
+    A few epochs: batch 64, the learning rate divided by 10 after half and after three quarters of the epochs (the
+    paper's ImageNet setting is 4 epochs, divided at 2 and 3). More than 40: batch 100 and a cosine (its 160 epochs).
 
     Attributes:
-        by: What decides which filters stay.
-        signal: Training run whose last epoch "signal" ranks by.
-        scope: Whether filters are ranked layer by layer or all together.
-        protect: Layers that lose no filter, by name or pattern.
-        constants: What happens to the constants of removed filters.
-        statistics: BatchNorm statistics after the cut.
-        tune_epochs: Epochs of training afterwards; 0 = none.
-        tune_lr: Learning rate at their beginning.
+        epochs: Passes over the training images.
+        learning_rate: At the beginning; the paper's 0.1.
         distill: Whether it learns the outputs of the original network instead of labels.
-        admm_epochs: Epochs of each of the four stages of ADMM.
-        admm_lr: Highest learning rate of these stages.
-        tune: Any other setting of the training, as in a file for ``slimbit train --config``; what is left out
-            follows the paper, see `slimbit.train.tune.tune_config`.
+        admm_epochs: Epochs of each of the four stages of ADMM, where filters are ranked by "admm".
+        admm_learning_rate: Highest learning rate of these stages: it rises until the last stage, in which it falls to
+            zero, so that neither noise nor statistics that trail moving weights are left to be cut.
+        train: Any other setting of the training; what is left out follows the paper as above.
+
+    >>> TuneConfig(epochs=4).training().schedule.milestones, TuneConfig(epochs=160).training().schedule.name
+    ((2, 3), 'cosine')
     """
 
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 4
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    distill: bool = False
+    admm_epochs: Annotated[int, Field(ge=1, le=10_000)] = 3
+    admm_learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    train: TrainConfig = TrainConfig()
+
+    @field_serializer("train")
+    def _given(self, train: TrainConfig) -> dict[str, Any]:
+        """What was set: it goes over the settings that follow from the others, so defaults must not."""
+        return train.model_dump(mode="json", exclude_unset=True)
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        given = self.train.model_dump(exclude_unset=True)
+        if "epochs" in given:
+            raise InputError("epochs of the training's own settings must be left out: epochs of the tuning says it")
+        if "learning_rate" in given.get("optimizer", {}):
+            raise InputError(
+                "learning_rate of the training's own settings must be left out: that of the tuning says it"
+            )
+        return self
+
+    def training(self, **more: Any) -> TrainConfig:
+        """The settings of the training as a whole.
+
+        Args:
+            more: Put over everything, e.g. a seed.
+        """
+        milestones = sorted({self.epochs // 2, self.epochs * 3 // 4} - {0})
+        shape: dict[str, Any] = {"batch_size": 100, "schedule": {"name": "cosine"}}
+        if self.epochs <= SHORT_TRAINING:
+            shape = {"batch_size": 64, "schedule": {"name": "step", "milestones": milestones}}
+        begin = {"epochs": self.epochs, "optimizer": {"learning_rate": self.learning_rate}, **shape, **more}
+        chosen: TrainConfig = TrainConfig().with_options(begin)
+        config: TrainConfig = chosen.with_options(self.train.model_dump(exclude_unset=True))
+        return config
+
+
+class PruneConfig(ConfigTable):
+    """How filters are removed.
+
+    Attributes:
+        keep: Share of each group's filters that stays, in (0, 1]; or shares by layer name or pattern (``layer3.*``),
+            of which the last that names a layer counts; groups that none names stay whole.
+        by: What ranks filters: "norm" (the squared L2 norm), "signal" (its mean over a training epoch), "fisher" (the
+            sensitivity of the outputs), "admm" (training that drives filters to zero first), or "dead" (removes the
+            filters whose norm collapsed during training, whatever ``keep`` says).
+        scope: "layer" ranks each group by itself; "global" ranks all filters of the network together, so that the one
+            ratio is of all of them. At least one filter of every group stays either way.
+        protect: Layers that lose no filter, by name or pattern.
+        constants: What happens to the constant that a removed filter would still send on: "fold" adds it to what reads
+            it, "zero" drops it.
+        statistics: BatchNorm statistics after the cut.
+        signal: Epoch that "signal" ranks by: a training run (its last epoch), or the record itself.
+        tune: Training afterwards; None = none.
+
+    >>> PruneConfig(keep=0.5, protect=("layer3.*",)).protect
+    ('layer3.*',)
+    """
+
+    keep: Ratio | dict[str, Ratio] = 0.5
     by: By = "norm"
-    signal: str | None = None
     scope: Scope = "layer"
-    protect: tuple[str, ...] = Field(default=(), strict=False)
+    protect: Strings = ()
     constants: Constants = "fold"
     statistics: Statistics = "paired"
-    tune_epochs: int = Field(default=0, ge=0, le=100_000)
-    tune_lr: float = Field(default=0.1, gt=0, allow_inf_nan=False)
-    distill: bool = False
-    admm_epochs: int = Field(default=3, ge=1, le=10_000)
-    admm_lr: float = Field(default=0.05, gt=0, allow_inf_nan=False)
-    tune: TrainConfig = TrainConfig()
+    signal: str | EpochSignal | None = None
+    tune: TuneConfig | None = None
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if (self.by == "signal") != (self.signal is not None):
+            raise InputError(
+                "signal (--signal RUN) must be given for pruning by signal, and only there, got one without the other"
+            )
+        if self.by == "admm" and self.tune is None:
+            raise InputError(
+                "tune (--tune-epochs) must be given for pruning by admm, which trains before and after, got none"
+            )
+        if self.scope == "global" and isinstance(self.keep, Mapping):
+            raise InputError("keep must be one number for the global scope, got one per layer")
+        return self
 
 
-class FrontierConfig(ConfigTable):
-    """Settings of a run; every key is optional, and every option of the command wins over the file.
+class RunConfig(ConfigTable):
+    """What a run that traces a frontier consists of.
+
+    Attributes:
+        metric: Cost metric of the sweep.
+        points: Number of points of each network, those for comparison not counted; a finished run that is continued
+            with a larger number gets the others where its curve bends.
+        near: Where further points are wanted, by accuracy or cost metric: ``{"accuracy": 91}`` adds `NEAR_POINTS`.
+        baselines: Whether to add the paper's quantize-only at 8 to 2 bits.
+        keep_ratios: Shares of the filters to keep, each a network of its own; 1 = the network as it is.
+        signal: Training run, or its ``signal.jsonl``, whose epochs give further points.
+        signal_epochs: Its epochs to take; None: at most eight, spread evenly.
+        seed: Of sampled images, labels and positions.
+        likelihood: What the sensitivity samples labels from: "categorical" for classifiers, "gaussian" for regression.
+        storage: Database for the study; None: a file in the run's folder.
+        stages: Folder of pruned and tuned networks, kept by content, for several runs; None: in the run.
+        retry_failed: Whether points that failed earlier are tried again.
+        quant: How networks are quantized.
+        prune: How the networks of ``keep_ratios`` are made; their ratio takes the place of its ``keep``.
+
+    >>> config = RunConfig(points=8, keep_ratios=(1, 0.5), quant=QuantConfig(skip=("fc",)))
+    >>> config.points, config.prunes, config.quant.skip
+    (8, True, ('fc',))
+    """
+
+    metric: Metric = "esn_digital"
+    points: Annotated[int, Field(ge=1, le=1000)] = 16
+    near: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    baselines: bool = True
+    keep_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1, strict=False)] = (1.0,)
+    signal: str | None = None
+    signal_epochs: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    likelihood: Literal["categorical", "gaussian"] = "categorical"
+    storage: str | None = None
+    stages: str | None = None
+    retry_failed: bool = False
+    quant: QuantConfig = QuantConfig()
+    prune: PruneConfig = PruneConfig()
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        self.quant.for_metric(self.metric)
+        alike = len({f"{ratio:g}" for ratio in self.keep_ratios}) < len(self.keep_ratios)
+        if alike:  # results are kept by these names
+            raise InputError(f"keep_ratios must differ in six digits, got {list(self.keep_ratios)}")
+        for name in self.near:
+            if name != "accuracy" and name not in METRICS:
+                known = ("accuracy", *METRICS)
+                raise InputError(f"near must be of {', '.join(known)}, got {name!r}{closest(name, known)}")
+        if self.signal_epochs is not None and self.signal is None:
+            raise InputError("signal must be given with signal_epochs, got none")
+        if self.prunes and self.prune.by == "dead":
+            raise InputError("by must be one that reaches a ratio, got dead, which decides by itself")
+        if not self.prunes and self.prune != PruneConfig():
+            raise InputError("keep_ratios (--widths) must be given with settings of pruning, e.g. 1 and 0.5, got none")
+        return self
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any network loses filters first."""
+        return any(ratio != 1 for ratio in self.keep_ratios)
+
+
+class FrontierConfig(RunConfig):
+    """A TOML file for ``slimbit frontier``: a run, and the network and data that it is about.
 
     Attributes:
         network: As NETWORK on the command line.
         weights: Weights file; relative to the current folder.
         data: Data spec.
         input: Shape of one input, ``3x32x32``.
-        metric: Cost metric of the sweep.
-        points: Number of points of each width, baselines not counted.
-        widths: Shares of the filters to keep, each a network of its own; 1 = the network as it is.
-        stages: Folder of pruned and tuned networks, kept by content; default: in the run.
-        baselines: Whether to add the quantize-only baselines.
-        signal: Training run, or its ``signal.jsonl``, to take steps from; relative to the current folder.
-        signal_epochs: Its epochs to take; default: at most eight, spread evenly.
         calibration_images: Number of unlabelled images.
         calibration_augment: Whether they are cropped and flipped as in training.
-        evaluate_images: Number of images to score on; None = all.
-        seed: Of sampled images, labels and positions.
-        storage: Database for the study.
+        evaluate_images: Number of test images to choose by; None = as of ``select_images``.
+        select_images: Number of images that points are chosen by, see `slimbit.zoo.data.DataSet.selection`; 0 = every
+            point is scored on all test images.
         device: Where networks are compressed and scored: cpu, cuda or cuda:1.
-        likelihood: What the sensitivity samples labels from.
-        recipe: How plans are carried out.
-        layout: Grid, granularity, skipped layers.
-        slimming: How the narrower networks of ``widths`` are made.
     """
 
     network: str | None = None
     weights: str | None = None
     data: str | None = None
     input: str | None = None
-    metric: Metric = "esn_digital"
-    points: int = Field(default=16, ge=1, le=1000)
-    widths: tuple[float, ...] = Field(default=(1.0,), min_length=1, strict=False)
-    stages: str | None = None
-    baselines: bool = True
-    signal: str | None = None
-    signal_epochs: tuple[int, ...] | None = Field(default=None, strict=False)
-    calibration_images: int = Field(default=500, ge=1)
+    calibration_images: Count = 500
     calibration_augment: bool = False
-    evaluate_images: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0, lt=1 << 63)
-    storage: str | None = None
+    evaluate_images: Count | None = None
+    select_images: Annotated[int, Field(ge=0)] | None = None
     device: str = "cpu"
-    likelihood: Literal["categorical", "gaussian"] = "categorical"
-    recipe: RecipeConfig = RecipeConfig()
-    layout: LayoutConfig = LayoutConfig()
-    slimming: SlimmingConfig = SlimmingConfig()
 
-    def with_options(self, options: Mapping[str, Any]) -> "FrontierConfig":
-        """The settings with options of the command put over them; None means not given.
-
-        >>> FrontierConfig(points=8).with_options({"points": None, "seed": 3}).points
-        8
-        """
-        return with_options(self, options)
+    def run(self) -> RunConfig:
+        """The run alone."""
+        return RunConfig(
+            **{name: getattr(self, name) for name in RunConfig.model_fields if name in self.model_fields_set}
+        )
 
 
-def load_config(path: str | Path) -> FrontierConfig:
-    """Read a TOML file.
+def read_config(kind: type[ConfigTable], path: str | Path) -> Any:
+    """Settings of a TOML file.
 
     Raises:
         InputError: The file cannot be read or is no TOML, or a key is unknown or has a wrong value; the sentence
             names file and key.
     """
-    return read_toml(path, FrontierConfig)
+    data = read_toml_table(path, "configuration")
+    try:
+        return kind(**data)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def matching(pattern: str, names: tuple[str, ...]) -> list[str]:
+    """Layer names that a pattern names.
+
+    Raises:
+        InputError: There are none.
+
+    >>> matching("layer1.*", ("conv1", "layer1.0", "layer1.1"))
+    ['layer1.0', 'layer1.1']
+    """
+    found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+    if not found:
+        raise InputError(f"layer names and patterns must match layers, got {pattern!r}{closest(pattern, names)}")
+    return found
+
+
+def check_positive(what: str, value: object) -> None:
+    """Raise `InputError` unless a value is a positive, finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type,operator] # a number by then
+        raise InputError(f"{what} must be a positive number, got {value!r}")

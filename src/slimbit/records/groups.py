@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from slimbit.records.codec import record
+
 Role = Literal["filters", "inputs", "norm", "parameter", "padding", "size", "index", "values"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Member:
     """Where the units of a group sit along one axis of one module or parameter.
 
@@ -30,7 +32,7 @@ class Member:
     dim: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FilterGroup:
     """Units of filters that the same layers make and read; a unit is removed as a whole or stays as a whole.
 

@@ -1,18 +1,17 @@
 """What pruning decided: which filters stay, and with them which inputs, norm channels and scales."""
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import replace
+from typing import Any, get_args
 
+from slimbit.records.codec import digest, record
+from slimbit.records.config import Constants
 from slimbit.records.errors import InputError, check_choice
 from slimbit.records.groups import Fit, Member, Role, Ties
 from slimbit.records.network import LayerSpec, NetworkSpec
+from slimbit.records.text import clipped
 
-Made = TypeVar("Made")
-Constants = Literal["fold", "zero"]
 SCHEMA = 1
 PRUNED = "prune.json"
 """The file by which a folder of a pruned network is known."""
@@ -20,7 +19,7 @@ PRUNED_WEIGHTS = "model.safetensors"
 """Its weights."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class AxisKeep:
     """What stays of one axis of one module or parameter.
 
@@ -55,7 +54,7 @@ class AxisKeep:
         return tuple(k for k in range(self.size) if k not in stays)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class KeepPlan:
     """The whole decision for a network; carried out by `slimbit.apply.mask.mask` or `slimbit.apply.surgery.prune`.
 
@@ -90,7 +89,7 @@ class KeepPlan:
         axis = self.axis(name, role)
         return size if axis is None else len(axis.kept)
 
-    def then(self, later: "KeepPlan") -> "KeepPlan":
+    def compose(self, later: "KeepPlan") -> "KeepPlan":
         """This plan and one for the network that it leaves, as one plan for the network before both.
 
         Policy and setting name both; ``constants`` are the later plan's.
@@ -102,7 +101,7 @@ class KeepPlan:
         ...     axis = AxisKeep(name="conv", role="filters", size=size, kept=kept)
         ...     return KeepPlan(network="n", policy=policy, axes=(axis,))
         >>> first, later = plan("norm", 4, (0, 2, 3)), plan("dead", 3, (0, 2))
-        >>> both = first.then(later)
+        >>> both = first.compose(later)
         >>> both.policy, both.axes[0].size, both.axes[0].kept
         ('norm, dead', 4, (0, 3))
         """
@@ -119,38 +118,9 @@ class KeepPlan:
         setting = ", ".join(filter(None, (self.setting, later.setting)))
         return replace(later, network=self.network, policy=policy, setting=setting, axes=(*axes, *fresh))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        axes = [{key: value for key, value in asdict(axis).items() if value is not None} for axis in self.axes]
-        return {"schema": SCHEMA, **asdict(self), "axes": axes}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "KeepPlan":
-        """The plan that `to_dict` wrote, checked.
-
-        Raises:
-            InputError: An unknown key, a missing one, or a value out of range.
-
-        >>> axis = AxisKeep(name="conv", role="filters", size=4, kept=(0, 2))
-        >>> plan = KeepPlan(network="n", policy="norm", axes=(axis,))
-        >>> KeepPlan.from_dict(plan.to_dict()) == plan
-        True
-        """
-        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
-            got = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
-            raise InputError(f"keep plan must have schema {SCHEMA}, got {got!r}")
-        rows = data.get("axes")
-        if not isinstance(rows, list | tuple):
-            raise InputError(f"axes of a keep plan must be a list, got {type(rows).__name__}")
-        rest = {key: value for key, value in data.items() if key not in ("schema", "axes")}
-        if not all(isinstance(value, str) for value in rest.values()):
-            raise InputError(f"keep plan must hold text and a list of axes, got {_short(rest)}")
-        return _made(cls, {**rest, "axes": tuple(_axis_from(row) for row in rows)}, "keep plan")
-
     def digest(self) -> str:
         """SHA-256 of the plan's canonical JSON, hexadecimal: equal plans, equal digests."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest(self)
 
 
 def plan_of_units(
@@ -249,23 +219,5 @@ def _macs(layer: LayerSpec, plan: KeepPlan) -> int:
     return layer.positions * plan.kept(path, "filters", layer.filters) * inputs * math.prod(layer.shape[2:])
 
 
-def _axis_from(row: Any) -> AxisKeep:
-    if not isinstance(row, Mapping) or not isinstance(row.get("kept"), list | tuple):
-        raise InputError(f"an axis of a keep plan must be a table with a list of what is kept, got {_short(row)}")
-    return _made(AxisKeep, {**row, "kept": tuple(row["kept"])}, "an axis of a keep plan")
-
-
-def _made(kind: type[Made], values: Mapping[str, Any], what: str) -> Made:
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type] # one of the two dataclasses above
-    unknown = sorted(set(map(str, values)) - known)
-    if unknown:
-        raise InputError(f"{what} must have only known keys, got {', '.join(unknown)}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(f"{what} must have {', '.join(sorted(known))}, got {sorted(values)}") from error
-
-
 def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    return clipped(str(value))

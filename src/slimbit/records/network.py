@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from slimbit.records.codec import strict
+
 LayerKind = Literal[
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "linear", "bilinear", "attention", "embedding", "tensor",
@@ -72,6 +74,7 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+@strict
 class OtherParameter:
     """A parameter that takes part in no counted layer (a norm's scale, a free tensor): listed, not costed."""
 
@@ -82,6 +85,7 @@ class OtherParameter:
 
 
 @dataclass(frozen=True)
+@strict
 class OtherWork:
     """Multiply-accumulates that no counted layer explains (a functional convolution, attention scores)."""
 
@@ -103,6 +107,10 @@ class NetworkSpec:
     other_parameters: tuple[OtherParameter, ...] = ()
     other_work: tuple[OtherWork, ...] = ()
     notes: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
+    """Operators whose work is unknown, and not even listed: branches, loops, operators of other domains."""
+    inputs: tuple[tuple[int, ...], ...] = ()
+    """Shapes of the inputs that were surveyed, batch included; () where there are none (a weights file)."""
 
     def layer(self, name: str) -> LayerSpec:
         """The layer of that name; ``KeyError`` if there is none."""

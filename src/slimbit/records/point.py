@@ -1,108 +1,135 @@
 """Points of a frontier: one compressed network each, with its accuracy, its costs, and where its parts are kept."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
-SCHEMA = 1
+from slimbit.records.accuracy import Accuracy
+from slimbit.records.codec import plain, record
+from slimbit.records.errors import InputError
+from slimbit.records.setting import Price, Setting
 
 PointState = Literal["done", "failed"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrontierPoint:
+@record
+class PlannedPoint:
+    """A point that was decided on.
+
+    Attributes:
+        key: Its name within the run (``sweep-03``, ``refine-00``, ``max_abs-4``, of a pruned network
+            ``width-0.5-sweep-03``): the same in every attempt.
+        plan: Digest of its `CompressionPlan`, an object of the run.
+        policy: As in the plan, or "prune_only" where a pruned network got 8 bits and no more.
+        setting: As in the plan.
+        baseline: Whether it is there for comparison (the paper's quantize-only), not a proposal.
+        keep_ratio: Share of the filters that was kept before quantization; 1 = the network as it was given.
+    """
+
+    key: str = ""
+    plan: str = ""
+    policy: str
+    setting: Setting | None = None
+    baseline: bool = False
+    keep_ratio: float = 1.0
+
+    @property
+    def price(self) -> float | None:
+        """The price of its steps, where there is one."""
+        return self.setting.value if isinstance(self.setting, Price) else None
+
+    @property
+    def metric(self) -> str | None:
+        """Cost metric that the price is for."""
+        return self.setting.metric if isinstance(self.setting, Price) else None
+
+    @property
+    def label(self) -> str:
+        """Keep ratio, policy and setting, for people."""
+        return point_label(self.keep_ratio, self.policy, self.setting)
+
+
+@record
+class FrontierPoint(PlannedPoint):
     """One measured point.
 
     Attributes:
         number: Trial number in the study.
-        key: Name of the point within its run (``sweep-03``, ``refine-00``, ``max_abs-4``, of a narrower network
-            ``width-0.5-sweep-03``): the same in every attempt.
         state: "done", or "failed" with the reason in ``error``.
-        policy: What chose the steps: "optimal" at a price, "max_abs" of the baselines, "signal" of a training epoch,
-            or "prune_only" where a narrower network got 8 bits and no more.
-        setting: What turned the knob, for people: ``price 2.1e-09``, ``4 bits``, ``epoch 10``.
-        baseline: Whether it is there for comparison (the paper's quantize-only), not a proposal.
-        metric: Cost metric that the price is for.
-        price: Accuracy loss one is willing to pay per unit of ``metric``.
         accuracy: What ``evaluate`` returned: percent for the built-in data, higher is better.
         accuracy_low: Lower end of its 95 % confidence interval, where the number of images is known.
         accuracy_high: Upper end.
+        images: Number of images it rests on, where known.
+        hits: Which of them were right, as in `Accuracy`; "" where that is not known.
         costs: Every cost metric under its name.
-        plan: Digest of the `CompressionPlan`.
-        objects: Content hash by role: "plan" (JSON), "cost" (JSON of the `CostReport`), "levels" (safetensors); of a
-            narrower network also "keep" (JSON of its `KeepPlan`) and "network" (safetensors of its float weights).
+        objects: Content hash by role: "plan", "cost" and "layers" (JSON), "levels" (bytes), "state" (safetensors); of a
+            pruned network also "keep" (JSON of its `KeepPlan`).
         seconds: Wall time by stage.
         provenance: Versions, seed, hardware.
         error: Why a point failed.
         clamped: Layers that could not get the step which the policy asked for, see `CompressionPlan`.
-        width: Share of the filters that was kept before quantization; 1 = the network as it was given.
+
+    >>> FrontierPoint(number=0, state="done", policy="optimal", accuracy=91.0, keep_ratio=0.5).label
+    'keep 0.5, optimal'
     """
 
     number: int
-    key: str = ""
     state: PointState
-    policy: str
-    setting: str
-    baseline: bool = False
-    metric: str | None = None
-    price: float | None = None
     accuracy: float | None = None
     accuracy_low: float | None = None
     accuracy_high: float | None = None
+    images: int | None = None
+    hits: str = field(default="", repr=False)
     costs: Mapping[str, float | None] = field(default_factory=dict)
-    plan: str = ""
     objects: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     error: str = ""
     clamped: tuple[str, ...] = ()
-    width: float = 1.0
 
     @property
     def label(self) -> str:
-        """Width, policy, setting, and how many layers were clamped, for people."""
+        """Keep ratio, policy, setting, and how many layers were clamped, for people."""
         count = len(self.clamped)
         note = f" ({count} layer{'' if count == 1 else 's'} clamped)" if count else ""
-        return point_label(self.width, self.policy, self.setting) + note
+        return point_label(self.keep_ratio, self.policy, self.setting) + note
+
+    def measured(self) -> Accuracy:
+        """The accuracy with the images it rests on.
+
+        Raises:
+            InputError: That is not known.
+        """
+        if self.accuracy is None or self.images is None:
+            raise InputError(f"point {self.number} must know how many images it was scored on, got none")
+        return Accuracy(self.accuracy, self.images, self.hits)
 
     def to_dict(self) -> dict[str, Any]:
         """Flat data for ``slimbit points --json``: every cost metric under its own name."""
-        data = asdict(self)
-        return {**data.pop("costs"), **data, "clamped": list(self.clamped)}
+        data = plain(self)
+        del data["hits"]
+        said = {
+            "setting": "" if self.setting is None else str(self.setting),
+            "metric": self.metric,
+            "price": self.price,
+            "width": data.pop("keep_ratio"),
+        }
+        return {**data.pop("costs"), **data, **said}
 
 
-def width_label(width: float) -> str:
-    """How a narrower network is named, "" for the full width.
+def keep_label(keep_ratio: float) -> str:
+    """How a pruned network is named, "" for the network as it was given.
 
-    >>> width_label(0.75), width_label(1.0)
-    ('width 0.75', '')
+    >>> keep_label(0.75), keep_label(1.0)
+    ('keep 0.75', '')
     """
-    return "" if width == 1 else f"width {width:g}"
+    return "" if keep_ratio == 1 else f"keep {keep_ratio:g}"
 
 
-def point_label(width: float, policy: str, setting: str) -> str:
+def point_label(keep_ratio: float, policy: str, setting: object) -> str:
     """How a point is named.
 
-    >>> point_label(0.5, "max_abs", "4 bits"), point_label(1.0, "mine", "")
-    ('width 0.5, max_abs, 4 bits', 'mine')
+    >>> point_label(0.5, "max_abs", "4 bits"), point_label(1.0, "mine", None)
+    ('keep 0.5, max_abs, 4 bits', 'mine')
     """
-    return ", ".join(filter(None, (width_label(width), policy, setting)))
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """All points of a run.
-
-    Attributes:
-        run: Folder of the run.
-        network: Name of the network.
-        metric: Cost metric that the sweep was for.
-        float_accuracy: Accuracy of the network before compression.
-        points: Every point, failed ones included, in order of their numbers.
-    """
-
-    run: str
-    network: str
-    metric: str
-    float_accuracy: float
-    points: tuple[FrontierPoint, ...]
+    return ", ".join(filter(None, (keep_label(keep_ratio), policy, str(setting or ""))))

@@ -1,11 +1,13 @@
 """How much the loss cares for each filter's weights."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+
+from slimbit.records.codec import strict
 
 
 @dataclass(frozen=True)
+@strict
 class Sensitivity:
     """Label-free Fisher diagonal, averaged over the weights of each filter.
 
@@ -13,6 +15,9 @@ class Sensitivity:
         filters: By layer name, one mean squared gradient per filter (squared nats per squared weight).
         images: Number of images it was measured on.
         likelihood: "categorical" or "gaussian": which model the labels were sampled from.
+
+    >>> Sensitivity({"fc": (1.0, 3.0)}, 500).layer("fc")
+    2.0
     """
 
     filters: Mapping[str, tuple[float, ...]]
@@ -23,18 +28,3 @@ class Sensitivity:
         """Mean over the layer's weights; ``KeyError`` if the layer was not measured."""
         values = self.filters[name]
         return sum(values) / len(values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Sensitivity":
-        """What `to_dict` wrote.
-
-        >>> s = Sensitivity({"fc": (1.0, 3.0)}, 500)
-        >>> Sensitivity.from_dict(s.to_dict()) == s, s.layer("fc")
-        (True, 2.0)
-        """
-        filters = {name: tuple(float(v) for v in values) for name, values in data["filters"].items()}
-        return cls(filters, int(data["images"]), str(data["likelihood"]))

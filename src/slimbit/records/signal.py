@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
+
+from slimbit.records.codec import record
 
 DEAD_THRESHOLDS = (1e-1, 5e-2, 1e-2, 1e-3)
 """A filter is dead below this share of its layer's 90th percentile of filter norms; 5e-2 is the one to quote."""
 PERCENTILE = 0.9
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class LayerSignal:
     """Signal and noise of one layer in one epoch.
 
@@ -18,17 +20,17 @@ class LayerSignal:
     ``noise = mean_i ||W_i - W_start||^2``, Eq. (5) of HkxAS6VFDB (reading [R] of the specification).
 
     Attributes:
-        layer: Name of the layer, as `slimbit.records.network.LayerSpec` has it.
+        name: As `slimbit.records.network.LayerSpec` has it; ``layer`` in files.
         epoch: Counted from 1.
-        weights: Number of non-zero weights, ``||W||_0``.
+        nonzero_weights: Number of non-zero weights, ``||W||_0``; ``weights`` in files.
         positions: Output positions per image ``c_l``; None where nobody told.
         filter_signal: Per filter; the layer's signal is their sum.
         filter_noise: Per filter.
     """
 
-    layer: str
+    name: str
     epoch: int
-    weights: int
+    nonzero_weights: int
     positions: int | None
     filter_signal: tuple[float, ...]
     filter_noise: tuple[float, ...]
@@ -54,19 +56,19 @@ class LayerSignal:
         return tuple(ratio(s, n) for s, n in zip(self.filter_signal, self.filter_noise, strict=True))
 
     @property
-    def esn_analog(self) -> float | None:
+    def esn_analog_estimate(self) -> float | None:
         """``c_l ||W||_0 S/N / 12``, Eq. (4); None where the positions are not known."""
         return self._esn(self.signal_to_noise)
 
     @property
-    def esn_analog_corrected(self) -> float | None:
+    def esn_analog_estimate_plus(self) -> float | None:
         """``c_l ||W||_0 (S/N + 1) / 12``, the next order (derived)."""
         return self._esn(self.signal_to_noise + 1)
 
     def _esn(self, signal_to_noise: float) -> float | None:
         if self.positions is None:
             return None
-        macs = self.positions * self.weights
+        macs = self.positions * self.nonzero_weights
         return macs * signal_to_noise / 12 if macs else 0.0  # also where the ratio is infinite
 
     @property
@@ -77,7 +79,7 @@ class LayerSignal:
         return {t: sum(norm < t * high for norm in norms) if high > 0 else len(norms) for t in DEAD_THRESHOLDS}
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class EpochSignal:
     """All layers in one epoch.
 
@@ -97,14 +99,14 @@ class EpochSignal:
         return ratio(math.fsum(x.signal for x in self.layers), math.fsum(x.noise for x in self.layers))
 
     @property
-    def esn_analog(self) -> float | None:
+    def esn_analog_estimate(self) -> float | None:
         """``(1/12) sum_l c_l ||W_l||_0 S/N_l``, Eq. (4); None where positions are not known."""
-        return _total([layer.esn_analog for layer in self.layers])
+        return _total([layer.esn_analog_estimate for layer in self.layers])
 
     @property
-    def esn_analog_corrected(self) -> float | None:
+    def esn_analog_estimate_plus(self) -> float | None:
         """``(1/12) sum_l c_l ||W_l||_0 (S/N_l + 1)`` (derived)."""
-        return _total([layer.esn_analog_corrected for layer in self.layers])
+        return _total([layer.esn_analog_estimate_plus for layer in self.layers])
 
     @property
     def filters(self) -> int:
@@ -119,28 +121,29 @@ class EpochSignal:
     def layer(self, name: str) -> LayerSignal:
         """The layer of that name; ``KeyError`` if there is none."""
         for layer in self.layers:
-            if layer.layer == name:
+            if layer.name == name:
                 return layer
         raise KeyError(name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what follows from it is left out."""
-        return asdict(self)
+        """Plain data for JSON, with the keys of ``signal.jsonl``; what follows from it is left out."""
+        return {**asdict(self), "layers": [_layer_row(layer) for layer in self.layers]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EpochSignal":
         """What `to_dict` wrote.
 
-        >>> layer = LayerSignal(layer="fc", epoch=1, weights=2, positions=1, filter_signal=(4.0,), filter_noise=(1.0,))
+        >>> powers = {"filter_signal": (4.0,), "filter_noise": (1.0,)}
+        >>> layer = LayerSignal(name="fc", epoch=1, nonzero_weights=2, positions=1, **powers)
         >>> epoch = EpochSignal(epoch=1, iterations=10, layers=(layer,))
         >>> EpochSignal.from_dict(epoch.to_dict()) == epoch, epoch.signal_to_noise
         (True, 4.0)
         """
         layers = tuple(
             LayerSignal(
-                layer=str(row["layer"]),
+                name=str(row["layer"]),
                 epoch=int(row["epoch"]),
-                weights=int(row["weights"]),
+                nonzero_weights=int(row["weights"]),
                 positions=None if row["positions"] is None else int(row["positions"]),
                 filter_signal=tuple(float(v) for v in row["filter_signal"]),
                 filter_noise=tuple(float(v) for v in row["filter_noise"]),
@@ -148,6 +151,12 @@ class EpochSignal:
             for row in data["layers"]
         )
         return cls(epoch=int(data["epoch"]), iterations=int(data["iterations"]), layers=layers)
+
+
+def _layer_row(layer: LayerSignal) -> dict[str, Any]:
+    """A layer as files have it: ``layer`` and ``weights`` for its name and its non-zero weights, as they always had."""
+    row = asdict(layer)
+    return {"layer": row.pop("name"), "epoch": row.pop("epoch"), "weights": row.pop("nonzero_weights"), **row}
 
 
 def ratio(signal: float, noise: float) -> float:

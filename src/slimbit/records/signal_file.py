@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from slimbit.records.errors import InputError
+from slimbit.records.files import read_regular
 from slimbit.records.signal import EpochSignal
 from slimbit.records.text import printable
+
+LARGEST_FILE = 1 << 30
+"""Bytes; an epoch of a network of ten thousand filters has about half a million."""
 
 
 def signal_line(record: EpochSignal) -> str:
     """One line of the file; a number that is not finite becomes null.
 
     >>> from slimbit.records.signal import LayerSignal
-    >>> layer = LayerSignal(layer="a", epoch=1, weights=1, positions=1, filter_signal=(4.0,), filter_noise=(1.0,))
+    >>> powers = {"filter_signal": (4.0,), "filter_noise": (1.0,)}
+    >>> layer = LayerSignal(name="a", epoch=1, nonzero_weights=1, positions=1, **powers)
     >>> signal_line(EpochSignal(epoch=1, iterations=9, layers=(layer,)))[:44]
     '{"epoch": 1, "iterations": 9, "layers": [{"l'
     """
@@ -26,7 +31,7 @@ def signal_line(record: EpochSignal) -> str:
 
 
 def read_signal(path: str | Path) -> tuple[EpochSignal, ...]:
-    """Read the epochs that `slimbit.train.writers.JsonLinesWriter` wrote, in order.
+    """Read the epochs that `slimbit.training.writers.JsonLinesWriter` wrote, in order.
 
     A last line without its end is being written, or was when the machine went down: it is not read. What was not
     finite is nan.
@@ -37,10 +42,7 @@ def read_signal(path: str | Path) -> tuple[EpochSignal, ...]:
     Raises:
         InputError: There is no such file, or a line of it is damaged; the sentence names both.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"signal file {path} must be readable, got {error.strerror or error}") from error
+    content = read_regular(path, "signal file", limit=LARGEST_FILE)
     lines = content.split(b"\n")[:-1]
     records: list[EpochSignal] = []
     for number, line in enumerate(lines, 1):
@@ -78,15 +80,15 @@ def _check(record: EpochSignal, where: str) -> None:
     if record.epoch < 1 or record.iterations < 1:
         counted = f"epoch {record.epoch}, iterations {record.iterations}"
         raise InputError(f"{where} must count epochs and iterations from 1, got {counted}")
-    names = [row.layer for row in record.layers]
+    names = [row.name for row in record.layers]
     if len(set(names)) < len(names):
         raise InputError(f"{where} must hold each layer once, got {printable(', '.join(names))}")
     for row in record.layers:
-        name = printable(row.layer)
+        name = printable(row.name)
         if row.epoch != record.epoch:
             raise InputError(f"{where} must be of one epoch, got {record.epoch} and {row.epoch} at layer {name}")
         if len(row.filter_signal) != len(row.filter_noise) or not row.filter_signal:
             counts = f"{len(row.filter_signal)} and {len(row.filter_noise)}"
             raise InputError(f"{where} must hold as many signals as noises of layer {name}, got {counts}")
-        if any(value < 0 for value in (row.weights, row.positions or 0, *row.filter_signal, *row.filter_noise)):
+        if any(value < 0 for value in (row.nonzero_weights, row.positions or 0, *row.filter_signal, *row.filter_noise)):
             raise InputError(f"{where} must hold no negative numbers, got some at layer {name}")

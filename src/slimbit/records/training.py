@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from slimbit.records.toml import ConfigTable, with_options
+from slimbit.records.codec import ConfigTable, record
 
 Schedule = Literal["cosine", "step", "constant", "one_cycle"]
 Precision = Literal["float32", "bfloat16"]
@@ -32,7 +30,7 @@ class OptimizerConfig(ConfigTable):
 
 
 class ScheduleConfig(ConfigTable):
-    """Table ``[schedule]``: see `slimbit.train.schedule.learning_rate`.
+    """Table ``[schedule]``: see `slimbit.training.schedule.learning_rate`.
 
     Attributes:
         name: How the learning rate changes from step to step.
@@ -84,6 +82,10 @@ class TrainConfig(ConfigTable):
         optimizer: Learning rate, momentum, weight decay.
         schedule: How the learning rate changes.
         augment: What happens to training images.
+
+    >>> config = TrainConfig(epochs=3, optimizer={"learning_rate": 0.05})
+    >>> config.optimizer.learning_rate, config.optimizer.momentum
+    (0.05, 0.9)
     """
 
     network: str | None = None
@@ -118,21 +120,13 @@ class TrainConfig(ConfigTable):
             raise ValueError("optimizer.momentum must be above 0 for nesterov, got 0")
         return self
 
-    def with_options(self, options: Mapping[str, Any]) -> "TrainConfig":
-        """The settings with options of the command put over them; None means not given.
-
-        >>> TrainConfig(epochs=8).with_options({"epochs": None, "optimizer": {"learning_rate": 0.2}}).epochs
-        8
-        """
-        return with_options(self, options)
-
     def digest(self) -> str:
         """SHA-256 of everything that the trained weights depend on."""
-        told = self.model_dump(mode="json", exclude={"keep_weights", "scale", "weights", "data", "input"})
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        fixed = self.model_dump(mode="json", exclude={"keep_weights", "scale", "weights", "data", "input"})
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class TrainEpoch:
     """One line of ``epochs.jsonl``.
 
@@ -144,7 +138,7 @@ class TrainEpoch:
         learning_rate_last: Of the last step.
         iterations: Optimizer steps.
         seconds: Wall time of training and scoring.
-        signal_to_noise: Of all tracked weights together.
+        signal_to_noise: Of all tracked weights together; None where they did not move.
     """
 
     epoch: int
@@ -154,8 +148,4 @@ class TrainEpoch:
     learning_rate_last: float
     iterations: int
     seconds: float
-    signal_to_noise: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
+    signal_to_noise: float | None

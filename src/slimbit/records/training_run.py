@@ -1,20 +1,19 @@
 """A training run read back: ``signal.jsonl``, and beside it, where they are, ``epochs.jsonl`` and ``train.json``."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
+from slimbit.records.codec import from_json
 from slimbit.records.errors import InputError
+from slimbit.records.files import parse_json, read_regular
 from slimbit.records.signal import EpochSignal
 from slimbit.records.signal_file import read_signal
 from slimbit.records.training import TrainEpoch
 
 SIGNAL, EPOCHS, SETTINGS = "signal.jsonl", "epochs.jsonl", "train.json"
-_RULES = TypeAdapter(TrainEpoch)
+LARGEST = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +25,13 @@ class TrainingRun:
         signal: Records by `slimbit.SignalTracker`, one per epoch, rising.
         epochs: What the trainer noted, by epoch; empty where somebody else's loop wrote the signal.
         config: Settings of `slimbit train`; empty likewise.
+
+    >>> import slimbit, tempfile
+    >>> network, data, out = slimbit.network("digits_resnet"), slimbit.open_data("digits"), tempfile.mkdtemp()
+    >>> _ = slimbit.train(network, data, out=out, config=slimbit.TrainConfig(epochs=1, train_images=256))
+    >>> run = slimbit.read_training_run(out)
+    >>> run.signal[-1].epoch, run.epochs[1].loss > 0, run.signal[-1].signal_to_noise > 0
+    (1, True, True)
     """
 
     path: Path
@@ -59,6 +65,11 @@ def read_training_run(path: str | Path) -> TrainingRun:
 
     Raises:
         InputError: There is no signal, or a file is damaged; file and line are named.
+
+    >>> read_training_run("nowhere")
+    Traceback (most recent call last):
+        ...
+    slimbit.records.errors.InputError: signal file nowhere must be readable, got No such file or directory
     """
     given = Path(path)
     if given.is_dir() and not (given / SIGNAL).exists():
@@ -90,25 +101,13 @@ def read_epochs(file: Path) -> dict[int, TrainEpoch]:
         InputError: A line is damaged; it is named.
     """
     lines = _text(file).split("\n")[:-1]  # a line without its end is being written
-    places = [f"line {number} of {file}" for number in range(1, len(lines) + 1)]
-    found = [_epoch(_json(line, where), where) for line, where in zip(lines, places, strict=True)]
+    found = [from_json(TrainEpoch, line, where=f"line {number} of {file}") for number, line in enumerate(lines, 1)]
     return {epoch.epoch: epoch for epoch in found}
-
-
-def _epoch(row: Any, where: str) -> TrainEpoch:
-    try:
-        return _RULES.validate_python(row)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        name, got = ".".join(map(str, fault["loc"])) or "row", repr(fault["input"])[:80]
-        raise InputError(
-            f"{name} of {where} must be {fault['msg'].removeprefix('Input should be ')}, got {got}"
-        ) from error
 
 
 def _config(file: Path) -> Mapping[str, Any]:
     text = _text(file)
-    data = _json(text, str(file)) if text else {}
+    data = parse_json(text, where=str(file)) if text else {}
     config = data.get("config", {}) if isinstance(data, dict) else None
     if not isinstance(config, dict):
         raise InputError(f"{file} must hold a table config, got {type(config).__name__}")
@@ -116,16 +115,9 @@ def _config(file: Path) -> Mapping[str, Any]:
 
 
 def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not file.exists():
         return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} must be readable text, got {error}") from error
-
-
-def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} must be complete JSON, got {error}: the file is damaged") from error
+        return read_regular(file, "training record", limit=LARGEST).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} must be readable text, got {error}") from error

@@ -1,4 +1,4 @@
-"""Prune or quantize? The answer for one network in a sentence, from the points of a run with several widths."""
+"""Prune or quantize? The answer for one network in a sentence, from the points of a run with several keep ratios."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,11 +7,11 @@ from itertools import groupby, pairwise
 
 from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.point import FrontierPoint
+from slimbit.records.terminal import UNITS, quantity
 from slimbit.report.headline import cost_at_accuracy, times
-from slimbit.report.tables import UNITS, quantity
 
 PLACES = 400
-"""Costs at which the widths are compared, evenly over log cost."""
+"""Costs at which the keep ratios are compared, evenly over log cost."""
 BEYOND = 1.1
 """How far, so that the dearest point counts: beyond its cost it is still to be had."""
 USEFUL = 0.75
@@ -23,15 +23,15 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """A range of costs in which one width is best.
+    """A range of costs in which one ratio is best.
 
     Attributes:
-        width: Share of the filters that is kept; 1 = quantize only.
+        keep_ratio: Share of the filters that is kept; 1 = quantize only.
         low: Its cheapest cost.
         high: Its dearest.
     """
 
-    width: float
+    keep_ratio: float
     low: float
     high: float
 
@@ -52,11 +52,11 @@ class Answer:
 
 
 def answer(points: Sequence[FrontierPoint], metric: str, *, float_accuracy: float, unit: str = "") -> Answer | None:
-    """Which width is best at which cost, and what pruning alone is worth.
+    """Which ratio is best at which cost, and what pruning alone is worth.
 
-    A narrower network counts as better where its front, interpolated on log cost, lies above that of the network as it
-    was given by more than one standard error of an accuracy; where a width cannot reach a cost, any other is better.
-    Costs at which no width keeps three quarters of the float accuracy are left out.
+    A pruned network counts as better where its front, interpolated on log cost, lies above that of the network as it
+    was given by more than one standard error of an accuracy; where a ratio cannot reach a cost, any other is better.
+    Costs at which no ratio keeps three quarters of the float accuracy are left out.
 
     Args:
         points: Finished points.
@@ -65,10 +65,10 @@ def answer(points: Sequence[FrontierPoint], metric: str, *, float_accuracy: floa
         unit: Unit of accuracy.
 
     Returns:
-        None for a run of one width, or without points of this metric.
+        None for a run of one ratio, or without points of this metric.
     """
-    fronts = {width: front_of(ours, metric) for width, ours in _by_width(points).items()}
-    fronts = {width: front for width, front in fronts.items() if front}
+    fronts = {ratio: front_of(ours, metric) for ratio, ours in _by_keep_ratio(points).items()}
+    fronts = {ratio: front for ratio, front in fronts.items() if front}
     if len(fronts) < 2:
         return None
     useful = [cost for front in fronts.values() for cost, accuracy in front if accuracy >= USEFUL * float_accuracy]
@@ -111,9 +111,9 @@ def accuracy_at(front: Curve, cost: float) -> float | None:
     return front[-1][1]
 
 
-def _by_width(points: Sequence[FrontierPoint]) -> Mapping[float, Sequence[FrontierPoint]]:
-    ours = sorted((p for p in points if not p.baseline), key=lambda p: -p.width)
-    return {width: tuple(group) for width, group in groupby(ours, key=lambda p: p.width)}
+def _by_keep_ratio(points: Sequence[FrontierPoint]) -> Mapping[float, Sequence[FrontierPoint]]:
+    ours = sorted((p for p in points if not p.baseline), key=lambda p: -p.keep_ratio)
+    return {ratio: tuple(group) for ratio, group in groupby(ours, key=lambda p: p.keep_ratio)}
 
 
 def _standard_error(points: Sequence[FrontierPoint]) -> float:
@@ -127,23 +127,23 @@ def _standard_error(points: Sequence[FrontierPoint]) -> float:
 
 
 def _best(fronts: Mapping[float, Curve], cost: float, error: float) -> float:
-    """The width that is best at a cost; a narrower one must be clearly better than the widest that reaches it."""
-    reached = {width: found for width, front in fronts.items() if (found := accuracy_at(front, cost)) is not None}
-    widest = max(reached)
-    best = max(reached, key=lambda width: (reached[width], width))
-    return best if reached[best] > reached[widest] + error else widest
+    """The ratio that is best at a cost; a smaller one must be clearly better than the largest that reaches it."""
+    reached = {ratio: found for ratio, front in fronts.items() if (found := accuracy_at(front, cost)) is not None}
+    largest = max(reached)
+    best = max(reached, key=lambda ratio: (reached[ratio], ratio))
+    return best if reached[best] > reached[largest] + error else largest
 
 
 def _stretches(costs: Sequence[float], best: Sequence[float]) -> list[Stretch]:
-    """Runs of one width; one shorter than a twentieth of the whole is noise and goes to the run before it."""
+    """Runs of one ratio; one shorter than a twentieth of the whole is noise and goes to the run before it."""
     runs: list[Stretch] = []
-    for width, group in groupby(zip(best, costs, strict=True), key=lambda pair: pair[0]):
+    for ratio, group in groupby(zip(best, costs, strict=True), key=lambda pair: pair[0]):
         found = [cost for _, cost in group]
-        if runs and (len(found) < PLACES / 20 or runs[-1].width == width):
+        if runs and (len(found) < PLACES / 20 or runs[-1].keep_ratio == ratio):
             runs[-1] = replace(runs[-1], high=found[-1])
         else:
             runs = [*runs[:-1], *(replace(run, high=found[0]) for run in runs[-1:])]
-            runs.append(Stretch(width=width, low=found[0], high=found[-1]))
+            runs.append(Stretch(keep_ratio=ratio, low=found[0], high=found[-1]))
     if len(runs) > 1 and math.log(runs[0].high / runs[0].low) < math.log(costs[-1] / costs[0]) / 20:
         first, second, *rest = runs
         runs = [replace(second, low=first.low), *rest]
@@ -152,36 +152,36 @@ def _stretches(costs: Sequence[float], best: Sequence[float]) -> list[Stretch]:
 
 def _advice(stretches: Sequence[Stretch], brief: Callable[[float], str]) -> str:
     if len(stretches) == 1:
-        return f"{_do(stretches[0].width).capitalize()}, at every cost that was measured."
+        return f"{_do(stretches[0].keep_ratio).capitalize()}, at every cost that was measured."
     parts = []
     for i, stretch in enumerate(stretches):
         last = i == len(stretches) - 1
         where = f"above {brief(stretch.low)}" if last else f"below {brief(stretch.high)}"
         if not last and i:
             where = f"from {brief(stretch.low)} to {brief(stretch.high)}"
-        parts.append(f"{where}: {_do(stretch.width)}")
+        parts.append(f"{where}: {_do(stretch.keep_ratio)}")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _do(width: float) -> str:
-    return "quantize only" if width == 1 else f"slim to {width:g} first, then quantize"
+def _do(ratio: float) -> str:
+    return "quantize only" if ratio == 1 else f"prune to {ratio:g} first, then quantize"
 
 
 def _advised(stretches: Sequence[Stretch], cost: float) -> float:
-    return next((stretch.width for stretch in stretches if cost <= stretch.high), stretches[-1].width)
+    return next((stretch.keep_ratio for stretch in stretches if cost <= stretch.high), stretches[-1].keep_ratio)
 
 
 def _gain(
     fronts: Mapping[float, Curve], advised: Iterable[tuple[float, float]], brief: Callable[[float], str], *, space: str
 ) -> list[str]:
-    """Where slimming pays most, with numbers."""
+    """Where pruning pays most, with numbers."""
     whole = fronts.get(1.0)
     gains = [(0.0, 0.0, 0.0, 0.0)]
-    for cost, width in advised:
+    for cost, ratio in advised:
         before = accuracy_at(whole, cost) if whole else None
-        after = accuracy_at(fronts[width], cost)
-        if width != 1 and before is not None and after is not None:
+        after = accuracy_at(fronts[ratio], cost)
+        if ratio != 1 and before is not None and after is not None:
             gains.append((after - before, cost, after, before))
     gain, cost, after, before = max(gains)
     return [f"At {brief(cost)} that gives {after:.2f}{space} instead of {before:.2f}{space}."] if gain > 0 else []
@@ -192,12 +192,12 @@ def _alone(points: Sequence[FrontierPoint], fronts: Mapping[float, Curve], metri
     everything = [pair for front in fronts.values() for pair in front]
     factors = []
     for point in points:
-        if point.policy != "prune_only" or point.width == 1 or point.accuracy is None:
+        if point.policy != "prune_only" or point.keep_ratio == 1 or point.accuracy is None:
             continue
         reached, cost = cost_at_accuracy(everything, point.accuracy)
         theirs = point.costs.get(metric)
         if cost and theirs and reached == "exact":
-            factors.append((theirs / cost, point.width))
+            factors.append((theirs / cost, point.keep_ratio))
     if not factors:
         return []
     (least, _), (most, _) = min(factors), max(factors)

@@ -30,8 +30,8 @@ COLOURS = {
 def accuracy_figure(data: ReportData, metric: str) -> FigureData:
     """Accuracy against one cost metric: Pareto front, other points, baselines, float accuracy.
 
-    Traces, in the order of the templates: where there are several widths one for each, pruning alone, and baselines of
-    narrower networks; then other points, front, baselines, steps from training, the selected point.
+    Traces, in the order of the templates: where there are several keep ratios one for each, pruning alone, and
+    baselines of pruned networks; then other points, front, baselines, steps from training, the selected point.
     ``customdata`` holds the numbers of the points; the selected one is filled in by the page. The layout opens on the
     useful part of the accuracy; ``layout.meta.ranges`` has that and the whole ("useful", "all").
 
@@ -43,15 +43,15 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
     shown = [point for point in data.points if point.kind != "failed" and point.costs.get(metric)]
     by_cost = sorted(shown, key=lambda point: (point.costs[metric] or 0.0, point.number))
     front = [data.point(number) for number in frame.front]
-    joint = len(widths_of(data)) > 1
+    joint = len(keep_ratios_of(data)) > 1
     others = [p for p in by_cost if p.kind == "ours" and p.number not in frame.front and not joint]
-    baselines = [point for point in by_cost if point.kind == "baseline" and point.width == 1]
+    baselines = [point for point in by_cost if point.kind == "baseline" and point.keep_ratio == 1]
     signals = [point for point in by_cost if point.kind == "signal"]
     ranges = {name: _ranges(data, shown, metric, whole=name == "all") for name in ("useful", "all")}
     unit = f" ({data.about.unit})" if data.about.unit else ""
     return {
         "data": [
-            *(_of_widths(by_cost, data, frame) if joint else ()),
+            *(_of_keep_ratios(by_cost, data, frame) if joint else ()),
             _trace("other points", others, data, frame, lines=False),
             _trace("Pareto front", front, data, frame, lines=True),
             _trace(_baseline_name(baselines), baselines, data, frame, lines=len({p.policy for p in baselines}) == 1),
@@ -62,7 +62,7 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
         "layout": {
             "xaxis": {"type": "log", "title": {"text": plain(frame.title)}, "range": ranges["useful"]["x"],
                       "dtick": ranges["useful"]["dtick"], "tickformat": "~s", "tickangle": 0},
-            "yaxis": {"title": {"text": f"accuracy{unit}"}, "range": ranges["useful"]["y"]},
+            "yaxis": {"title": {"text": f"{plain(data.about.score_name)}{unit}"}, "range": ranges["useful"]["y"]},
             "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": data.about.float_accuracy,
                         "y1": data.about.float_accuracy}],
             "annotations": [{"xref": "paper", "x": 0, "y": data.about.float_accuracy,
@@ -72,27 +72,27 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
     }  # fmt: skip
 
 
-def widths_of(data: ReportData) -> list[float]:
-    """The widths of a report, the widest first."""
-    return sorted({point.width for point in data.points}, reverse=True)
+def keep_ratios_of(data: ReportData) -> list[float]:
+    """The keep ratios of a report, the largest first."""
+    return sorted({point.keep_ratio for point in data.points}, reverse=True)
 
 
-def _of_widths(by_cost: Sequence[PointFrame], data: ReportData, frame: MetricFrame) -> list[FigureData]:
-    """A curve for each width, what pruning alone reaches, and (hidden until asked for) narrower baselines."""
+def _of_keep_ratios(by_cost: Sequence[PointFrame], data: ReportData, frame: MetricFrame) -> list[FigureData]:
+    """A curve for each keep ratio, what pruning alone reaches, and (hidden at first) baselines of pruned networks."""
     ours = [point for point in by_cost if point.kind == "ours"]
     curves = [
         _trace(
-            "quantize only" if width == 1 else f"slim to {width:g}, then quantize",
-            [point for point in ours if point.width == width],
+            "quantize only" if ratio == 1 else f"prune to {ratio:g}, then quantize",
+            [point for point in ours if point.keep_ratio == ratio],
             data,
             frame,
             lines=True,
         )
-        for width in widths_of(data)
+        for ratio in keep_ratios_of(data)
     ]
     alone = [point for point in by_cost if point.kind == "pruned"]
-    narrow = [point for point in by_cost if point.kind == "baseline" and point.width != 1]
-    hidden = {**_trace("slim, then max_abs", narrow, data, frame, lines=False), "visible": "legendonly"}
+    pruned = [point for point in by_cost if point.kind == "baseline" and point.keep_ratio != 1]
+    hidden = {**_trace("prune, then max_abs", pruned, data, frame, lines=False), "visible": "legendonly"}
     return [*curves, _trace("prune only, 8 bits", alone, data, frame, lines=True), hidden]
 
 
@@ -109,17 +109,17 @@ def histogram_figure(data: ReportData) -> FigureData:
     }  # fmt: skip
 
 
-def template(theme: str, *, widths: int = 1) -> dict[str, Any]:
+def template(theme: str, *, keep_ratios: int = 1) -> dict[str, Any]:
     """Plotly template of a theme ("light" or "dark"): the same figure in other colours.
 
     Args:
         theme: Its name.
-        widths: How many widths the report has.
+        keep_ratios: How many keep ratios the report has.
     """
     colours = COLOURS[theme]
     axis = {"gridcolor": colours["grid"], "linecolor": colours["quiet"], "zeroline": False, "ticks": "",
             "automargin": True, "title": {"standoff": 12, "font": {"size": 13}}}  # fmt: skip
-    return {"data": _trace_styles(colours, widths=widths), "layout": {
+    return {"data": _trace_styles(colours, keep_ratios=keep_ratios), "layout": {
         "font": {"family": FONT, "size": 13, "color": colours["quiet"]},
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
@@ -164,7 +164,7 @@ def _trace(name: str, points: Sequence[PointFrame], data: ReportData, frame: Met
 
 def _hover(point: PointFrame, data: ReportData) -> str:
     interval = "" if point.low is None or point.high is None else f"  ({point.low:.2f} to {point.high:.2f})"
-    rows = [f"<b>{plain(point.label)}</b>", f"accuracy {plain(point.accuracy_text)}{interval}"]
+    rows = [f"<b>{plain(point.label)}</b>", f"{plain(data.about.score_name)} {plain(point.accuracy_text)}{interval}"]
     if point.clamped:
         rows.append(f"clamped: {len(point.clamped)} of the layers")
     rows += [
@@ -203,32 +203,32 @@ def _outside(points: Iterable[PointFrame], limits: Sequence[float]) -> int:
     return sum((point.accuracy or 0.0) < limits[0] for point in points)
 
 
-def _width_styles(colours: dict[str, str], widths: int) -> list[dict[str, Any]]:
-    """Styles of the traces that only several widths have."""
+def _ratio_styles(colours: dict[str, str], keep_ratios: int) -> list[dict[str, Any]]:
+    """Styles of the traces that only several keep ratios have."""
     bars = {"thickness": 1, "width": 0}
     names = ("front", "width1", "width2", "width3", "width4")
-    hues = [colours[names[i % len(names)]] for i in range(widths)]
+    hues = [colours[names[i % len(names)]] for i in range(keep_ratios)]
     curves = [
         {"marker": {"color": hue, "size": 6, "symbol": symbol}, "line": {"color": hue, "width": 1.5}, "error_y": bars}
         for hue, symbol in zip(hues, cycle(("circle", "square", "triangle-down", "cross", "star")), strict=False)
     ]
     alone = {"marker": {"color": colours["ink"], "symbol": "x", "size": 8},
              "line": {"color": colours["ink"], "width": 1.5, "dash": "dash"}, "error_y": bars}  # fmt: skip
-    narrow = {"marker": {"color": colours["base"], "symbol": "diamond-open", "size": 8}, "error_y": bars}
-    return [*curves, alone, narrow]
+    pruned = {"marker": {"color": colours["base"], "symbol": "diamond-open", "size": 8}, "error_y": bars}
+    return [*curves, alone, pruned]
 
 
-def _trace_styles(colours: dict[str, str], *, widths: int) -> dict[str, Any]:
+def _trace_styles(colours: dict[str, str], *, keep_ratios: int) -> dict[str, Any]:
     """Styles by type and order of traces: see `accuracy_figure`."""
     bars = {"thickness": 1, "width": 0}
     front = {"marker": {"color": colours["front"], "size": 9}, "line": {"color": colours["front"], "width": 2}}
-    if widths > 1:  # the curves of the widths have the colours; the front goes over them as a ribbon of rings
+    if keep_ratios > 1:  # the curves of the keep ratios have the colours; the front goes over them as a ribbon of rings
         front = {"marker": {"color": colours["ink"], "size": 11, "symbol": "circle-open", "line": {"width": 1.5}},
                  "line": {"color": colours["ink"], "width": 1, "dash": "dot"}}  # fmt: skip
     ring = {"symbol": "circle-open", "size": 20, "color": colours["ink"], "line": {"width": 2}}
     return {
         "scatter": [
-            *(_width_styles(colours, widths) if widths > 1 else ()),
+            *(_ratio_styles(colours, keep_ratios) if keep_ratios > 1 else ()),
             {"marker": {"color": colours["quiet"], "symbol": "circle-open", "size": 8}, "error_y": bars},
             {**front, "error_y": bars},
             {"marker": {"color": colours["base"], "symbol": "diamond", "size": 9},

@@ -11,10 +11,10 @@ from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.cost import SCHEMA
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint, point_label
+from slimbit.records.terminal import MISSING, UNITS, quantity
 from slimbit.report.answer import Answer, answer
 from slimbit.report.assumptions import assumptions
-from slimbit.report.headline import Headline, headline
-from slimbit.report.tables import MISSING, UNITS, quantity
+from slimbit.report.headline import Headline, headlines
 
 CostData = Mapping[str, Any]
 """JSON of one `CostReport`."""
@@ -36,7 +36,7 @@ LABELS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
+class ReportFacts:
     """What a report says of the run itself.
 
     Attributes:
@@ -44,18 +44,22 @@ class About:
         network: Name of the network.
         metric: Cost metric that the sweep was for.
         float_accuracy: Accuracy before compression.
+        score_name: What the accuracy is called.
         unit: Unit of accuracy: "%" or "".
         scoring: How accuracy was scored, by name: data, images, interval.
         provenance: Versions, seed, hardware and settings, by name.
+        activation_bits: Width that activations are quantized to; None where they stay float.
     """
 
     run: str
     network: str
     metric: str
     float_accuracy: float
+    score_name: str = "accuracy"
     unit: str = ""
     scoring: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    activation_bits: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +83,13 @@ class PointFrame:
     error: str
     clamped: tuple[str, ...] = ()
     """Layers that could not get the step which the policy asked for."""
-    width: float = 1.0
+    keep_ratio: float = 1.0
     """Share of the filters that was kept."""
 
     @property
     def label(self) -> str:
         """Width, policy and setting."""
-        return point_label(self.width, self.policy, self.setting)
+        return point_label(self.keep_ratio, self.policy, self.setting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +116,7 @@ class LayersFrame:
         widest: Bits of the widest level.
         decibels: S/N in dB, None where nothing was rounded.
         shares: Share of the network's cost by metric, 0 to 1.
-        filters: Number of filters by bit width, from 0 (pruned, those of a narrower network included).
+        filters: Number of filters by bit width, from 0 (pruned, those of a pruned network included).
     """
 
     mean_bits: tuple[float, ...]
@@ -126,11 +130,12 @@ class LayersFrame:
 class ReportData:
     """Everything a report shows; ``start`` is the number of the point it opens with.
 
-    ``answers`` tell which width is best at which cost, one per metric, where a run has several widths.
+    ``headlines`` say how many times cheaper it is, one per accuracy that people ask for. ``answers`` tell which keep
+    ratio is best at which cost, one per metric, where a run has several.
     """
 
-    about: About
-    headline: Headline
+    about: ReportFacts
+    headlines: tuple[Headline, ...]
     answers: tuple[Answer, ...]
     start: int
     metrics: tuple[MetricFrame, ...]
@@ -149,7 +154,7 @@ class ReportData:
 
 
 def report_data(
-    about: About, points: Sequence[FrontierPoint], read_cost: Callable[[FrontierPoint], CostData]
+    about: ReportFacts, points: Sequence[FrontierPoint], read_cost: Callable[[FrontierPoint], CostData]
 ) -> ReportData:
     """What a report shows, from records.
 
@@ -171,7 +176,7 @@ def report_data(
     whole = max(map(_filters, reports.values()))
     return ReportData(
         about=about,
-        headline=headline(done, reports, names_of_metrics, about.unit),
+        headlines=headlines(done, reports, names_of_metrics, float_accuracy=about.float_accuracy, unit=about.unit),
         answers=tuple(
             found
             for name in names_of_metrics
@@ -182,7 +187,7 @@ def report_data(
         points=tuple(_point_frame(point, reports.get(point.number), about.unit) for point in points),
         layer_names=names,
         layers={number: _layers_frame(report, names_of_metrics, whole) for number, report in reports.items()},
-        assumptions=assumptions(list(reports.values())),
+        assumptions=assumptions(list(reports.values()), activation_bits=about.activation_bits),
     )
 
 
@@ -231,7 +236,7 @@ def _metric_frame(name: str, points: Sequence[FrontierPoint]) -> MetricFrame:
     )
 
 
-def _start(metric: MetricFrame, points: Sequence[FrontierPoint], about: About) -> int:
+def _start(metric: MetricFrame, points: Sequence[FrontierPoint], about: ReportFacts) -> int:
     """The cheapest point of the front that keeps nearly all of the float accuracy, else the most accurate one."""
     accuracy = {point.number: point.accuracy or 0.0 for point in points}
     front = metric.front or tuple(accuracy)
@@ -246,7 +251,7 @@ def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> Po
         number=point.number,
         kind=kind,
         policy=point.policy,
-        setting=point.setting,
+        setting="" if point.setting is None else str(point.setting),
         grid=", ".join(grids),
         accuracy=point.accuracy,
         accuracy_text=MISSING if point.accuracy is None else f"{point.accuracy:.2f}{unit and ' ' + unit}",
@@ -258,7 +263,7 @@ def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> Po
         seconds=f"{sum(point.seconds.values()):.1f} s" if point.seconds else MISSING,
         error=point.error,
         clamped=point.clamped,
-        width=point.width,
+        keep_ratio=point.keep_ratio,
     )
 
 

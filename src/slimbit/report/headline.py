@@ -1,4 +1,4 @@
-"""The headline: how many times cheaper at the accuracy of the 4-bit baseline, for each cost metric."""
+"""The headline: how many times cheaper within so many points of the float accuracy, for each cost metric."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,26 +7,30 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from slimbit.numerics.pareto import pareto_mask
-from slimbit.records.plan import PlanGrid
+from slimbit.records.accuracy import mcnemar
+from slimbit.records.config import Grid
 from slimbit.records.point import FrontierPoint
-from slimbit.report.tables import quantity
+from slimbit.records.terminal import quantity
 
 CostData = Mapping[str, Any]
-BASELINE_BITS = 4
+REFERENCE_BITS = 8
+DROPS = (0.5, 1.0, 2.0, 3.0, 5.0)
+"""Points below the float accuracy that people ask for; the page opens with 1."""
+FLOAT_BYTES = 4
 
 Reached = Literal["exact", "at_least", "not_reached", "no_cost"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Factor:
-    """How many times cheaper the front is than the baseline, for one metric.
+    """How many times cheaper the front is than the reference, for one metric.
 
     Attributes:
         metric: Cost metric.
         reached: "exact": between two points of the front. "at_least": every point of the front is more accurate than
-            the baseline, so the cheapest one gives a lower bound. "not_reached": no point is as accurate.
+            asked for, so the cheapest one gives a lower bound. "not_reached": no point is as accurate.
             "no_cost": the metric does not exist on one side.
-        factor: Baseline's cost over the front's; None where there is none.
+        factor: Reference's cost over the front's; None where there is none.
         text: The factor for people, e.g. ``5.2x``.
         detail: Both costs for people.
     """
@@ -40,47 +44,100 @@ class Factor:
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """One sentence and a factor per metric.
+    """One sentence and a factor per metric, at one accuracy.
 
     Attributes:
+        drop: Points below the float accuracy.
         text: What is compared with what.
-        baseline: Number of the baseline point; None where the run has none.
-        factors: One per metric, the sweep's own first; empty without a baseline.
+        factors: One per metric, the sweep's own first; empty where nothing is there to compare with.
         notes: What a reader must know before quoting the factors.
     """
 
+    drop: float
     text: str
-    baseline: int | None
     factors: tuple[Factor, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def headline(
-    points: Sequence[FrontierPoint], reports: Mapping[int, CostData], metrics: Sequence[str], unit: str = ""
-) -> Headline:
-    """Compare the run's own points with its 4-bit baseline, at the accuracy of the baseline.
+def headlines(
+    points: Sequence[FrontierPoint],
+    reports: Mapping[int, CostData],
+    metrics: Sequence[str],
+    *,
+    float_accuracy: float,
+    unit: str = "",
+) -> tuple[Headline, ...]:
+    """How many times cheaper than 8 bits the run's own points are, at accuracies a little below that of the network.
 
-    ``factor = cost of baseline / exp(interpolate(accuracy; log cost along the Pareto front))``.
+    ``factor = cost of the 8-bit network / exp(interpolate(accuracy; log cost along the Pareto front))``.
 
     Args:
         points: Finished points.
         reports: JSON data of their cost reports, by point number.
         metrics: Cost metrics.
-        unit: Unit of accuracy.
+        float_accuracy: Of the network before compression.
+        unit: Unit of accuracy; without one a "point" is a hundredth of the float accuracy.
     """
-    baseline = _baseline(points, reports)
-    if baseline is None:
-        return Headline(text="This run has no baseline to compare with.", baseline=None)
+    reference = _reference(points, reports)
     ours = [point for point in points if not point.baseline]
-    notes = ("Interpolated on log cost along the Pareto front; both accuracies are estimates with an interval.",)
-    space = f" {unit}" if unit else ""
-    name = f"{_widest(reports[baseline.number])}-bit"
-    return Headline(
-        text=f"At the accuracy of the {name} baseline ({baseline.policy}, {baseline.accuracy:.2f}{space})",
-        baseline=baseline.number,
-        factors=tuple(_factor(metric, baseline, ours) for metric in metrics),
-        notes=notes,
+    scale = 1.0 if unit else abs(float_accuracy) / 100
+    return tuple(
+        _headline(drop, float_accuracy - drop * scale, ours, reference, reports, metrics=metrics, unit=unit)
+        for drop in DROPS
     )
+
+
+def _headline(
+    drop: float,
+    target: float,
+    ours: Sequence[FrontierPoint],
+    reference: FrontierPoint | None,
+    reports: Mapping[int, CostData],
+    *,
+    metrics: Sequence[str],
+    unit: str,
+) -> Headline:
+    space = f" {unit}" if unit else ""
+    what = f"{drop:g} point{'' if drop == 1 else 's'}" if unit else f"{drop:g} % of the float score"
+    begin = f"Within {what} of float ({target:.2f}{space} or more)"
+    if reference is None:
+        return Headline(drop=drop, text=f"{begin}: this run has no 8-bit network to compare with.")
+    factors = tuple(_factor(metric, reference.costs.get(metric), target, ours) for metric in metrics)
+    chosen = _cheapest(ours, metrics[0] if metrics else "", target)
+    notes = ["Interpolated on log cost along the Pareto front; accuracies are estimates with an interval."]
+    parts = []
+    if factors and factors[0].factor is not None:
+        parts.append(f"{factors[0].text} cheaper than {REFERENCE_BITS} bits")
+    if chosen is not None:
+        weights = sum(layer["weights"] for layer in reports[reference.number]["layers"])
+        size = chosen.costs.get("weight_bytes")
+        if size:
+            parts.append(f"weights {times(FLOAT_BYTES * weights / size)}\N{MULTIPLICATION SIGN} smaller than float32")
+        notes += _pairwise(chosen, reference)
+    if not parts:
+        best = max((p.accuracy for p in ours if p.accuracy is not None), default=None)
+        reached = "none was measured" if best is None else f"the most accurate one has {best:.2f}{space}"
+        return Headline(drop=drop, text=f"{begin}: no point of the sweep is so accurate; {reached}.")
+    return Headline(drop=drop, text=f"{begin}: {', '.join(parts)}", factors=factors, notes=tuple(notes))
+
+
+def _pairwise(chosen: FrontierPoint, reference: FrontierPoint) -> list[str]:
+    """How the cheapest point that is accurate enough and the 8-bit network differ on the very same images."""
+    if not chosen.hits or not reference.hits or chosen.images != reference.images:
+        return []
+    first, second = chosen.measured(), reference.measured()
+    pairs = list(zip(first.right(), second.right(), strict=True))
+    won, lost = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    text = (
+        f"Pairwise on {chosen.images:,} images: point {chosen.number} is right on {won} that the {REFERENCE_BITS}-bit "
+        f"network gets wrong, and wrong on {lost} that it gets right (McNemar p = {mcnemar(first, second):.2g})."
+    )
+    return [text]
+
+
+def _cheapest(ours: Sequence[FrontierPoint], metric: str, target: float) -> FrontierPoint | None:
+    good = [p for p in ours if p.accuracy is not None and p.accuracy >= target and p.costs.get(metric)]
+    return min(good, key=lambda p: (p.costs[metric] or 0.0, p.number), default=None)
 
 
 def cost_at_accuracy(costs: Sequence[tuple[float, float]], accuracy: float) -> tuple[Reached, float | None]:
@@ -104,16 +161,16 @@ def cost_at_accuracy(costs: Sequence[tuple[float, float]], accuracy: float) -> t
     return ("exact", front[-1][0]) if front[-1][1] == accuracy else ("not_reached", None)
 
 
-def _baseline(points: Sequence[FrontierPoint], reports: Mapping[int, CostData]) -> FrontierPoint | None:
-    """The baseline whose widest level is nearest to 4 bits; of several, `max_abs`, then the more accurate.
+def _reference(points: Sequence[FrontierPoint], reports: Mapping[int, CostData]) -> FrontierPoint | None:
+    """The baseline whose widest level is nearest to 8 bits; of several, `max_abs`, then the more accurate.
 
     Policy ``signal`` is no baseline: its steps are the paper's proposal, beside the sweep for comparison. Neither
     is what was pruned.
     """
-    candidates = [p for p in points if p.baseline and p.policy not in ("signal", "prune_only") and p.width == 1]
+    candidates = [p for p in points if p.baseline and p.policy not in ("signal", "prune_only") and p.keep_ratio == 1]
 
     def rank(point: FrontierPoint) -> tuple[int, bool, float]:
-        off = abs(_widest(reports[point.number]) - BASELINE_BITS)
+        off = abs(_widest(reports[point.number]) - REFERENCE_BITS)
         return off, point.policy != "max_abs", -(point.accuracy or 0.0)
 
     return min(candidates, key=rank, default=None)
@@ -121,14 +178,13 @@ def _baseline(points: Sequence[FrontierPoint], reports: Mapping[int, CostData]) 
 
 def _widest(report: CostData) -> int:
     """Width of the widest level; layers that stay float have none."""
-    widths = [int(layer["weight_bits"]) for layer in report["layers"] if layer["grid"] in get_args(PlanGrid)]
+    widths = [int(layer["weight_bits"]) for layer in report["layers"] if layer["grid"] in get_args(Grid)]
     return max(widths, default=0)
 
 
-def _factor(metric: str, baseline: FrontierPoint, ours: Sequence[FrontierPoint]) -> Factor:
-    theirs = baseline.costs.get(metric)
-    pairs = [(cost, point.accuracy or 0.0) for point in ours if (cost := point.costs.get(metric))]
-    reached, cost = cost_at_accuracy(pairs, baseline.accuracy or 0.0)
+def _factor(metric: str, theirs: float | None, target: float, ours: Sequence[FrontierPoint]) -> Factor:
+    pairs = [(cost, p.accuracy) for p in ours if p.accuracy is not None and (cost := p.costs.get(metric))]
+    reached, cost = cost_at_accuracy(pairs, target)
     if not theirs or reached == "no_cost":
         return Factor(metric=metric, reached="no_cost", factor=None, text="-", detail="not measured")
     if cost is None:

@@ -7,10 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
-
-from slimbit.records.errors import InputError
 
 # What could end a <script>, start a comment in it, or be read as an entity; the same text once JSON is parsed.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -48,15 +45,6 @@ def embedded(value: Mapping[str, Any]) -> str:
     """
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     return re.sub("[<>&\u2028\u2029]", lambda found: _ESCAPES[found[0]], text)
-
-
-def written(file: Path, text: str) -> Path:
-    """Write a page; raises `InputError` where that is impossible."""
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"report {file} must be a file that can be written, got {error.strerror}") from error
-    return file
 
 
 def _asset(name: str) -> str:

@@ -27,8 +27,8 @@ def cost_figure(data: TrainingData) -> FigureData:
 
     ESN_a by Eq. (4), or S/N where positions are not known. Traces: measured, closed form, accuracy (mean of three).
     """
-    known = any(epoch.esn_analog is not None for epoch in data.epochs)
-    measured = [epoch.esn_analog if known else epoch.signal_to_noise for epoch in data.epochs]
+    known = any(epoch.esn_analog_estimate is not None for epoch in data.epochs)
+    measured = [epoch.esn_analog_estimate if known else epoch.signal_to_noise for epoch in data.epochs]
     wanted = [epoch.predicted_esn_analog if known else epoch.predicted_signal_to_noise for epoch in data.epochs]
     accuracy = [epoch.accuracy_mean for epoch in data.epochs]
     name, title = ("ESN_a, Eq. (4)", "ESN_a (step²)") if known else ("S/N", "S/N (power ratio)")

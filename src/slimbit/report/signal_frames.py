@@ -44,8 +44,8 @@ class EpochFrame:
     accuracy_mean: float | None
     """Of the epoch and its two neighbours."""
     signal_to_noise: float | None
-    esn_analog: float | None
-    esn_analog_corrected: float | None
+    esn_analog_estimate: float | None
+    esn_analog_estimate_plus: float | None
     predicted_signal_to_noise: float | None
     predicted_esn_analog: float | None
     filters: int
@@ -89,9 +89,9 @@ def training_data(run: TrainingRun) -> TrainingData:
     predicted = predictions(run)
     accuracies = {number: row.accuracy for number, row in run.epochs.items()}
     epochs = tuple(_epoch_frame(run, epoch, predicted.get(epoch.epoch), accuracies) for epoch in run.signal)
-    names = tuple(dict.fromkeys(layer.layer for epoch in run.signal for layer in epoch.layers))
-    found = [{layer.layer: finite(layer.signal_to_noise) for layer in epoch.layers} for epoch in run.signal]
-    unknown = any(epoch.esn_analog is None for epoch in epochs)
+    names = tuple(dict.fromkeys(layer.name for epoch in run.signal for layer in epoch.layers))
+    found = [{layer.name: finite(layer.signal_to_noise) for layer in epoch.layers} for epoch in run.signal]
+    unknown = any(epoch.esn_analog_estimate is None for epoch in epochs)
     return TrainingData(
         run=str(run.path),
         network=run.network,
@@ -123,10 +123,10 @@ def only_layer(run: TrainingRun, name: str) -> TrainingRun:
     Raises:
         InputError: No epoch has a record of it.
     """
-    kept = [replace(epoch, layers=tuple(x for x in epoch.layers if x.layer == name)) for epoch in run.signal]
+    kept = [replace(epoch, layers=tuple(x for x in epoch.layers if x.name == name)) for epoch in run.signal]
     signal = tuple(epoch for epoch in kept if epoch.layers)
     if not signal:
-        names = tuple(dict.fromkeys(layer.layer for epoch in run.signal for layer in epoch.layers))
+        names = tuple(dict.fromkeys(layer.name for epoch in run.signal for layer in epoch.layers))
         raise InputError(f"--layer must be a layer of the run, got {name!r}{closest(name, names)}")
     return replace(run, signal=signal)
 
@@ -169,8 +169,8 @@ def _epoch_frame(
         accuracy=finite(accuracies.get(number)),
         accuracy_mean=None if accuracies.get(number) is None else moving_mean(near, 1),
         signal_to_noise=finite(epoch.signal_to_noise),
-        esn_analog=finite(epoch.esn_analog),
-        esn_analog_corrected=finite(epoch.esn_analog_corrected),
+        esn_analog_estimate=finite(epoch.esn_analog_estimate),
+        esn_analog_estimate_plus=finite(epoch.esn_analog_estimate_plus),
         predicted_signal_to_noise=finite(predicted),
         predicted_esn_analog=None if predicted is None or weighted is None else finite(weighted * predicted / 12),
         filters=epoch.filters,
@@ -182,21 +182,25 @@ def _macs(epoch: EpochSignal) -> int | None:
     """``sum_l c_l ||W_l||_0``; None where the positions of a layer are not known."""
     if any(layer.positions is None for layer in epoch.layers):
         return None
-    return sum((layer.positions or 0) * layer.weights for layer in epoch.layers)
+    return sum((layer.positions or 0) * layer.nonzero_weights for layer in epoch.layers)
+
+
+JSON_NAMES = {"esn_analog": "esn_analog_estimate", "esn_analog_corrected": "esn_analog_estimate_plus"}
+"""Keys of ``slimbit signal --json`` that are older than the names of what they hold: Eq. (4) and its next order."""
 
 
 def _row(frame: EpochFrame) -> dict[str, Any]:
     dead = {f"{threshold:g}": count for threshold, count in zip(DEAD_THRESHOLDS, frame.dead, strict=True)}
-    names = ("epoch", "learning_rate", "loss", "accuracy", "signal_to_noise", "esn_analog", "esn_analog_corrected",
+    names = ("epoch", "learning_rate", "loss", "accuracy", "signal_to_noise", *JSON_NAMES,
              "predicted_signal_to_noise", "predicted_esn_analog", "filters")  # fmt: skip
-    return {**{name: getattr(frame, name) for name in names}, "dead_filters": dead}
+    return {**{name: getattr(frame, JSON_NAMES.get(name, name)) for name in names}, "dead_filters": dead}
 
 
 def _layer_row(layer: LayerSignal) -> dict[str, Any]:
-    numbers = {name: finite(getattr(layer, name)) for name in ("signal", "noise", "signal_to_noise", "esn_analog",
-                                                               "esn_analog_corrected")}  # fmt: skip
+    names = ("signal", "noise", "signal_to_noise", *JSON_NAMES)
+    numbers = {name: finite(getattr(layer, JSON_NAMES.get(name, name))) for name in names}
     dead = {f"{threshold:g}": count for threshold, count in layer.dead_filters.items()}
-    return {"layer": layer.layer, **numbers, "filters": len(layer.filter_signal), "dead_filters": dead}
+    return {"layer": layer.name, **numbers, "filters": len(layer.filter_signal), "dead_filters": dead}
 
 
 def _settings(run: TrainingRun) -> dict[str, str]:

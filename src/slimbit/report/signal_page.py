@@ -4,11 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slimbit.records.files import write_whole
+from slimbit.records.terminal import quantity
 from slimbit.records.training_run import TrainingRun
-from slimbit.report.html import composed, written
+from slimbit.report.html import composed
 from slimbit.report.signal_figures import signal_figures, signal_templates
 from slimbit.report.signal_frames import QUOTED, TrainingData, training_data
-from slimbit.report.tables import quantity
 
 
 def write_signal_page(run: TrainingRun, out: str | Path | None = None) -> Path:
@@ -22,10 +23,12 @@ def write_signal_page(run: TrainingRun, out: str | Path | None = None) -> Path:
         The file.
 
     Raises:
-        InputError: The file cannot be written.
+        StoreError: The file cannot be written; an older one stays.
     """
     folder = run.path if run.path.is_dir() else run.path.parent
-    return written(Path(out) if out is not None else folder / "signal.html", signal_page(training_data(run)))
+    file = Path(out) if out is not None else folder / "signal.html"
+    write_whole(file, signal_page(training_data(run)).encode())
+    return file
 
 
 def signal_page(data: TrainingData) -> str:
@@ -52,8 +55,8 @@ TABLE = (
     ("accuracy", "accuracy"),
     ("S/N", "signal_to_noise"),
     ("closed form", "predicted_signal_to_noise"),
-    ("ESN_a", "esn_analog"),
-    ("corrected", "esn_analog_corrected"),
+    ("ESN_a", "esn_analog_estimate"),
+    ("corrected", "esn_analog_estimate_plus"),
 )
 """Headings and fields of the table, dead filters not among them."""
 

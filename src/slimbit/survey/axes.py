@@ -90,7 +90,7 @@ class Axis:
             setattr(self.module, name, taken)
         self._resize(places, groups * len(places) // self.size if whole_groups else groups)
 
-    def _resize(self, places: Tensor, groups: int) -> None:
+    def _resize(self, places: Tensor, groups: int) -> None:  # noqa: C901 - one branch per kind of module
         """The sizes that the module itself remembers."""
         module: Any = self.module
         size = len(places)
@@ -159,7 +159,9 @@ def find_axis(modules: Mapping[str, nn.Module], name: str, role: Role, size: int
     return Axis(name, role, size, module, slots, groups)
 
 
-def _slots(module: nn.Module, attribute: str, role: Role, size: int, dim: int | None) -> tuple[Slots, int | None]:
+def _slots(  # noqa: PLR0911 - one per kind of axis
+    module: nn.Module, attribute: str, role: Role, size: int, dim: int | None
+) -> tuple[Slots, int | None]:
     """Tensors and dimensions of the axis, and its size; None where a module of that kind has no such axis."""
     if isinstance(module, _ConvNd) and role in ("filters", "inputs"):
         return _of_convolution(module, role)

@@ -39,4 +39,4 @@ def layers_by_type(model: nn.Module) -> tuple[LayerSpec, ...]:
                 seen.add(key)
                 call.uses.append(use)
         calls.append(call)
-    return tuple(layers_of_calls(model, calls, 1).values())
+    return tuple(layers_of_calls(model, calls).values())

@@ -1,16 +1,17 @@
 """Gathers the uses of weights that a file's graph shows into the layers of a `NetworkSpec`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerKind, LayerSpec, NetworkSpec, OtherParameter, OtherWork
 from slimbit.survey.files import reading
-from slimbit.survey.result import StoredLevels, Survey
+from slimbit.survey.result import Survey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class WeightUse:
     identity: str
     shape: tuple[int, ...]
     macs: int
-    read: Callable[[], Tensor | StoredLevels]
+    read: Callable[[], Tensor | LayerLevels]
     groups: int = 1
     transposed: bool = False
     bias_parameters: int = 0
@@ -51,7 +52,7 @@ class LayerCollector:
         self.batch = batch
         self.other_work: list[OtherWork] = []
         self._layers: dict[str, LayerSpec] = {}
-        self._readers: dict[str, Callable[[], Tensor | StoredLevels]] = {}
+        self._readers: dict[str, Callable[[], Tensor | LayerLevels]] = {}
         self._counted: dict[str, int] = {}
 
     def add(self, use: WeightUse) -> str:
@@ -87,16 +88,20 @@ class LayerCollector:
         *,
         notes: list[str],
         activation_bits: dict[str, int] | None = None,
+        uncounted: tuple[str, ...] = (),
+        inputs: Iterable[tuple[int, ...]] = (),
     ) -> Survey:
         """Everything gathered.
 
         Raises:
-            InputError: There is nothing to count.
+            InputError: There is nothing to count or to list.
         """
         layers = tuple(self._layers.values())
-        if not layers:
+        if not layers and not self.other_work and not uncounted:
             raise InputError(f"{name} must hold weights of at least one layer, got none that a layer uses")
-        spec = NetworkSpec(name, layers, tuple(other_parameters), tuple(self.other_work), tuple(notes))
+        spec = NetworkSpec(
+            name, layers, tuple(other_parameters), tuple(self.other_work), tuple(notes), uncounted, tuple(inputs)
+        )
         return Survey(spec, lambda layer: self._readers[layer.name](), activation_bits or {})
 
     def _positions(self, use: WeightUse) -> int:
@@ -145,7 +150,7 @@ class LayerCollector:
 def with_clear_errors(survey: Survey, source: str | Path, kind: str) -> Survey:
     """The survey with a weight reader that turns what a library raises into an `InputError` (see `reading`)."""
 
-    def weight(layer: LayerSpec) -> Tensor | StoredLevels:
+    def weight(layer: LayerSpec) -> Tensor | LayerLevels:
         with reading(source, kind):
             return survey.weight(layer)
 

@@ -11,6 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from slimbit.records.errors import InputError
+from slimbit.survey.batch import check_batch
 from slimbit.survey.collect import with_clear_errors
 from slimbit.survey.exported_graph import GraphReader
 from slimbit.survey.files import existing_file, reading
@@ -21,13 +22,15 @@ _PROGRAM_FILES = ("models/model.json", "serialized_exported_program.json")
 _LOUD = ("torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize")
 
 
-def survey_exported(path_or_program: str | Path | ExportedProgram) -> Survey:
+def survey_exported(
+    path_or_program: str | Path | ExportedProgram, *, batch: int | None = None, allow_code: bool = False
+) -> Survey:
     """Layers of a ``torch.export`` program, from the shapes that the graph carries.
 
     A weight is what a convolution, linear layer or matrix product multiplies and that depends on parameters
     only, so transposed, sliced and weight-normalized parameters are found. Products of two activations
-    (attention scores) are listed as other work. The first dimension of the first input is the batch: counts
-    are per image, and a dynamic batch counts as 1.
+    (attention scores) are listed as other work. Counts are per image: a first dimension that inputs and outputs have
+    in common is the batch, with a note where it is not 1, and a dynamic one counts as 1.
 
     Warning:
         ``torch.export.load`` unpickles parts of the file and evaluates expressions in it: **a file from an
@@ -36,12 +39,14 @@ def survey_exported(path_or_program: str | Path | ExportedProgram) -> Survey:
 
     Args:
         path_or_program: A ``.pt2`` file written by ``torch.export.save``, or the program itself.
+        batch: How many images the inputs hold; default: found out.
+        allow_code: Whether a file may be opened although that can run code in it.
 
     Returns:
         The survey; weights are read from the loaded program.
 
     Raises:
-        InputError: The file is missing, damaged or of another kind, a dimension other than the batch is
+        InputError: The file is missing, damaged, of another kind or not trusted, a dimension other than the batch is
             dynamic, or a layer has no weights.
 
     Example:
@@ -51,13 +56,19 @@ def survey_exported(path_or_program: str | Path | ExportedProgram) -> Survey:
         >>> [(layer.name, layer.positions, layer.macs) for layer in survey.spec.layers]
         [('0', 36, 7776), ('2', 1, 2880)]
     """
+    check_batch(batch)
     if isinstance(path_or_program, ExportedProgram):
         with reading("the exported program", "torch.export"):
-            survey = GraphReader(path_or_program).survey("exported program")
+            survey = GraphReader(path_or_program, batch=batch).survey("exported program")
         return with_clear_errors(survey, "the exported program", "torch.export")
     file = existing_file(path_or_program, _KIND)
+    if not allow_code:
+        raise InputError(
+            f"{_KIND} file must be trusted, since opening it can run code in it, got {file}: allow that with "
+            "allow_code=True (--allow-code), or export to ONNX"
+        )
     with reading(file, _KIND), _quiet():
-        survey = GraphReader(_load(file)).survey(file.stem)
+        survey = GraphReader(_load(file), batch=batch).survey(file.stem)
     return with_clear_errors(survey, file, _KIND)
 
 

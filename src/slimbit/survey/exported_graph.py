@@ -57,7 +57,7 @@ class _Constant:
 class GraphReader:
     """Walks the graph once and collects layers."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, *, batch: int | None = None) -> None:
         self._program = program
         self._stored: dict[str, Tensor] = {**program.constants, **program.state_dict}
         self._parameters = set(program.graph_signature.parameters)
@@ -66,7 +66,9 @@ class GraphReader:
         self._used: set[str] = set()
         self._notes: list[str] = []
         self._batch_symbols: dict[Any, int] = {}
-        self._layers = LayerCollector(self._bind_inputs())
+        self._inputs: list[tuple[int, ...]] = []
+        self._bind_inputs()
+        self._layers = LayerCollector(self._batch() if batch is None else batch)
 
     def survey(self, name: str) -> Survey:
         """The survey of the program; ``name`` names the network."""
@@ -77,21 +79,48 @@ class GraphReader:
             for key in self._program.graph_signature.parameters
             if key not in self._used and _place(self._stored[key]) not in places
         ]
-        return self._layers.survey(name, others, notes=self._notes)
+        return self._layers.survey(name, others, notes=self._notes, inputs=self._inputs)
 
-    def _bind_inputs(self) -> int:
-        """Binds stored tensors to their graph inputs and returns the batch size."""
-        batch = None
+    def _bind_inputs(self) -> None:
+        """Binds stored tensors to their graph inputs, and open first dimensions to 1."""
         specs = self._program.graph_signature.input_specs
         for node, spec in zip(self._program.graph.find_nodes(op="placeholder"), specs, strict=True):
             if spec.kind is not InputKind.USER_INPUT:
                 self._bind(node, spec.target)
-            elif isinstance(node.meta.get("val"), Tensor) and node.meta["val"].ndim > 1:
-                first = node.meta["val"].shape[0]
+            elif isinstance(node.meta.get("val"), Tensor):
+                first = node.meta["val"].shape[0] if node.meta["val"].ndim > 1 else 1
                 if isinstance(first, torch.SymInt) and first.node.expr.is_Symbol:
                     self._batch_symbols[first.node.expr] = 1
-                batch = self._size(first) if batch is None else batch
-        return batch or 1
+                self._inputs.append(self._shape(node))
+
+    def _batch(self) -> int:
+        """The size that first dimensions of inputs, outputs and convolutions have in common, or else 1, with a note."""
+        sizes = {shape[0] for shape in self._inputs if shape}
+        largest = max(self._inputs, key=math.prod, default=())
+        if sizes <= {1} or largest[:1] == (1,):
+            return 1
+        images = {self._images(node) for node in self._program.graph.nodes if _multiplies(node, _CONVOLUTIONS)}
+        (output,) = self._program.graph.find_nodes(op="output")
+        outputs = [self._shape(n) for n in output.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+        first = {shape[0] for shape in outputs if shape}
+        for size in sizes:
+            if first == {size} and not any(n % size for n in images):
+                self._notes.append(
+                    f"The first dimension of the inputs, {size}, is counted as the batch, because every output has it: "
+                    "say how many images there are (batch) if it is not."
+                )
+                return size
+        shown = ", ".join("x".join(map(str, shape)) for shape in self._inputs)
+        self._notes.append(
+            f"No dimension of the inputs ({shown}) was found to be the batch, so the counts are those of the whole "
+            "input: say how many images it holds (batch)."
+        )
+        return 1
+
+    def _images(self, node: fx.Node) -> int:
+        bound = _bound(node)
+        shape = self._shape(bound["input"])
+        return shape[0] if len(shape) == len(self._shape(bound["weight"])) else 1
 
     def _bind(self, node: fx.Node, key: str | None) -> None:
         if key is not None and isinstance(self._stored.get(key), Tensor):
@@ -263,6 +292,10 @@ def _bound(node: fx.Node) -> dict[str, Any]:
     arguments = node.target._schema.arguments
     given = dict(zip((argument.name for argument in arguments), node.args, strict=False))
     return {argument.name: argument.default_value for argument in arguments} | given | dict(node.kwargs)
+
+
+def _multiplies(node: fx.Node, operations: frozenset[str]) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and _operation_name(node) in operations
 
 
 def _attribute(node: fx.Node) -> Any:

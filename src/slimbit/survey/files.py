@@ -31,7 +31,7 @@ def existing_file(path: str | Path, kind: str) -> Path:
             return file
         there = file.exists()
     except OSError as error:
-        raise InputError(f"the {kind} file must be readable, got {file}: {_one_line(error)}") from error
+        raise InputError(f"the {kind} file must be readable, got {file}: {one_line(error)}") from error
     if there:
         raise InputError(f"the {kind} file must be a file, got {file}, which is a folder or a device")
     raise InputError(f"the {kind} file must exist, got {file}")
@@ -55,9 +55,10 @@ def reading(source: str | Path, kind: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # the parsers behind this raise anything at all on damaged bytes
-        raise InputError(f"{source} must be a readable {kind} file, got {_one_line(error)}") from error
+        raise InputError(f"{source} must be a readable {kind} file, got {one_line(error)}") from error
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The type and first line of an error, for use inside a sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -47,18 +47,59 @@ def counts(*module_types: type[nn.Module]) -> Callable[[Rule], Rule]:
     return register
 
 
+def counted_type(module: nn.Module) -> type[nn.Module] | None:
+    """The closest ancestor of the module's type that has a rule, or None."""
+    return next((base for base in type(module).__mro__ if base in _RULES), None)
+
+
 def rule_of(module: nn.Module) -> Rule | None:
     """The rule of the closest registered ancestor of the module's type, or None."""
-    return next((_RULES[base] for base in type(module).__mro__ if base in _RULES), None)
+    kind = counted_type(module)
+    return None if kind is None else _RULES[kind]
 
 
-@counts(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def is_stock(module: nn.Module) -> bool:
+    """Whether a convolution or linear module computes what torch's own does, and not something of a subclass."""
+    kind = type(module)
+    return not {"forward", "_conv_forward"} & module.__dict__.keys() and any(
+        kind.forward is stock.forward and getattr(kind, "_conv_forward", None) is getattr(stock, "_conv_forward", None)
+        for stock in (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
+    )
+
+
+def images_seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """How many images a call of a module works on, for modules whose input says so; None for others.
+
+    Convolutions, and torch's attention and recurrent layers, know which dimension of their input is the batch, and
+    take an input without one for a single image.
+
+    >>> import torch
+    >>> images_seen(nn.Conv1d(4, 8, 3), (torch.zeros(4, 9),), {})
+    1
+    >>> images_seen(nn.GRU(3, 3), (torch.zeros(7, 2, 3),), {})
+    2
+    """
+    if isinstance(module, _CONVOLUTIONS + _TRANSPOSED):
+        images, dims, axis = _argument(args, kwargs, 0, "input"), len(module.kernel_size) + 2, 0
+    elif isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        name = "query" if isinstance(module, nn.MultiheadAttention) else "input"
+        images, dims, axis = _argument(args, kwargs, 0, name), 3, 0 if module.batch_first else 1
+    else:
+        return None
+    return images.shape[axis] if images.ndim == dims else 1
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@counts(*_CONVOLUTIONS)
 def _convolution(module: Any, _args: Any, _kwargs: Any, output: Tensor) -> Iterator[Use]:
     kind: LayerKind = ("conv1d", "conv2d", "conv3d")[len(module.kernel_size) - 1]
     yield Use(kind, "weight", output.numel() // module.out_channels)
 
 
-@counts(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+@counts(*_TRANSPOSED)
 def _transposed(module: Any, args: Any, kwargs: Any, _output: Tensor) -> Iterator[Use]:
     # every *input* position meets every weight once
     kind: LayerKind = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")[len(module.kernel_size) - 1]

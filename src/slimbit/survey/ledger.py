@@ -65,7 +65,7 @@ class Ledger:
 
     def varies(self, channels: Atoms, axis: int) -> bool:
         """Whether units differ along an axis."""
-        if channels.shape[axis] < 2:  # noqa: PLR2004 - one entry does not differ from itself
+        if channels.shape[axis] < 2:
             return False
         roots = self.roots(channels)
         return bool((roots != roots.take([0], axis)).any())
@@ -100,7 +100,7 @@ class Ledger:
                 self._reasons.setdefault(a, why)
 
     def meet(self, place: Place, channels: Atoms) -> Atoms:
-        """An axis of a module meets channels; a second time it ties them to those of the first. Returns its channels."""
+        """An axis of a module meets channels, which are tied to those of the first time. Returns its channels."""
         known = self.axes.get(place)
         if known is not None and known is not channels:
             channels = self.tie(known, channels, f"{place[0]!r} is also called on other channels")

@@ -7,7 +7,7 @@ flow reads values, does a full copy run on the example.
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,30 +16,36 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from slimbit.numerics.copies import copied, unwrapped
-from slimbit.numerics.grid import filters_first
+from slimbit.numerics.grid import layer_weight
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec, OtherParameter, OtherWork
-from slimbit.survey.kinds import Use, rule_of
+from slimbit.survey.batch import Retrace, calls_per_image, described, tensors_in, with_tensors
+from slimbit.survey.computed import as_computed
+from slimbit.survey.hints import hints, refuse_without_forward
+from slimbit.survey.kinds import Use, counted_type, rule_of
 from slimbit.survey.result import Survey
 from slimbit.survey.trace import Call, Inputs, trace_calls
 
 LayerKey = tuple[str, str]
 
 
-def survey_network(model: nn.Module, example_input: Inputs, *, name: str = "") -> Survey:
+def survey_network(model: nn.Module, example_input: Inputs, *, name: str = "", batch: int | None = None) -> Survey:
     """Survey a network by one forward pass of its skeleton.
 
     Args:
         model: Any module; it is not run, its mode, hooks, buffers and device stay as they are.
         example_input: One example with its batch dimension, e.g. ``torch.zeros(1, 3, 32, 32)``; a tuple for
-            several arguments, a dict for keyword arguments. Larger batches count per image.
+            several arguments, a dict for keyword arguments. Counts are per image.
         name: Name for reports; default: the type of the module.
+        batch: How many images the example holds; default: found out by running on twice as many where the example
+            has a dimension that may be a batch (`slimbit.survey.batch`).
 
     Returns:
         Layers in order of first use, other parameters, other work, and a reader of weights.
 
     Raises:
-        InputError: The network does not run on the example, has lazy or zero-size layers, or cannot be copied.
+        InputError: The network does not run on the example, has lazy or zero-size layers, or cannot be copied; the
+            batch does not divide the positions of a layer.
 
     >>> survey = survey_network(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 4, 4))
     >>> survey.spec.layers[0].macs  # 16 positions x 8 filters x 27 weights
@@ -47,14 +53,17 @@ def survey_network(model: nn.Module, example_input: Inputs, *, name: str = "") -
     """
     model = unwrapped(model)
     refuse_what_cannot_be_counted(model)
-    calls = _trace(model, example_input)
-    batch = batch_size(model, example_input)
-    layers = layers_of_calls(model, calls, batch)
+    calls, retrace = _traced(model, example_input)
+    calls, note = calls_per_image(model, example_input, calls, retrace, batch=batch)
+    calls, unlike = as_computed(model, calls)
+    layers = layers_of_calls(model, calls)
     spec = NetworkSpec(
         name=name or type(model).__name__,
         layers=tuple(layers.values()),
-        other_parameters=_other_parameters(model, layers.values()),
-        other_work=_other_work(calls, layers, batch),
+        other_parameters=_other_parameters(model, layers.values(), unlike),
+        other_work=_other_work(calls, layers),
+        notes=(*_notes(model, unlike), *hints(model), *filter(None, [note])),
+        inputs=tuple(tuple(x.shape) for x in tensors_in(example_input)),
     )
     return Survey(spec, lambda layer: read_weight(model, layer))
 
@@ -68,31 +77,42 @@ def read_weight(model: nn.Module, layer: LayerSpec) -> Tensor:
     """
     weight = _tensor(unwrapped(model), layer.weight_key)
     assert weight is not None
-    if layer.rows is not None:
-        weight = weight[slice(*layer.rows)]
-    return filters_first(weight, transposed=layer.transposed, groups=layer.groups)
+    return layer_weight(weight, layer)
 
 
 def explicit_mask(model: nn.Module, layer: LayerSpec) -> Tensor | None:
     """Which weights a `torch.nn.utils.prune` mask keeps, filters first, or None where there is no mask."""
     mask = _tensor(unwrapped(model), f"{layer.weight_key}_mask")
-    return None if mask is None else filters_first(mask, transposed=layer.transposed, groups=layer.groups) != 0
+    return None if mask is None else layer_weight(mask, layer) != 0
 
 
-def _trace(model: nn.Module, example_input: Inputs) -> list[Call]:
+def _traced(model: nn.Module, example_input: Inputs) -> tuple[list[Call], Retrace]:
+    """The calls of one pass, and how to make another on other examples."""
+
+    def on_shapes(example: Inputs) -> list[Call]:
+        return trace_calls(_copy(model, skeleton=True), with_tensors(example, _to_meta))
+
+    def on_values(example: Inputs) -> list[Call]:
+        return trace_calls(_copy(model, skeleton=False), example)
+
+    if not isinstance(example_input, Tensor | Mapping | Sequence) or isinstance(example_input, str):
+        raise InputError(f"the example input must be a tensor, a tuple or a dict, got {type(example_input).__name__}")
     try:
-        return trace_calls(_copy(model, skeleton=True), _mapped(example_input, _to_meta))
+        return on_shapes(example_input), on_shapes
     except InputError:
         raise
-    except Exception:  # noqa: BLE001 - whatever shapes alone cannot do, values may
-        clone = _copy(model, skeleton=False)
+    except Exception:  # noqa: BLE001, S110 - whatever shapes alone cannot do, values may
+        pass
     try:
-        return trace_calls(clone, example_input)
+        return on_values(example_input), on_values
+    except InputError:
+        raise
     except Exception as error:
+        refuse_without_forward(model, error)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"the example input must be one that {type(model).__name__} can run on, "
-            f"got {_describe(example_input)}: {reason}"
+            f"got {described(example_input)}: {reason}"
         ) from error
 
 
@@ -127,8 +147,8 @@ def _to_meta(value: Any) -> Any:
     return nn.Parameter(meta, requires_grad=False) if isinstance(value, nn.Parameter) else meta
 
 
-def layers_of_calls(model: nn.Module, calls: Sequence[Call], batch: int) -> dict[LayerKey, LayerSpec]:
-    """One layer per weight of a module, positions added up over its calls, in order of first use."""
+def layers_of_calls(model: nn.Module, calls: Sequence[Call]) -> dict[LayerKey, LayerSpec]:
+    """One layer per weight of a module, positions added up over its calls for one image, in order of first use."""
     positions: Counter[LayerKey] = Counter()
     times: Counter[LayerKey] = Counter()
     first: dict[LayerKey, Use] = {}
@@ -140,8 +160,7 @@ def layers_of_calls(model: nn.Module, calls: Sequence[Call], batch: int) -> dict
             first.setdefault(key, use)
     seen: dict[Any, str] = {}
     return {
-        key: _layer(model, key, use, seen, positions=_per_image(key[0], positions[key], batch), calls=times[key])
-        for key, use in first.items()
+        key: _layer(model, key, use, seen, positions=positions[key], calls=times[key]) for key, use in first.items()
     }
 
 
@@ -155,6 +174,7 @@ def _layer(model: nn.Module, key: LayerKey, use: Use, seen: dict[Any, str], *, p
     shape = _filters_first_shape(use, tuple(stored.shape), groups)
     shared_with = seen.setdefault((_identity(module, use.parameter), use.rows), name)
     bias = _tensor(module, use.bias)
+    owns_bias = bias is not None and seen.setdefault((_identity(module, use.bias), use.rows), name) == name
     return LayerSpec(
         name=name,
         kind=use.kind,
@@ -164,7 +184,7 @@ def _layer(model: nn.Module, key: LayerKey, use: Use, seen: dict[Any, str], *, p
         positions=positions,
         calls=calls,
         transposed=use.kind.startswith("conv_transpose"),
-        bias_parameters=0 if bias is None else shape[0],
+        bias_parameters=shape[0] if owns_bias else 0,
         shared_with="" if shared_with == name else shared_with,
         rows=use.rows,
     )
@@ -186,7 +206,9 @@ def _identity(module: nn.Module, parameter: str) -> int:
     return id(getattr(owner, attribute))
 
 
-def _other_parameters(model: nn.Module, layers: Iterable[LayerSpec]) -> tuple[OtherParameter, ...]:
+def _other_parameters(
+    model: nn.Module, layers: Iterable[LayerSpec], unlike: Mapping[str, str]
+) -> tuple[OtherParameter, ...]:
     counted = {id(p) for layer in layers for p in _parameters_of(model, layer)}
     ran = {layer.weight_key.rpartition(".")[0] for layer in layers}
     others = []
@@ -196,8 +218,26 @@ def _other_parameters(model: nn.Module, layers: Iterable[LayerSpec]) -> tuple[Ot
         path = name.rpartition(".")[0]
         module = model.get_submodule(path)
         idle = path not in ran and rule_of(module) is not None
-        others.append(OtherParameter(name, parameter.numel(), type(module).__name__ + idle * " (never called)"))
+        others.append(
+            OtherParameter(
+                name, parameter.numel(), type(module).__name__ + idle * f" ({unlike.get(path, 'never called')})"
+            )
+        )
     return tuple(others)
+
+
+def _notes(model: nn.Module, unlike: Mapping[str, str]) -> Iterator[str]:
+    """One sentence for all modules of a type that are not counted for the same reason."""
+    alike: dict[tuple[type[nn.Module], str], list[str]] = {}
+    for path, why in unlike.items():
+        alike.setdefault((type(model.get_submodule(path)), why), []).append(path or "the network")
+    for (kind, why), paths in alike.items():
+        counted = counted_type(model.get_submodule(paths[0].removeprefix("the network")))
+        assert counted is not None
+        yield (
+            f"{kind.__name__} ({len(paths)} modules, the first is {paths[0]}) is not counted as the "
+            f"{counted.__name__} it derives from, because it {why}."
+        )
 
 
 def _parameters_of(model: nn.Module, layer: LayerSpec) -> list[Tensor]:
@@ -215,7 +255,7 @@ def _parameters_of(model: nn.Module, layer: LayerSpec) -> list[Tensor]:
     return found
 
 
-def _other_work(calls: Sequence[Call], layers: Mapping[LayerKey, LayerSpec], batch: int) -> tuple[OtherWork, ...]:
+def _other_work(calls: Sequence[Call], layers: Mapping[LayerKey, LayerSpec]) -> tuple[OtherWork, ...]:
     """MACs of each module's own operations beyond what its counted weights explain."""
     macs: Counter[str] = Counter()
     times: Counter[str] = Counter()
@@ -234,7 +274,7 @@ def _other_work(calls: Sequence[Call], layers: Mapping[LayerKey, LayerSpec], bat
         OtherWork(
             name=path,
             operation=", ".join(dict.fromkeys(operation for operation, _ in operations[path])),
-            macs=-(-count // batch),
+            macs=count,
             calls=times[path],
             parameters=tuple(dict.fromkeys(name for _, names in operations[path] for name in names)),
         )
@@ -242,32 +282,10 @@ def _other_work(calls: Sequence[Call], layers: Mapping[LayerKey, LayerSpec], bat
     )
 
 
-def _per_image(path: str, positions: int, batch: int) -> int:
-    if positions % batch:
-        raise InputError(
-            f"the example input must be one image (batch size 1), got a batch of {batch}, "
-            f"which does not divide the {positions} positions of {path or 'the network'}"
-        )
-    return positions // batch
-
-
-def batch_size(model: nn.Module, example_input: Inputs) -> int:
-    """First dimension of the first tensor; the second where torch's own sequence modules say so."""
-    values = example_input.values() if isinstance(example_input, Mapping) else example_input
-    tensors = [example_input] if isinstance(example_input, Tensor) else [v for v in values if isinstance(v, Tensor)]
-    if not tensors or tensors[0].ndim < 2:
-        return 1
-    sequence_first = type(model).__module__.startswith("torch.nn.") and any(
-        getattr(module, "batch_first", None) is False for module in model.modules()
-    )
-    unbatched = sequence_first and tensors[0].ndim == 2
-    return 1 if unbatched else tensors[0].shape[1 if sequence_first else 0]
-
-
 def refuse_what_cannot_be_counted(model: nn.Module) -> None:
     """Raise `InputError` for what is no Python module, and for parameters without a shape or without elements."""
     if not isinstance(model, nn.Module):
-        raise InputError(f"the network must be a torch.nn.Module, got {type(model).__name__}")
+        raise InputError(f"the network must be a torch.nn.Module, got {_kind(model)}")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("the network must be a Python module, got a scripted one: pass the module it was made from")
     for name, parameter in model.named_parameters():
@@ -277,21 +295,9 @@ def refuse_what_cannot_be_counted(model: nn.Module) -> None:
             raise InputError(f"parameter {name} must have at least one element, got shape {tuple(parameter.shape)}")
 
 
-def _mapped(inputs: Inputs, function: Callable[[Any], Any]) -> Inputs:
-    if isinstance(inputs, Tensor):
-        result: Inputs = function(inputs)
-        return result
-    if isinstance(inputs, Mapping):
-        return {key: function(value) for key, value in inputs.items()}
-    if isinstance(inputs, Sequence) and not isinstance(inputs, str):
-        return tuple(function(value) for value in inputs)
-    raise InputError(f"the example input must be a tensor, a tuple or a dict, got {type(inputs).__name__}")
-
-
-def _describe(inputs: Inputs) -> str:
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    tensors = [inputs] if isinstance(inputs, Tensor) else list(values)
-    return ", ".join("x".join(map(str, v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in tensors)
+def _kind(value: object) -> str:
+    program = type(value).__name__ == "ExportedProgram"
+    return type(value).__name__ + program * ": count it with slimbit.cost, or pass the module"
 
 
 def _owner(module: nn.Module, key: str) -> tuple[nn.Module, str]:

@@ -1,120 +1,115 @@
 """From the nodes of an ONNX graph to layers: which operand is a weight, and how often it is multiplied."""
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import torch
-from onnx import NodeProto, TensorProto
+from onnx import GraphProto, NodeProto
 from torch import Tensor
 
 from slimbit.numerics.grid import filters_first
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerKind, OtherParameter
 from slimbit.survey.collect import LayerCollector, WeightUse, module_name
-from slimbit.survey.onnx_graph import OnnxGraph, attribute, is_quantizer, operand, operator
-from slimbit.survey.onnx_weights import Source, arranged, declared_bits, trace, with_scale
-from slimbit.survey.result import StoredLevels, Survey
+from slimbit.survey.onnx_batch import Counted
+from slimbit.survey.onnx_graph import FLOATS, attribute, inner_graphs, is_quantizer, node_name, operand, operator
+from slimbit.survey.onnx_macs import ELEMENTWISE, OTHERS, PRODUCTS, Product
+from slimbit.survey.onnx_sources import Source, arranged, trace
+from slimbit.survey.onnx_weights import declared_bits, with_scale
+from slimbit.survey.result import Survey
 
-_CONVOLUTIONS = {"Conv": (0, 1), "ConvTranspose": (0, 1), "ConvInteger": (0, 1), "QLinearConv": (0, 3)}
-_PRODUCTS = {"Gemm": (0, 1), "MatMul": (0, 1), "MatMulInteger": (0, 1), "QLinearMatMul": (0, 3)}
-"""Places of the two factors."""
-_SCALES = {
-    ("ConvInteger", 1): (-1, 3), ("MatMulInteger", 0): (-1, 2), ("MatMulInteger", 1): (-1, 3),
-    ("QLinearConv", 3): (4, 5), ("QLinearMatMul", 0): (1, 2), ("QLinearMatMul", 3): (4, 5),
-}  # fmt: skip
-"""Places of scale and zero point of an integer weight, by operator and its place; -1 = none."""
-_BIASES = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "QLinearConv": 8}
 _NOT_PARAMETERS = {"BatchNormalization": (3, 4), "Clip": (1, 2), "Resize": (1, 2), "Pad": (2,), "Upsample": (1,)}
 """Inputs that are statistics or settings; any input but the first of a quantizer is one, too."""
-_UNCOUNTED = frozenset(
-    ["Attention", "Einsum", "GRU", "LSTM", "RNN", "If", "Loop", "Scan", "DeformConv", "GroupQueryAttention"]
-)
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+_UNCOUNTED = frozenset(["Attention", "If", "Loop", "Scan", "SequenceMap"])
 
 
 class NodeReader:
     """Goes through the nodes once and collects layers."""
 
-    def __init__(self, graph: OnnxGraph) -> None:
-        self._graph = graph
-        self._layers = LayerCollector(graph.batch)
+    def __init__(self, counted: Counted) -> None:
+        self._graph = counted.graph
+        self._macs = counted.macs
+        self._layers = LayerCollector()
         self._used: set[str] = set()
-        self._constant = _computed_from_stored(graph)
-        self._uncounted: dict[str, list[str]] = {}
-        self._notes: list[str] = []
+        self._uncounted: dict[str, list[NodeProto]] = {}
+        self._notes: list[str] = list(counted.notes)
         self._activation_bits: dict[str, int] = {}
 
     def survey(self, name: str) -> Survey:
         """The survey of the graph; ``name`` names the network."""
-        for node in self._graph.nodes:
+        for place, node in enumerate(self._graph.nodes):
             kind = operator(node)
-            if kind in _CONVOLUTIONS:
-                self._convolution(node, kind)
-            elif kind in _PRODUCTS:
-                self._product(node, kind)
+            if node.name in self._graph.contents.norms:
+                continue  # scales channels, as the BatchNorm does that it stands for
+            if kind in PRODUCTS:
+                self._product(node, PRODUCTS[kind], self._macs[place])
+            elif kind in OTHERS:
+                self._layers.add_other(node_name(node), kind, self._macs[place], self._roots(node))
             elif kind == "Gather":
                 self._embedding(node)
-            elif kind in _UNCOUNTED or (node.domain and kind != node.op_type):
-                self._uncounted.setdefault(kind, []).append(_node_name(node))
+            elif kind in _UNCOUNTED or (node.domain and kind != node.op_type and kind not in ELEMENTWISE):
+                self._uncounted.setdefault(kind, []).append(node)
         for kind, nodes in self._uncounted.items():
-            self._notes.append(f"{kind} is not counted ({len(nodes)} nodes, the first is {nodes[0]!r})")
+            inside = Counter(
+                operator(node) for outer in nodes for graph in inner_graphs(outer) for node in _products_in(graph)
+            )
+            held = f" and holds {', '.join(f'{n} {inner}' for inner, n in inside.items())}" if inside else ""
+            self._notes.append(
+                f"{kind} is not counted ({len(nodes)} nodes, the first is {node_name(nodes[0])!r}){held}"
+            )
         return self._layers.survey(
-            name, self._other_parameters(), notes=self._notes, activation_bits=self._activation_bits
+            name,
+            self._other_parameters(),
+            notes=self._notes,
+            activation_bits=self._activation_bits,
+            uncounted=tuple(self._uncounted),
+            inputs=self._graph.inputs.values(),
         )
 
-    def _convolution(self, node: NodeProto, kind: str) -> None:
-        data, weight = (operand(node, place) for place in _CONVOLUTIONS[kind])
-        name = _node_name(node)
-        transposed = kind == "ConvTranspose"
-        inputs, outputs = self._graph.shape(data, name), self._graph.shape(node.output[0], name)
-        shape = self._graph.shape(weight, name)
-        groups = attribute(node, "group", 1)
-        _check_convolution(name, shape, inputs, groups=groups, transposed=transposed)
-        # every output position, or input position of a transposed one, meets every weight once
-        positions = inputs[0] * math.prod(inputs[2:]) if transposed else outputs[0] * math.prod(outputs[2:])
-        macs = positions * math.prod(shape)
-        source = self._weight(node, kind, _CONVOLUTIONS[kind][1])
-        if source is None:
-            self._layers.add_other(name, kind, macs, self._roots(node))
-            return
-        layer_kind = _convolution_kind(name, len(shape) - 2, transposed=transposed)
-        arrange = _filters_first(transposed=transposed, groups=groups)
-        self._add(node, source, layer_kind, macs, arrange, data=data, groups=groups)
-
-    def _product(self, node: NodeProto, kind: str) -> None:
-        name = _node_name(node)
-        left, right = _PRODUCTS[kind]
-        shape = self._graph.shape(operand(node, left), name)
-        inner = shape[0] if attribute(node, "transA", 0) else shape[-1]
-        macs = math.prod(self._graph.shape(node.output[0], name)) * inner
-        sources = {place: self._weight(node, kind, place) for place in (right, left)}
-        if all(sources.values()):
+    def _product(self, node: NodeProto, product: Product, macs: int) -> None:
+        sources = {place: self._weight(node, product, place) for place in (product.right, product.left)}
+        if all(operand(node, place) in self._graph.roots for place in sources):
             return  # computed once, not per image
-        weight = next((place for place, source in sources.items() if source is not None), None)
-        if weight is None:
-            self._layers.add_other(name, kind, macs, self._roots(node))
-            return
-        source = sources[weight]
-        assert source is not None
-        filters_last = (weight == right) != bool(attribute(node, "transB" if weight == right else "transA", 0))
-        arrange = _inputs_last if not filters_last else _filters_last
-        self._add(node, source, "linear", macs, arrange, data=operand(node, left + right - weight))
+        if product.convolution:
+            sources[product.left] = None
+        place, source = next(((p, s) for p, s in sources.items() if s is not None), (product.right, None))
+        if source is None:
+            self._layers.add_other(node_name(node), operator(node), macs, self._roots(node))
+        elif product.convolution:
+            groups = attribute(node, "group", 1)
+            kind = _convolution_kind(node_name(node), len(source.shape) - 2, transposed=product.transposed)
+            arrange = _filters_first(transposed=product.transposed, groups=groups)
+            self._add(node, source, kind, macs, arrange, data=operand(node, product.left), groups=groups)
+        else:
+            right = place == product.right
+            filters_last = right != bool(attribute(node, "transB" if right else "transA", 0))
+            arrange = _filters_last if filters_last else _inputs_last
+            data = operand(node, product.left if right else product.right)
+            self._add(node, source, "linear", macs, arrange, data=data)
 
     def _embedding(self, node: NodeProto) -> None:
+        if operand(node, 1) in self._graph.roots or attribute(node, "axis", 0) != 0:
+            return
         table = trace(self._graph, operand(node, 0))
-        constant = operand(node, 1) in self._graph.constants
-        rows = attribute(node, "axis", 0) == 0 and table is not None and len(table.shape) > 1
-        if table is not None and rows and table.element in _FLOATS and not constant:
+        if table is not None and len(table.shape) > 1 and table.element in FLOATS:
             self._add(node, table, "embedding", 0, _filters_first(transposed=False, groups=1), data="")
 
-    def _weight(self, node: NodeProto, kind: str, place: int) -> Source | None:
+    def _weight(self, node: NodeProto, product: Product, place: int) -> Source | None:
+        """What a factor is made of, if stored tensors alone make it."""
         source = trace(self._graph, operand(node, place))
-        if source is None or (kind, place) not in _SCALES:
+        places = product.left_scale if place == product.left else product.right_scale
+        if source is None or not places:
             return source
-        scale, zero_point = (operand(node, at) if at >= 0 else "" for at in _SCALES[kind, place])
-        if any(name and name not in self._graph.constants for name in (scale, zero_point)):
+        scale, zero_point = (operand(node, at) if at >= 0 else "" for at in places)
+        if any(name and name not in self._graph.roots for name in (scale, zero_point)):
             return None
-        axis = 0 if kind in _CONVOLUTIONS else len(source.shape) - 1 if place else len(source.shape) - 2
+        if product.convolution:
+            axis = 1 if product.transposed else 0
+        else:
+            last = place == product.right and not attribute(node, "transB", 0)
+            axis = len(source.shape) - (1 if last else 2)
         return with_scale(self._graph, source, scale, zero_point, axis)
 
     def _add(
@@ -124,14 +119,15 @@ class NodeReader:
         name = _layer_name(node, source)
         if 0 in source.shape:
             raise InputError(f"layer {name!r} must have weights, got shape {source.shape}")
-        bias = trace(self._graph, operand(node, _BIASES.get(operator(node), len(node.input))))
-        self._used.update(used.root for used in (source, bias) if used is not None)
+        product = PRODUCTS.get(operator(node))
+        bias = trace(self._graph, operand(node, product.bias)) if product is not None and product.bias >= 0 else None
+        self._used.update(root for used in (source, bias) if used is not None for root in used.roots)
         layer = self._layers.add(
             WeightUse(
                 name=name,
                 kind=kind,
                 tensor=source.root,
-                tensor_elements=math.prod(source.shape),
+                tensor_elements=max(math.prod(source.shape), math.prod(self._graph.constants[source.root].dims)),
                 identity=f"{kind} {source.key} {arrange.__name__} {groups}",
                 shape=tuple(arrange(torch.empty(source.shape, device="meta")).shape),
                 macs=macs,
@@ -144,13 +140,14 @@ class NodeReader:
         bits = declared_bits(self._graph, data)
         if bits:
             self._activation_bits[layer] = max(bits, self._activation_bits.get(layer, 0))
-        if source.quantized and not isinstance(arranged(source.read, arrange), StoredLevels):
+        if source.quantized and not isinstance(arranged(source.read, arrange), LayerLevels):
             note = f"layer {layer!r}: steps are not one per layer or per filter, so its weights count as floats"
             self._notes.extend([note] if note not in self._notes else [])
 
     def _roots(self, node: NodeProto) -> tuple[str, ...]:
         """Stored floats among the node's operands, or that an operand is computed from."""
-        return tuple(dict.fromkeys(root for value in node.input for root in self._constant.get(value, ())))
+        found = (root for value in node.input for root in self._graph.roots.get(value, ()))
+        return tuple(dict.fromkeys(root for root in found if self._graph.types[root] in FLOATS))
 
     def _other_parameters(self) -> list[OtherParameter]:
         owners: dict[str, str] = {}
@@ -158,50 +155,32 @@ class NodeReader:
         for node in self._graph.nodes:
             kind = operator(node)
             quantizer = is_quantizer(node) or kind in {"QuantizeLinear", "DequantizeLinear"} or "Integer" in kind
+            product = PRODUCTS.get(kind, Product(0, 1))
+            scales = (*_NOT_PARAMETERS.get(kind, ()), *product.left_scale, *product.right_scale)
             for place, value in enumerate(node.input):
-                setting = (quantizer or kind.startswith("QLinear")) and place > 0
-                if setting or place in _NOT_PARAMETERS.get(kind, ()):
+                if place in scales or ((quantizer or "QLinear" in kind or "QGemm" in kind) and place > 0):
                     settings.add(value)
                 owners.setdefault(value, kind)
         return [
             OtherParameter(name, math.prod(self._graph.shapes[name]), owners.get(name, "unused"))
             for name in self._graph.initializers
-            if self._graph.types[name] in _FLOATS and name not in self._used | settings
+            if self._graph.types[name] in FLOATS and name not in self._used | settings
         ]
 
 
-def _computed_from_stored(graph: OnnxGraph) -> dict[str, tuple[str, ...]]:
-    """For every value that no input reaches, the stored floats it is computed from."""
-    found: dict[str, tuple[str, ...]] = {
-        name: (name,) if graph.types[name] in _FLOATS else () for name in graph.constants
-    }
-    for node in graph.nodes:
-        if node.input and all(value in found for value in node.input if value):
-            roots = tuple(dict.fromkeys(root for value in node.input for root in found.get(value, ())))
-            found.update((output, roots) for output in node.output)
-    return found
-
-
-def _node_name(node: NodeProto) -> str:
-    return str(node.name or node.output[0])
+def _products_in(graph: GraphProto) -> Iterator[NodeProto]:
+    """Operators that multiply, in a graph and the graphs inside of it."""
+    for node in graph.node:
+        if operator(node) in PRODUCTS or operator(node) in OTHERS:
+            yield node
+        for inner in inner_graphs(node):
+            yield from _products_in(inner)
 
 
 def _layer_name(node: NodeProto, source: Source) -> str:
     if source.root.endswith(".weight"):
         return module_name(source.root)
     return node.name or source.root
-
-
-def _check_convolution(
-    name: str, shape: tuple[int, ...], inputs: tuple[int, ...], *, groups: int, transposed: bool
-) -> None:
-    if len(shape) != len(inputs) or len(shape) < 3:
-        raise InputError(f"layer {name!r} must have a weight of {len(inputs)} dimensions, got shape {shape}")
-    expected = inputs[1] if transposed else inputs[1] // max(1, groups)
-    if groups < 1 or shape[0] % groups or inputs[1] % groups or shape[0 if transposed else 1] != expected:
-        raise InputError(
-            f"layer {name!r} must fit its {inputs[1]} input channels in {groups} groups, got a weight of shape {shape}"
-        )
 
 
 def _convolution_kind(name: str, dimensions: int, *, transposed: bool) -> LayerKind:

@@ -1,24 +1,17 @@
-"""Where an ONNX operand comes from: a stored tensor, possibly transposed, cast or quantized on the way."""
+"""What operators make of stored weights on their way: quantizers, moves, casts and scales keep levels and steps."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, helper
 from torch import Tensor
 
-from slimbit.numerics.grid import Grid
-from slimbit.records.errors import InputError
-from slimbit.survey.onnx_graph import OnnxGraph, attribute, operand, operator
-from slimbit.survey.result import StoredLevels
+from slimbit.survey.onnx_graph import FLOATS, OnnxGraph, attribute, operand, operator
+from slimbit.survey.onnx_sources import INTEGER_BITS, Quantized, Source, constant, follows, plain, trace
 
-INTEGER_BITS = {
-    TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.INT16: 16, TensorProto.UINT16: 16,
-    TensorProto.INT32: 32, TensorProto.UINT32: 32,
-    **{getattr(TensorProto, f"{sign}INT{bits}", -bits): bits for sign in ("", "U") for bits in (2, 4)},
-}  # fmt: skip
-"""Width of each integer element type."""
 _RANGES = {TensorProto.UINT8: (0, 255), TensorProto.INT8: (-128, 127), TensorProto.UINT16: (0, 65535),
            TensorProto.INT16: (-32768, 32767), getattr(TensorProto, "UINT4", -1): (0, 15),
            getattr(TensorProto, "INT4", -2): (-8, 7)}  # fmt: skip
@@ -36,180 +29,187 @@ _ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """Levels in the file's own order, with a step that broadcasts over them."""
-
-    levels: Tensor
-    step: Tensor
-    grid: Grid
-    bits: int
-
-
-@dataclass(frozen=True)
-class Source:
-    """A value that comes from one stored tensor.
-
-    Attributes:
-        root: Name of the stored tensor.
-        key: Spells the way from it; equal keys are equal values.
-        shape: Shape of the value.
-        element: ONNX element type.
-        read: Computes it.
-        quantized: Whether it stands for integers times a step.
-    """
-
-    root: str
-    key: str
-    shape: tuple[int, ...]
-    element: int
-    read: Callable[[], Tensor | Quantized]
-    quantized: bool = False
-
-
-def trace(graph: OnnxGraph, value: str) -> Source | None:
-    """The stored tensor behind a value, or None if it is computed from anything else."""
-    if value in graph.constants:
-        stored = graph.constants[value]
-        return Source(value, value, tuple(stored.dims), stored.data_type, lambda: graph.tensor(value))
-    node = graph.producers.get(value)
-    step = _STEPS.get(operator(node)) if node is not None else None
-    source = trace(graph, operand(node, 0)) if node is not None and step else None
-    if node is None or step is None or source is None:
-        return None
-    return step(graph, node, source)
-
-
-def arranged(read: Callable[[], Tensor | Quantized], arrange: Callable[[Tensor], Tensor]) -> Tensor | StoredLevels:
-    """A source's value filters first.
-
-    Levels whose step is neither one number nor one per filter come as plain weights.
-
-    Args:
-        read: Of a `Source`.
-        arrange: Brings a tensor of the source's shape into filters-first order.
-
-    Raises:
-        InputError: A step is not positive and finite.
-    """
-    value = read()
-    if isinstance(value, Tensor):
-        return arrange(value)
-    if not bool((torch.isfinite(value.step) & (value.step > 0)).all()):
-        raise InputError(f"quantization steps must be positive and finite, got {value.step.min().item():g}")
-    levels = arrange(value.levels)
-    steps = arrange(value.step.expand(value.levels.shape)).reshape(len(levels), -1)
-    if not torch.equal(steps, steps[:, :1].expand_as(steps)):
-        return levels * steps.reshape(levels.shape)
-    step = steps[:, 0].clone()
-    return StoredLevels(levels, step[0] if bool((step == step[0]).all()) else step, value.grid, value.bits)
-
-
 def declared_bits(graph: OnnxGraph, value: str) -> int | None:
     """Width that a quantizer gives to a value, or None if none does."""
     while (node := graph.producers.get(value)) is not None:
-        kind = operator(node)
+        kind = operator(node).removeprefix("com.microsoft.")
         if kind in {"Quant", "IntQuant"}:
             return _bit_width(graph, node)
         if kind == "BipolarQuant":
             return 1
-        if kind in {"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"}:
-            integers = operand(node, 0) if kind == "DequantizeLinear" else value
-            return INTEGER_BITS.get(graph.types.get(integers, 0))
+        if kind in {"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "Clip"}:
+            return _integer_bits(graph, operand(node, 0) if kind == "DequantizeLinear" else value)
         if kind not in _SAME_VALUES:
             break
         value = operand(node, 0)
-    return INTEGER_BITS.get(graph.types.get(value, 0))
+    return _integer_bits(graph, value)
+
+
+def _integer_bits(graph: OnnxGraph, value: str) -> int | None:
+    """Width of integers: that of their type, or of the clip that they have passed."""
+    width, clip = INTEGER_BITS.get(graph.types.get(value, 0)), _clip_of(graph, value)
+    return width if not width or clip is None else min(width, _clipped_bits(graph, clip) or width)
 
 
 def with_scale(graph: OnnxGraph, source: Source, scale: str, zero_point: str, axis: int) -> Source:
-    """Stored integers as mid-tread levels: ``levels = integers - zero point``, step ``scale`` (1 if "")."""
+    """Constant integers as mid-tread levels: ``levels = integers - zero point``, step ``scale`` (1 if "")."""
+    bits, grids = source.width, graph.contents.grids
 
     def read() -> Quantized:
-        integers = _plain(source.read())
-        offset = graph.tensor(zero_point) if zero_point else torch.zeros(())
-        step = graph.tensor(scale).float() if scale else torch.ones(())
+        integers = plain(source.read())
+        offset = constant(graph, zero_point) if zero_point else torch.zeros(())
+        step = constant(graph, scale).float() if scale else torch.ones(())
         levels = integers.float() - _along(offset.float(), integers, axis)
-        return Quantized(levels, _along(step, integers, axis), "midtread", INTEGER_BITS[source.element])
+        grid = next((grids[root] for root in source.roots if root in grids), None)
+        if grid is not None:  # the width is what the levels need, not what their type could hold
+            factor = 1.0 if grid == "midtread" else 2.0
+            return Quantized(levels / factor, factor * _along(step, integers, axis), grid, 0)
+        return Quantized(levels, _along(step, integers, axis), "midtread", bits)
 
     key = f"Scaled({source.key}, {scale}, {zero_point}, {axis})"
     return replace(source, key=key, element=TensorProto.FLOAT, read=read, quantized=True)
 
 
+@follows("Identity", "Dropout")
 def _identity(_graph: OnnxGraph, _node: NodeProto, source: Source) -> Source:
     return source
 
 
+@follows("Cast")
 def _cast(_graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
-    """A cast to a floating type keeps values as far as a cost can tell; others are not followed."""
-    floating = attribute(node, "to", 0) in {
-        TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16
-    }  # fmt: skip
-    if not floating:
-        return None
-    return replace(source, element=attribute(node, "to", 0), read=lambda: _floating(source.read()))
+    """A cast of integers to floats makes levels of step 1; one of floats keeps values as far as a cost can tell."""
+    to = attribute(node, "to", 0)
+    if to in FLOATS and source.width and not source.quantized:
+        levels = replace(source, quantized=True, element=to, key=f"Cast({source.key})")
+        return replace(levels, read=lambda: _of_step_one(plain(source.read()).float(), source.width))
+    if to in FLOATS:
+        return replace(source, element=to, read=lambda: _floating(source.read()))
+    widens = INTEGER_BITS.get(to, 64) >= source.width
+    return replace(source, element=to, bits=source.width) if source.width and widens and not source.quantized else None
 
 
-def _transpose(_graph: OnnxGraph, node: NodeProto, source: Source) -> Source:
+def _moving(function: Callable[[OnnxGraph, NodeProto, Source, tuple[int, ...]], Callable[[Tensor], Tensor]]) -> Any:
+    """The rule of an operator that moves entries: levels and steps move alike."""
+
+    def rule(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
+        shape = graph.shapes.get(node.output[0])
+        if shape is None:
+            return None
+        move = function(graph, node, source, shape)
+
+        def read() -> Tensor | Quantized:
+            value = source.read()
+            if isinstance(value, Tensor):
+                return move(value)
+            step = move(value.step.expand(value.levels.shape)) if value.step.ndim else value.step
+            return Quantized(move(value.levels), step, value.grid, value.bits)
+
+        settings = [helper.get_attribute_value(entry) for entry in node.attribute]
+        key = f"{operator(node)}({source.key}, {settings}, {shape})"
+        return replace(source, key=key, shape=shape, read=read)
+
+    return rule
+
+
+@follows("Transpose")
+@_moving
+def _transpose(
+    _graph: OnnxGraph, node: NodeProto, source: Source, _shape: tuple[int, ...]
+) -> Callable[[Tensor], Tensor]:
     order = list(attribute(node, "perm", range(len(source.shape))[::-1]))
-
-    def read() -> Tensor | Quantized:
-        value = source.read()
-        if isinstance(value, Tensor):
-            return value.permute(order)
-        step = value.step.permute(order) if value.step.ndim else value.step
-        return Quantized(value.levels.permute(order), step, value.grid, value.bits)
-
-    shape = tuple(source.shape[axis] for axis in order)
-    return replace(source, key=f"Transpose({source.key}, {order})", shape=shape, read=read)
+    return lambda value: value.permute(order)
 
 
+@follows("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+@_moving
+def _reshape(
+    _graph: OnnxGraph, _node: NodeProto, _source: Source, shape: tuple[int, ...]
+) -> Callable[[Tensor], Tensor]:
+    return lambda value: value.reshape(shape)
+
+
+@follows("Clip")
+def _clip(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
+    """A clip of integers narrows their width, as Brevitas writes few bits into eight."""
+    bits = _clipped_bits(graph, node)
+    if bits is None or not source.width or source.quantized:
+        return None
+    low, high = _clip_range(graph, node)
+
+    def read() -> Tensor:
+        return plain(source.read()).clamp(low, high)
+
+    key = f"Clip({source.key}, {low}, {high})"
+    return replace(source, key=key, bits=min(bits, source.width), read=read)
+
+
+@follows("Mul", "Sub", "Div")
+def _scaled(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
+    """Levels of step 1, moved by a zero point or times a scale: ``Sub``, ``Mul`` and ``Div`` by constants."""
+    kind, factor = operator(node), operand(node, 1)
+    if kind == "Mul" and not source.quantized:
+        other = trace(graph, factor)
+        if other is not None and other.quantized:
+            source, factor = other, operand(node, 0)
+    if not source.quantized or factor not in graph.roots or source.shape != graph.shapes.get(node.output[0]):
+        return None
+
+    def read() -> Quantized:
+        value, number = source.read(), constant(graph, factor).float()
+        assert isinstance(value, Quantized)
+        if kind == "Sub":
+            return replace(value, levels=value.levels - number / value.step)
+        step = value.step * number if kind == "Mul" else value.step / number
+        return replace(value, step=step)
+
+    roots = tuple(dict.fromkeys((*source.roots, *graph.roots[factor])))
+    return replace(source, roots=roots, key=f"{kind}({source.key}, {factor})", read=read)
+
+
+@follows("QuantizeLinear", "com.microsoft.QuantizeLinear")
 def _quantize_linear(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
     scale, zero_point, axis = operand(node, 1), operand(node, 2), attribute(node, "axis", 1)
-    if scale not in graph.constants or (zero_point and zero_point not in graph.constants):
-        return None
-    element = graph.types[zero_point] if zero_point else attribute(node, "output_dtype", 0) or TensorProto.UINT8
+    element = graph.types.get(zero_point, 0) if zero_point else attribute(node, "output_dtype", 0) or TensorProto.UINT8
     if element not in _RANGES:
         return None
     low, high = _RANGES[element]
 
     def read() -> Tensor:
-        weight = _plain(source.read()).float()
-        offset = graph.tensor(zero_point).float() if zero_point else torch.zeros(())
-        ratio = weight / _along(graph.tensor(scale).float(), weight, axis)
+        weight = plain(source.read()).float()
+        offset = constant(graph, zero_point).float() if zero_point else torch.zeros(())
+        ratio = weight / _along(constant(graph, scale).float(), weight, axis)
         return (ratio.round() + _along(offset, weight, axis)).clamp(low, high).int()
 
     key = f"Quantize({source.key}, {scale}, {zero_point}, {axis})"
-    return replace(source, key=key, element=element, read=read)
+    return replace(source, key=key, element=element, read=read, quantized=False, bits=0)
 
 
+@follows("DequantizeLinear", "com.microsoft.DequantizeLinear")
 def _dequantize_linear(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
-    scale, zero_point = operand(node, 1), operand(node, 2)
-    if scale not in graph.constants or (zero_point and zero_point not in graph.constants):
-        return None
-    axis = attribute(node, "axis", 1)
-    if source.element in INTEGER_BITS:
-        return with_scale(graph, source, scale, zero_point, axis)
+    scale, axis = operand(node, 1), attribute(node, "axis", 1)
+    if source.width:
+        return with_scale(graph, source, scale, operand(node, 2), axis)
 
     def read() -> Tensor:  # eight-bit floats have no integer levels
-        weight = _plain(source.read())
-        return weight * _along(graph.tensor(scale).float(), weight, axis)
+        weight = plain(source.read())
+        return weight * _along(constant(graph, scale).float(), weight, axis)
 
     return replace(source, key=f"Scaled({source.key}, {scale}, {axis})", element=TensorProto.FLOAT, read=read)
 
 
+@follows("Quant", "IntQuant")
 def _quant(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
     """QONNX: ``clamp(round(w / scale + zero point)) - zero point`` levels of ``scale``."""
     names = [operand(node, place) for place in (1, 2, 3)]
     bits = _bit_width(graph, node)
     rounding = _ROUNDING.get(attribute(node, "rounding_mode", "ROUND").upper())
-    if bits is None or rounding is None or any(name not in graph.constants for name in names):
+    if bits is None or rounding is None:
         return None
     low, high = _integer_range(graph, node, names[2])
 
     def read() -> Quantized:
-        weight = _plain(source.read()).float()
-        step, offset = graph.tensor(names[0]).float(), graph.tensor(names[1]).float()
+        weight = plain(source.read()).float()
+        step, offset = constant(graph, names[0]).float(), constant(graph, names[1]).float()
         levels = torch.clamp(rounding(weight / step + offset), low, high) - offset
         return Quantized(levels, _right_aligned(step, weight), "midtread", bits)
 
@@ -217,36 +217,58 @@ def _quant(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
     return replace(source, key=key, read=read, quantized=True)
 
 
+@follows("BipolarQuant")
 def _bipolar(graph: OnnxGraph, node: NodeProto, source: Source) -> Source | None:
     """QONNX: ``+-scale`` by sign, which is the one-bit mid-rise grid ``+-0.5`` with a step of ``2 scale``."""
     scale = operand(node, 1)
-    if scale not in graph.constants:
-        return None
 
     def read() -> Quantized:
-        weight = _plain(source.read())
+        weight = plain(source.read())
         levels = torch.where(weight >= 0, 0.5, -0.5)
-        return Quantized(levels, _right_aligned(2 * graph.tensor(scale).float(), weight), "midrise", 1)
+        return Quantized(levels, _right_aligned(2 * constant(graph, scale).float(), weight), "midrise", 1)
 
     return replace(source, key=f"Bipolar({source.key}, {scale})", read=read, quantized=True)
 
 
 def _bit_width(graph: OnnxGraph, node: NodeProto) -> int | None:
     name = operand(node, 3)
-    return int(graph.tensor(name).max().ceil().item()) if name in graph.constants else None
+    return int(constant(graph, name).max().ceil().item()) if name in graph.roots else None
+
+
+def _clip_range(graph: OnnxGraph, node: NodeProto) -> tuple[float | None, float | None]:
+    found: list[float | None] = []
+    for place, name in ((1, "min"), (2, "max")):
+        value = operand(node, place)
+        found.append(float(constant(graph, value)) if value in graph.roots else attribute(node, name, None))
+    return found[0], found[1]
+
+
+def _clip_of(graph: OnnxGraph, value: str) -> NodeProto | None:
+    """The Clip that values have passed, where nothing but moves lies between."""
+    moves = (*_SAME_VALUES, "Slice", "Pad", "Concat", "DepthToSpace", "Resize")
+    while (node := graph.producers.get(value)) is not None and operator(node) in moves:
+        value = operand(node, 0)
+    return node if node is not None and operator(node) == "Clip" else None
+
+
+def _clipped_bits(graph: OnnxGraph, node: NodeProto) -> int | None:
+    """Bits of the integers that a clip lets through; None where it is open."""
+    low, high = _clip_range(graph, node)
+    if low is None or high is None or high < low:
+        return None
+    return max(1, math.ceil(math.log2(high - low + 1)))
 
 
 def _integer_range(graph: OnnxGraph, node: NodeProto, bit_width: str) -> tuple[Tensor, Tensor]:
     signed, narrow = attribute(node, "signed", 1), attribute(node, "narrow", 0)
-    codes = 2.0 ** graph.tensor(bit_width).float()
+    codes = 2.0 ** constant(graph, bit_width).float()
     if signed:
         return -codes / 2 + int(bool(narrow)), codes / 2 - 1
     return torch.zeros_like(codes), codes - 1 - int(bool(narrow))
 
 
-def _plain(value: Tensor | Quantized) -> Tensor:
-    """Numbers: a weight quantized twice is quantized from what the first time left."""
-    return value if isinstance(value, Tensor) else value.levels * value.step
+def _of_step_one(levels: Tensor, bits: int) -> Quantized:
+    return Quantized(levels, torch.ones(()), "midtread", bits)
 
 
 def _floating(value: Tensor | Quantized) -> Tensor | Quantized:
@@ -267,15 +289,3 @@ def _along(values: Tensor, weight: Tensor, axis: int) -> Tensor:
         return values.reshape(shape)
     block = -(-weight.shape[axis] // values.shape[axis])
     return values.repeat_interleave(block, dim=axis).narrow(axis, 0, weight.shape[axis])
-
-
-_STEPS: dict[str, Callable[[OnnxGraph, NodeProto, Source], Source | None]] = {
-    "Identity": _identity,
-    "Cast": _cast,
-    "Transpose": _transpose,
-    "QuantizeLinear": _quantize_linear,
-    "DequantizeLinear": _dequantize_linear,
-    "Quant": _quant,
-    "IntQuant": _quant,
-    "BipolarQuant": _bipolar,
-}

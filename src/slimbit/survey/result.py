@@ -5,27 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from slimbit.numerics.grid import Grid
+from slimbit.numerics.levels import LayerLevels
 from slimbit.records.network import LayerSpec, NetworkSpec
-
-
-@dataclass(frozen=True)
-class StoredLevels:
-    """Weights that are integers already.
-
-    Attributes:
-        levels: Filters first, on ``grid``.
-        step: Scalar, or one per filter.
-        grid: Grid of the levels.
-        bits: Declared width; 0 = none, then it is what the levels need.
-        signal_to_noise: ``||W||^2 / ||W - step * levels||^2`` where the weights behind the levels are known.
-    """
-
-    levels: Tensor
-    step: Tensor
-    grid: Grid
-    bits: int = 0
-    signal_to_noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,5 +20,5 @@ class Survey:
     """
 
     spec: NetworkSpec
-    weight: Callable[[LayerSpec], Tensor | StoredLevels]
+    weight: Callable[[LayerSpec], Tensor | LayerLevels]
     activation_bits: Mapping[str, int] = field(default_factory=dict)

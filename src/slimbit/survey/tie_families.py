@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from slimbit.records.groups import Family, FilterGroup, Fit
+from slimbit.records.groups import Family, Fit
 from slimbit.survey.axes import find_axis
 from slimbit.survey.ledger import Atoms
 from slimbit.survey.tie_operation import Decisions, Trace
@@ -138,7 +138,7 @@ class Families:
             met[root] += 1
 
     def _shrink(self, network: nn.Module, sizes: dict[int, int]) -> None:
-        """Cut every axis to what it has at these sizes; which of its entries is all the same, as long as none is run."""
+        """Cut every axis to what it has at these sizes; which of its entries is all the same for shapes alone."""
         modules, ledger = dict(network.named_modules()), self.trace.ledger
         for (name, role), line in ledger.axes.items():
             keep = np.ones(len(line), dtype=bool)

@@ -389,7 +389,7 @@ class Operation:
             if other is not None and len(other) == len(atoms):
                 self.ledger.tie(atoms, other, f"{self.where} takes the size of what is no filter")
 
-    def bind(self, tensor: Tensor, atoms: Atoms) -> bool:
+    def bind(self, tensor: Tensor, atoms: Atoms) -> bool:  # noqa: PLR0911 - one per kind of parameter
         """A parameter or buffer that no layer owns has an entry for each of these channels; whether that is so.
 
         Args:
@@ -481,7 +481,9 @@ def numbers_among(values: dict[str, Any], *, shapes_only: bool) -> dict[str, Any
     """Arguments that are no tensors, and the numbers that the code made into tensors."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if not isinstance(value, Tensor) and not (isinstance(value, list | tuple) and any(isinstance(x, Tensor) for x in value)):
+        if not isinstance(value, Tensor) and not (
+            isinstance(value, list | tuple) and any(isinstance(x, Tensor) for x in value)
+        ):
             found[name] = value
         elif shapes_only and isinstance(value, Tensor) and value.device.type == "cpu" and value.numel() == 1:
             found[name] = value.item()

@@ -192,7 +192,9 @@ def _product(op: Operation, left: Tensor, right: Tensor) -> None:
         return
     kept = [_reduced(op, f.atoms, d) if f is not None else None for f, d in zip((a, b), inner, strict=True)]
     zero = [f.zero if f is not None else False for f in (a, b)]
-    outer = [k is not None and op.ledger.varies(k, d) for k, d in zip(kept, (left.ndim - 2, right.ndim - 1), strict=True)]
+    outer = [
+        k is not None and op.ledger.varies(k, d) for k, d in zip(kept, (left.ndim - 2, right.ndim - 1), strict=True)
+    ]
     if all(outer) or (added is not None and op.channels(added) is not None):
         op.give_up()
         return
@@ -211,7 +213,9 @@ def _sums_up(op: Operation, sides: tuple[Tensor, Tensor], sums: list[bool]) -> b
     found = [op.channels(side) for side in sides]
     lines = [op.along(s, s.ndim - 1 - k) if f is not None and does else None
              for k, (s, f, does) in enumerate(zip(sides, found, sums, strict=True))]  # fmt: skip
-    batched = [f is not None and any(op.ledger.varies(f.atoms, d) for d in range(len(f.atoms.shape) - 2)) for f in found]
+    batched = [
+        f is not None and any(op.ledger.varies(f.atoms, d) for d in range(len(f.atoms.shape) - 2)) for f in found
+    ]
     if any(batched):
         return _heads_sum_up(op, sides)
     if any(does and line is None for does, line in zip(sums, lines, strict=True)):
@@ -276,7 +280,9 @@ def _passes_bare_norm(op: Operation, atoms: Atoms) -> bool:
     count = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
     if len(atoms) % count:
         return False
-    op.ledger.tie(atoms.reshape(-1, count), atoms[:count], f"{op.where} normalizes what is no filter")  # one copy for each image of the batch
+    op.ledger.tie(
+        atoms.reshape(-1, count), atoms[:count], f"{op.where} normalizes what is no filter"
+    )  # one copy for each image of the batch
     op.ledger.meet((path, "norm"), atoms[:count])
     return True
 
@@ -446,7 +452,7 @@ def _along(op: Operation) -> None:
     dims = dims or [*range(values.ndim)]
     across = [d for d in dims if op.ledger.varies(found.atoms, d)]
     order = op["ord"] if op.name == "linalg_vector_norm" else op["p"] if op.name == "norm" else None
-    sums = op.name == "sum" or order == 2  # noqa: PLR2004 - a root of squares
+    sums = op.name == "sum" or order == 2
     if op["other"] is not None or (across and not (sums and found.zero)):
         op.give_up()
         return
@@ -455,7 +461,7 @@ def _along(op: Operation) -> None:
         atoms = np.full_like(atoms.take([0], d), FREE)
     if op.output.ndim < values.ndim:
         for d in sorted(dims, reverse=True):
-            atoms = atoms.take(0, d)
+            atoms = np.asarray(atoms.take(0, d))
     elif op.output.shape != values.shape:
         for d in dims:
             atoms = atoms.take([0], d)

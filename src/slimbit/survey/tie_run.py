@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import slimbit.survey.tie_shapes  # noqa: F401 - registers its rules
+from slimbit.numerics.batches import output_tensors
 from slimbit.numerics.copies import copied, plain_network
 from slimbit.records.errors import InputError
 from slimbit.survey.tie_operation import (
@@ -94,10 +95,9 @@ class Runs:
         trace = Trace(modules, owners, decisions, shapes_only=self._shapes_only, numbers=self._numbers)
         if paths is not None:
             trace.path = paths
-        with torch.no_grad(), _on_stack(network, trace.path):
-            with _Calls(trace), _Watch(trace):
-                outputs = call(network, self._example)
-        for tensor in _tensors(outputs):
+        with torch.no_grad(), _on_stack(network, trace.path), _Calls(trace), _Watch(trace):
+            outputs = call(network, self._example)
+        for tensor in output_tensors(outputs):
             found = trace.channels(tensor)
             if found is not None:
                 trace.ledger.fix(found.atoms, "it is an output of the network")
@@ -109,9 +109,9 @@ class Runs:
         for key, where in trace.strayed.items():
             path = key.rpartition(".")[0]
             places = [(path, "filters"), (path, "inputs"), (path, "norm"), (key, "parameter")]
-            for place, channels in trace.ledger.axes.items():
+            for place, atoms in trace.ledger.axes.items():
                 if place in places:
-                    trace.ledger.fix(channels, f"{key} is also used by {where}")
+                    trace.ledger.fix(atoms, f"{key} is also used by {where}")
         return trace
 
     def replayed(self, trace: Trace, growth: Growth, *, open_: bool) -> Replay:
@@ -142,19 +142,6 @@ def _shared_names(network: nn.Module) -> dict[str, list[str]]:
             if tensor is not None:
                 names.setdefault(id(tensor), []).append(f"{path}.{key}".removeprefix("."))
     return {name: group for group in names.values() for name in group}
-
-
-def _tensors(outputs: Any, seen: tuple[int, ...] = ()) -> Iterator[Tensor]:
-    """Every tensor of an output, in any nesting."""
-    if isinstance(outputs, Tensor):
-        yield outputs
-    if isinstance(outputs, Tensor | nn.Module) or id(outputs) in seen:
-        return
-    parts = outputs.values() if isinstance(outputs, Mapping) else outputs
-    if not isinstance(outputs, Mapping | list | tuple):
-        parts = vars(outputs).values() if hasattr(outputs, "__dict__") else ()
-    for part in parts:
-        yield from _tensors(part, (*seen, id(outputs)))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from slimbit.survey.ledger import FREE, Atoms
 from slimbit.survey.tie_operation import Operation, compressed
 from slimbit.survey.tie_rules import handles, met
 
+
 @handles("alias", "detach", "lift_fresh", "contiguous", "clone", "dropout", "zeros_like", "ones_like", "rand_like")
 def _same(op: Operation) -> None:
     values = op["self"] if op["self"] is not None else op["input"]
@@ -173,7 +174,9 @@ def _slice(op: Operation) -> None:
         if size % step or start >= step or end != size:
             op.give_up(f"{op.where} takes channels by their number")
             return
-        op.ledger.tie(line.reshape(-1, step), line[::step, None], f"{op.where} takes each {step}th of what is no filter")
+        op.ledger.tie(
+            line.reshape(-1, step), line[::step, None], f"{op.where} takes each {step}th of what is no filter"
+        )
     elif op.index in op.trace.decisions.parts:
         _tie_parts(op, line, (start, end))
     for slot, number in (("start", start), ("end", end)):
@@ -200,7 +203,7 @@ def _select(op: Operation) -> None:
         op.give_up(f"{op.where} takes channels by their number")
         return
     for output in op.outputs:
-        op.put(found.atoms.take(0, dim), zero=found.zero, output=output)
+        op.put(np.asarray(found.atoms.take(0, dim)), zero=found.zero, output=output)
 
 
 @handles("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk")
@@ -254,7 +257,9 @@ def _repeat(op: Operation) -> None:
     if found is None:
         return
     atoms = found.atoms.reshape((1,) * (op.output.ndim - op["self"].ndim) + found.atoms.shape)
-    op.put(np.tile(atoms, [k if n > 1 else 1 for k, n in zip(op["repeats"], atoms.shape, strict=True)]), zero=found.zero)
+    op.put(
+        np.tile(atoms, [k if n > 1 else 1 for k, n in zip(op["repeats"], atoms.shape, strict=True)]), zero=found.zero
+    )
 
 
 @handles("unfold")
@@ -320,11 +325,14 @@ def _woven(op: Operation) -> None:
         op.tie_rows(table, reason)
         atoms = table.T.ravel()
     elif op.name == "glu":
-        atoms = op.ledger.tie(*np.split(line, 2), reason)
+        first, second = np.split(line, 2)
+        atoms = op.ledger.tie(first, second, reason)
     else:
         runs = line.reshape(op.output.shape[-3], -1)
         atoms = op.ledger.tie(runs, runs[:, :1], reason)[:, 0]
-    op.put_along(op.output.ndim - 2 if op.name == "im2col" else op.output.ndim - 3 if shuffles else axis, atoms, zero=zero)
+    op.put_along(
+        op.output.ndim - 2 if op.name == "im2col" else op.output.ndim - 3 if shuffles else axis, atoms, zero=zero
+    )
 
 
 @handles("index", "index_select")

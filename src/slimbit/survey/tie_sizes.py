@@ -9,6 +9,7 @@ same units, or something that nothing can change, and then the channels stay.
 import math
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from slimbit.survey.axes import find_axis, numbers_of
 from slimbit.survey.ledger import FREE, Atoms
-from slimbit.survey.tie_operation import NORMS, Channels, Decisions, Record, Size, Trace, arguments, numbers_among, plain_name
+from slimbit.survey.tie_operation import (
+    NORMS,
+    Channels,
+    Decisions,
+    Record,
+    Size,
+    Trace,
+    arguments,
+    numbers_among,
+    plain_name,
+)
 
 COMPUTED = {"view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "slice", "narrow", "split", "repeat",
             "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "convolution", "native_group_norm",
@@ -57,7 +68,7 @@ class Growth:
         return int(self.counts(atoms).sum())
 
     def shapes(self, tensor: Tensor, channels: Channels | None) -> list[tuple[int, ...]]:
-        """Shapes that a tensor may have: several while it is open which dimension becomes longer, none if any will do."""
+        """Shapes that a tensor may have: several while it is open which dimension grows, none if any will do."""
         shape = tuple(tensor.shape)
         if channels is None:
             return [shape]
@@ -101,7 +112,7 @@ def mixed(trace: Trace) -> Growth:
         if trace.ledger.reason(root) is not None:
             return 1
         number = known.setdefault(leaders.get(root, root), numbers.randint(2, most))
-        return 1 + (COPIES - 1) * number if root in leaders else number
+        return 1 + (COPIES - 1) * (1 + number % 7) if root in leaders else number
 
     return Growth(trace, copies)
 
@@ -112,7 +123,9 @@ def grow(network: nn.Module, trace: Trace, growth: Growth) -> None:
     for (name, role), atoms in trace.ledger.axes.items():
         counts = growth.counts(atoms)
         if int(counts.max(initial=1)) > 1:
-            axis = find_axis(modules, name, role, len(atoms), trace.ledger.dims.get(name) if role == "parameter" else None)
+            axis = find_axis(
+                modules, name, role, len(atoms), trace.ledger.dims.get(name) if role == "parameter" else None
+            )
             if trace.shapes_only and role != "padding":  # which is told apart by its places
                 places = torch.empty(int(counts.sum()), dtype=torch.long, device="meta")
             else:
@@ -231,7 +244,9 @@ class Replay(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
         changed = [d for d, n in enumerate(shape) if n != tensor.shape[d]]
         whole = [n for d, n in enumerate(shape) if d in record.undecided]
         total = self.growth.size(channels.atoms)
-        return changed[0] if len(changed) == 1 and changed[0] in record.undecided and math.prod(whole) == total else None
+        return (
+            changed[0] if len(changed) == 1 and changed[0] in record.undecided and math.prod(whole) == total else None
+        )
 
     @staticmethod
     def _made_up(func: Any, args: Any, record: Record, allowed: list[list[tuple[int, ...]]]) -> Any:
@@ -304,7 +319,8 @@ def judge(trace: Trace, replay: Replay, decisions: Decisions, *, final: bool) ->
     decisions.follow |= replay.follow
     for index in replay.scaled:
         record = trace.records[index]
-        if not _ban(decisions, lambda name, p=record.path: name.rpartition(".")[0] == p[-1]) and final:
+        inside = record.path[-1]
+        if not _ban(decisions, partial(_is_of, inside)) and final:
             decisions.refused[index] = f"{record.where} computes with the number of channels"
     for index in replay.wrong:
         record = trace.records[index]
@@ -373,13 +389,18 @@ def _by_others(trace: Trace, replay: Replay, decisions: Decisions, index: int) -
     return bool(found)
 
 
+def _is_of(module: str, name: str) -> bool:
+    return name.rpartition(".")[0] == module
+
+
 def _counting(trace: Trace, replay: Replay, size: Size, index: int) -> tuple[int, int] | None:
-    """The last tensor before an operation with as many channels, of which there are now as many as the code asks for."""
+    """The last tensor before an operation with as many channels, of which there are as many as the code asks for."""
     for earlier in range(index - 1, -1, -1):
         for number, (_, channels) in enumerate(trace.records[earlier].outputs):
-            if channels is not None and channels.atoms.size == max(channels.atoms.shape) == size.value:
-                if replay.growth.size(channels.atoms) in replay.asked[index]:
-                    return earlier, number
+            if channels is None or not channels.atoms.size == max(channels.atoms.shape) == size.value:
+                continue
+            if replay.growth.size(channels.atoms) in replay.asked[index]:
+                return earlier, number
     return None
 
 

@@ -10,16 +10,15 @@ from copy import copy
 from dataclasses import fields, replace
 
 import numpy as np
-import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from slimbit.numerics.copies import plain_network
 from slimbit.records.groups import Ties
-from slimbit.survey.module import refuse_what_cannot_be_counted
 from slimbit.survey.ledger import Atoms, Ledger
+from slimbit.survey.module import refuse_what_cannot_be_counted
 from slimbit.survey.tie_families import Families
-from slimbit.survey.tie_operation import Decisions, Trace
+from slimbit.survey.tie_operation import Decisions
 from slimbit.survey.tie_run import LEFT_EMPTY, Runs
 from slimbit.survey.tie_sizes import even, judge, mixed, refusal
 from slimbit.survey.trace import Inputs

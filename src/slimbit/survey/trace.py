@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from slimbit.survey.kinds import Use, rule_of
+from slimbit.survey.kinds import Use, images_seen, rule_of
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -25,11 +25,17 @@ class Call:
         uses: The counted weights it used.
         work: MACs of its own operations (its children's are theirs), by operation and the parameters among
             its operands.
+        slices: Parameters of which only a part was an operand.
+        images: How many images it worked on, where the module knows (`images_seen`).
+        failure: Why the rule of its type could not tell what it used ("" = it could).
     """
 
     path: str
     uses: list[Use] = field(default_factory=list)
     work: Counter[tuple[str, tuple[str, ...]]] = field(default_factory=Counter)
+    slices: set[str] = field(default_factory=set)
+    images: int | None = None
+    failure: str = ""
 
 
 def trace_calls(model: nn.Module, example_input: Inputs) -> list[Call]:
@@ -40,8 +46,9 @@ def trace_calls(model: nn.Module, example_input: Inputs) -> list[Call]:
     calls: list[Call] = [Call("")]
     stack = [calls[0]]
     for path, module in model.named_modules():
-        _watch(module, path, calls, stack)
-    names = {_storage(p): name for name, p in model.named_parameters()}
+        if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks: its operations are those of its caller
+            _watch(module, path, calls, stack)
+    names = {_storage(p): (name, p.numel()) for name, p in model.named_parameters()}
     with torch.no_grad(), _plain_attention(), _WorkCounter(stack, names):
         if isinstance(example_input, Tensor):
             model(example_input)
@@ -61,8 +68,12 @@ def _watch(module: nn.Module, path: str, calls: list[Call], stack: list[Call]) -
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         call = stack.pop()
-        if rule is not None:
-            call.uses.extend(rule(module, args, kwargs, output))
+        try:
+            call.images = images_seen(module, args, kwargs)
+            if rule is not None:
+                call.uses.extend(rule(module, args, kwargs, output))
+        except Exception as error:  # noqa: BLE001 - a subclass may take and return anything
+            call.failure = f"{type(error).__name__}: {error}"
 
     module.register_forward_pre_hook(enter, prepend=True)
     module.register_forward_hook(leave, with_kwargs=True)
@@ -71,7 +82,7 @@ def _watch(module: nn.Module, path: str, calls: list[Call], stack: list[Call]) -
 class _WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves it untyped
     """Adds the MACs of every operation that torch's FLOP formulas know to the module on top of the stack."""
 
-    def __init__(self, stack: list[Call], names: Mapping[int, str]) -> None:
+    def __init__(self, stack: list[Call], names: Mapping[int, tuple[str, int]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch leaves it untyped
         self._stack = stack
         self._names = names
@@ -82,9 +93,13 @@ class _WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch 
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             operation = str(func._overloadpacket).removeprefix("aten.")
-            operands = (_storage(value) for value in args if isinstance(value, Tensor))
-            parameters = tuple(self._names[key] for key in operands if key in self._names)
-            self._stack[-1].work[operation, parameters] += formula(*args, **kwargs, out_val=output) // 2
+            call, parameters = self._stack[-1], []
+            for operand in args:
+                if isinstance(operand, Tensor) and _storage(operand) in self._names:
+                    name, elements = self._names[_storage(operand)]
+                    parameters.append(name)
+                    call.slices.update([name] if operand.numel() != elements else [])
+            call.work[operation, tuple(parameters)] += formula(*args, **kwargs, out_val=output) // 2
         return output
 
 

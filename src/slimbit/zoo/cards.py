@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from slimbit.records.errors import InputError
+from slimbit.records.files import read_text
 
 SUFFIX = ".card.json"
 METADATA_KEY = "slimbit"
@@ -24,7 +25,8 @@ def read_card(weights: str | os.PathLike[str]) -> Mapping[str, Any] | None:
 
     Returns:
         Those of these entries that are given: ``network``, ``data``, ``normalize`` (a name, or ``mean`` and ``std``
-        as lists), ``size`` (side of the input), ``classes``, ``accuracy`` (percent), ``description``, ``license``,
+        as lists), ``size`` (side of the input), ``classes``, ``held_out``
+        (training images that were not trained on), ``accuracy`` (percent), ``description``, ``license``,
         ``source``.
 
     Raises:
@@ -38,7 +40,7 @@ def read_card(weights: str | os.PathLike[str]) -> Mapping[str, Any] | None:
     """
     file = Path(weights)
     beside = file.with_name(file.name + SUFFIX)
-    if beside.is_file():
+    if beside.exists():
         return _checked(_read(beside), beside)
     if file.suffix.lower() != ".safetensors" or not file.is_file():
         return None
@@ -49,12 +51,7 @@ def read_card(weights: str | os.PathLike[str]) -> Mapping[str, Any] | None:
 
 
 def _read(file: Path) -> str:
-    try:
-        if file.stat().st_size > LARGEST_CARD:
-            raise InputError(f"model card must be at most {LARGEST_CARD:,} bytes, got {str(file)!r} with more")
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"model card must be readable UTF-8 text, got {str(file)!r}: {error}") from error
+    return read_text(file, "model card", limit=LARGEST_CARD)
 
 
 def _metadata(file: Path) -> Mapping[str, str]:
@@ -83,6 +80,7 @@ def _checked(text: str, where: Path) -> dict[str, Any]:
         normalize: str | Numbers | None = None
         size: int | None = Field(default=None, ge=1, le=4096)
         classes: int | None = Field(default=None, ge=1)
+        held_out: int | None = Field(default=None, ge=0)
         accuracy: float | None = Field(default=None, ge=0, le=100)
         description: str | None = None
         license: str | None = None

@@ -3,7 +3,9 @@
 import os
 import pickle
 import re
+import struct
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ PREFIXES = ("module.", "_orig_mod.")
 ADVICE = "where it is trusted, save the network's state_dict() as .safetensors"
 DEEPEST_WRAPPING = 4
 LONGEST_PATH = 200
+ALWAYS_FINE = 1 << 26
+"""Bytes that an archive may hold whatever its own size."""
+MOST_INFLATION = 4
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -99,6 +104,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(file: Path) -> object:
+    _check_inflation(file)
     try:
         with warnings.catch_warnings():
             # About old protocols and TorchScript: such a file loads, or the error below says why not.
@@ -107,6 +113,21 @@ def _read_torch(file: Path) -> object:
     # A damaged pickle makes torch's reader raise anything (KeyError, struct.error, MemoryError, ...).
     except Exception as error:
         raise InputError(f"weights file {str(file)!r} {_torch_fault(error)}") from error
+
+
+def _check_inflation(file: Path) -> None:
+    """``torch.save`` compresses nothing: an archive that does may fill the memory with a few bytes."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            total = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
+        return  # an older format, or damaged: torch's own reader says so
+    there = file.stat().st_size
+    if total > max(ALWAYS_FINE, MOST_INFLATION * there):
+        raise InputError(
+            f"weights file must be complete and undamaged, as torch.save wrote it, got {str(file)!r} with {there:,} "
+            f"bytes that inflate to {total:,}"
+        )
 
 
 def _torch_fault(error: Exception) -> str:

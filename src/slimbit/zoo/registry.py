@@ -1,5 +1,6 @@
 """The networks by name, without torch: a name costs nothing until its network is built."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -107,8 +108,10 @@ def default_classes(name: str) -> int:
     return _lookup(name)[0].classes
 
 
-def network(name: str, *, classes: int | None = None) -> "nn.Module":
-    """A new network with random weights (He initialization from torch's global generator), in training mode.
+def network(name: str, *, weights: "str | os.PathLike[str] | None" = None, classes: int | None = None) -> "nn.Module":
+    """A network of the zoo: with weights of a file in evaluation mode, else new ones in training mode.
+
+    New weights are random (He initialization from torch's global generator).
 
     Names end in an optional width multiplier: ``vgg7@0.5`` has half the filters in every layer.
     CIFAR residual networks also say their shortcuts: ``resnet20`` projects in the first block of all three
@@ -116,13 +119,16 @@ def network(name: str, *, classes: int | None = None) -> "nn.Module":
 
     Args:
         name: One of `names`, with or without ``@width``; the width lies between 0.05 and 8.
+        weights: A ``.safetensors`` file, or ``.pth``, ``.pt``, ``.th``, ``.tar`` as ``torch.save`` writes them; or
+            "shipped" for those that come with Slimbit.
         classes: Outputs; by default 10 for 32x32 images and 1000 for ImageNet networks.
 
     Returns:
         A module from images ``(batch, *default_input(name))`` to logits ``(batch, classes)``.
 
     Raises:
-        InputError: There is no such network or width, or ``classes`` is no whole number from 1 to a million.
+        InputError: There is no such network or width, ``classes`` is no whole number from 1 to a million, or the file
+            cannot be read or does not fit.
 
     >>> model = network("resnet20-A@0.5", classes=100)
     >>> tuple(model.linear.weight.shape)
@@ -132,7 +138,18 @@ def network(name: str, *, classes: int | None = None) -> "nn.Module":
     classes = entry.classes if classes is None else classes
     if not isinstance(classes, int) or isinstance(classes, bool) or not 1 <= classes <= MOST_CLASSES:
         raise InputError(f"classes must be a whole number from 1 to {MOST_CLASSES}, got {classes!r}")
-    return entry.build(classes=classes, width=width)
+    from slimbit.numerics.strided import protect_gradients
+
+    built = protect_gradients(entry.build(classes=classes, width=width))
+    built.zoo_name, built.zoo_classes = name, classes  # type: ignore[assignment] # how it is built again, for what is saved
+    if weights is None:
+        return built
+    from slimbit.zoo.weights import load_weights
+
+    file = shipped_weights(name) if weights == "shipped" else weights
+    if file is None:
+        raise InputError(f"weights of {name} must be a file, got 'shipped': none come with Slimbit")
+    return load_weights(built, file).eval()
 
 
 def shipped_weights(name: str) -> Path | None:

@@ -11,7 +11,8 @@ import pytest
 
 from slimbit.records.cost import METRICS, CostReport, LayerCost, TotalCost
 from slimbit.records.point import FrontierPoint
-from slimbit.report.frames import About
+from slimbit.records.setting import Bits, Price
+from slimbit.report.frames import ReportFacts
 
 # (name, shape, positions) of a CIFAR ResNet-20
 STAGES = [(16, 3, 1024, 1), (16, 16, 1024, 6), (32, 32, 256, 6), (64, 64, 64, 6)]
@@ -92,7 +93,7 @@ class InventedRun:
     """What a store gives: facts, points, cost reports."""
 
     def __init__(self, network: str = "resnet20") -> None:
-        self.about = About(
+        self.about = ReportFacts(
             run="runs/resnet20",
             network=network,
             metric="esn_digital",
@@ -105,13 +106,14 @@ class InventedRun:
         self.reports: dict[int, CostReport] = {}
         for bits, accuracy in BASELINES.items():
             report = cost_report(network, bits, grid="midrise")
-            self._add(report, accuracy, policy="max_abs", setting=f"{bits} bits", baseline=True)
+            self._add(report, accuracy, policy="max_abs", setting=Bits(float(bits)), baseline=True)
         for i, accuracy in enumerate(OURS):
             report = cost_report(network, 5.6 - 0.4 * i, spread=1.5)
-            rest = {"metric": "esn_digital", "price": 10.0 ** (i / 3 - 10)}
-            self._add(report, accuracy, policy="optimal", setting=f"price {10.0 ** (i / 3 - 10):.1e}", **rest)
+            self._add(report, accuracy, policy="optimal", setting=Price(10.0 ** (i / 3 - 10), "esn_digital"))
         self.points.append(
-            FrontierPoint(number=18, state="failed", policy="optimal", setting="price 1e-05", error="accuracy is NaN")
+            FrontierPoint(
+                number=18, state="failed", policy="optimal", setting=Price(1e-5, "esn_digital"), error="accuracy is NaN"
+            )
         )
 
     def _add(self, report: CostReport, accuracy: float, **rest: Any) -> None:

@@ -55,7 +55,7 @@ def open_page(pages):
 def start_over(shown):
     """The metric and the point that the report opens with."""
     shown.locator("#metrics button").first.click()
-    shown.locator("#points .pick", has_text="optimal, price 2.2e-09").click()
+    shown.locator("#points .pick", has_text="optimal, price 2.15e-09").click()
     shown.locator("#accuracy").scroll_into_view_if_needed()
 
 
@@ -163,7 +163,7 @@ def test_hostile_names_stay_text(open_page, tmp_path, run_of):
         report["notes"] = [HOSTILE]
         return report
 
-    run.points[0] = type(run.points[0])(**{**vars(run.points[0]), "policy": HOSTILE, "setting": HOSTILE})
+    run.points[0] = type(run.points[0])(**{**vars(run.points[0]), "policy": HOSTILE})
     run.points[-1] = type(run.points[-1])(**{**vars(run.points[-1]), "error": HOSTILE})
     file = tmp_path / "report.html"
     file.write_text(page(report_data(run.about, run.points, read_cost)), encoding="utf-8")

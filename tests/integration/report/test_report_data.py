@@ -8,7 +8,10 @@ import sys
 import plotly.graph_objects as go
 import pytest
 
+from slimbit.records.accuracy import Accuracy
 from slimbit.records.errors import InputError
+from slimbit.records.setting import Epoch
+from slimbit.records.terminal import quantity
 from slimbit.report.figures import accuracy_figure, histogram_figure, template
 from slimbit.report.frames import report_data
 from slimbit.report.headline import cost_at_accuracy
@@ -40,38 +43,70 @@ def test_no_points_no_cost():
     assert cost_at_accuracy([], 50.0) == ("no_cost", None)
 
 
-def test_headline_compares_with_the_baseline_of_four_bits(invented_run):
+def at(data, drop):
+    """The headline at so many points below float."""
+    return next(found for found in data.headlines if found.drop == drop)
+
+
+def test_headline_compares_with_eight_bits_one_point_below_float(invented_run):
     data = data_of(invented_run)
-    assert data.headline.baseline == 3
-    assert data.headline.text == "At the accuracy of the 4-bit baseline (max_abs, 86.35 %)"
-    factor = data.headline.factors[0]
-    # Between points 14 (87.6 %) and 15 (84.5 %): 1.85 / 3.1 of the way up in log cost.
-    cheap, dear = (invented_run.points[i].costs["esn_digital"] for i in (15, 14))
-    expected = invented_run.points[3].costs["esn_digital"] / (cheap * (dear / cheap) ** (1.85 / 3.1))
+    assert [found.drop for found in data.headlines] == [0.5, 1.0, 2.0, 3.0, 5.0]
+    found = at(data, 1.0)
+    factor = found.factors[0]
+    # 91.73 - 1 = 90.73 lies between points 11 (90.8 %) and 12 (90.0 %): 0.73 / 0.8 of the way up in log cost
+    cheap, dear = (invented_run.points[i].costs["esn_digital"] for i in (12, 11))
+    expected = invented_run.points[0].costs["esn_digital"] / (cheap * (dear / cheap) ** (0.73 / 0.8))
     assert (factor.metric, factor.reached) == ("esn_digital", "exact")
     assert factor.factor == pytest.approx(expected)
+    weights = sum(layer["weights"] for layer in invented_run.read_cost(invented_run.points[0])["layers"])
+    size = 4 * weights / invented_run.points[11].costs["weight_bytes"]  # the cheapest point of at least 90.73 %
+    assert found.text == (
+        f"Within 1 point of float (90.73 % or more): {expected:.1f}\N{MULTIPLICATION SIGN} cheaper than 8 bits, "
+        f"weights {size:.1f}\N{MULTIPLICATION SIGN} smaller than float32"
+    )
 
 
 @pytest.mark.parametrize("metric", ["esn_filterwise", "bit_operations", "weight_bytes"])
 def test_headline_compares_the_costs_that_the_tables_show(invented_run, metric):
     points = invented_run.points
-    factors = {factor.metric: factor.factor for factor in data_of(invented_run).headline.factors}
-    cheap, dear = (points[i].costs[metric] for i in (15, 14))
-    assert factors[metric] == pytest.approx(points[3].costs[metric] / (cheap * (dear / cheap) ** (1.85 / 3.1)))
+    factors = {factor.metric: factor.factor for factor in at(data_of(invented_run), 1.0).factors}
+    cheap, dear = (points[i].costs[metric] for i in (12, 11))
+    assert factors[metric] == pytest.approx(points[0].costs[metric] / (cheap * (dear / cheap) ** (0.73 / 0.8)))
 
 
 def test_headline_says_when_the_accuracy_is_not_reached(invented_run):
     keep = [p for p in invented_run.points if p.baseline or (p.accuracy or 0) < 80]
     data = report_data(invented_run.about, keep, invented_run.read_cost)
-    assert {factor.reached for factor in data.headline.factors} == {"not_reached"}
-    assert data.headline.factors[0].text == "not reached"
-    assert data.headline.factors[0].factor is None
+    for found in data.headlines:
+        assert found.factors == ()
+        assert found.text.endswith("no point of the sweep is so accurate; the most accurate one has 78.90 %.")
 
 
 def test_headline_without_baselines(invented_run):
     ours = [p for p in invented_run.points if not p.baseline]
-    headline = report_data(invented_run.about, ours, invented_run.read_cost).headline
-    assert (headline.baseline, headline.factors) == (None, ())
+    for found in report_data(invented_run.about, ours, invented_run.read_cost).headlines:
+        assert found.factors == ()
+        assert found.text.endswith("this run has no 8-bit network to compare with.")
+
+
+def test_headline_compares_pairwise_where_hits_are_known(invented_run):
+    def seen(point, right):
+        measured = Accuracy.of(right)
+        known = {"accuracy": float(measured), "images": measured.images, "hits": measured.hits}
+        return dataclasses.replace(point, **known)
+
+    # of 1,000 images the 8-bit network gets 915 right; point 11, the cheapest within a point, 5 others, not 8 of them
+    eight = [True] * 915 + [False] * 85
+    cheapest = [False] * 8 + [True] * 907 + [True] * 5 + [False] * 80
+    points = [
+        seen(p, eight) if p.number == 0 else seen(p, cheapest) if p.number == 11 else p for p in invented_run.points
+    ]
+    notes = at(report_data(invented_run.about, points, invented_run.read_cost), 1.0).notes
+    # 2 * P(X <= 5), X of 13 images: 2 * (1 + 13 + 78 + 286 + 715 + 1287) / 2^13 = 0.58
+    assert notes[-1] == (
+        "Pairwise on 1,000 images: point 11 is right on 5 that the 8-bit network gets wrong, and wrong on 8 that it "
+        "gets right (McNemar p = 0.58)."
+    )
 
 
 def test_metrics_start_with_the_sweep_and_leave_out_what_never_changes(invented_run):
@@ -82,7 +117,7 @@ def test_metrics_start_with_the_sweep_and_leave_out_what_never_changes(invented_
 
 
 def test_steps_from_training_are_a_series_of_their_own(invented_run):
-    chosen = {"policy": "signal", "setting": "epoch 12", "baseline": True, "clamped": ("conv1",)}
+    chosen = {"policy": "signal", "setting": Epoch(12), "baseline": True, "clamped": ("conv1",)}
     points = [dataclasses.replace(p, **chosen) if p.number == 3 else p for p in invented_run.points]
     data = report_data(invented_run.about, points, invented_run.read_cost)
     *_, baselines, signals, _ = accuracy_figure(data, "esn_digital")["data"]
@@ -91,7 +126,11 @@ def test_steps_from_training_are_a_series_of_their_own(invented_run):
     assert "signal, epoch 12" in signals["hovertext"][0]
     assert "clamped: 1 of the layers" in signals["hovertext"][0]
     assert (data.point(3).kind, data.point(3).clamped) == ("signal", ("conv1",))
-    assert data.headline.baseline != 3  # the four-bit baseline is another one now
+    signals = [dataclasses.replace(p, **chosen) if p.number == 0 else p for p in invented_run.points]
+    six = at(report_data(invented_run.about, signals, invented_run.read_cost), 1.0).factors[0].factor
+    eight = at(data, 1.0).factors[0].factor
+    costs = [p.costs["esn_digital"] for p in invented_run.points[:2]]
+    assert six / eight == pytest.approx(costs[1] / costs[0])  # 6 bits are the widest baseline then
     assert 3 not in data.metric("esn_digital").front  # 86.35 % for far more bits than others need
 
 
@@ -119,7 +158,7 @@ def test_float_layers_have_no_analog_share_and_no_width_in_the_headline(invented
         return report
 
     data = report_data(invented_run.about, invented_run.points, with_float_layer)
-    assert data.headline.text.startswith("At the accuracy of the 4-bit baseline")
+    assert at(data, 1.0).text == at(data_of(invented_run), 1.0).text
     assert "esn_analog" not in data.layers[3].shares
     assert data.layers[3].decibels[0] is None
 
@@ -139,6 +178,14 @@ def test_assumptions_depend_on_the_grids(invented_run):
     data = report_data(invented_run.about, baselines, invented_run.read_cost)
     assert not any("skips zeros" in text for text in data.assumptions)
     assert "Layer names come from the module." in data.assumptions
+
+
+def test_a_run_in_integers_says_so(invented_run):
+    assert data_of(invented_run).assumptions[0].startswith("Weights only. Activations, biases")
+    about = dataclasses.replace(invented_run.about, activation_bits=4)
+    text = report_data(about, invented_run.points, invented_run.read_cost).assumptions[0]
+    assert text.startswith("Activations 4 bits, integer arithmetic.")
+    assert "Weights only" not in text
 
 
 def test_a_run_without_finished_points_is_refused(invented_run):
@@ -204,14 +251,14 @@ def test_report_is_readable_without_torch():
 
 @pytest.fixture
 def joint(invented_run):
-    """Every other point of the sweep at half the width, with half of every layer's filters gone; one pruned only."""
-    narrow = {p.number for p in invented_run.points if p.policy == "optimal" and p.number % 2} | {0}
-    points = [dataclasses.replace(p, width=0.5) if p.number in narrow else p for p in invented_run.points]
+    """Every other point of the sweep with half of every layer's filters gone; one pruned only."""
+    pruned = {p.number for p in invented_run.points if p.policy == "optimal" and p.number % 2} | {0}
+    points = [dataclasses.replace(p, keep_ratio=0.5) if p.number in pruned else p for p in invented_run.points]
     points[0] = dataclasses.replace(points[0], policy="prune_only")
 
     def read(point):
         report = invented_run.read_cost(point)
-        if point.width != 1:
+        if point.keep_ratio != 1:
             for layer in report["layers"]:
                 layer["filter_bits"] = layer["filter_bits"][::2]
         return report
@@ -219,24 +266,24 @@ def joint(invented_run):
     return report_data(invented_run.about, points, read)
 
 
-def test_every_width_has_a_curve_of_its_own(joint):
+def test_every_keep_ratio_has_a_curve_of_its_own(joint):
     whole, half, alone, narrow, others, front, baselines, signals, selected = accuracy_figure(joint, "esn_digital")[
         "data"
     ]
     names = [trace["name"] for trace in (whole, half, alone, narrow)]
-    assert names == ["quantize only", "slim to 0.5, then quantize", "prune only, 8 bits", "slim, then max_abs"]
-    assert all(joint.point(n).width == 1 for n in whole["customdata"])
-    assert all(joint.point(n).width == 0.5 for n in half["customdata"])
+    assert names == ["quantize only", "prune to 0.5, then quantize", "prune only, 8 bits", "prune, then max_abs"]
+    assert all(joint.point(n).keep_ratio == 1 for n in whole["customdata"])
+    assert all(joint.point(n).keep_ratio == 0.5 for n in half["customdata"])
     assert set(whole["customdata"]) | set(half["customdata"]) >= set(front["customdata"]) - {0}
     assert (alone["customdata"], narrow["customdata"], others["customdata"]) == ([0], [], [])
     assert 0 not in baselines["customdata"]
     assert (signals["x"], selected["x"]) == ([], [])
     assert narrow["visible"] == "legendonly"
     for theme in ("light", "dark"):
-        styles = template(theme, widths=2)["data"]["scatter"]
+        styles = template(theme, keep_ratios=2)["data"]["scatter"]
         assert len(styles) == 9  # one for each trace, in their order
         assert styles[-1]["marker"]["symbol"] == "circle-open"
-        go.Figure(accuracy_figure(joint, "esn_digital")).update_layout(template=template(theme, widths=2))
+        go.Figure(accuracy_figure(joint, "esn_digital")).update_layout(template=template(theme, keep_ratios=2))
 
 
 def test_removed_filters_are_counted_as_pruned(joint):
@@ -247,14 +294,17 @@ def test_removed_filters_are_counted_as_pruned(joint):
 
 
 def test_a_pruned_network_is_no_baseline_of_the_headline(joint):
-    assert (joint.point(0).kind, joint.point(0).label) == ("pruned", "width 0.5, prune_only, 8 bits")
-    assert joint.headline.baseline == 3
+    assert (joint.point(0).kind, joint.point(0).label) == ("pruned", "keep 0.5, prune_only, 8 bits")
+    ours = [p for p in joint.points if p.kind == "ours"]
+    six, found = joint.point(1).costs["esn_digital"], at(joint, 1.0).factors[0]
+    assert six / found.factor < max(p.costs["esn_digital"] for p in ours)
+    assert found.detail.startswith(quantity(float(f"{six:.3g}")))
     assert joint.answers[0].metric == "esn_digital"
-    assert {stretch.width for answer in joint.answers for stretch in answer.stretches} <= {1.0, 0.5}
+    assert {stretch.keep_ratio for answer in joint.answers for stretch in answer.stretches} <= {1.0, 0.5}
     assert "answer" in page(joint)
 
 
-def test_one_width_asks_nothing(invented_run):
+def test_one_keep_ratio_asks_nothing(invented_run):
     data = data_of(invented_run)
     assert data.answers == ()
     assert len(accuracy_figure(data, "esn_digital")["data"]) == len(template("light")["data"]["scatter"]) == 5

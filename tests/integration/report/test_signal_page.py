@@ -72,8 +72,8 @@ def test_epochs_by_hand(run: Path) -> None:
     assert data.network == "resnet8"
     first, second, third, fourth, *_ = data.epochs
     # conv1: 100 * 600 * 4 / 12, fc: 100 * 40 * 8 / 12
-    assert first.esn_analog == pytest.approx(20_000 + 8_000 / 3)
-    assert first.esn_analog_corrected == pytest.approx(first.esn_analog + 100 * 640 / 12)
+    assert first.esn_analog_estimate == pytest.approx(20_000 + 8_000 / 3)
+    assert first.esn_analog_estimate_plus == pytest.approx(first.esn_analog_estimate + 100 * 640 / 12)
     # of all weights: signal 8 + 4 over noise 8 / 4 + 4 / 8
     assert first.signal_to_noise == pytest.approx(12 / 2.5)
     assert [first.accuracy_mean, second.accuracy_mean, third.accuracy_mean] == pytest.approx([55, 58, 62])
@@ -115,7 +115,7 @@ def test_a_signal_file_alone_is_enough(run: Path) -> None:
 
 def test_unknown_positions_show_the_ratio_instead(tmp_path: Path) -> None:
     data = training_data(read_training_run(trained(tmp_path / "run", epochs(positions=None))))
-    assert {epoch.esn_analog for epoch in data.epochs} == {None}
+    assert {epoch.esn_analog_estimate for epoch in data.epochs} == {None}
     figure = signal_figures(data)["cost"]
     assert figure["layout"]["yaxis"]["title"]["text"].startswith("S/N")
     assert figure["data"][0]["y"] == [epoch.signal_to_noise for epoch in data.epochs]
@@ -130,12 +130,12 @@ def test_layers_that_come_and_go_and_numbers_that_are_none(tmp_path: Path) -> No
     signals[1] = replace(signals[1], layers=(signals[1].layers[0], still))
     run = trained(tmp_path / "run", signals)
     text = (run / "signal.jsonl").read_text().splitlines()
-    text[2] = json.dumps({**signals[2].to_dict(), "layers": [signals[2].layers[0].__dict__, gone.__dict__]})
+    text[2] = json.dumps(replace(signals[2], layers=(signals[2].layers[0], gone)).to_dict())
     (run / "signal.jsonl").write_text("\n".join(text).replace("NaN", "null") + "\n")
     data = training_data(read_training_run(run))
     series = {layer.name: layer.signal_to_noise[:3] for layer in data.layers}
     assert series == {"fc": (8.0, None, None), "conv1": (None, 4.4, 4.5)}
-    assert data.epochs[1].esn_analog is None  # infinite
+    assert data.epochs[1].esn_analog_estimate is None  # infinite
     assert json.dumps(signal_contents(data), allow_nan=False)
     assert json.dumps(json_data(read_training_run(run)), allow_nan=False)
 
@@ -150,7 +150,7 @@ def test_figures_hold_the_data_and_plotly_accepts_them(run: Path) -> None:
             drawn = go.Figure({**figure, "layout": {**figure["layout"], "template": templates[name]}})
             assert len(drawn.data) == len(figure["data"])  # go.Figure refuses any property that Plotly does not have
     measured, form, accuracy = figures["cost"]["data"]
-    assert measured["y"] == [epoch.esn_analog for epoch in data.epochs]
+    assert measured["y"] == [epoch.esn_analog_estimate for epoch in data.epochs]
     assert form["y"] == [epoch.predicted_esn_analog for epoch in data.epochs]
     assert (accuracy["y"][1], accuracy["yaxis"]) == (58.0, "y2")
     assert [trace["name"] for trace in figures["layers"]["data"]] == ["conv1", "fc", "closed form"]
@@ -205,7 +205,7 @@ def test_the_page_is_the_same_every_time(run: Path) -> None:
         ("epochs.jsonl", "{\n", "line 1 of .*epochs.jsonl must be complete JSON"),
         ("epochs.jsonl", "3\n", "line 1 of .*epochs.jsonl must be .*got 3"),
         ("epochs.jsonl", '{"epoch": "one"}\n', "epoch of line 1 of .*epochs.jsonl must be a valid integer"),
-        ("epochs.jsonl", '{"epoch": 1}\n', "loss of line 1 of .*epochs.jsonl must be"),
+        ("epochs.jsonl", '{"epoch": 1}\n', "line 1 of .*epochs.jsonl must hold loss, got none"),
         ("train.json", "{", "train.json must be complete JSON"),
         ("train.json", '{"config": 3}', "train.json must hold a table config, got int"),
         ("train.json", "[]", "train.json must hold a table config"),
@@ -227,9 +227,9 @@ def test_a_line_that_is_being_written_is_left_alone(run: Path) -> None:
 
 
 def test_a_page_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="must be a file that can be written, got Is a directory"):
+    with pytest.raises(InputError, match="must be a file that can be replaced, got a folder"):
         write_signal_page(read_training_run(run), tmp_path)
-    with pytest.raises(InputError, match=r"signal file .*none must be readable, got No such file"):
+    with pytest.raises(InputError, match=r"signal file must exist, got none at .*none"):
         read_training_run(tmp_path / "none")
 
 

@@ -15,7 +15,7 @@
   const metric = () => report.metrics.find((one) => one.name === state.metric);
   const chosen = () => points.get(state.point);
   const label = (point) =>
-    [point.width === 1 ? "" : `width ${point.width}`, point.policy, point.setting].filter(Boolean).join(", ");
+    [point.keep_ratio === 1 ? "" : `keep ${point.keep_ratio}`, point.policy, point.setting].filter(Boolean).join(", ");
   const theme = () => document.documentElement.dataset.theme || (dark.matches ? "dark" : "light");
   const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 
@@ -36,20 +36,27 @@
     const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
     at("network").textContent = about.network;
     at("summary").textContent = [
-      `Float accuracy ${about.float_accuracy.toFixed(2)}${about.unit && ` ${about.unit}`}`,
+      `Float ${about.score_name} ${about.float_accuracy.toFixed(2)}${about.unit && ` ${about.unit}`}`,
+      ...(about.activation_bits ? [`activations ${about.activation_bits} bits, integer arithmetic`] : []),
       plural(ours, "point"), plural(baselines, "baseline"),
       ...(signals ? [`${signals} from training`] : []), ...(failed ? [`${failed} failed`] : []),
     ].join(" · ");
-    const { headline } = report;
-    at("headline").hidden = headline.baseline === null && report.answers.length > 0;
-    const any = headline.factors.some((one) => one.factor !== null);
-    at("headline-text").textContent = headline.text + (any ? ": times cheaper" : "");
-    at("headline-notes").textContent = headline.notes.join(" ");
-    at("factors").hidden = !headline.factors.length;
-    at("factors").replaceChildren(...headline.factors.map(tile));
+    at("drop").replaceChildren(...report.headlines.map((one, place) =>
+      node("option", `${one.drop} ${about.unit ? (one.drop === 1 ? "point" : "points") : "%"}`, { value: place })));
+    at("drop").value = report.headlines.findIndex((one) => one.drop === 1);
+    at("drop").addEventListener("change", drawHeadline);
+    drawHeadline();
     at("assumptions").replaceChildren(...report.assumptions.map((text) => node("li", text)));
     pairs(at("scoring"), Object.entries(about.scoring));
     pairs(at("provenance"), Object.entries(about.provenance));
+  }
+
+  function drawHeadline() {
+    const headline = report.headlines[at("drop").value];
+    at("headline-text").textContent = headline.text;
+    at("headline-notes").textContent = headline.notes.join(" ");
+    at("factors").hidden = !headline.factors.length;
+    at("factors").replaceChildren(...headline.factors.map(tile));
   }
 
   function tile(factor) {
@@ -136,7 +143,7 @@
       made.classList.toggle("chosen", one.name === state.metric);
       return made;
     }));
-    at("layers-point").textContent = `Point ${point.number}: ${label(point)}, accuracy ${point.accuracy_text}`;
+    at("layers-point").textContent = `Point ${point.number}: ${label(point)}, ${about.score_name} ${point.accuracy_text}`;
     at("pick-budget").textContent = `${pick} --budget ${state.metric}=${point.costs[state.metric]} --out model`;
     const floor = Number(point.accuracy.toFixed(4)); // short, and never above what the point reaches
     const least = floor > point.accuracy ? (floor - 1e-4).toFixed(4) : floor;
@@ -187,7 +194,7 @@
   // ---- the table --------------------------------------------------------------------------------------------
   const columns = [
     ["policy", "point", (point) => label(point)],
-    ["accuracy", "accuracy", (point) => point.accuracy],
+    ["accuracy", about.score_name, (point) => point.accuracy],
     ...report.metrics.map((one) => [one.name, one.title, (point) => point.costs[one.name] ?? null]),
   ];
 

@@ -9,17 +9,17 @@ from slimbit._imports import lazy_names
 from slimbit.zoo.data.request import open_data
 
 if TYPE_CHECKING:
+    from slimbit.records.origin import Normalization as Normalization
     from slimbit.zoo.data.batches import CalibrationBatches as CalibrationBatches
     from slimbit.zoo.data.dataset import DataSet as DataSet
     from slimbit.zoo.data.dataset import Part as Part
     from slimbit.zoo.data.evaluator import Evaluator as Evaluator
-    from slimbit.zoo.data.normalization import Normalization as Normalization
 
 _LAZY = {
     "CalibrationBatches": "slimbit.zoo.data.batches",
     "DataSet": "slimbit.zoo.data.dataset",
     "Evaluator": "slimbit.zoo.data.evaluator",
-    "Normalization": "slimbit.zoo.data.normalization",
+    "Normalization": "slimbit.records.origin",
     "Part": "slimbit.zoo.data.dataset",
 }
 

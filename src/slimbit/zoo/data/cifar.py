@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimbit.records.errors import InputError
-from slimbit.zoo.data.cifar_pickle import read_python_batch
+from slimbit.records.files import read_regular
+from slimbit.zoo.data.cifar_pickle import LARGEST_FILE, read_python_batch
 from slimbit.zoo.data.dataset import DataSet, Part
 from slimbit.zoo.data.normalization import resolve
 from slimbit.zoo.data.request import Request
@@ -130,10 +131,7 @@ def _read(file: Path, layout: Layout, *, binary: bool) -> Arrays:
 
 
 def _read_binary(file: Path, layout: Layout) -> Arrays:
-    try:
-        content = np.fromfile(file, dtype=np.uint8)
-    except OSError as error:
-        raise InputError(f"data file must be readable, got {str(file)!r}: {error.strerror}") from error
+    content = np.frombuffer(bytearray(read_regular(file, "data file", limit=LARGEST_FILE)), dtype=np.uint8)
     record = layout.label_bytes + PIXELS
     if len(content) == 0 or len(content) % record:
         raise InputError(

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimbit.records.errors import InputError
-from slimbit.zoo.data.normalization import Normalization
+from slimbit.records.origin import Normalization
+from slimbit.records.training import AugmentConfig
+from slimbit.zoo.data.splits import balanced_order
 
 if TYPE_CHECKING:
     from slimbit.zoo.data.batches import CalibrationBatches
@@ -59,9 +61,11 @@ class DataSet:
         train: Images that calibration takes its share of.
         test: Images and labels that accuracy is measured on.
         classes: Labels are 0 to ``classes - 1``.
+        open_classes: Whether ``classes`` is no more than the labels at hand tell: a network may have more outputs.
         normalization: Mean and standard deviation per channel.
         full_scale: What ``uint8`` values are divided by before normalization; ``float32`` values are not.
         class_names: In the order of the labels, where they are known.
+        held_out: Number of training images, the first in `balanced_order`, that the network was not trained on.
 
     Raises:
         InputError: Parts that do not fit each other, labels out of range.
@@ -80,6 +84,8 @@ class DataSet:
     normalization: Normalization
     full_scale: float = 255.0
     class_names: tuple[str, ...] = field(default=(), repr=False)
+    held_out: int = 0
+    open_classes: bool = False
 
     def __post_init__(self) -> None:
         for word, part in self.parts().items():
@@ -91,6 +97,11 @@ class DataSet:
         train, test = self.train.images.shape[1:], self.test.images.shape[1:]
         if train != test:
             raise InputError(f"training and test images of {self.name} must have one shape, got {train} and {test}")
+        there = len(self.train.images) if self.train.labels is not None else 0
+        if not 0 <= self.held_out <= there:
+            raise InputError(
+                f"held_out of {self.name} must be at most its {there} labelled training images, got {self.held_out}"
+            )
         object.__setattr__(self, "normalization", self.normalization.fitted(self.input_shape[0]))
 
     def parts(self) -> Mapping[str, Part]:
@@ -103,7 +114,12 @@ class DataSet:
         return tuple(self.test.images.shape[1:])
 
     def calibration(
-        self, images: int = 500, *, batch_size: int = CALIBRATION_BATCH, seed: int = 0
+        self,
+        images: int = 500,
+        *,
+        batch_size: int = CALIBRATION_BATCH,
+        seed: int = 0,
+        augment: AugmentConfig | bool = False,
     ) -> "CalibrationBatches":
         """Unlabelled training images, chosen at random by ``seed``, as normalized float batches.
 
@@ -111,6 +127,9 @@ class DataSet:
             images: How many.
             batch_size: Images per batch; the last may have fewer.
             seed: Another seed, another choice.
+            augment: Whether they are cropped and flipped as in training, which BatchNorm statistics averaged anew need
+                in order to be fair; True = as ``slimbit train`` does by default, or the settings of a training
+                (``slimbit.TrainConfig().augment``).
 
         Returns:
             A sequence of float32 tensors ``(batch, channels, height, width)``; every pass gives the same.
@@ -122,7 +141,8 @@ class DataSet:
 
         images = _counted(images, len(self.train.images), f"calibration images of {self.name}", "training images")
         order = np.random.default_rng(seed).permutation(len(self.train.images))
-        return CalibrationBatches(self, order[:images], _batch_size(batch_size))
+        settings = AugmentConfig() if augment is True else augment or None
+        return CalibrationBatches(self, order[:images], _batch_size(batch_size), augment=settings, seed=seed)
 
     def evaluator(self, images: int | None = None, *, batch_size: int = EVALUATION_BATCH) -> "Evaluator":
         """A function from a model to its top-1 accuracy in percent on test images.
@@ -134,12 +154,66 @@ class DataSet:
         Raises:
             InputError: There are not so many.
         """
+        order = balanced_order(self._test_labels)
+        there = len(order)
+        count = there if images is None else images
+        count = _counted(count, there, f"evaluation images of {self.name}", "test images")
+        return self._evaluator(self.test, order[:count], "test images", batch_size)
+
+    def selection(
+        self, images: int | None = None, *, batch_size: int = EVALUATION_BATCH
+    ) -> "tuple[Evaluator, Evaluator | None]":
+        """Accuracy to choose a model by, and accuracy on other images to quote for the one that was chosen.
+
+        A model that was chosen among many on some images looks better on them than it is. It is chosen on training
+        images that were held out of training, where the data set has such (``held_out``), and quoted on the test
+        images; else the test images are divided in two, the classes in proportion.
+
+        Args:
+            images: Number of images to choose by; None: the images held out, or half of the test images; 0: all test
+                images, and none are left to quote.
+            batch_size: Images per forward pass.
+
+        Returns:
+            The two evaluators; the second is None where no images are left for it.
+
+        Raises:
+            InputError: There are not so many.
+
+        >>> from slimbit.zoo.data import open_data
+        >>> choose, quote = open_data("digits").selection(100)
+        >>> choose.description, quote.images
+        ('top-1 of 100 of 500 test images of digits', 400)
+        """
+        if images == 0:
+            return self.evaluator(batch_size=batch_size), None
+        if self.held_out:
+            assert self.train.labels is not None, "checked when it was made"
+            count = self.held_out if images is None else images
+            count = _counted(count, self.held_out, f"selection images of {self.name}", "held-out training images")
+            order = balanced_order(self.train.labels)[:count]
+            chosen = self._evaluator(self.train, order, "training images held out", batch_size)
+            return chosen, self.evaluator(batch_size=batch_size)
+        order = balanced_order(self._test_labels)
+        there = len(order)
+        count = there // 2 if images is None else images
+        count = _counted(count, there - 1, f"selection images of {self.name}", "test images, one of them left,")
+        # every beginning of the order holds the classes in proportion, and so does what is left
+        first, rest = order[:count], order[count:]
+        chosen = self._evaluator(self.test, first, "test images", batch_size)
+        return chosen, self._evaluator(self.test, rest, "other test images", batch_size)
+
+    @property
+    def _test_labels(self) -> NDArray[np.int64]:
+        assert self.test.labels is not None, "checked when it was made"
+        return self.test.labels
+
+    def _evaluator(self, part: Part, order: NDArray[np.intp], what: str, batch_size: int) -> "Evaluator":
         from slimbit.zoo.data.evaluator import Evaluator
 
-        there = len(self.test.images)
-        asked = there if images is None else images
-        count = _counted(asked, there, f"evaluation images of {self.name}", "test images")
-        return Evaluator(self, count, _batch_size(batch_size))
+        there = len(part.images)
+        of = f"all {there}" if len(order) == there else f"{len(order)} of {there}"
+        return Evaluator(self, part, order, f"top-1 of {of} {what} of {self.name}", _batch_size(batch_size))
 
 
 def _counted(asked: int, there: int, what: str, source: str) -> int:

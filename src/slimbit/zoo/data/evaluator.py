@@ -1,16 +1,22 @@
 """Top-1 accuracy of any classifier on the test images of a data set."""
 
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from slimbit.records.accuracy import Accuracy
 from slimbit.records.errors import InputError
 from slimbit.zoo.data.batches import CPU, normalized
-from slimbit.zoo.data.splits import balanced_order
 
 if TYPE_CHECKING:
-    from slimbit.zoo.data.dataset import DataSet
+    from slimbit.zoo.data.dataset import DataSet, Part
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -22,9 +28,12 @@ class Evaluator:
     the training mode of each of its modules is put back. An image whose outputs hold a NaN counts as wrong.
 
     Attributes:
-        images: Number of test images that one call looks at.
+        images: Number of images that one call looks at.
         classes: Number of classes; guessing gives ``100 / classes`` percent.
+        open_classes: Whether that is only what the labels tell: the network may have more outputs.
         description: What is measured, for reports.
+        digest: SHA-256 of these images, their labels and their normalization, so that a run which is continued
+            with other ones is noticed.
 
     >>> from slimbit.zoo import network
     >>> from slimbit.zoo.data import open_data
@@ -35,42 +44,69 @@ class Evaluator:
     True
     """
 
-    def __init__(self, data: "DataSet", images: int, batch_size: int) -> None:
-        labels = data.test.labels
-        assert labels is not None  # DataSet checks it
-        self._data, self._batch_size = data, batch_size
-        self._order = balanced_order(labels)[:images]
-        self._labels = torch.from_numpy(labels[self._order].astype("int64"))
-        self.images = images
-        self.classes = data.classes
-        there = len(data.test.images)
-        of = f"all {there}" if images == there else f"{images} of {there}"
-        self.description = f"top-1 of {of} test images of {data.name}"
+    def __init__(
+        self, data: "DataSet", part: "Part", order: NDArray[np.intp], description: str, batch_size: int
+    ) -> None:
+        assert part.labels is not None, "DataSet checks it"
+        self._data, self._images, self._order, self._batch_size = data, part.images, order, batch_size
+        self._labels = torch.from_numpy(part.labels[order].astype("int64"))
+        self.images = len(order)
+        self.classes, self.open_classes = data.classes, data.open_classes
+        self.description = description
 
-    def __call__(self, model: nn.Module) -> float:
-        """Percent, 0 to 100.
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything but the model that the accuracy depends on."""
+        data, images = self._data, self._images
+        norm = data.normalization
+        about = [self.images, images.shape[1:], str(images.dtype), data.full_scale, norm.mean, norm.std]
+        total = hashlib.sha256(json.dumps(about).encode())
+        total.update(self._labels.numpy().tobytes())
+        content = getattr(images, "content", None)  # of pictures their files: decoding all of them takes minutes
+        for start in range(0, self.images, self._batch_size):
+            chosen = self._order[start : start + self._batch_size]
+            if content is None:
+                total.update(np.ascontiguousarray(images[chosen]).tobytes())
+                continue
+            for number in chosen:
+                total.update(hashlib.sha256(content(int(number))).digest())
+        return total.hexdigest()
+
+    def __call__(self, model: nn.Module) -> Accuracy:
+        """Percent, 0 to 100, with which images were right.
 
         Raises:
-            InputError: The outputs are not one number per class and image.
+            InputError: The outputs are not one number per class and image, or a label is beyond them.
         """
         modes = {module: module.training for module in model.modules()}
         device, dtype = _place(model)
         model.eval()
         try:
             with torch.inference_mode():
-                correct = self._correct(model, device, dtype)
+                right = self._right(model, device, dtype)
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        return 100.0 * correct / self.images
+        return Accuracy.of(right.tolist())
 
-    def _correct(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> int:
-        """Number of images that are classified right."""
-        layout, correct = torch.channels_last, torch.zeros((), dtype=torch.int64, device=device)
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class of each image, in their order."""
+        return self._labels.numpy()
+
+    def batches(self) -> Iterator[Tensor]:
+        """The images in their order, normalized, float32."""
+        for start in range(0, self.images, self._batch_size):
+            yield normalized(self._data, self._images, self._order[start : start + self._batch_size])
+
+    def _right(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Which images are classified right, bool, in their order."""
+        layout, found = torch.channels_last, []
         for start in range(0, self.images, self._batch_size):
             chosen = slice(start, start + self._batch_size)
-            test = self._data.test.images
-            batch = normalized(self._data, test, self._order[chosen], device=device, memory_format=layout).to(dtype)
+            batch = normalized(self._data, self._images, self._order[chosen], device=device, memory_format=layout).to(
+                dtype
+            )
             try:
                 outputs = model(batch)
             except RuntimeError:
@@ -81,13 +117,21 @@ class Evaluator:
                 outputs = model(batch.contiguous())
             logits = self._checked(outputs, len(batch))
             right = (logits.argmax(1) == self._labels[chosen].to(logits.device)) & ~logits.isnan().any(1)
-            correct += right.sum().to(device)
-        return int(correct)
+            found.append(right)
+        return torch.cat(found).cpu()
 
     def _checked(self, outputs: Any, images: int) -> Tensor:
         logits = getattr(outputs, "logits", outputs)  # Transformers models return a record
         logits = logits[0] if isinstance(logits, tuple | list) and logits else logits
         wanted = (images, self.classes)
+        if self.open_classes and isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == images:
+            outputs = logits.shape[1]
+            if outputs < self.classes:
+                raise InputError(
+                    f"labels of {self._data.name} must be 0 to {outputs - 1} for a network of {outputs} outputs, "
+                    f"got {self.classes - 1}"
+                )
+            return logits
         if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             what = f"output of the network on {self._data.name}"

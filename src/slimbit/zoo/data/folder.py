@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image
 
 from slimbit.records.errors import InputError
+from slimbit.records.files import check_regular, read_regular
+from slimbit.records.text import clipped
 from slimbit.zoo.data.dataset import DataSet, Part
 from slimbit.zoo.data.normalization import resolve
 from slimbit.zoo.data.pictures import Pictures, Shaping, shaping
@@ -16,6 +18,7 @@ from slimbit.zoo.data.splits import Indices, split
 PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 TEST_FOLDERS = ("test", "val")
 TEST_SHARE = 0.2
+LARGEST_PICTURE = 1 << 30
 
 Labelled = tuple[list[Path], list[int]]
 
@@ -99,11 +102,16 @@ def _labelled(folder: Path, classes: list[str]) -> Labelled:
 def _part(part: Labelled, how: Shaping) -> Part:
     files, labels = part
     names = [str(file) for file in files]
-    return Part(Pictures(names, partial(_open, files), how), np.array(labels, dtype=np.int64))
+    return Part(Pictures(names, partial(_open, files), how, partial(_bytes, files)), np.array(labels, dtype=np.int64))
 
 
 def _open(files: list[Path], number: int) -> Image.Image:
+    check_regular(files[number], "picture")
     return Image.open(files[number])
+
+
+def _bytes(files: list[Path], number: int) -> bytes:
+    return read_regular(files[number], "picture", limit=LARGEST_PICTURE)
 
 
 def _check_sizes(files: list[Path]) -> None:
@@ -111,10 +119,14 @@ def _check_sizes(files: list[Path]) -> None:
     first: tuple[int, int] | None = None
     for file in files:
         try:
+            check_regular(file, "picture")
             with Image.open(file) as picture:
                 size = picture.size
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"picture must be readable, got {str(file)!r}") from error
+        except InputError:
+            raise
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = f": {clipped(str(error), 120)}" if isinstance(error, Image.DecompressionBombError) else ""
+            raise InputError(f"picture must be readable, got {str(file)!r}{reason}") from error
         first = first or size
         if size != first:
             sizes = " and ".join(f"{width}x{height}" for width, height in (first, size))

@@ -47,6 +47,7 @@ def open_hub(request: Request) -> DataSet:
         classes=classes,
         normalization=normalization,
         class_names=names,
+        open_classes=not names,
     )
 
 

@@ -1,58 +1,14 @@
 """How pixel values become network inputs: said by the spec or by the weights' card, never guessed."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from slimbit.records.errors import InputError, closest
+from slimbit.records.origin import Normalization
 from slimbit.zoo.data.request import Request, shown
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """``input = (value - mean) / std`` per channel, with values from 0 to 1.
-
-    Attributes:
-        mean: One number per channel, or one for all.
-        std: As many, above 0.
-        name: "imagenet", "none", ...; "custom" where numbers were given.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    name: str = "custom"
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or not self.mean:
-            raise InputError(
-                f"mean and std must have one number per channel each, got {len(self.mean)} and {len(self.std)}"
-            )
-        if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
-            raise InputError(f"mean and std must be finite, got {self.mean} and {self.std}")
-        if min(self.std) <= 0:
-            raise InputError(f"std must be above 0, got {min(self.std):g}")
-
-    def fitted(self, channels: int) -> "Normalization":
-        """The same with one number per channel.
-
-        Raises:
-            InputError: It has several numbers, but not as many as there are channels.
-
-        >>> Normalization((0.5,), (0.25,)).fitted(3).mean
-        (0.5, 0.5, 0.5)
-        """
-        if len(self.mean) == channels:
-            return self
-        if len(self.mean) > 1:
-            counts = "1" if channels == 1 else f"1 or {channels}"
-            raise InputError(
-                f"channels of normalization {self.name} must be {counts} like the images', got {len(self.mean)}"
-            )
-        return Normalization(self.mean * channels, self.std * channels, self.name)
 
 
 NAMED: Mapping[str, Normalization] = {

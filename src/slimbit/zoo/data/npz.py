@@ -1,5 +1,6 @@
 """Arrays in a ``.npz`` file; pickled objects in it are never loaded."""
 
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,6 +19,10 @@ from slimbit.zoo.data.splits import split
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 WHOLE = ("images", "labels")
 TEST_SHARE = 0.2
+ALWAYS_FINE = 1 << 30
+"""Bytes of arrays that any file may hold; beyond them it must have a hundredth of that itself."""
+MOST_INFLATION = 100
+"""Bytes of arrays over bytes of the file: pictures reach 10, a few bytes that are made to fill the memory 1,000."""
 DAMAGE = (
     ValueError, TypeError, OSError, EOFError, KeyError, MemoryError, AttributeError, SyntaxError, NotImplementedError,
     RuntimeError, zipfile.BadZipFile, zlib.error,
@@ -41,6 +46,7 @@ def open_npz(request: Request) -> DataSet:
         train=train,
         test=test,
         classes=max(2, 1 + max(int(part.max()) for part in labels)),
+        open_classes=True,
         normalization=resolve(request, train.images.shape[1], default="none"),
     )
 
@@ -62,6 +68,29 @@ def _part(arrays: dict[str, NDArray[Any]], prefix: str, file: Path, layout: str)
     return Part(images, as_labels(arrays[labels_name], len(images), f"{labels_name} {where}"))
 
 
+def _check_sizes(file: Path) -> None:
+    """Before anything is held in memory: how much it will be, and that every array is as large as its header says."""
+    with zipfile.ZipFile(file) as archive:
+        members = [member for member in archive.infolist() if member.filename.removesuffix(".npy") in (*PARTS, *WHOLE)]
+        total, there = sum(member.file_size for member in members), file.stat().st_size
+        if total > max(ALWAYS_FINE, MOST_INFLATION * there):
+            raise InputError(
+                f"FILE of npz:FILE must inflate to at most {MOST_INFLATION} times its size, got {str(file)!r} with "
+                f"{total:,} bytes of arrays in {there:,}"
+            )
+        for member in members:
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, kind = read(stream)
+            claimed = math.prod(shape) * kind.itemsize
+            if claimed > member.file_size and not kind.hasobject:
+                raise InputError(
+                    f"array {member.filename} of {str(file)!r} must hold the {claimed:,} bytes of its shape {shape}, "
+                    f"got {member.file_size:,}"
+                )
+
+
 def _read(file: Path) -> dict[str, NDArray[Any]]:
     """The arrays that are needed."""
     if not file.is_file():
@@ -69,12 +98,15 @@ def _read(file: Path) -> dict[str, NDArray[Any]]:
     if not zipfile.is_zipfile(file):
         raise InputError(f"FILE of npz:FILE must be a complete .npz file of arrays, got {str(file)!r}, which is none")
     try:
+        _check_sizes(file)
         with np.load(file, allow_pickle=False) as content:
             there = list(content.files)
             wanted = PARTS if "train_images" in there else WHOLE
             missing = [name for name in wanted if name not in there]
             if not missing:
                 return {name: content[name] for name in wanted}
+    except InputError:
+        raise
     except DAMAGE as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise InputError(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from slimbit._imports import import_callable
 from slimbit.records.errors import InputError
+from slimbit.records.text import fault_of
 from slimbit.zoo.data.arrays import as_images, as_labels
 from slimbit.zoo.data.dataset import DataSet, Part
 from slimbit.zoo.data.normalization import resolve
@@ -36,6 +37,7 @@ def open_own(request: Request) -> DataSet:
         train=Part(calibration, None),
         test=Part(test, labels),
         classes=max(2, 1 + int(labels.max())),
+        open_classes=True,
         normalization=resolve(request, test.shape[1], default="none"),
     )
 
@@ -55,5 +57,6 @@ def _called(function: Callable[[], Any], reference: str) -> Any:
         return function()
     # The callable is the user's: it may raise anything.
     except (Exception, SystemExit) as error:
-        text = f"{type(error).__name__}: {error}"
-        raise InputError(f"{reference} must return {RETURNS} when called without arguments, got {text}") from error
+        raise InputError(
+            f"{reference} must return {RETURNS} when called without arguments, got {fault_of(error)}"
+        ) from error

@@ -1,14 +1,14 @@
 """Data specs: one line of text to a `DataSet`, without torch or numpy until the data are opened."""
 
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimbit.records.errors import InputError, closest
+from slimbit.records.files import expanded
 
 if TYPE_CHECKING:
     from slimbit.zoo.data.dataset import DataSet
@@ -17,7 +17,7 @@ OPTION = re.compile(r"[a-z_]+=[^,]*")
 """What counts as an option at the end of a spec; any other comma belongs to the path."""
 LARGEST_SIZE = 4096
 LONGEST_SHOWN = 200
-_NORMALIZE = ("normalize", "mean", "std")
+_NORMALIZE = ("normalize", "mean", "std", "held_out")
 _PICTURES = (*_NORMALIZE, "size", "resize", "interpolation", "channels")
 
 
@@ -61,8 +61,12 @@ class Request:
 
     @property
     def path(self) -> Path:
-        """The location as a path, ``~`` and ``$VARIABLES`` expanded."""
-        return Path(os.path.expandvars(self.location)).expanduser()
+        """The location as a path, ``~`` and ``$VARIABLES`` expanded.
+
+        Raises:
+            InputError: ``~name`` of somebody who does not exist.
+        """
+        return expanded(self.location, "data spec")
 
     def whole(self, key: str) -> int | None:
         """A whole number from 1 to 4096 among the options; None where it is not given."""
@@ -106,6 +110,10 @@ def open_data(spec: str, *, card: Mapping[str, Any] | None = None) -> "DataSet":
     ``cifar100``, ``images`` and ``hub`` it stands in the spec (``normalize=`` a name, or ``mean=`` and ``std=``) or in
     the weights' card; the spec wins. The others are used as stored (whole numbers scaled to 0..1) unless one says more.
 
+    ``held_out=5000`` says that so many training images, the first in the balanced order that ``slimbit train`` uses,
+    were not trained on: models are then chosen by them (`DataSet.selection`). The card of weights that it trained
+    says it.
+
     Args:
         spec: The text.
         card: Model card of the weights, from `slimbit.zoo.read_card`.
@@ -121,7 +129,15 @@ def open_data(spec: str, *, card: Mapping[str, Any] | None = None) -> "DataSet":
     request = parse(spec, card=card)
     module, function = KINDS[request.kind].opener.split(":")
     opened: DataSet = getattr(import_module(f"slimbit.zoo.data.{module}"), function)(request)
-    return opened
+    told = request.options.get("held_out")
+    held = (card or {}).get("held_out") if told is None else _count(told)
+    return replace(opened, held_out=held) if held else opened
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise InputError(f"held_out of data spec must be a whole number of images, got {shown(text)}")
+    return int(text)
 
 
 def parse(spec: str, *, card: Mapping[str, Any] | None = None) -> Request:

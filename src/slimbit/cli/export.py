@@ -1,0 +1,134 @@
+"""`slimbit export`: a picked model as a file that a runtime executes."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slimbit.cli.verify import ImagesToVerify, images_of, print_fits, print_verification
+from slimbit.records.errors import InputError, check_choice
+from slimbit.records.files import write_whole
+
+if TYPE_CHECKING:
+    from slimbit.compress.model import CompressedModel
+    from slimbit.records.verification import Verification
+
+TARGETS = {"onnx": ("onnxruntime", "openvino"), "qonnx": ("finn", "hls4ml")}
+"""Runtimes and flows that files are written for, by format; the first is the default."""
+
+
+def export(  # noqa: PLR0913 - one argument per option of the command
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of slimbit pick or prune.", show_default=False)],
+    *,
+    out: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
+    format_: Annotated[str, typer.Option("--format", help="onnx for runtimes, qonnx for FPGA flows.")] = "onnx",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="What executes it: onnxruntime or openvino of onnx, finn or hls4ml of qonnx; default: the first.",
+            show_default=False,
+        ),
+    ] = None,
+    as_float: Annotated[
+        bool, typer.Option("--float", help="Write floats: a network that is only pruned, or to compare with.")
+    ] = False,
+    int4: Annotated[
+        bool, typer.Option("--int4", help="Store weights that fit in four bits: a smaller file, not a faster one.")
+    ] = False,
+    opset: Annotated[int | None, typer.Option(help="Version of the ONNX operators; default: 17, or 21.")] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Prove that runtime, integer reference and network agree on every bit.")
+    ] = True,
+    data: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="Data to verify on; default: random images, no accuracy.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images to verify on.")] = 200,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run the code that the folder names to build its network.")
+    ] = False,
+) -> None:
+    """Write a picked or pruned network as an ONNX or QONNX file, and prove that it computes what was promised.
+
+    Exit code 1 where it does not.
+    """
+    from slimbit.compress.load import load
+    from slimbit.records.runtimes import runtime_named
+
+    runtime = runtime_named(_checked_target(target, format_, int4=int4))
+    small = load(folder, allow_code=allow_code)
+    is_verified = verify and format_ == "onnx" and not as_float
+    images_to_verify = images_of(small, data=data, images=images) if is_verified else None
+    content, proof = exported(
+        small, out.name, images_to_verify, form=format_, as_float=as_float, int4=int4, opset=opset
+    )
+    write_whole(out, content)
+    typer.echo(f"wrote {out}: {len(content):,} bytes")
+    if proof is None:
+        typer.echo("not verified: only quantized ONNX files are" if verify else "not verified")
+    else:
+        print_verification(proof)
+    if not as_float:
+        print_fits(small, names=[name for name in TARGETS[format_] if not int4 or _stores_int4(name)])
+    if runtime.name == "openvino" and not as_float:
+        typer.echo(f"{runtime.title}: {runtime.notes[0]}")
+    if proof is not None and not proof.is_exact:
+        raise typer.Exit(1)
+
+
+def _checked_target(target: str | None, form: str, *, int4: bool) -> str:
+    """Name of the runtime that a file of this format is written for.
+
+    Raises:
+        InputError: There is no such format or runtime, or they do not go together.
+    """
+    from slimbit.records.runtimes import runtime_named
+
+    check_choice("--format", form, tuple(TARGETS))
+    name = target or TARGETS[form][0]
+    if name == "tensorrt":
+        raise InputError(
+            "--target must be one that files can be written for, got tensorrt: it takes only signed codes around zero, "
+            "and Slimbit writes unsigned ones behind a ReLU"
+        )
+    runtime = runtime_named(name)
+    if name not in TARGETS[form]:
+        raise InputError(f"--target {name} must be given with --format {runtime.format}, got --format {form}")
+    if int4 and not _stores_int4(name):
+        raise InputError(f"--int4 must be given for a runtime that stores weights in four bits, got --target {name}")
+    return name
+
+
+def _stores_int4(name: str) -> bool:
+    from slimbit.records.runtimes import runtime_named
+
+    return 4 in runtime_named(name).stored_weight_bits
+
+
+def exported(
+    model: "CompressedModel",
+    name: str,
+    images: ImagesToVerify | None,
+    *,
+    form: str = "onnx",
+    as_float: bool = False,
+    int4: bool = False,
+    opset: int | None = None,
+) -> "tuple[bytes, Verification | None]":
+    """Bytes of the file, and what verifying it found; nothing is left on the disk.
+
+    Raises:
+        InputError: There can be no such file, in one sentence.
+    """
+    from slimbit.compress.verify import verify as verify_file
+
+    if model.program is None and not as_float:
+        raise InputError(
+            "DIR must hold a network with quantized activations, got float ones: trace with --activation-bits 8, or "
+            "write floats with --float"
+        )
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / (name or "network.onnx")
+        model.export(file, format=form, as_float=as_float, int4=int4, opset=opset)  # type: ignore[arg-type]  # checked
+        proof = None if images is None else verify_file(file, model, images.batches, labels=images.labels)
+        return file.read_bytes(), proof

@@ -1,0 +1,66 @@
+"""Options that several commands have in common."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from slimbit.records.config import read_config
+from slimbit.records.errors import InputError
+from slimbit.records.training import TrainConfig
+
+FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+AMOUNT = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?([kKMGT]?)")
+
+
+def tune_options(epochs: int | None, *, config: Path | None = None, **settings: object) -> Mapping[str, Any] | None:
+    """Settings of `TuneConfig` from options; None where nothing is trained.
+
+    Args:
+        epochs: ``--tune-epochs``; None or 0 = no training.
+        config: ``--tune-config``, put over the paper's settings of that training.
+        settings: Others of `TuneConfig`; None = not given.
+
+    Raises:
+        InputError: Settings of a training that does not take place.
+    """
+    train = None if config is None else read_config(TrainConfig, config).model_dump(exclude_unset=True)
+    given = {name: value for name, value in {**settings, "train": train}.items() if value is not None}
+    if epochs:
+        return {"epochs": epochs, **given}
+    names = {"learning_rate": "--tune-lr", "train": "--tune-config"}
+    for name in given:
+        if train is not None and set(train) == {"augment"} and name == "train":
+            continue  # whose crops calibration may follow
+        option = names.get(name, f"--{name.replace('_', '-')}")
+        raise InputError(f"--tune-epochs must be given with {option}, got none")
+    return None
+
+
+def parse_budget(text: str) -> tuple[str, float]:
+    """Metric and amount of ``METRIC=VALUE``.
+
+    >>> parse_budget("esn_digital=1.5G")
+    ('esn_digital', 1500000000.0)
+    """
+    metric, _, amount = text.partition("=")
+    match = AMOUNT.fullmatch(amount.strip())
+    value = math.inf if match is None else float(match[1] + (match[2] or "")) * FACTORS[match[3]]
+    if not metric.strip() or math.isinf(value):
+        raise InputError(f"--budget must be METRIC=VALUE like esn_digital=20M, 1.5G or 300k, got {text!r}")
+    return metric.strip(), value
+
+
+@contextmanager
+def stopped_training(console: Console, folder: str) -> Iterator[None]:
+    """Say how to go on where training is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        text = f"stopped; what is trained is kept in {folder}, the same command continues"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        raise

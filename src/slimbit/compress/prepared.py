@@ -1,0 +1,340 @@
+"""A network that is measured once and compressed often: its survey, its statistics, its sensitivity."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimbit.apply.activations import measure_activations, read_widths
+from slimbit.apply.calibration import Calibration, calibrate
+from slimbit.apply.compensation import compensation_factors
+from slimbit.apply.layers import bind, weights_of
+from slimbit.apply.quantize import plain_levels
+from slimbit.measure.cost import cost_of_survey
+from slimbit.measure.cost_config import CostConfig
+from slimbit.measure.sensitivity import DIVERGENCES, Likelihood, measure_sensitivity
+from slimbit.numerics.batches import Regrouped, as_called, checked_batches, count_of, inputs_of
+from slimbit.numerics.copies import plain_network, unwrapped
+from slimbit.numerics.levels import LayerLevels
+from slimbit.plan.inputs import PlanInputs
+from slimbit.plan.signal import step_by_signal
+from slimbit.plan.steps import step_by_price, step_by_range
+from slimbit.records.activations import ActivationQuantizer
+from slimbit.records.config import PAPER, QuantConfig
+from slimbit.records.cost import CostReport
+from slimbit.records.dataflow import Dataflow
+from slimbit.records.errors import InputError
+from slimbit.records.keep import KeepPlan
+from slimbit.records.network import LayerSpec, NetworkSpec
+from slimbit.records.origin import NetworkOrigin
+from slimbit.records.plan import CompressionPlan
+from slimbit.records.sensitivity import Sensitivity
+from slimbit.records.signal import EpochSignal
+from slimbit.survey.dataflow import read_dataflow
+from slimbit.survey.module import read_weight, survey_network
+from slimbit.survey.result import Survey
+from slimbit.survey.trace import Inputs
+
+PROBE_IMAGES, PROBE_SAMPLES = 192, 4096
+JUDGED_IMAGES = 128
+PRUNED_ONLY_BITS = 8
+
+
+def prepare(
+    model: nn.Module,
+    example_input: Inputs,
+    calibration: Iterable[Any] | Tensor | None,
+    *,
+    name: str = "",
+    seed: int = 0,
+    likelihood: Likelihood | str = "categorical",
+    origin: NetworkOrigin | str | None = None,
+    keep: KeepPlan | None = None,
+) -> "PreparedNetwork":
+    """Survey a network and get it ready to be compressed many times.
+
+    What is expensive (statistics of the calibration images, sensitivity) is measured when it is needed first, and once.
+    `slimbit.quantize`, `slimbit.prune` and `slimbit.trace_frontier` take the result in place of model, example input
+    and calibration images.
+
+    Args:
+        model: The trained network; not changed.
+        example_input: One example with its batch dimension, e.g. ``torch.zeros(1, 3, 32, 32)``; a tuple or dict for
+            several arguments.
+        calibration: Some hundred unlabelled images: a tensor, or batches (a ``DataLoader`` included: labels beside the
+            images are left out). None is enough for what needs no data: plain rounding, ranking by norm.
+        name: For reports; default: the network's name in the zoo, or its type.
+        seed: Of sampled labels and positions.
+        likelihood: What the sensitivity samples labels from: "categorical" for classifiers, "gaussian" for regression
+            and other heads, or a function, see `slimbit.measure.sensitivity`.
+        origin: How the network is built again, for what is saved: a name of the zoo, ``timm:NAME``,
+            ``package.module:callable``, or a whole record; default: its name in the zoo, else the name of its class.
+        keep: What pruning has left of the network of ``origin``, where ``model`` is a pruned one.
+
+    Raises:
+        InputError: A network without layers to compress, or batches that are empty or not finite.
+
+    >>> import slimbit, torch
+    >>> prepared = slimbit.prepare(slimbit.network("digits_resnet"), torch.zeros(1, 1, 8, 8), torch.randn(16, 1, 8, 8))
+    >>> len(prepared.spec.layers), slimbit.quantize(prepared, bits=4).cost.total.esn_digital > 0
+    (11, True)
+    """
+    if not callable(likelihood) and likelihood not in DIVERGENCES:
+        raise InputError(f"likelihood must be {', '.join(DIVERGENCES)} or a function, got {likelihood!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 63:
+        raise InputError(f"seed must be a whole number of 0 or more, got {seed!r}")
+    named = str(getattr(unwrapped(model), "zoo_name", ""))
+    survey = survey_network(model, example_input, name=name or named)
+    if not survey.spec.layers:
+        raise InputError(f"{survey.spec.name} must have a layer to compress (convolution, linear, ...), got none")
+    network = plain_network(model)
+    given = () if calibration is None else checked_batches(as_called(calibration, unwrapped(model), example_input))
+    return PreparedNetwork(
+        model=network,
+        example_input=example_input,
+        survey=Survey(survey.spec, lambda layer: read_weight(network, layer)),
+        batches=given,
+        digest=digest_of(model.state_dict()),
+        seed=seed,
+        likelihood=likelihood,
+        origin=origin if isinstance(origin, NetworkOrigin) else _origin_of(unwrapped(model), example_input, origin),
+        keep=keep,
+    )
+
+
+def _origin_of(model: nn.Module, example_input: Inputs, named: str | None) -> NetworkOrigin:
+    shape = tuple(example_input.shape[1:]) if isinstance(example_input, Tensor) else ()
+    kind = type(model)
+    source = named or getattr(model, "zoo_name", "") or f"{kind.__module__}:{kind.__qualname__}"
+    return NetworkOrigin(source=source, classes=getattr(model, "zoo_classes", None), input_shape=shape)
+
+
+@dataclass(eq=False)
+class PreparedNetwork:
+    """A network and everything that is measured of it once; made by `slimbit.prepare`. State only caches.
+
+    Attributes:
+        model: The float network, every weight a plain parameter, in evaluation mode; never changed.
+        example_input: One example with its batch dimension.
+        survey: Its survey.
+        batches: Calibration batches; none where none were given.
+        digest: Of the network as it was given: its state dict.
+        seed: Seed of sampled labels and positions.
+        likelihood: What the sensitivity samples labels from.
+        origin: Where network and data came from.
+        keep: What pruning has left of the network of ``origin``; None: all of it.
+
+    >>> import slimbit, torch
+    >>> prepared = slimbit.prepare(slimbit.network("digits_resnet"), torch.zeros(1, 1, 8, 8), torch.randn(16, 1, 8, 8))
+    >>> prepared.name, prepared.images, slimbit.cost(prepared, bits=1).total.esn_digital
+    ('digits_resnet', 16, 197440)
+    """
+
+    model: nn.Module
+    example_input: Inputs
+    survey: Survey
+    batches: tuple[Any, ...]
+    digest: str = ""
+    seed: int = 0
+    likelihood: Likelihood | str = "categorical"
+    origin: NetworkOrigin = field(default_factory=NetworkOrigin)
+    keep: KeepPlan | None = None
+    _sensitivity: Sensitivity | None = field(default=None, repr=False)
+    _predicted: dict[str, CostReport] = field(default_factory=dict, repr=False)
+    _activations: dict[tuple[int, str], tuple[ActivationQuantizer, ...]] = field(default_factory=dict, repr=False)
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """Its layers."""
+        return self.survey.spec
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.survey.spec.name
+
+    @property
+    def images(self) -> int:
+        """Number of calibration images."""
+        return sum(map(count_of, self.batches))
+
+    @cached_property
+    def calibration_digest(self) -> str:
+        """SHA-256 of the calibration images."""
+        return digest_of([inputs_of(batch) for batch in self.batches])
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """Float weight of every layer by name, filters first."""
+        return weights_of(self.model, self.spec)
+
+    @cached_property
+    def masks(self) -> dict[str, Tensor]:
+        """Which weights a pruning mask keeps, filters first, of the layers that have one."""
+        found = {name: bound.mask() for name, bound in bind(self.model, self.spec).items()}
+        return {name: mask for name, mask in found.items() if mask is not None}
+
+    @property
+    def sensitivity(self) -> Sensitivity:
+        """How much the loss cares for each filter; measured once."""
+        if self._sensitivity is None:
+            self._needs_images("the sensitivity")
+            self._sensitivity = measure_sensitivity(
+                self.model,
+                self.spec,
+                self.batches,
+                generator=torch.Generator().manual_seed(self.seed),
+                likelihood=self.likelihood,
+            )
+        return self._sensitivity
+
+    @sensitivity.setter
+    def sensitivity(self, known: Sensitivity) -> None:
+        self._sensitivity = known
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The float network's statistics on all calibration images."""
+        self._needs_images("compensation and new statistics")
+        return calibrate(self.model, self.spec, self.batches, seed=self.seed)
+
+    @property
+    def calibration_notes(self) -> tuple[str, ...]:
+        """What calibration found that users should know; () before there was any."""
+        found: Calibration | None = self.__dict__.get("calibration")
+        return () if found is None else found.notes
+
+    @cached_property
+    def probe(self) -> tuple[Calibration, Any]:
+        """Few images to compress with, and others to judge the result by: on its own it looks too good."""
+        fitting = min(PROBE_IMAGES, self.images - max(1, self.images // 3)) or 1
+        fitted, *rest = Regrouped(self.batches, fitting, fitting + JUDGED_IMAGES)
+        judged = rest[0] if rest else fitted
+        return calibrate(self.model, self.spec, (fitted,), seed=self.seed, samples=PROBE_SAMPLES), judged
+
+    @cached_property
+    def compensation_factors(self) -> Mapping[str, float]:
+        """Share of each layer's sensitivity that compensation leaves."""
+        return compensation_factors(self.model, self.spec, self.calibration)
+
+    @cached_property
+    def flow(self) -> Dataflow:
+        """What it computes between input and output, operation by operation; needed for quantized activations."""
+        return read_dataflow(self.model, self.example_input, name=self.name)
+
+    def activations(self, config: QuantConfig) -> tuple[ActivationQuantizer, ...]:
+        """How the values between layers become integers, measured once per width; none where they stay float."""
+        if config.activation_bits is None:
+            return ()
+        key = config.activation_bits, config.activation_range
+        if key not in self._activations:
+            self._needs_images("the ranges of activations")
+            self._activations[key] = measure_activations(
+                self.model, self.flow, self.batches, bits=config.activation_bits, method=config.activation_range
+            )
+        return self._activations[key]
+
+    def inputs(self, config: QuantConfig, *, priced: bool) -> PlanInputs:
+        """What policies look at: of bit widths the weights alone, of prices the sensitivity as well."""
+        if not priced:
+            return PlanInputs(spec=self.spec, weights=self.weights)
+        return self._repaired if config.compensation else self._unrepaired
+
+    @cached_property
+    def _repaired(self) -> PlanInputs:
+        factors = self.compensation_factors
+        return PlanInputs(
+            spec=self.spec, weights=self.weights, sensitivity=self.sensitivity, compensation_factors=factors
+        )
+
+    @cached_property
+    def _unrepaired(self) -> PlanInputs:
+        return PlanInputs(spec=self.spec, weights=self.weights, sensitivity=self.sensitivity)
+
+    def _needs_images(self, what: str) -> None:
+        if not self.batches:
+            raise InputError(f"calibration images must be given for {what}, got none")
+
+    # --- plans ---
+
+    def plan_at(self, price: float, metric: str, config: QuantConfig) -> CompressionPlan:
+        """The plan of a price."""
+        return self._complete(step_by_price(self.inputs(config, priced=True), price, metric, config))
+
+    def plan_bits(self, bits: float, config: QuantConfig = PAPER) -> CompressionPlan:
+        """The plan of equal bit widths; default: the paper's quantize-only baseline."""
+        return self._complete(step_by_range(self.inputs(config, priced=False), bits, config))
+
+    def plan_pruned_only(self, skip: tuple[str, ...]) -> CompressionPlan:
+        """8 bits and nothing else: what pruning alone reaches."""
+        config = PAPER.model_copy(update={"statistics": "stored", "skip": skip})
+        return replace(self.plan_bits(PRUNED_ONLY_BITS, config), policy="prune_only")
+
+    def plan_signal(self, epoch: EpochSignal, config: QuantConfig = PAPER) -> CompressionPlan:
+        """Steps from a training epoch; by default carried out as plainly as the baselines are."""
+        return self._complete(step_by_signal(self.inputs(config, priced=False), epoch, config))
+
+    def _complete(self, plan: CompressionPlan) -> CompressionPlan:
+        """The plan with what it says of activations."""
+        return replace(plan, activations=self.activations(plan.config))
+
+    # --- costs ---
+
+    def predicted(self, plan: CompressionPlan) -> CostReport:
+        """What a plan costs when weights are simply rounded: no data, no pass, within a few percent."""
+        key = plan.digest()
+        if key not in self._predicted:
+            rounded = {
+                x.name: plain_levels(self.weights[x.name].float(), x, mask=self.masks.get(x.name)) for x in plan.layers
+            }
+            self._predicted[key] = self.cost(plan, rounded)
+        return self._predicted[key]
+
+    def cost(self, plan: CompressionPlan, layers: Mapping[str, LayerLevels]) -> CostReport:
+        """Exact cost of levels; layers without any are counted as the float layers they stay."""
+
+        def weight(layer: LayerSpec) -> Tensor | LayerLevels:
+            found = layers.get(layer.shared_with or layer.name)
+            if found is None:
+                return self.survey.weight(layer)
+            ratio = found.signal_to_noise
+            return found if ratio is None or math.isfinite(ratio) else replace(found, signal_to_noise=None)
+
+        widths = read_widths(self.flow, plan.activations, self.spec) if plan.activations else {}
+        survey = Survey(self.spec, weight, widths)
+        report = cost_of_survey(survey, CostConfig(per=plan.config.per), keep=lambda layer: self.masks.get(layer.name))
+        said = plan.policy if plan.setting is None else f"{plan.policy}, {plan.setting}"
+        return replace(report, setting=said)
+
+    def forget(self) -> None:
+        """Let go of what was measured for the plans; it is measured again where it is asked for again."""
+        for name in ("calibration", "probe", "compensation_factors", "_repaired", "_unrepaired"):
+            self.__dict__.pop(name, None)
+        self._predicted.clear()
+
+
+def digest_of(values: Any) -> str:
+    """SHA-256 of tensors in any nesting of lists and mappings, with their names, shapes and types."""
+    total = hashlib.sha256()
+    _feed(total.update, "", values)
+    return total.hexdigest()
+
+
+def _feed(update: Callable[[bytes], None], name: str, value: Any) -> None:
+    if isinstance(value, Tensor):
+        update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            _feed(update, f"{name}/{key}", value[key])
+    elif isinstance(value, tuple | list):
+        for place, part in enumerate(value):
+            _feed(update, f"{name}/{place}", part)
+    else:
+        update(json.dumps([name, type(value).__name__]).encode())

@@ -1,0 +1,214 @@
+"""Quantize one network: equal bits, a price, or the best steps for a budget."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from slimbit.apply.compress import compress
+from slimbit.apply.quantize import plain_levels
+from slimbit.compress.model import CompressedModel
+from slimbit.compress.prepared import PreparedNetwork, prepare
+from slimbit.plan.steps import METRICS as PRICED
+from slimbit.records.config import PAPER, QuantConfig, check_positive
+from slimbit.records.cost import METRICS, CostReport
+from slimbit.records.errors import InputError, closest
+from slimbit.records.plan import CompressionPlan
+from slimbit.records.signal import EpochSignal
+from slimbit.survey.trace import Inputs
+
+ROUNDS = 6
+"""Compressions until the exact cost is within a budget; the first guess is a few percent off."""
+STEPS = 60
+CHEAPEST, DEAREST = 1e-24, 1e12
+"""Prices between which every useful one lies, in nats per unit of any metric."""
+
+
+def quantize(
+    model: "nn.Module | PreparedNetwork | CompressedModel",
+    example_input: Inputs | None = None,
+    calibration: Iterable[Any] | Tensor | None = None,
+    *,
+    bits: float | None = None,
+    price: float | None = None,
+    budget: Mapping[str, float] | None = None,
+    signal: EpochSignal | None = None,
+    metric: str | None = None,
+    config: QuantConfig | None = None,
+    seed: int = 0,
+) -> CompressedModel:
+    """Quantize the weights of a network; without labels, without training.
+
+    Exactly one of ``bits``, ``price``, ``budget`` and ``signal`` says how far:
+
+    * ``bits=b``: ``step = max|W| / 2^(b-1)`` in every layer, levels clipped to b bits.
+    * ``price=p``: steps that minimize predicted loss + ``p`` x cost (closed forms, see docs/glossary.md).
+    * ``budget={"esn_digital": 20e6}``: the smallest price whose network costs at most that, in every metric named.
+    * ``signal=epoch``: levels that cost, layer by layer, what the signal-to-noise ratio of a training epoch was worth
+      (Prune or quantize? (2019), Appendix B); carried out as plainly as the paper does unless ``config`` says more.
+
+    Args:
+        model: The trained network; or what `slimbit.prepare`, `slimbit.prune` or an earlier call returned. Not changed.
+        example_input: One example with its batch dimension; not for a prepared network.
+        calibration: Some hundred unlabelled images: a tensor, or batches; not for a prepared network.
+        bits: Bit width, 1 to 16; may be fractional.
+        price: Loss (nats) one is willing to pay per unit of ``metric``.
+        budget: Largest cost per image, by cost metric.
+        signal: Record of a training epoch of this network, from `slimbit.SignalTracker`.
+        metric: Cost that steps are optimal for: "esn_digital" (default), "esn_analog" or "esn_filterwise".
+        config: Grid, compensation, statistics and so on.
+        seed: Of sampled labels and positions; not for a prepared network.
+
+    Raises:
+        InputError: None or several of the four, a budget that no network fits, or what `slimbit.prepare` refuses.
+
+    >>> import slimbit, torch
+    >>> net, images = slimbit.network("digits_resnet"), torch.randn(32, 1, 8, 8)
+    >>> small = slimbit.quantize(net, images[:1], images, budget={"esn_digital": 200e3})
+    >>> small.cost.total.esn_digital <= 200e3, small.plan.policy
+    (True, 'optimal')
+    """
+    ways = {"bits": bits, "price": price, "budget": budget, "signal": signal}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) != 1:
+        raise InputError(f"one of {', '.join(ways)} must be given, got {' and '.join(given) or 'none'}")
+    if metric is not None and metric not in PRICED:
+        raise InputError(f"metric must be one of {', '.join(PRICED)}, got {metric!r}{closest(str(metric), PRICED)}")
+    prepared = as_prepared(model, example_input, calibration, seed=seed)
+    if signal is not None:
+        return quantized(prepared, prepared.plan_signal(signal, config or PAPER))
+    config = config or QuantConfig()
+    if bits is not None:
+        return quantized(prepared, prepared.plan_bits(bits, config))
+    if price is not None:
+        check_positive("price", price)
+        return quantized(prepared, prepared.plan_at(price, metric or "esn_digital", config))
+    return _within_budget(prepared, _checked_budget(budget), metric, config)
+
+
+def as_prepared(
+    model: "nn.Module | PreparedNetwork | CompressedModel",
+    example_input: Inputs | None,
+    calibration: Iterable[Any] | Tensor | None,
+    *,
+    seed: int = 0,
+    likelihood: str = "categorical",
+) -> PreparedNetwork:
+    """A prepared network of whatever the public functions take.
+
+    Raises:
+        InputError: No example where one is needed, or one beside a prepared network.
+    """
+    if isinstance(model, PreparedNetwork):
+        if example_input is not None or calibration is not None:
+            raise InputError("example_input and calibration must not be given for a prepared network, which has them")
+        return model
+    network = model.model if isinstance(model, CompressedModel) else model
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"model must be a torch.nn.Module, a prepared or a compressed network, got {type(model).__name__}"
+        )
+    if example_input is None:
+        raise InputError("example_input must be given, e.g. torch.zeros(1, 3, 32, 32), got none")
+    if isinstance(model, CompressedModel):
+        name, origin, keep = model.spec.name, model.origin, model.keep
+        return prepare(
+            network, example_input, calibration, name=name, seed=seed, likelihood=likelihood, origin=origin, keep=keep
+        )
+    return prepare(network, example_input, calibration, seed=seed, likelihood=likelihood)
+
+
+def quantized(prepared: PreparedNetwork, plan: CompressionPlan) -> CompressedModel:
+    """Carry a plan out."""
+    needs = plan.config.compensation or plan.config.statistics != "stored"
+    calibration, flow = prepared.calibration if needs else None, prepared.flow if plan.activations else None
+    result = compress(prepared.model, plan, prepared.spec, calibration, flow=flow)
+    cost = prepared.cost(plan, result.layers)
+    return CompressedModel(
+        model=result.model,
+        network=result.network,
+        program=result.program,
+        cost=replace(cost, notes=(*cost.notes, *prepared.calibration_notes)) if needs else cost,
+        spec=prepared.spec,
+        plan=plan,
+        layers=result.layers,
+        keep=prepared.keep,
+        origin=prepared.origin,
+    )
+
+
+def _checked_budget(budget: Mapping[str, float] | None) -> dict[str, float]:
+    if not isinstance(budget, Mapping) or not budget:
+        raise InputError(f"budget must map cost metrics to amounts, like {{'esn_digital': 20e6}}, got {budget!r}")
+    for name, amount in budget.items():
+        if name not in METRICS:
+            raise InputError(f"budget must be of {', '.join(METRICS)}, got {name!r}{closest(str(name), METRICS)}")
+        check_positive(f"budget of {name}", amount)
+    return dict(budget)
+
+
+def _within_budget(
+    prepared: PreparedNetwork, budget: dict[str, float], metric: str | None, config: QuantConfig
+) -> CompressedModel:
+    """The smallest price that fits; of the metrics that a price may be for, the one with the least predicted loss."""
+    metrics = [metric] if metric else [name for name in budget if name in PRICED] or ["esn_digital"]
+    aims, result = dict(budget), None
+    for _ in range(ROUNDS):
+        plans = [_plan_within(prepared, aims, name, config) for name in metrics]
+        plan = min(plans, key=lambda plan: predicted_loss(prepared, plan))
+        result = quantized(prepared, plan)
+        over = {name: _amount(result.cost, name) / amount for name, amount in budget.items()}
+        if max(over.values()) <= 1:
+            return result
+        # the prediction rounds plainly: aim lower by what it was off
+        aims = {name: aims[name] / max(1.0, over[name]) * 0.998 for name in aims}
+    assert result is not None
+    found = ", ".join(f"{name} {_amount(result.cost, name):g}" for name in budget)
+    raise InputError(f"budget must be one that a network fits, got {budget}: the nearest found costs {found}")
+
+
+def _plan_within(
+    prepared: PreparedNetwork, budget: dict[str, float], metric: str, config: QuantConfig
+) -> CompressionPlan:
+    """The plan of the smallest price whose predicted costs are within the budget, by bisection in log price."""
+
+    def fits(price: float) -> CompressionPlan | None:
+        plan = prepared.plan_at(price, metric, config)
+        report = prepared.predicted(plan)
+        return plan if all(_amount(report, name) <= amount for name, amount in budget.items()) else None
+
+    low, high = CHEAPEST, DEAREST
+    best = fits(high)
+    if best is None:
+        report = prepared.predicted(prepared.plan_at(high, metric, config))
+        least = ", ".join(f"{name} {_amount(report, name):g}" for name in budget)
+        raise InputError(f"budget must be one that a network fits, got {budget}: the least is {least}")
+    for _ in range(STEPS):
+        if high / low < 1.001:
+            break
+        middle = math.sqrt(low * high)
+        found = fits(middle)
+        low, high, best = (low, middle, found) if found is not None else (middle, high, best)
+    return best
+
+
+def _amount(report: CostReport, metric: str) -> float:
+    value = report.total[metric]
+    if value is None:
+        raise InputError(f"{metric} of {report.network} must exist to be a budget, got none: a layer stays float")
+    return float(value)
+
+
+def predicted_loss(prepared: PreparedNetwork, plan: CompressionPlan) -> float:
+    """``1/2 sum s ||w - step q||^2`` over the filters, times what compensation leaves: the predicted loss."""
+    inputs = prepared.inputs(plan.config, priced=True)
+    sensitivity, total = inputs.checked_sensitivity(), 0.0
+    for layer in plan.layers:
+        weights = inputs.weights[layer.name].float()
+        rounded = plain_levels(weights, layer, mask=prepared.masks.get(layer.name))
+        gap = (weights - rounded.weights()).double().square().flatten(1).sum(1)
+        s = gap.new_tensor(sensitivity.filters[layer.name])
+        total += 0.5 * float((s * gap).sum()) * inputs.compensation_factors.get(layer.name, 1.0)
+    return total

@@ -1,0 +1,1 @@
+"""Translate: compressed networks as files that runtimes execute, the proof that they compute what was promised."""

@@ -1,0 +1,220 @@
+"""A traced frontier: its points, the one that fits, and the model behind it."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimbit.frontier.select import best_within, cheapest_at_accuracy, pareto_front
+from slimbit.frontier.store import RunStore, open_store
+from slimbit.records.errors import InputError, MissingExtraError
+from slimbit.records.point import FrontierPoint
+from slimbit.records.run import RunInfo
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from slimbit.compress.model import CompressedModel
+
+
+class Frontier:
+    """The points of a run; made by `slimbit.trace_frontier` and `slimbit.open_run`. Reading needs no torch.
+
+    Attributes:
+        points: Every point that was finished when it was opened, failed ones included, in order of their numbers.
+
+    >>> import slimbit, tempfile, torch
+    >>> net, images = slimbit.network("digits_resnet"), torch.randn(32, 1, 8, 8)
+    >>> def contrast(model):
+    ...     return float(model(images).detach().std())
+    >>> frontier = slimbit.trace_frontier(net, images[:1], images, contrast, out=tempfile.mkdtemp(), points=1)
+    >>> point = frontier.best(within={"esn_digital": 1e9})
+    >>> slimbit.open_run(frontier.path).load(point).cost.total.esn_digital == point.costs["esn_digital"]
+    True
+    """
+
+    def __init__(self, store: RunStore, *, form: "nn.Module | None" = None) -> None:
+        self._store, self._form = store, form
+        self.points: tuple[FrontierPoint, ...] = store.points()
+
+    @property
+    def info(self) -> RunInfo:
+        """What the run is about."""
+        assert self._store.info is not None, "a frontier is made of a run that began"
+        return self._store.info
+
+    @property
+    def path(self) -> Path:
+        """Folder of the run."""
+        return self._store.folder
+
+    @property
+    def network(self) -> str:
+        """Name of the network."""
+        return self.info.network
+
+    @property
+    def metric(self) -> str:
+        """Cost metric that the sweep was for."""
+        return self.info.metric
+
+    @property
+    def float_accuracy(self) -> float:
+        """Accuracy of the network before compression."""
+        return self.info.float_accuracy
+
+    def refresh(self) -> "Frontier":
+        """The same run with the points that are finished by now."""
+        return Frontier(self._store, form=self._form)
+
+    def pareto(self, metric: str | None = None) -> tuple[FrontierPoint, ...]:
+        """The points that no other point dominates, from the cheapest to the dearest.
+
+        Args:
+            metric: Cost metric; default: the run's.
+        """
+        return pareto_front(self.points, metric or self.metric)
+
+    def best(self, within: Mapping[str, float]) -> FrontierPoint:
+        """The most accurate point that costs at most so much in every metric named.
+
+        Args:
+            within: Largest cost by metric, e.g. ``{"esn_digital": 31e6, "esn_analog": 19e6}``.
+
+        Raises:
+            InputError: No point fits; the message names the cheapest one.
+        """
+        return best_within(self._loadable(), within)
+
+    def cheapest(
+        self, accuracy: float | None = None, metric: str | None = None, *, max_drop: float | None = None
+    ) -> FrontierPoint:
+        """The cheapest point of at least that accuracy, or of one not much below the float network's.
+
+        Args:
+            accuracy: As ``evaluate`` returns it.
+            metric: Cost metric; default: the run's.
+            max_drop: Instead of an accuracy: by how much it may be below that of the float network.
+
+        Raises:
+            InputError: Neither or both are given, or no point is that accurate; the message names the most accurate
+                one.
+        """
+        if (accuracy is None) == (max_drop is None):
+            raise InputError(f"accuracy or max_drop must be given, got {'none' if accuracy is None else 'both'}")
+        if max_drop is not None:
+            if not math.isfinite(max_drop) or max_drop < 0:
+                raise InputError(f"max_drop must be 0 or more points of accuracy, got {max_drop}")
+            accuracy = self.info.float_accuracy - max_drop
+        assert accuracy is not None
+        return cheapest_at_accuracy(self._loadable(), metric or self.metric, accuracy)
+
+    def load(
+        self, point: FrontierPoint, *, model: "nn.Module | None" = None, allow_code: bool = False
+    ) -> "CompressedModel":
+        """The model of a point, from what the run keeps of it; every object is checked by its hash.
+
+        Args:
+            point: One of `points`.
+            model: A network of the original's form, whose weights do not matter. Needed for a run that was opened
+                later, where the network is neither in the zoo nor in timm.
+            allow_code: Whether a network that the run names as ``package.module:callable`` may be imported and called.
+
+        Raises:
+            InputError: A failed point, a missing or damaged object, or a network that cannot be built.
+        """
+        from slimbit.compress.restore import restored_point
+
+        form = model if model is not None else self._form
+        return restored_point(self.info, point, self._store.read, form=form, allow_code=allow_code)
+
+    def pruned(
+        self, keep_ratio: float, *, model: "nn.Module | None" = None, allow_code: bool = False
+    ) -> "CompressedModel":
+        """The pruned network of a keep ratio as it was before quantization, tuned where the run tunes.
+
+        Args:
+            keep_ratio: One of the run's ``keep_ratios`` below 1, with a finished point.
+            model: As for `load`.
+            allow_code: As for `load`.
+
+        Raises:
+            InputError: No such keep ratio, a missing or damaged object, or a network that cannot be built.
+        """
+        from slimbit.compress.restore import restored_pruned
+        from slimbit.frontier.width_sweep import pruned_objects
+
+        found = pruned_objects(self._store, self.points, keep_ratio)
+        form = model if model is not None else self._form
+        return restored_pruned(self.info, *found, form=form, allow_code=allow_code)
+
+    def check_weights(self, model: "nn.Module") -> None:
+        """Raise `InputError` unless a network has the weights that the run began with."""
+        from slimbit.compress.prepared import digest_of
+
+        if digest_of(model.state_dict()) != self.info.network_digest:
+            raise InputError(f"network must have the weights that run {self.path} began with, got others")
+
+    def read_object(self, digest: str, kind: Any) -> bytes:
+        """Content of an object, verified by its hash.
+
+        Args:
+            digest: From `FrontierPoint.objects`.
+            kind: "json", "safetensors" or "bin".
+
+        Raises:
+            InputError: The file is missing or damaged; it is named.
+        """
+        return self._store.read(digest, kind)
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the report: one HTML file that needs no network.
+
+        Args:
+            out: File to write; default: ``report.html`` in the run's folder.
+
+        Raises:
+            InputError: No point is finished, a cost report is damaged, or the file cannot be written.
+        """
+        from slimbit.report.page import write_report
+
+        return write_report(self.info, self.points, self._store.read, run=str(self.path), out=out)
+
+    def to_pandas(self) -> Any:
+        """The points as a ``pandas.DataFrame``, a row each, every cost metric a column.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("pandas", "pandas", "to_pandas") from error
+        return pd.DataFrame([point.to_dict() for point in self.points])
+
+    def _loadable(self) -> list[FrontierPoint]:
+        """A failed point has no levels."""
+        return [point for point in self.points if "levels" in point.objects]
+
+    def __repr__(self) -> str:
+        return f"Frontier({self.network}, {len(self.points)} points, {self.metric}, float {self.float_accuracy:.2f})"
+
+
+def open_run(path: str | Path, *, storage: str | None = None) -> Frontier:
+    """Open a run that `slimbit.trace_frontier` or ``slimbit frontier`` made or is still at.
+
+    Args:
+        path: Its folder.
+        storage: Address of its study, where that is not ``study.db`` in the folder.
+
+    Raises:
+        InputError: The folder, ``run.json`` or the study is missing or damaged; the sentence names the file.
+
+    >>> open_run("nowhere")
+    Traceback (most recent call last):
+        ...
+    slimbit.records.errors.InputError: run must be a folder with a run.json, got nowhere
+    """
+    if not isinstance(path, str | Path):
+        raise InputError(f"run must be the path of a folder, got {type(path).__name__}")
+    return Frontier(open_store(path, storage=storage))

@@ -1,0 +1,195 @@
+"""The range of prices worth sweeping, from nearly float to collapse; found without labels and with few tries."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from slimbit.apply.compress import compress
+from slimbit.compress.prepared import PreparedNetwork
+from slimbit.numerics.batches import call_network, output_heads
+from slimbit.numerics.copies import copied
+from slimbit.records.config import QuantConfig
+
+FINE_BITS, COARSE_BITS = 8.0, 0.02
+"""Mean bits per weight between which every useful price lies: as good as float, and next to nothing left."""
+NEARLY_FLOAT = 0.995
+"""Share of the outputs' variance that the dearest point keeps: 23 dB."""
+COLLAPSED = 0.5
+"""Agreement with the float network, chance taken out, at which nothing is left worth measuring."""
+STRIDE = 16.0
+FEW_IMAGES = 16
+"""Fewer than so many calibration images are no measure of what was fitted to them."""
+TRIES, FURTHER_TRIES = 7, 2
+"""Bisections of the whole range of prices for the cheap end, and between its tries for the dear one."""
+MOST_STRIDES = 40
+
+
+@dataclass(frozen=True)
+class PriceRange:
+    """Prices to sweep between.
+
+    Attributes:
+        low: Price of the dearest point: nearly float.
+        high: Price of the cheapest point: about half of the decisions are others than the float network's.
+    """
+
+    low: float
+    high: float
+
+
+@dataclass
+class OutputFidelity:
+    """Fidelity of a compressed network's outputs to the float ones, on images that it was not compressed with.
+
+    Attributes:
+        prepared: The network.
+        metric: Cost metric that prices are for.
+        config: How plans are carried out.
+    """
+
+    prepared: PreparedNetwork
+    metric: str
+    config: QuantConfig
+    tried: dict[float, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._calibration, self._batch = self.prepared.probe
+        # a copy: a forward pass may change what a network keeps beside its weights
+        self._float = self._outputs(copied(self.prepared.model))
+
+    def fidelity(self, price: float) -> float:
+        """``1 - ||y_q - y_f||^2 / ||y_f - mean y_f||^2``, means per output over images; 1 = the same."""
+        return self._both(price)[0]
+
+    def agreement(self, price: float) -> float:
+        """Cohen's kappa of the arg-max decisions: 1 = all the same, 0 = as by chance; fidelity where none are made."""
+        return self._both(price)[1]
+
+    def _both(self, price: float) -> tuple[float, float]:
+        if price not in self.tried:
+            prepared = self.prepared
+            plan = prepared.plan_at(price, self.metric, self.config)
+            plan = replace(plan, activations=())  # what they lose is the same at every price
+            if prepared.images < FEW_IMAGES:  # they fit any statistics and compensation: judge plain rounding
+                plain = {"compensation": False, "target": "weights", "statistics": "stored"}
+                plan = replace(plan, config=plan.config.model_copy(update=plain))
+            result = compress(prepared.model, plan, prepared.spec, self._calibration)
+            found = self._outputs(result.model)
+            fidelity = fidelity_of(_side_by_side(found), _side_by_side(self._float))
+            classifies = prepared.sensitivity.likelihood == "categorical"
+            kappas = [kappa_of(mine, theirs) for mine, theirs in zip(found, self._float, strict=True)]
+            decided = [kappa for kappa in kappas if kappa is not None and classifies]
+            self.tried[price] = (fidelity, min(decided, default=fidelity))
+        return self.tried[price]
+
+    def _outputs(self, network: nn.Module) -> list[Tensor]:
+        with torch.no_grad():
+            return [head.double() for head in output_heads(call_network(network.eval(), self._batch))]
+
+
+def fidelity_of(found: Tensor, wanted: Tensor) -> float:
+    """Share of the variance of ``wanted`` over the images that ``found`` keeps; anything not finite counts as none.
+
+    What an output is on average says nothing about an image, so each output varies around its own mean.
+
+    >>> fidelity_of(torch.tensor([[1.0, 9.0], [2.0, 9.0]]), torch.tensor([[1.0, 9.0], [3.0, 9.0]]))  # 1 - 1 / 2
+    0.5
+    """
+    error = float((found - wanted).square().sum())
+    mean = wanted.mean(0) if len(wanted) > 1 else wanted.mean()
+    whole = float((wanted - mean).square().sum())
+    if not math.isfinite(error):
+        return -math.inf
+    return 1 - error / whole if whole > 0 else float(error == 0)
+
+
+def kappa_of(found: Tensor, wanted: Tensor) -> float | None:
+    """Cohen's kappa of the arg-max along dimension 1; None where ``wanted`` decides for one class only.
+
+    >>> kappa_of(torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([[1.0, 0], [0, 1]]))  # (1/2 - 1/2) / (1 - 1/2)
+    0.0
+    """
+    if wanted.ndim < 2 or wanted.shape[1] < 2:
+        return None
+    mine, theirs = found.argmax(1).reshape(-1), wanted.argmax(1).reshape(-1)
+    classes = wanted.shape[1]
+    share = [torch.bincount(x, minlength=classes).double() / len(x) for x in (mine, theirs)]
+    if float(share[1].max()) == 1.0:
+        return None
+    chance = float((share[0] * share[1]).sum())
+    return (float((mine == theirs).double().mean()) - chance) / (1 - chance)
+
+
+def find_price_range(
+    prepared: PreparedNetwork, metric: str, config: QuantConfig, progress: Callable[[str], None]
+) -> PriceRange:
+    """The range of prices from nearly float to collapse.
+
+    Costs are predicted from plans alone. Only the two ends need compressed networks, on few images: nine.
+
+    Args:
+        prepared: The network.
+        metric: Cost metric that prices are for.
+        config: How plans are carried out.
+        progress: Called before each try.
+    """
+    fine, coarse = _bracket(lambda price: predicted_bits(prepared, price, metric, config))
+    fidelity = OutputFidelity(prepared, metric, config)
+
+    def last(holds: Callable[[float], bool], low: float, high: float, tries: int) -> float:
+        """The price where ``holds`` turns false, by bisection in log price."""
+        for turn in range(tries):
+            progress(f"try {turn + 1} of {tries}")
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        return math.sqrt(low * high)
+
+    high = last(lambda price: fidelity.agreement(price) > COLLAPSED, fine, coarse, TRIES)
+    known = [price for price in fidelity.tried if price < high]
+    floor = max((p for p in known if fidelity.fidelity(p) >= NEARLY_FLOAT), default=fine)
+    ceiling = min((p for p in known if p > floor and fidelity.fidelity(p) < NEARLY_FLOAT), default=high)
+    low = last(lambda price: fidelity.fidelity(price) >= NEARLY_FLOAT, floor, ceiling, FURTHER_TRIES)
+    return PriceRange(low, high)
+
+
+def predicted_bits(prepared: PreparedNetwork, price: float, metric: str, config: QuantConfig) -> float:
+    """Mean bits per weight of the layers that the price decides on: not of look-ups, not of skipped layers."""
+    plan = prepared.plan_at(price, metric, config)
+    positions = {layer.name: layer.multiplicity(config.per) for layer in prepared.spec.layers}
+    for layer in prepared.spec.layers:
+        positions[layer.shared_with or layer.name] += positions[layer.name] if layer.shared_with else 0
+    counted = [x for x in prepared.predicted(plan).layers if x.name not in config.skip and positions[x.name]]
+    return sum(x.mean_bits * x.weights for x in counted) / max(1, sum(x.weights for x in counted))
+
+
+def _bracket(bits: Callable[[float], float]) -> tuple[float, float]:
+    """A price so low that weights have `FINE_BITS`, and one so high that next to nothing is left."""
+    low = high = 1e-9  # nats per bit and image; where the search starts is of no consequence
+    for _ in range(MOST_STRIDES):
+        before = bits(low)
+        if before >= FINE_BITS:
+            break
+        if bits(low / STRIDE) <= before > COARSE_BITS:
+            break  # widths have reached their largest
+        low /= STRIDE
+    for _ in range(MOST_STRIDES):
+        if bits(high) <= COARSE_BITS:
+            break
+        high *= STRIDE
+    while bits(low * STRIDE) >= FINE_BITS:
+        low *= STRIDE
+    while high > low * STRIDE and bits(high / STRIDE) <= COARSE_BITS:
+        high /= STRIDE
+    return low, high
+
+
+def _side_by_side(heads: list[Tensor]) -> Tensor:
+    """One tensor, each image a row."""
+    return (
+        heads[0]
+        if len(heads) == 1
+        else torch.cat([head.flatten(1) if head.ndim > 1 else head[:, None] for head in heads], 1)
+    )

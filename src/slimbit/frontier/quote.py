@@ -1,0 +1,40 @@
+"""The accuracy to quote for a model that was chosen: measured once, on images that did not choose it."""
+
+from torch import nn
+
+from slimbit.artifacts.manifest import AccuracyEntry
+from slimbit.compress.restore import without_folders
+from slimbit.records.accuracy import Accuracy, wilson_interval
+from slimbit.records.errors import InputError
+from slimbit.records.run import RunInfo
+from slimbit.sources.networks import check_trusted_data
+from slimbit.zoo.data import open_data
+
+
+def quoted_accuracy(info: RunInfo, model: nn.Module, *, allow_code: bool = False) -> tuple[AccuracyEntry | None, str]:
+    """Score a model of a run on the images that its data set has left for that, see `DataSet.selection`.
+
+    Args:
+        info: The run.
+        model: A model of one of its points.
+        allow_code: Whether a data spec that names code may be opened: the run's file says it.
+
+    Returns:
+        What was measured, and why nothing was, in words: one of the two is None or empty.
+    """
+    spec, norm = info.origin.data, info.origin.normalization
+    if not spec:
+        return None, "the run does not say which data it was scored on"
+    try:
+        check_trusted_data(spec, "the run", allow_code=allow_code)
+        card = None if norm is None else {"normalize": {"mean": list(norm.mean), "std": list(norm.std)}}
+        data = open_data(spec, card=card)
+        choose, quote = data.selection(info.evaluate_images)
+    except InputError as error:
+        return None, str(error)
+    if choose.digest != info.evaluate_digest or quote is None:
+        return None, "no images are left that did not choose it"
+    found: Accuracy = quote(model)
+    low, high = wilson_interval(found, found.images)
+    where = f"{quote.description.replace(data.name, without_folders(spec))}, which did not choose it"
+    return AccuracyEntry(value=float(found), low=low, high=high, measured_on=where), ""

@@ -1,0 +1,302 @@
+"""The points of one keep ratio of a run: of the network as it was given, or of a pruned one."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slimbit.compress.prepared import PreparedNetwork, prepare
+from slimbit.compress.prune import Pruner, packed_state, pruned_from_state
+from slimbit.frontier.price_range import find_price_range
+from slimbit.frontier.spacing import bisection_order, even_targets, nearby_prices, price_for, refinement_prices
+from slimbit.frontier.store import RunStore
+from slimbit.records.codec import canonical, from_json
+from slimbit.records.codec import record as stored_record
+from slimbit.records.config import NEAR_POINTS, PAPER, RunConfig
+from slimbit.records.errors import InputError
+from slimbit.records.keep import KeepPlan
+from slimbit.records.plan import CompressionPlan
+from slimbit.records.point import FrontierPoint, PlannedPoint
+from slimbit.records.sensitivity import Sensitivity
+from slimbit.records.signal import EpochSignal
+
+PLAN_STAGES = ("sweep", "refine", "baselines", "prune_only", "signal")
+"""In the order of work: points for comparison wait until the places of the refinement are known."""
+BASELINE_BITS = (8, 7, 6, 5, 4, 3, 2)
+PRUNED = "pruned"
+"""Under this name a run notes how a pruned network is kept."""
+REFINED_SHARE = 4
+"""One point in so many is placed where the curve bends."""
+LEAST_SHARE = 1e-6
+Report = Callable[[str], None]
+
+
+def sweep_size(points: int) -> int:
+    """How many of so many points the even sweep gets; the others refine it.
+
+    >>> sweep_size(16), sweep_size(3)
+    (12, 3)
+    """
+    return points - points // REFINED_SHARE
+
+
+def _key(keep_ratio: float, name: str) -> str:
+    return name if keep_ratio == 1 else f"width-{keep_ratio:g}-{name}"
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What is decided about the points of a keep ratio, as it stands in the run's study.
+
+    Attributes:
+        store: The run.
+        config: What the run consists of.
+        keep_ratio: Share of the filters that is kept; 1 = the network as it was given.
+    """
+
+    store: RunStore
+    config: RunConfig
+    keep_ratio: float
+
+    def key(self, name: str) -> str:
+        """The name of something of this keep ratio within the run."""
+        return _key(self.keep_ratio, name)
+
+    def planned(self, stage: str) -> tuple[PlannedPoint, ...] | None:
+        """The points of a stage, or None before they were decided on."""
+        return self.store.planned(self.key(stage))
+
+    def decided(self) -> list[PlannedPoint]:
+        """Every point so far, in the order of work."""
+        return [point for stage in (*PLAN_STAGES, *self.added()) for point in self.planned(stage) or ()]
+
+    @property
+    def begun_with(self) -> int:
+        """Points that were asked for when the run began."""
+        assert self.store.info is not None, "a run is planned once its float network was scored"
+        return self.store.info.points
+
+    @property
+    def refinement(self) -> int:
+        """Number of points that refine the sweep."""
+        return self.begun_with - sweep_size(self.begun_with)
+
+    def added(self) -> tuple[str, ...]:
+        """Stages that were added to the run after it began, in order."""
+        return self.store.noted(self.key("added"), tuple[str, ...]) or ()
+
+    def wanted(self) -> dict[str, int]:
+        """Stages beyond sweep and refinement that the settings ask for, with their number of points."""
+        more = self.config.points - self.begun_with
+        stages = {f"more-{self.config.points}": more} if more > 0 else {}
+        return stages | {f"near-{name}-{amount:g}": NEAR_POINTS for name, amount in self.config.near.items()}
+
+    def is_done(self, finished: set[str]) -> bool:
+        """Whether every point is decided on and finished."""
+        refined = self.refinement == 0 or self.planned("refine") is not None
+        known = self.planned("sweep") is not None and refined and {*self.wanted()} <= {*self.added()}
+        return known and {p.key for p in self.decided()} <= finished
+
+    def size(self, signal_epochs: int) -> int:
+        """Points in all: as many as were asked for until they are decided."""
+        added = self.added()
+        left = sum(count for stage, count in self.wanted().items() if stage not in added)
+        if self.planned("sweep") is None:
+            signal = signal_epochs if self.keep_ratio == 1 else 0
+            baselines = len(BASELINE_BITS) if self.config.baselines else 0
+            return self.begun_with + left + signal + baselines + (len(self.config.keep_ratios) > 1)
+        return len(self.decided()) + left + (self.refinement if self.planned("refine") is None else 0)
+
+
+@stored_record
+class _PrunedNote:
+    """How the pruned network of a keep ratio is kept: digests of its plan and weights."""
+
+    keep: str
+    network: str
+    residuals: tuple[float, ...] = ()
+
+
+class WidthSweep:
+    """The network of one keep ratio, ready to be swept; other processes' results are used where there are any.
+
+    Attributes:
+        plan: What is decided about its points.
+        prepared: The network.
+        keep_object: Digest of the plan that leads to it from the network's form; "" where nothing was pruned.
+    """
+
+    def __init__(
+        self,
+        plan: SweepPlan,
+        root: PreparedNetwork,
+        *,
+        pruner: Pruner | None,
+        stages: Path,
+        report: Report,
+    ) -> None:
+        self.plan = plan
+        self.prepared = root if plan.keep_ratio == 1 or pruner is None else self._pruned(pruner, stages, report)
+        keep = self.prepared.keep
+        self.keep_object = "" if keep is None else plan.store.write(canonical(keep), "json")
+        self._share_sensitivity(report)
+
+    def _pruned(self, pruner: Pruner, stages: Path, report: Report) -> PreparedNetwork:
+        """Prune and tune, or take what the run has of it."""
+        store, name, root = self.plan.store, self.plan.key(PRUNED), pruner.prepared
+        noted = store.noted(name, _PrunedNote)
+        if noted is None:
+            made = pruner.stage(pruner.plan(self.plan.keep_ratio), stages, report)
+            noted = _PrunedNote(
+                keep=store.write(canonical(made.plan), "json"),
+                network=store.write(packed_state(made.network), "safetensors"),
+                residuals=tuple(value for value in made.residuals if math.isfinite(value)),
+            )
+            store.note(name, noted)
+        keep = from_json(KeepPlan, store.read(noted.keep, "json"), where=f"keep plan {noted.keep}")
+        network = pruned_from_state(root.model, keep, store.read(noted.network, "safetensors"))
+        return prepare(
+            network,
+            root.example_input,
+            root.batches or None,
+            name=root.name,
+            seed=root.seed,
+            likelihood=root.likelihood,
+            origin=root.origin,
+            keep=keep if root.keep is None else root.keep.compose(keep),
+        )
+
+    def _share_sensitivity(self, report: Report) -> None:
+        """Measure it once for all processes and starts of the run."""
+        store, name = self.plan.store, self.plan.key("sensitivity")
+        stored = store.noted(name, Sensitivity)
+        if stored is None:
+            report("measuring how much each filter matters")
+            store.note(name, self.prepared.sensitivity)
+            stored = store.noted(name, Sensitivity)
+        assert stored is not None
+        self.prepared.sensitivity = stored
+
+    def plan_sweep(self, signal: Sequence[EpochSignal], report: Report) -> None:
+        """Find the range of prices and keep the plans: of the sweep, evenly spread over log cost, and of comparisons.
+
+        Args:
+            signal: Training epochs that give further points.
+            report: Called while the range is looked for.
+
+        Raises:
+            InputError: A network whose cost is nothing.
+        """
+        config, prepared = self.plan.config, self.prepared
+        metric, quant = config.metric, config.quant
+        span = find_price_range(prepared, metric, quant, report)
+
+        def cost_of(price: float) -> float:
+            return priced_cost(prepared.predicted(prepared.plan_at(price, metric, quant)), metric, quant.skip)
+
+        dearest = cost_of(span.low)
+        if dearest <= 0:
+            raise InputError(f"{metric} of {prepared.name} must be above 0 to be saved, got 0")
+        count = sweep_size(self.plan.begun_with)
+        targets = even_targets(dearest, max(cost_of(span.high), LEAST_SHARE * dearest), count)
+        prices = [price_for(cost_of, target, span.low, span.high) for target in targets]
+        plans = [prepared.plan_at(prices[i], metric, quant) for i in bisection_order(len(prices))]
+        alike = {name: getattr(quant, name) for name in ("skip", "per", "activation_bits", "activation_range")}
+        plain = PAPER.model_copy(update=alike)
+        if config.baselines:
+            found = [(f"max_abs-{bits}", prepared.plan_bits(bits, plain)) for bits in BASELINE_BITS]
+            self._keep_points("baselines", found)
+        if len(config.keep_ratios) > 1:
+            self._keep_points("prune_only", [("prune_only", prepared.plan_pruned_only(quant.skip))])
+        if signal and self.plan.keep_ratio == 1:
+            self._keep_points(
+                "signal", [(f"signal-{epoch.epoch}", prepared.plan_signal(epoch, plain)) for epoch in signal]
+            )
+        self._keep_points("sweep", self._different("sweep", plans), span=asdict(span))
+
+    def plan_refinement(self, measured: Sequence[FrontierPoint]) -> int:
+        """Keep the plans of further points where the measured curve bends; how many there are.
+
+        Args:
+            measured: The finished points of the sweep; the order does not matter.
+        """
+        places = self._places(measured, self.plan.config.metric)
+        return self._plan_at("refine", refinement_prices(places, self.plan.refinement), measured)
+
+    def plan_added(self, stage: str, count: int, measured: Sequence[FrontierPoint]) -> int:
+        """Keep the plans of points that were asked for after the run began; how many there are.
+
+        Args:
+            stage: ``more-24``, ``near-accuracy-91`` or ``near-esn_digital-1e+07``.
+            count: How many.
+            measured: All finished points with a price.
+        """
+        kind, name, amount = [*stage.split("-", 2), "", ""][:3]
+        if kind == "more":
+            prices = refinement_prices(self._places(measured, self.plan.config.metric), count)
+        else:
+            metric = self.plan.config.metric if name == "accuracy" else name
+            prices = nearby_prices(self._places(measured, metric), count, float(amount), by_cost=name != "accuracy")
+        found = self._plan_at(stage, prices, measured)
+        self.plan.store.note(self.plan.key("added"), [*self.plan.added(), stage])
+        return found
+
+    def _places(self, measured: Sequence[FrontierPoint], metric: str) -> list[tuple[float, float, float]]:
+        """Cost, accuracy and price of each point."""
+        return [
+            (cost, p.accuracy, p.price)
+            for p in measured
+            if p.accuracy is not None and p.price is not None and (cost := p.costs.get(metric)) is not None
+        ]
+
+    def _plan_at(self, stage: str, prices: Iterable[float], measured: Sequence[FrontierPoint]) -> int:
+        """Keep the plans of prices, but for those that a point has already."""
+        config, read = self.plan.config, self.plan.store.read
+        known = {from_json(CompressionPlan, read(p.plan, "json"), where=p.key).layers for p in measured}
+        plans = [self.prepared.plan_at(price, config.metric, config.quant) for price in prices]
+        chosen = self._different(stage, [plan for plan in plans if plan.layers not in known])
+        self._keep_points(stage, chosen)
+        return len(chosen)
+
+    def _different(self, stage: str, plans: Iterable[CompressionPlan]) -> list[tuple[str, CompressionPlan]]:
+        """Prices that differ too little to lead to another plan make one point."""
+        decided: dict[tuple[object, ...], CompressionPlan] = {}
+        for plan in plans:
+            decided.setdefault(plan.layers, plan)
+        return [(f"{stage}-{i:02d}", plan) for i, plan in enumerate(decided.values())]
+
+    def _keep_points(self, stage: str, named: Iterable[tuple[str, CompressionPlan]], **about: Any) -> None:
+        points = [
+            PlannedPoint(
+                key=self.plan.key(name),
+                plan=self.plan.store.write(canonical(plan), "json"),
+                policy=plan.policy,
+                setting=plan.setting,
+                baseline=plan.price is None,
+                keep_ratio=self.plan.keep_ratio,
+            )
+            for name, plan in named
+        ]
+        self.plan.store.plan_points(self.plan.key(stage), points, **about)
+
+
+def pruned_objects(store: RunStore, points: Sequence[FrontierPoint], keep_ratio: float) -> tuple[KeepPlan, bytes]:
+    """What leads from the original's form to the pruned network of a keep ratio, and its weights.
+
+    Raises:
+        InputError: The run has no such network, or an object is missing or damaged.
+    """
+    note = store.noted(_key(keep_ratio, PRUNED), _PrunedNote)
+    keep = next((p.objects["keep"] for p in points if p.keep_ratio == keep_ratio and "keep" in p.objects), None)
+    if note is None or keep is None:
+        there = ", ".join(f"{ratio:g}" for ratio in sorted({p.keep_ratio for p in points} - {1.0}, reverse=True))
+        raise InputError(f"keep_ratio must be one that the run has pruned to ({there or 'none'}), got {keep_ratio!r}")
+    plan = from_json(KeepPlan, store.read(keep, "json"), where=f"keep plan {keep}")
+    return plan, store.read(note.network, "safetensors")
+
+
+def priced_cost(report: Any, metric: str, skip: tuple[str, ...]) -> float:
+    """Cost of the layers that a price decides on: a skipped layer has no analog cost, and its digital one is fixed."""
+    values = [layer[metric] for layer in report.layers if layer.name not in skip]
+    return math.fsum(value for value in values if value is not None)

@@ -1,0 +1,186 @@
+"""Small files that would fill the memory, never end or never answer: refused in one sentence before they can."""
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from PIL import Image, PngImagePlugin
+from safetensors.torch import save_file
+
+import slimbit
+from slimbit.frontier.objects import object_path, read_object
+from slimbit.records.errors import InputError
+from slimbit.records.signal_file import read_signal
+from slimbit.survey.onnx_file import survey_onnx
+from slimbit.training.checkpoint import METADATA_KEY, read_checkpoint
+from slimbit.zoo import open_data, read_card
+from slimbit.zoo.files import read_weights
+
+
+def refused(call: Callable[[], object], match: str) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def zeros(archive: zipfile.ZipFile, name: str, begin: bytes, size: int) -> None:
+    """An entry of zeros, compressed a thousand times."""
+    with archive.open(name, "w", force_zip64=True) as stream:
+        stream.write(begin)
+        for _ in range(size >> 20):
+            stream.write(bytes(1 << 20))
+
+
+def header(shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def test_an_npz_that_inflates_a_thousand_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slimbit.zoo.data.npz.ALWAYS_FINE", 1 << 22)
+    file, size = tmp_path / "d.npz", 1 << 24
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        zeros(archive, "images.npy", header((size >> 10, 1, 32, 32)), size)
+        zeros(archive, "labels.npy", header((size >> 10,)), 1 << 20)
+    refused(lambda: open_data(f"npz:{file}"), r"must inflate to at most 100 times its size, got .*d\.npz")
+
+
+def test_an_npz_whose_header_claims_more_than_there_is(tmp_path: Path) -> None:
+    file = tmp_path / "d.npz"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("images.npy", header((1 << 30, 1, 8, 8)) + bytes(64))
+        archive.writestr("labels.npy", header((4,)) + bytes(4))
+    refused(
+        lambda: open_data(f"npz:{file}"), r"array images\.npy of .* must hold the 68,719,476,736 bytes of its shape"
+    )
+
+
+def test_weights_that_inflate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slimbit.zoo.files.ALWAYS_FINE", 1 << 20)
+    file, packed = tmp_path / "net.pth", tmp_path / "packed.pth"
+    torch.save({"a": torch.zeros(1 << 20)}, file)
+    assert read_weights(file)["a"].shape == (1 << 20,)
+    with zipfile.ZipFile(file) as stored, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member in stored.infolist():
+            archive.writestr(member.filename, stored.read(member))
+    refused(
+        lambda: read_weights(packed), r"weights file must be complete .*packed\.pth' with \S+ bytes that inflate to"
+    )
+
+
+def test_a_pickle_that_asks_for_memory(tmp_path: Path) -> None:
+    # LONG_BINPUT to place 2^31: the reader in C makes room for as many entries and clears it, 32 GB
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        (tmp_path / name).write_bytes(b"\x80\x02}r" + struct.pack("<I", (1 << 31) - 1) + b".")
+    refused(lambda: open_data(f"cifar10:{tmp_path},normalize=none"), "must hold data and labels, got nothing")
+
+
+def test_a_picture_bomb(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / part / name / "1.png")
+    # a header of 30000 x 30000 pixels and no pixels
+    stream = io.BytesIO()
+    stream.write(b"\x89PNG\r\n\x1a\n")
+    PngImagePlugin.putchunk(stream, b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0))
+    PngImagePlugin.putchunk(stream, b"IDAT", b"")
+    bomb = tmp_path / "val" / "b" / "1.png"
+    bomb.write_bytes(stream.getvalue())
+    refused(
+        lambda: open_data(f"images:{tmp_path},normalize=none"), r"picture must be readable, got .*1\.png': Image size"
+    )
+    bomb.unlink()
+    os.mkfifo(bomb)
+    refused(
+        lambda: open_data(f"images:{tmp_path},normalize=none"), r"picture must be a file, got .* a pipe or a device"
+    )
+    data = open_data(f"images:{tmp_path},normalize=none,size=8")
+    refused(lambda: data.evaluator().digest, "picture must be a file, got .* a pipe or a device")
+    refused(lambda: data.test.images[np.arange(2)], "picture must be a file, got .* a pipe or a device")
+
+
+def test_pipes_where_files_belong(tmp_path: Path) -> None:
+    weights, pipe = tmp_path / "net.pth", tmp_path / "pipe"
+    torch.save({"a": torch.zeros(1)}, weights)
+    os.mkfifo(pipe)
+    (tmp_path / "net.pth.card.json").symlink_to(pipe)
+    refused(lambda: read_card(weights), "model card must be a file, got .* a pipe or a device")
+    refused(lambda: read_checkpoint(pipe), "checkpoint must be a file, got .* a pipe or a device")
+    refused(lambda: read_signal(pipe), "signal file must be a file, got .* a pipe or a device")
+    stored = object_path(tmp_path, "0" * 64, "json")
+    stored.parent.mkdir(parents=True)
+    stored.symlink_to(pipe)
+    refused(lambda: read_object(tmp_path, "0" * 64, "json"), "object must be a file, got .* a pipe or a device")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"epoch": 1e999, "digest": "", "best_epoch": 0, "best_accuracy": 1}'])
+def test_a_checkpoint_whose_record_is_strange(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    save_file({"model/a": torch.zeros(1)}, file, metadata={METADATA_KEY: text})
+    refused(lambda: read_checkpoint(file), "checkpoint .* must be a whole checkpoint of a training run, got")
+
+
+def doubling(depth: int, *, loop: bool = False) -> onnx.ModelProto:
+    """Functions that call the one below twice each; the lowest adds, or calls the highest."""
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+
+    def function(number: int) -> onnx.FunctionProto:
+        inner = f"f{number - 1}" if number else f"f{depth - 1}" if loop else ""
+        nodes = (
+            [helper.make_node(inner, ["x"], ["m"], domain="own"), helper.make_node(inner, ["m"], ["y"], domain="own")]
+            if inner
+            else [helper.make_node("Add", ["x", "x"], ["y"])]
+        )
+        return helper.make_function("own", f"f{number}", ["x"], ["y"], nodes, imports)
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 2)) for name in "xy"]
+    graph = helper.make_graph(
+        [helper.make_node(f"f{depth - 1}", ["x"], ["y"], domain="own")], "g", value[:1], value[1:]
+    )
+    functions = [function(number) for number in range(depth)]
+    return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=10)
+
+
+def test_onnx_functions_that_double(tmp_path: Path) -> None:
+    file = tmp_path / "net.onnx"
+    for depth, loop, match in (
+        (25, False, "must have at most 1,000,000 nodes with its functions put in place"),
+        (3, True, "functions of .* must be nested at most 64 deep"),
+        (500, False, "functions of .* must be nested at most 64 deep"),
+    ):
+        onnx.save(doubling(depth, loop=loop), file)
+        refused(lambda: survey_onnx(file), match)
+
+
+@pytest.mark.parametrize(
+    "spec", ["cifar10:~nouser/x,normalize=none", "npz:~nouser/x.npz", "images:~nouser,normalize=none"]
+)
+def test_homes_of_nobody(spec: str) -> None:
+    refused(lambda: open_data(spec), "data spec must be in a home folder that exists, got '~nouser")
+    refused(lambda: slimbit.cost("~nouser/net.onnx"), ".")
+
+
+@pytest.mark.parametrize("out", [None, 3, b"x"])
+def test_an_out_that_is_no_path(out: object) -> None:
+    refused(lambda: slimbit.load(out), "folder must be a path, got")  # type: ignore[arg-type] # on purpose
+    network, data = slimbit.network("digits_resnet"), open_data("digits")
+    settings = slimbit.TrainConfig(epochs=1, train_images=64)
+    refused(lambda: slimbit.train(network, data, out=out, config=settings), "out must be a path, got")  # type: ignore[arg-type]
+
+
+def test_pickle_stays_the_reader_that_was_checked() -> None:
+    from slimbit.zoo.data import cifar_pickle
+
+    assert not issubclass(cifar_pickle._Unpickler, pickle.Unpickler)

@@ -1,0 +1,133 @@
+"""Functions that users give: what they do wrong is undone, refused or said in one sentence."""
+
+import io
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import frontier_case as case
+from slimbit.cli.points import points_table
+from slimbit.compress.prepared import prepare
+from slimbit.frontier.points import Scorer
+from slimbit.numerics import batches
+from slimbit.records.errors import InputError
+
+SMALL: dict[str, Any] = {"points": 2, "baselines": False}
+
+
+class UnspeakableError(Exception):
+    """An exception whose text cannot be made."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def edits_a_weight(model: nn.Module) -> float:
+    with torch.no_grad():
+        model[0].weight.data.mul_(0.5)
+    return 50.0
+
+
+def learns_statistics(model: nn.Module) -> float:
+    model.train()(case.images(seed=5) + 1)
+    return 50.0
+
+
+def halves(model: nn.Module) -> float:
+    model.half()
+    return 50.0
+
+
+@pytest.mark.parametrize("evaluate", [edits_a_weight, learns_statistics, halves])
+def test_an_evaluate_that_changes_the_network_is_refused(
+    evaluate: Callable[[nn.Module], float], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"evaluate must leave the network as it is, got '[01]\S+' changed"):
+        case.trace(tmp_path, evaluate=evaluate, **SMALL)
+
+
+def test_training_mode_is_put_back() -> None:
+    model = case.network()
+
+    def leaves_it_on(network: nn.Module) -> float:
+        network.train()
+        return 50.0
+
+    assert Scorer(leaves_it_on).score(model) == 50.0
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        ("91.5", "must return a number, got str"),
+        (None, "must return a number, got NoneType"),
+        (torch.ones(3), "must return a number, got Tensor"),
+        ([1.0], "must return a number, got list"),
+        (True, "must return a number, got bool"),
+        (float("nan"), "must return a finite number, got nan"),
+    ],
+)
+def test_what_is_no_score(value: Any, match: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^evaluate {match}$"):
+        case.trace(tmp_path, evaluate=lambda _: value, **SMALL)
+
+
+def test_an_evaluate_that_is_random_is_told(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    with pytest.warns(UserWarning, match="evaluate scores the same network with .* and then .*: points differ"):
+        case.trace(tmp_path, evaluate=lambda _: 50 + chance.random(), **SMALL)
+
+
+def test_a_score_has_its_own_name(tmp_path: Path) -> None:
+    class Overlap(case.Agreement):
+        name = "IoU"
+
+    frontier = case.trace(tmp_path / "run", evaluate=Overlap(), **SMALL)
+    assert frontier.info.score_name == "IoU"
+    page = frontier.report().read_text()
+    assert '"title":{"text":"IoU (%)"}' in page.replace(", ", ",").replace(": ", ":").replace("\\u0025", "%")
+    assert "IoU against cost" in page
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(points_table(frontier, frontier.points, frontier.metric))
+    table = console.export_text()
+    assert "IoU against esn_digital" in table
+    assert "accuracy" not in table
+
+
+def test_an_error_without_text_fails_its_point_only(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def evaluate(_: nn.Module) -> float:
+        calls.append(1)
+        if len(calls) == 3:
+            raise UnspeakableError
+        return 50.0
+
+    points = case.trace(tmp_path / "run", evaluate=evaluate, **SMALL).points
+    failed = [point.error for point in points if point.state == "failed"]
+    assert failed == ["UnspeakableError: its text cannot be made"]
+
+    def always(_: nn.Module) -> float:
+        raise UnspeakableError
+
+    with pytest.raises(InputError, match="evaluate must score the float network, got UnspeakableError: its text"):
+        case.trace(tmp_path / "other", evaluate=always, **SMALL)
+
+
+def test_calibration_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless() -> Iterator[Tensor]:
+        while True:
+            yield torch.zeros(50, 1, 6, 6)
+
+    monkeypatch.setattr(batches, "MOST_IMAGES", 1000)
+    with pytest.raises(InputError, match="calibration must end after at most 1,000 images, got more: some hundred"):
+        prepare(case.network(), torch.zeros(1, 1, 6, 6), endless())

@@ -1,0 +1,156 @@
+"""From a run to a verified file, as a user types it."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from typer.testing import CliRunner
+
+import slimbit
+from slimbit.cli import app
+from slimbit.records.errors import InputError
+from slimbit.records.files import StoreError
+
+COMMAND = ("frontier", "digits_resnet", "--data", "digits", "--points", "2", "--calibration-images", "40")
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with quantized activations, and its cheapest point at most two points below float with its file."""
+    out = tmp_path_factory.mktemp("export")
+    run(*COMMAND, "--select-images", "100", "--no-baselines", "--activation-bits", "8", "--out", out / "run")
+    told = run("pick", out / "run", "--max-drop", "5", "--out", out / "small", "--export", out / "small.onnx")
+    assert "exact: of 50 images, 50 are equal bit for bit" in told
+    return out
+
+
+def test_a_loaded_model_gives_what_the_file_gives(folder: Path) -> None:
+    small = slimbit.load(folder / "small")
+    assert small.program is not None
+    x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    found = slimbit.verify(folder / "small.onnx", small, x)
+    assert found.is_exact
+    assert found.equal_to_network == 8
+    point = slimbit.open_run(folder / "run").cheapest(max_drop=5)
+    assert torch.equal(slimbit.open_run(folder / "run").load(point).model(x), small.model(x))
+    widths = {layer.activation_bits for layer in small.cost.layers}
+    assert widths == {8}
+
+
+def test_the_file_says_where_it_comes_from(folder: Path) -> None:
+    small = slimbit.load(folder / "small")
+    stored = {entry.key: entry.value for entry in onnx.load(str(folder / "small.onnx")).metadata_props}
+    assert small.plan is not None
+    assert stored["slimbit.plan"] == small.plan.digest()
+    assert json.loads(stored["slimbit.cost"])["esn_digital"] == small.cost.total.esn_digital
+
+
+def test_commands_from_the_picked_folder(folder: Path) -> None:
+    told = run("export", folder / "small", "--out", folder / "again.onnx", "--data", "digits", "--images", "60")
+    assert "exact: of 60 images, 60 are equal" in told
+    assert "accuracy in the runtime" in told
+    assert (folder / "again.onnx").read_bytes() == (folder / "small.onnx").read_bytes()
+    data = json.loads(run("verify", folder / "small.onnx", folder / "small", "--images", "20", "--json"))
+    assert (data["images"], data["is_exact"], data["accuracy"]) == (20, True, None)
+    run("export", folder / "small", "--format", "qonnx", "--out", folder / "small.qonnx.onnx")
+    run("export", folder / "small", "--float", "--out", folder / "float.onnx")
+    assert (folder / "small.onnx").stat().st_size < (folder / "float.onnx").stat().st_size
+    files = (folder / "small.onnx", folder / "float.onnx")
+    timed = json.loads(run("latency", *files, "--threads", "1", "--seconds", "0.05", "--json"))["latencies"]
+    assert [row["file"] for row in timed] == ["small.onnx", "float.onnx"]
+    assert all(row["median_seconds"] > 0 for row in timed)
+
+
+def test_a_changed_file_is_found_out(folder: Path) -> None:
+    model = onnx.load(str(folder / "small.onnx"))
+    stored = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4)
+    values = numpy_helper.to_array(stored).copy()
+    values.reshape(-1)[0] += 1
+    stored.CopyFrom(numpy_helper.from_array(values.astype(np.int8), stored.name))
+    onnx.save(model, str(folder / "changed.onnx"))
+    result = CliRunner().invoke(app, ["verify", str(folder / "changed.onnx"), str(folder / "small"), "--images", "20"])
+    assert result.exit_code == 1
+    assert "NOT exact" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--format", "tflite"), "--format must be one of onnx, qonnx"),
+        (("--target", "tensorrt"), "got tensorrt: it takes only signed codes around zero"),
+        (("--target", "openvno"), "did you mean openvino"),
+        (("--target", "finn"), "--target finn must be given with --format qonnx, got --format onnx"),
+        (("--target", "openvino", "--int4"), "--int4 must be given for a runtime that stores weights in four bits"),
+        (("--data", "npz:/no/such.npz"), "no/such.npz"),
+        (("--data", "tests.integration.test_export_commands:wide_images"), "must be 1x8x8, as the network takes them"),
+        (("--float", "--int4"), "format of floats must be onnx, got int4"),
+        (("--opset", "9"), "opset must be from 13"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_and_nothing_is_left(folder: Path, arguments: tuple, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        run("export", folder / "small", "--out", folder / "refused.onnx", *arguments)
+    assert not (folder / "refused.onnx").exists()
+
+
+def wide_images() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images of another shape than the network's, for calibration and testing."""
+    return torch.zeros(4, 1, 16, 16), torch.zeros(4, 1, 16, 16), torch.zeros(4, dtype=torch.long)
+
+
+def test_verifying_on_images_of_another_shape_is_refused(folder: Path) -> None:
+    small = slimbit.load(folder / "small")
+    for shape in ((2, 3, 8, 8), (2, 1, 16, 16), (2, 1, 8)):
+        with pytest.raises(InputError, match="images must be 1x8x8, as the network takes them, got"):
+            slimbit.verify(folder / "small.onnx", small, torch.zeros(shape))
+
+
+def test_float_and_qonnx_files_are_not_verified(folder: Path) -> None:
+    small = slimbit.load(folder / "small")
+    for form, as_float in (("onnx", True), ("qonnx", False)):
+        file = small.export(folder / "other.onnx", format=form, as_float=as_float)
+        with pytest.raises(InputError, match="must be a quantized ONNX file of slimbit export to be verified"):
+            slimbit.verify(file, small, torch.zeros(1, 1, 8, 8))
+
+
+def test_what_a_runtime_pads_is_said(folder: Path) -> None:
+    told = run("export", folder / "small", "--out", folder / "padded.onnx", "--target", "openvino", "--images", "2")
+    assert re.search(r"ONNX Runtime, CPU: executes \d+\.\d times the bit-operations of the network: up to 8x8", told)
+    assert "OpenVINO, CPU: Rounding is not promised to the bit" in told
+
+
+def test_folder_and_file_are_written_both_or_neither(folder: Path, tmp_path: Path) -> None:
+    pick = ("pick", folder / "run", "--max-drop", "5", "--no-score", "--out")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StoreError, match="could not be written"):
+        run(*pick, tmp_path / "new", "--export", tmp_path / "file" / "small.onnx")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "note.txt").write_text("mine")
+    with pytest.raises(InputError, match="taken"):
+        run(*pick, tmp_path / "taken", "--export", tmp_path / "small.onnx")
+    with pytest.raises(InputError, match="--export must be a file outside of --out"):
+        run(*pick, tmp_path / "new", "--export", tmp_path / "new" / "small.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["note.txt"]
+
+
+def test_float_activations_are_no_file_of_integers(tmp_path: Path) -> None:
+    images = torch.randn(16, 1, 8, 8)
+    small = slimbit.quantize(slimbit.network("digits_resnet"), images[:1], images, bits=4)
+    with pytest.raises(InputError, match="activations must be quantized for a file of integers, got float ones"):
+        small.export(tmp_path / "small.onnx")
+    assert small.export(tmp_path / "float.onnx", as_float=True).is_file()
+    small.save(tmp_path / "small")
+    with pytest.raises(InputError, match="trace with --activation-bits 8"):
+        run("export", tmp_path / "small", "--out", tmp_path / "small.onnx")
