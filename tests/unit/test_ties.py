@@ -10,14 +10,16 @@ from slimbit.survey.ties import tied_filters
 
 
 class Between(nn.Module):
-    """A convolution of 8 filters, something, and a layer that reads the result."""
+    """Transposed convolutions of 8 filters and 6 or as many inputs, something, and a layer that reads the result."""
 
     def __init__(self, between, reader=None) -> None:
         super().__init__()
-        self.conv, self.between, self.reader = nn.Conv2d(3, 8, 3, padding=1), between, reader or nn.Conv2d(8, 2, 1)
+        self.stem, self.other = nn.Conv2d(3, 6, 3, padding=1), nn.ConvTranspose2d(6, 8, 3, padding=1)
+        self.conv, self.between = nn.ConvTranspose2d(8, 8, 3, padding=1), between
+        self.reader = reader or nn.Conv2d(8, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.reader(self.between(self.conv(x)))
+        return self.reader(self.between(self.conv(self.other(self.stem(x)))))
 
 
 def ties_of(between, reader=None, x: Tensor | None = None) -> Ties:
@@ -58,8 +60,9 @@ PER_CHANNEL = {
     "where": lambda x: torch.where(x > 0, x, -x),
     "no gradient": torch.no_grad()(lambda x: x.relu()),
     "flipped": lambda x: x.flip(3),
-    "instance norm": nn.InstanceNorm2d(8, affine=True),
     "copied": lambda x: torch.zeros_like(x).copy_(x),
+    "instance norm": nn.InstanceNorm2d(8, affine=True),
+    "filled": lambda x: torch.zeros(x.shape, device=x.device) + x,
 }
 
 
@@ -70,6 +73,14 @@ def test_operations_that_keep_channels_apart(name: str) -> None:
     assert set(ties.fixed) == {"reader"}
 
 
+class Across(nn.Module):
+    """Efficient channel attention: a convolution that runs over the channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.mean((2, 3))[:, None]
+        return F.conv1d(y, torch.ones(1, 1, 3, device=x.device), padding=1).sigmoid()[:, 0, :, None, None]
+
+
 def one_set(x: Tensor) -> Tensor:
     y = x.clone()
     y[:, 0] = 1
@@ -77,9 +88,12 @@ def one_set(x: Tensor) -> Tensor:
 
 
 MIXING = {
+    "norm of one group": nn.GroupNorm(1, 8),
     "layer norm": nn.LayerNorm([8, 8, 8]),
     "softmax": nn.Softmax(1),
     "channel mean": lambda x: x - x.mean(1, keepdim=True),
+    "sum of what is not zero": lambda x: x * x.sigmoid().sum(1, keepdim=True),
+    "convolution over channels": lambda x: x * Across()(x),
     "shuffle by hand": lambda x: x.view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8),
     "sorted": lambda x: x.sort(1).values,
     "whole mean": lambda x: x * x.mean(),
@@ -97,22 +111,58 @@ MIXING = {
 @pytest.mark.parametrize("name", MIXING)
 def test_operations_that_mix_channels_fix_them_and_say_so(name: str) -> None:
     ties = ties_of(MIXING[name])
-    assert ties.groups == ()
+    assert [group.layers for group in ties.groups] == [("stem",), ("other",)]
     assert set(ties.fixed) == {"conv", "reader"}
     assert ties.fixed["reader"] == "it is an output of the network"
     assert ties.fixed["conv"] != ties.fixed["reader"]
 
 
+NUMBERS = {
+    "view": (lambda x: x.view(-1, 512).view(-1, 8, 8, 8), "view holds the size 512 in its code"),
+    "reshape": (lambda x: x.reshape(-1, 2, 4, 64).reshape(x.shape), "view holds the size 2 in its code"),
+    "split": (lambda x: torch.cat(x.split(4, 1), 1), "split holds the size 4 in its code"),
+    "slice": (lambda x: torch.cat((x[:, :3], x[:, 3:]), 1), "slice holds the size 3 in its code"),
+    "select": (lambda x: x * x[:, :1], "mul combines it with each of many others"),
+    "power": (lambda x: x * x.shape[1] ** -0.5, "mul computes with the number of channels"),
+    "tensor": (lambda x: x * torch.tensor(x.shape[1]), "mul computes with the number of channels"),
+    "branch": (lambda x: x if x.shape[1] == 8 else x + 1, "the code goes another way at other numbers of channels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_in_code_are_told(name: str) -> None:
+    function, reason = NUMBERS[name]
+    assert ties_of(function).fixed["conv"] == reason
+
+
 def test_reason_names_operation_and_module() -> None:
-    reason = "native_layer_norm in 'between' takes means over all channels"
-    assert ties_of(nn.LayerNorm([8, 8, 8])).fixed["conv"] == reason
+    assert ties_of(nn.Softmax(1)).fixed["conv"] == "_softmax in 'between' does not keep channels apart"
+    assert ties_of(nn.GroupNorm(1, 8)).fixed["conv"] == "native_group_norm in 'between' takes means over all channels"
 
 
-def test_groups_of_a_norm_and_parts_that_are_joined_again_lose_channels_together() -> None:
-    (group,) = ties_of(nn.GroupNorm(2, 8)).groups
-    assert group.members[0].channels == ((0, 1, 2, 3), (4, 5, 6, 7))
-    (group,) = ties_of(lambda x: torch.cat(x.chunk(2, 1), 1)).groups
-    assert group.members[0].channels == ((0, 4), (1, 5), (2, 6), (3, 7))
+class Checked(nn.Module):
+    """Code that knows how many channels there are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 8:
+            raise ValueError(x.shape)
+        return x.relu()
+
+
+def test_checks_in_code_are_told() -> None:
+    reason = "the code of module 'between' raises ValueError at other numbers of channels"
+    assert ties_of(Checked()).fixed["conv"] == reason
+
+
+def test_units_of_norms_and_shuffles() -> None:
+    def units(between) -> list[tuple[int, ...]]:
+        return list(ties_of(between).group("conv").members[0].channels)
+
+    assert units(nn.GroupNorm(2, 8)) == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert units(nn.ChannelShuffle(2)) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    assert units(nn.Sequential(nn.ChannelShuffle(2), nn.GroupNorm(4, 8))) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    assert units(lambda x: torch.cat(x.chunk(2, 1), 1)) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    assert units(lambda x: F.glu(torch.cat((x, x), 1), 1)) == SINGLE
 
 
 def test_flattened_positions_belong_to_their_filter() -> None:
@@ -217,9 +267,9 @@ def test_weights_used_in_other_ways_are_fixed(tensor: str) -> None:
 def test_layers_that_never_run_and_shared_weights() -> None:
     net = Between(nn.ReLU())
     net.idle = nn.Linear(3, 3)
-    net.other = nn.Conv2d(3, 8, 3, padding=1)
-    net.other.weight = net.conv.weight
+    net.twin = nn.ConvTranspose2d(8, 8, 3, padding=1)
+    net.twin.weight = net.conv.weight
     ties = tied_filters(net, torch.zeros(1, 3, 8, 8))
     assert ties.fixed["idle"] == "it is never called"
-    assert ties.groups == ()
+    assert [group.layers for group in ties.groups] == [("stem",)]
     assert "conv" in ties.fixed
