@@ -204,7 +204,8 @@ def test_live_screen_shows_points_and_time_left() -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=100, height=30)
     point = FrontierPoint(
-        number=0, key="sweep-00", state="done", policy="optimal [1]", setting=Price(2e-9, "esn_digital"), accuracy=91.25,
+        number=0, key="sweep-00", state="done", policy="optimal [1]", accuracy=91.25,
+        setting=Price(2e-9, "esn_digital"),
         accuracy_low=90.1, accuracy_high=92.3, costs={"esn_digital": 2e7}, seconds={"evaluate": 2.0},
     )  # fmt: skip
     with Screen(console, metric="esn_digital", folder="run") as screen:

@@ -205,9 +205,13 @@ class PruneConfig(ConfigTable):
     @model_validator(mode="after")
     def _together(self) -> Self:
         if (self.by == "signal") != (self.signal is not None):
-            raise InputError("signal (--signal RUN) must be given for pruning by signal, and only there, got one without the other")
+            raise InputError(
+                "signal (--signal RUN) must be given for pruning by signal, and only there, got one without the other"
+            )
         if self.by == "admm" and self.tune is None:
-            raise InputError("tune (--tune-epochs) must be given for pruning by admm, which trains before and after the cut, got none")
+            raise InputError(
+                "tune (--tune-epochs) must be given for pruning by admm, which trains before and after a cut, got none"
+            )
         if self.scope == "global" and isinstance(self.keep, Mapping):
             raise InputError("keep must be one number for the global scope, got one per layer")
         return self
