@@ -69,7 +69,7 @@ def read_training_run(path: str | Path) -> TrainingRun:
     >>> read_training_run("nowhere")
     Traceback (most recent call last):
         ...
-    slimbit.records.errors.InputError: signal file nowhere must be readable, got No such file or directory
+    slimbit.records.errors.InputError: signal file must exist, got none at nowhere
     """
     given = Path(path)
     if given.is_dir() and not (given / SIGNAL).exists():

@@ -46,6 +46,7 @@ def tied_filters(model: nn.Module, example_input: Inputs, *, name: str = "") -> 
     Raises:
         InputError: The network does not run on the example.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10))
     >>> group = tied_filters(net, torch.zeros(1, 3, 4, 4)).groups[0]
     >>> [(m.name, m.role, m.channels[1]) for m in group.members]
