@@ -44,6 +44,7 @@ def small_model(
     nn.init.ones_(convolution.weight)
     return CompressedModel(
         model=model,
+        network=model,
         cost=cost(convolution, torch.zeros(1, 1, 2, 2), bits=2),
         spec=spec,
         plan=plan or CompressionPlan(network="net", policy="mine", layers=()),

@@ -81,7 +81,7 @@ def errors(way: str) -> Iterator[str]:
         expected = [wanted, *torch.autograd.grad(wanted, exact, slope.double())]
         for (of_x, x_format), (of_w, w_format) in itertools.product(FORMATS.items(), FORMATS.items()):
             told = f"{name}, input {of_x}, weight {of_w}"
-            print("#", told, flush=True)
+            print("#", told, flush=True)  # noqa: T201
             layer.to(memory_format=w_format)
             network = Functional(layer) if way == "context" else layer
             if way == "hook":
@@ -103,5 +103,5 @@ def errors(way: str) -> Iterator[str]:
 
 if __name__ == "__main__":
     for line in errors(sys.argv[1]):
-        print(line, flush=True)
-    print("done")
+        print(line, flush=True)  # noqa: T201
+    print("done")  # noqa: T201

@@ -58,10 +58,17 @@ class InvertedResidual(nn.Module):
         return x + self.project(y * gate)
 
 
+def transposed(width: int, filters: int) -> nn.Sequential:
+    """A transposed convolution with as many inputs as filters, and one with other numbers."""
+    return nn.Sequential(
+        nn.ConvTranspose2d(width, width, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(width, filters, 3, padding=1)
+    )
+
+
 class Mobile(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU())
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), transposed(6, 8), nn.BatchNorm2d(8), nn.SiLU())
         self.blocks, self.head = nn.Sequential(InvertedResidual(8, 16), InvertedResidual(8, 24)), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +82,8 @@ class Dense(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv2d(4 + 6 * i, 6, 3, padding=1, bias=i % 2 == 0) for i in range(3))
         self.norms = nn.ModuleList(nn.BatchNorm2d(4 + 6 * i) for i in range(3))
-        self.stem, self.pool, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(2), nn.Linear(22 * 16, 5)
+        self.stem = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), transposed(5, 4))
+        self.pool, self.head = nn.AvgPool2d(2), nn.Linear(22 * 16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -89,7 +97,9 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PReLU(12), nn.Conv2d(12, 8, 2, stride=2))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 10, 3, padding=1), transposed(10, 12), nn.PReLU(12), nn.Conv2d(12, 8, 2, stride=2)
+        )
         self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
         self.mlp = nn.Sequential(nn.Linear(8, 20), nn.GELU(), nn.Linear(20, 8))
@@ -114,7 +124,7 @@ class UNet(nn.Module):
             return nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.LeakyReLU(0.1))
 
         self.down1, self.down2, self.middle = block(3, 6), block(6, 8), block(8, 12)
-        self.up, self.up2 = nn.ConvTranspose2d(12, 8, 2, stride=2), block(16, 6)
+        self.up, self.up2 = nn.Sequential(transposed(12, 12), nn.ConvTranspose2d(12, 8, 2, stride=2)), block(16, 6)
         self.up1, self.out = block(12, 6), nn.Conv2d(6, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,7 +141,7 @@ class TwoHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True),
+            nn.Conv2d(3, 6, 3, padding=1), transposed(6, 8), nn.ReLU(inplace=True),
             nn.Conv2d(8, 12, 3, padding=1, groups=4), nn.BatchNorm2d(12), nn.ReLU(inplace=True),
         )  # fmt: skip
         self.boxes, self.hidden, self.kinds = nn.Conv2d(12, 4, 1), nn.Linear(12, 9), nn.Linear(9, 5)

@@ -80,7 +80,9 @@ def by_card(card: dict[str, str]) -> Callable[[Path, Path], list[str]]:
 def by_run(folder: Path, made: Path) -> list[str]:
     shutil.copytree(made / "run", folder / "run")
     file = folder / "run" / "run.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "reference": "bait:build"}))
+    data = json.loads(file.read_text())
+    data["origin"]["source"] = "bait:build"
+    file.write_text(json.dumps(data))
     return ["pick", "run", "--budget", "esn_digital=1G", "--out", "picked"]
 
 

@@ -84,7 +84,11 @@ def test_weights_that_are_not_finite_name_the_layer(value, bits):
         (nn.Conv2d(3, 4, 3), "image", "must be a tensor, a tuple or a dict, got str"),
         (nn.ReLU(), IMAGE, "must have a layer that Slimbit counts"),
         (nn.LazyConv2d(4, 3), IMAGE, "must have a shape, got a lazy one"),
-        ("resnet20", IMAGE, r"must be a torch.nn.Module, got str"),
+        ("resnet20", IMAGE, "example_input must be given for a module only, got one beside a str"),
+        (7, IMAGE, "model must be a module, a compressed or prepared network, a path or a name, got int"),
+        (7, None, "model must be a module, a compressed or prepared network, a path or a name, got int"),
+        (nn.Conv2d(3, 4, 3), None, "example_input must be given for a module"),
+        ("resnet21", None, "resnet21"),
     ],
 )
 def test_networks_that_cannot_be_counted(model, example, sentence):

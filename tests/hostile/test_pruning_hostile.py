@@ -93,7 +93,7 @@ def test_plans_that_fit_nobody() -> None:
         AxisKeep(name="6", role="inputs", size=64, kept=tuple(range(16, 32))),
     )
     with pytest.raises(
-        InputError, match=r"outputs must stay those of the masked network, got others from (module '6'|Sequential) on"
+        InputError, match=r"outputs must stay those of the masked network, got others from (module '6'|the network) on"
     ):
         prune(model, KeepPlan(network="n", policy="mine", axes=twisted, constants="zero"), x[:1])
     grouped = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 1, groups=4))
@@ -274,13 +274,47 @@ def test_sizes_in_the_code_are_found() -> None:
     x = case.images()
     for kind, refused in (("view", True), ("flatten", False)):
         model = case.lively(Numbers(kind))
-        _, plan = case.halved(model, x[:1])
         if refused:
-            with pytest.raises(InputError, match="code of module 'head' must follow the smaller sizes"):
-                prune(model, plan, x[:1])
-            assert case.halved(model, x[:1], protect=("conv",))[1].axes == ()
+            with pytest.raises(InputError, match=r"got none \(conv: view holds the size 6 in its code;"):
+                case.halved(model, x[:1])
         else:
+            _, plan = case.halved(model, x[:1])
             both(model, plan, x)
+
+
+class KnowsItsSize(nn.Module):
+    """What it computes depends on the number of channels of one layer, in a way that only values show."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.stem, self.other = way, nn.Conv2d(3, 6, 3), nn.ConvTranspose2d(6, 6, 3)
+        self.conv, self.norm, self.head = nn.ConvTranspose2d(6, 8, 3, padding=2), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(self.other(F.relu(self.stem(x))))))
+        if self.way == "scale":
+            x = x / torch.ones(x.shape[1], device=x.device).sum()
+        elif not x.is_meta and x.shape[1] != 8:
+            raise RuntimeError("there must be 8 channels")
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("way", "wrong"),
+    [
+        ("scale", "outputs must stay those of the masked network, got others from module 'head' on: protect 'conv'$"),
+        ("check", "code of the network must follow the smaller sizes, got there must be 8 channels: protect 'conv'$"),
+    ],
+)
+def test_advice_works(way: str, wrong: str) -> None:
+    """The layers that are named are those to protect, and that is enough."""
+    model, x = case.lively(KnowsItsSize(way)), case.images()
+    _, plan = case.halved(model, x[:1])
+    with pytest.raises(InputError, match=wrong):
+        prune(model, plan, x[:1])
+    _, rest = case.halved(model, x[:1], protect=("conv",))
+    small = both(model, rest, x)
+    assert (small.stem.out_channels, small.other.out_channels, small.conv.out_channels) == (3, 3, 8)
 
 
 def test_modules_called_twice() -> None:

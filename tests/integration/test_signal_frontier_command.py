@@ -42,7 +42,7 @@ def test_named_epochs_are_measured_shown_and_reported(training: Path, tmp_path: 
     printed = invoke(["frontier", *OPTIONS, "--signal", str(training), "--signal-epochs", "2,12", "--out", str(out)])
     assert "signal, epoch 2 (1 layer clamped)" in printed
     assert "signal, epoch 12" in printed
-    assert "signal, epoch 2: no step reaches the target of conv1; the nearest was taken" in printed
+    assert "signal, epoch 2 (1 layer clamped): no step reaches the target of conv1; the nearest was taken" in printed
     points = {p["key"]: p for p in json.loads(invoke(["points", str(out), "--json"]))["points"]}
     assert points.keys() == {"sweep-00", "signal-2", "signal-12"}
     assert (points["signal-2"]["policy"], len(points["signal-2"]["clamped"])) == ("signal", 1)
@@ -72,10 +72,10 @@ def test_eight_epochs_are_taken_by_default_and_settings_may_stand_in_a_file(trai
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--signal-epochs", "3"], "--signal must be given with --signal-epochs, got none"),
+        (["--signal-epochs", "3"], r"signal \(--signal RUN\) must be given with signal_epochs, got none"),
         (["--signal", "RUN", "--signal-epochs", "3,x"], "--signal-epochs must be whole numbers with commas"),
-        (["--signal", "RUN", "--signal-epochs", "3,19"], "--signal-epochs must be epochs of .*, from 1 to 18, got 19"),
-        (["--signal", "RUN", "--signal-epochs", "3,3"], r"signal must hold epochs from 1, each once, got \[3, 3\]"),
+        (["--signal", "RUN", "--signal-epochs", "3,19"], "signal_epochs must be epochs of .*, from 1 to 18, got 19"),
+        (["--signal", "RUN", "--signal-epochs", "3,3"], r"signal_epochs must name each epoch once, got \[3, 3\]"),
         (["--signal", "nowhere"], "signal file must exist, got none at nowhere"),
         (["--signal", "EMPTY"], "RUN must be a folder with a signal.jsonl or such a file, got .* without one"),
     ],

@@ -165,7 +165,7 @@ def test_accumulated_parts_give_the_gradient_of_the_batch(tmp_path, digits):
 
 
 def test_a_network_learns_from_a_teacher_without_labels(tmp_path, digits):
-    teacher = slimbit.load_weights(network(), slimbit.zoo.shipped_weights("digits_resnet"))
+    teacher = slimbit.network("digits_resnet", weights="shipped")
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     task = task_of(digits, 1024, objective=distillation(teacher))
     unlabelled = replace(task, images=replace(task.images, labels=None))

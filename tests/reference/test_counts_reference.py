@@ -14,6 +14,7 @@ from slimbit.records.network import LayerSpec, NetworkSpec
 from slimbit.survey.module import survey_network
 from slimbit.survey.result import Survey
 from slimbit.survey.ties import tied_filters
+from slimbit.training.positions import PositionsWatch
 
 
 def expected_value_layer() -> nn.Conv2d:
@@ -76,6 +77,12 @@ def test_complex_weights_are_refused_by_name():
     for bits in (None, 4):
         with pytest.raises(InputError, match=r"weights of layer 0 must be real, got complex64"):
             slimbit.cost(model, torch.zeros(1, 3, dtype=torch.complex64), bits=bits)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_weights_without_values_are_refused_by_name(bits):
+    with pytest.raises(InputError, match=r"weights of layer 0 must have values, got a network on the meta device"):
+        slimbit.cost(nn.Sequential(nn.Linear(3, 2)).to("meta"), torch.zeros(1, 3, device="meta"), bits=bits)
 
 
 def total_work(report) -> int:
@@ -185,6 +192,36 @@ def test_an_unknown_batch_is_said_and_can_be_given():
         slimbit.cost(Mixed(), torch.zeros(6, 5), batch=4)
 
 
+LEARNED = {
+    "images": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)), (torch.zeros(5, 3, 8, 8),), [36, 1]),
+    "times first": (TimeStep(), (torch.zeros(1000, 1), torch.zeros(5, 3, 8, 8)), [36]),
+    "sequence first": (nn.Sequential(nn.Linear(6, 6), nn.GRU(6, 8)), (torch.zeros(7, 5, 6),), [7]),
+    "nothing but layers": (nn.Linear(4, 2), (torch.zeros(5, 4),), [1]),
+    "a batch of pairs": (nn.Bilinear(4, 4, 2), (torch.zeros(5, 9, 4), torch.zeros(5, 9, 4)), [9]),
+}
+
+
+@pytest.mark.parametrize(("model", "inputs", "positions"), LEARNED.values(), ids=LEARNED)
+def test_positions_of_one_image_are_learned_from_a_pass_that_cannot_be_repeated(model, inputs, positions):
+    watch = PositionsWatch(model.train())
+    model(*inputs)
+    assert list(watch.positions.values())[: len(positions)] == positions
+
+
+def test_positions_stay_unknown_where_the_batch_does_not_show():
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, left, right):
+            return self.fc(left).sum() + self.fc(right).sum()
+
+    watch = PositionsWatch(Pairs().train())
+    watch._network(torch.zeros(5, 4), torch.zeros(9, 4))
+    assert watch.positions == {}
+
+
 class Skip(nn.Conv2d):
     def forward(self, x):
         return x[:, :1].expand(-1, self.out_channels, -1, -1)
@@ -226,9 +263,9 @@ def test_a_subclass_counts_for_what_it_computes():
     assert {other.owner for other in report.other_parameters} == {
         "Skip (multiplies nothing by its weight)", "Narrow (multiplies by something else than its weight)",
     }  # fmt: skip
-    assert [note.partition(",")[0] for note in report.notes] == [
-        "Module 0 (Skip) is not counted as the Conv2d it derives from",
-        "Module 2 (Narrow) is not counted as the Conv2d it derives from",
+    assert [note.partition(", because")[0] for note in report.notes] == [
+        "Skip (1 modules, the first is 0) is not counted as the Conv2d it derives from",
+        "Narrow (1 modules, the first is 2) is not counted as the Conv2d it derives from",
     ]
 
 
@@ -249,7 +286,7 @@ class OnALoan(nn.Linear):
 def test_a_rule_that_fails_does_not_blame_the_example():
     report = slimbit.cost(First(nn.Linear(4, 4), OnALoan(4, 4)), torch.zeros(1, 4))
     assert [layer.name for layer in report.layers] == ["0"]
-    assert "Module 1 (OnALoan) is not counted" in report.notes[0]
+    assert report.notes[0].startswith("OnALoan (1 modules, the first is 1) is not counted as the Linear")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -101,10 +101,10 @@ def slow_scores(model: nn.Module, ties, x: Tensor, order: str) -> dict[str, list
                     layer = model.get_submodule(member.name)
                     product = (layer.weight.grad * layer.weight).detach().double()
                     for channel in member.channels[unit]:
-                        if getattr(layer, "groups", 1) == 1:
+                        if getattr(layer, "groups", 1) == 1 and not getattr(layer, "transposed", False):
                             total += float(product[:, channel].sum())
                         else:
-                            total += float(product[channel].sum())  # depthwise: filter c reads channel c
+                            total += float(product[channel].sum())  # depthwise: filter c reads channel c; transposed
                 totals[group.name][unit] += (total**2 / 2 if order == "second" else abs(total)) / len(x)
     return totals
 

@@ -10,14 +10,16 @@ from slimbit.survey.ties import tied_filters
 
 
 class Between(nn.Module):
-    """A convolution of 8 filters, something, and a layer that reads the result."""
+    """Transposed convolutions of 8 filters and 6 or as many inputs, something, and a layer that reads the result."""
 
     def __init__(self, between, reader=None) -> None:
         super().__init__()
-        self.conv, self.between, self.reader = nn.Conv2d(3, 8, 3, padding=1), between, reader or nn.Conv2d(8, 2, 1)
+        self.stem, self.other = nn.Conv2d(3, 6, 3, padding=1), nn.ConvTranspose2d(6, 8, 3, padding=1)
+        self.conv, self.between = nn.ConvTranspose2d(8, 8, 3, padding=1), between
+        self.reader = reader or nn.Conv2d(8, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.reader(self.between(self.conv(x)))
+        return self.reader(self.between(self.conv(self.other(self.stem(x)))))
 
 
 def ties_of(between, reader=None, x: Tensor | None = None) -> Ties:
@@ -58,6 +60,9 @@ PER_CHANNEL = {
     "where": lambda x: torch.where(x > 0, x, -x),
     "no gradient": torch.no_grad()(lambda x: x.relu()),
     "flipped": lambda x: x.flip(3),
+    "copied": lambda x: torch.zeros_like(x).copy_(x),
+    "instance norm": nn.InstanceNorm2d(8, affine=True),
+    "filled": lambda x: torch.zeros(x.shape, device=x.device) + x,
 }
 
 
@@ -68,6 +73,14 @@ def test_operations_that_keep_channels_apart(name: str) -> None:
     assert set(ties.fixed) == {"reader"}
 
 
+class Across(nn.Module):
+    """Efficient channel attention: a convolution that runs over the channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.mean((2, 3))[:, None]
+        return F.conv1d(y, torch.ones(1, 1, 3, device=x.device), padding=1).sigmoid()[:, 0, :, None, None]
+
+
 def one_set(x: Tensor) -> Tensor:
     y = x.clone()
     y[:, 0] = 1
@@ -75,12 +88,12 @@ def one_set(x: Tensor) -> Tensor:
 
 
 MIXING = {
-    "group norm": nn.GroupNorm(2, 8),
+    "norm of one group": nn.GroupNorm(1, 8),
     "layer norm": nn.LayerNorm([8, 8, 8]),
     "softmax": nn.Softmax(1),
-    "instance norm": nn.InstanceNorm2d(8, affine=True),
     "channel mean": lambda x: x - x.mean(1, keepdim=True),
-    "shuffle": nn.ChannelShuffle(2),
+    "sum of what is not zero": lambda x: x * x.sigmoid().sum(1, keepdim=True),
+    "convolution over channels": lambda x: x * Across()(x),
     "shuffle by hand": lambda x: x.view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8),
     "sorted": lambda x: x.sort(1).values,
     "whole mean": lambda x: x * x.mean(),
@@ -92,22 +105,64 @@ MIXING = {
     "written over": lambda x: x.index_fill(1, torch.tensor([0], device=x.device), 0),
     "turned": lambda x: x.transpose(1, 2),
     "one set": one_set,
-    "copied": lambda x: torch.zeros_like(x).copy_(x),
 }
 
 
 @pytest.mark.parametrize("name", MIXING)
 def test_operations_that_mix_channels_fix_them_and_say_so(name: str) -> None:
     ties = ties_of(MIXING[name])
-    assert ties.groups == ()
+    assert [group.layers for group in ties.groups] == [("stem",), ("other",)]
     assert set(ties.fixed) == {"conv", "reader"}
     assert ties.fixed["reader"] == "it is an output of the network"
     assert ties.fixed["conv"] != ties.fixed["reader"]
 
 
+NUMBERS = {
+    "view": (lambda x: x.view(-1, 512).view(-1, 8, 8, 8), "view holds the size 512 in its code"),
+    "reshape": (lambda x: x.reshape(-1, 2, 4, 64).reshape(x.shape), "view holds the size 2 in its code"),
+    "split": (lambda x: torch.cat(x.split(4, 1), 1), "split holds the size 4 in its code"),
+    "slice": (lambda x: torch.cat((x[:, :3], x[:, 3:]), 1), "slice holds the size 3 in its code"),
+    "select": (lambda x: x * x[:, :1], "mul combines it with each of many others"),
+    "power": (lambda x: x * x.shape[1] ** -0.5, "mul computes with the number of channels"),
+    "tensor": (lambda x: x * torch.tensor(x.shape[1]), "mul computes with the number of channels"),
+    "branch": (lambda x: x if x.shape[1] == 8 else x + 1, "the code goes another way at other numbers of channels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_in_code_are_told(name: str) -> None:
+    function, reason = NUMBERS[name]
+    assert ties_of(function).fixed["conv"] == reason
+
+
 def test_reason_names_operation_and_module() -> None:
-    assert ties_of(nn.GroupNorm(2, 8)).fixed["conv"] == "native_group_norm in 'between' does not keep channels apart"
-    assert ties_of(lambda x: torch.cat(x.chunk(2, 1), 1)).fixed["conv"] == "split takes channels by their number"
+    assert ties_of(nn.Softmax(1)).fixed["conv"] == "_softmax in 'between' does not keep channels apart"
+    assert ties_of(nn.GroupNorm(1, 8)).fixed["conv"] == "native_group_norm in 'between' takes means over all channels"
+
+
+class Checked(nn.Module):
+    """Code that knows how many channels there are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 8:
+            raise ValueError(x.shape)
+        return x.relu()
+
+
+def test_checks_in_code_are_told() -> None:
+    reason = "the code of module 'between' raises ValueError at other numbers of channels"
+    assert ties_of(Checked()).fixed["conv"] == reason
+
+
+def test_units_of_norms_and_shuffles() -> None:
+    def units(between) -> list[tuple[int, ...]]:
+        return list(ties_of(between).group("conv").members[0].channels)
+
+    assert units(nn.GroupNorm(2, 8)) == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert units(nn.ChannelShuffle(2)) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    assert units(nn.Sequential(nn.ChannelShuffle(2), nn.GroupNorm(4, 8))) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    assert units(lambda x: torch.cat(x.chunk(2, 1), 1)) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    assert units(lambda x: F.glu(torch.cat((x, x), 1), 1)) == SINGLE
 
 
 def test_flattened_positions_belong_to_their_filter() -> None:
@@ -118,7 +173,7 @@ def test_flattened_positions_belong_to_their_filter() -> None:
 def test_flattened_behind_positions() -> None:
     """Tokens first: each filter's inputs lie eight apart."""
     ties = ties_of(lambda x: x.flatten(2).transpose(1, 2).contiguous().flatten(1), nn.Linear(8 * 64, 3))
-    assert ties.fixed["conv"] == "view does not keep channels apart"
+    assert read_by(ties) == [tuple(range(k, 512, 8)) for k in range(8)]
 
 
 def test_pixel_shuffle_weaves_runs() -> None:
@@ -212,9 +267,9 @@ def test_weights_used_in_other_ways_are_fixed(tensor: str) -> None:
 def test_layers_that_never_run_and_shared_weights() -> None:
     net = Between(nn.ReLU())
     net.idle = nn.Linear(3, 3)
-    net.other = nn.Conv2d(3, 8, 3, padding=1)
-    net.other.weight = net.conv.weight
+    net.twin = nn.ConvTranspose2d(8, 8, 3, padding=1)
+    net.twin.weight = net.conv.weight
     ties = tied_filters(net, torch.zeros(1, 3, 8, 8))
     assert ties.fixed["idle"] == "it is never called"
-    assert ties.groups == ()
+    assert [group.layers for group in ties.groups] == [("stem",)]
     assert "conv" in ties.fixed

@@ -5,7 +5,7 @@ import itertools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from slimbit.numerics.moments import (
 )
 from slimbit.records.errors import InputError
 from slimbit.records.network import NetworkSpec
+from slimbit.survey.batch import tensors_in
 from slimbit.survey.kinds import is_stock
 
 SAMPLES = 16384
@@ -47,6 +48,8 @@ BATCH_BYTES = 128 << 20
 """Activations of one batch: as few as suffice for whole-tensor operations to be efficient."""
 PROBED = 4
 """Images on which the memory of activations is measured."""
+FEWEST_IMAGES = 2
+"""One image says nothing about what varies."""
 CHUNK_ROWS = 4096
 """Positions whose products are made at once."""
 
@@ -68,7 +71,7 @@ class Calibration:
         normalized: Layers whose output goes straight into a BatchNorm.
         reused: BatchNorms that are called more than once in a pass.
         events: Layers and BatchNorms in order of first use: ``("layer" | "batchnorm", name)``.
-        notes: What users should know, in words: images that do not fit into memory.
+        notes: What users should know, in words: images that do not fit into memory, layers whose inputs do not vary.
     """
 
     batches: Sequence[Any]
@@ -183,7 +186,7 @@ def calibrate(
             used as they are.
 
     Raises:
-        InputError: No images, or values that are not finite (the layer is named).
+        InputError: No images, images that do not vary, or values that are not finite (the layer is named).
     """
     if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
         raise InputError(f"batch size must be a whole number of 1 or more, got {batch_size!r}")
@@ -191,8 +194,15 @@ def calibrate(
     bounds = {name: b for name, b in bind(network, spec).items() if b.window is not None}
     parts, notes = _divided(network, checked_batches(batches), bounds, batch_size, memory_bytes, forward)
     found = Calibration(parts, forward, samples, seed, notes=notes)
-    _Watch(found, bounds, network).run()
-    return found
+    watch = _Watch(found, bounds, network)
+    watch.run()
+    constant = watch.constant_inputs()
+    if not constant or sum(map(count_of, parts)) < FEWEST_IMAGES:
+        return found
+    what = f"the inputs of {len(constant)} of {len(found.reached)} layers do not vary ({', '.join(constant)})"
+    if not images_vary(parts):
+        raise InputError(f"calibration images must vary, got constant ones: {what}")
+    return replace(found, notes=(*found.notes, f"on the calibration images {what}, so nothing is learned about them"))
 
 
 def _divided(
@@ -239,6 +249,11 @@ class _Watch:
         self.lockstep = Lockstep(network, found.batches, found.forward, self._note)
         self.recent: dict[int, list[tuple[Tensor, int, str]]] = {}
         self.inputs: dict[str, dict[int, TensorState]] = {}
+        self.ranges: dict[str, Range] = {}
+
+    def constant_inputs(self) -> list[str]:
+        """Layers of whose input no channel varies, over all images and positions."""
+        return [name for name in self.found.reached if name in self.ranges and is_constant(self.ranges[name])]
 
     def run(self) -> None:
         handles = [
@@ -263,6 +278,7 @@ class _Watch:
                 return
             recent = self.recent.setdefault(self.lockstep.current, [])
             recent[:] = [*recent[-3:], (output, output._version, name)]
+            self.ranges[name] = range_of(self.bounds[name].batched(values), self.bounds[name], self.ranges.get(name))
             if not self.lockstep.has_met(("layer", name)):
                 self.inputs.setdefault(name, {})[self.lockstep.current] = state_of(values)
             self.lockstep.wait(("layer", name), output)
@@ -322,6 +338,41 @@ class _Watch:
             ):
                 self.found.same_input[name] = other
                 return
+
+
+Range = tuple[Tensor, Tensor]
+"""Least and largest value of each channel."""
+CONSTANT = 1e-5
+"""Range of a channel, relative to its values, that is rounding: positions of one convolution differ by as much."""
+
+
+def range_of(values: Tensor, bound: Bound, known: Range | None) -> Range:
+    """Range of each input channel of a layer, of these values and of those before."""
+    channels = values.detach().movedim(bound.channel_axis, 0).flatten(1)
+    low, high = channels.amin(1), channels.amax(1)
+    return (low, high) if known is None else (torch.minimum(low, known[0]), torch.maximum(high, known[1]))
+
+
+def is_constant(found: Range) -> bool:
+    """Whether no channel varies."""
+    low, high = (value.double() for value in found)
+    return bool((high - low <= CONSTANT * torch.maximum(low.abs(), high.abs())).all())
+
+
+def images_vary(batches: Iterable[Any]) -> bool:
+    """Whether any value differs between images or positions of a channel.
+
+    >>> images_vary([torch.ones(2, 3, 4, 4)]), images_vary([torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)])
+    (False, True)
+    """
+    first: list[Tensor] = []
+    for batch in batches:
+        tensors = [x if x.ndim > 1 else x.reshape(-1, 1) for x in tensors_in(batch)]
+        channels = [x.detach().transpose(0, 1).flatten(1) for x in tensors]
+        first = first or [x[:, :1] for x in channels]
+        if any(bool((x != one).any()) for x, one in zip(channels, first, strict=True)):
+            return True
+    return False
 
 
 TensorState = tuple["weakref.ref[Tensor]", int]

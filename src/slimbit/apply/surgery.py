@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from slimbit.apply.advice import layers_to_protect
 from slimbit.apply.axes import bind_axes
 from slimbit.apply.constants import noise
 from slimbit.apply.mask import prepared, zeroed
@@ -34,8 +35,8 @@ def prune(model: nn.Module, plan: KeepPlan, example_input: Inputs) -> nn.Module:
         A new, smaller network in evaluation mode. `rebuild` makes it again from a fresh network and its state dict.
 
     Raises:
-        InputError: A plan for another network, or a network whose code does not follow the smaller sizes; the module
-            is named.
+        InputError: A plan for another network, or a network whose code does not follow the smaller sizes: which layers
+            to protect is told.
 
     >>> from slimbit.records.keep import AxisKeep
     >>> filters = AxisKeep(name="0", role="filters", size=2, kept=(1,))
@@ -47,10 +48,24 @@ def prune(model: nn.Module, plan: KeepPlan, example_input: Inputs) -> nn.Module:
       (1): Linear(in_features=1, out_features=1, bias=True)
     )
     """
+    network, wrong = _cut_and_compared(model, plan, example_input)
+    if not wrong:
+        return network
+
+    def works(part: KeepPlan) -> bool:
+        return not _cut_and_compared(model, part, example_input)[1]
+
+    layers = layers_to_protect(model, plan, example_input, works)
+    if not layers:
+        raise InputError(f"{wrong}: the plan must remove whole units of the groups that tied_filters finds")
+    raise InputError(f"{wrong}: protect {', '.join(map(repr, layers))}")
+
+
+def _cut_and_compared(model: nn.Module, plan: KeepPlan, example_input: Inputs) -> tuple[nn.Module, str]:
+    """The smaller network, and what is wrong with it, if anything is."""
     network = prepared(model, plan, example_input)
     masked = zeroed(copied(network), plan)
-    _compare(_cut(network, plan), masked, noise(example_input, seed=0))
-    return network
+    return _cut(network, plan), _difference(network, masked, noise(example_input, seed=0))
 
 
 def rebuild(model: nn.Module, plan: KeepPlan, state: Mapping[str, Tensor]) -> nn.Module:
@@ -108,26 +123,26 @@ TIES = 0.01
 as equal, the order of sums decides."""
 
 
-def _compare(pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> None:
-    """Raise `InputError` unless both networks run and have equal outputs."""
+def _difference(pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> str:
+    """What differs between both networks; nothing if they run and have equal outputs."""
     path: list[str] = []
     handles = [m.register_forward_pre_hook(_enter(path, name)) for name, m in pruned.named_modules()]
     handles += [m.register_forward_hook(_leave(path)) for m in pruned.modules()]
     try:
         with torch.no_grad():
             found = output_tensors(call(pruned, inputs))
-    except Exception as error:
-        where = next((name for name in reversed(path) if name), type(pruned).__name__)
+    except Exception as error:  # noqa: BLE001 - whatever code says to sizes that it does not expect
+        where = next((f"module {name!r}" for name in reversed(path) if name), "the network")
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"code of module {where!r} must follow the smaller sizes, got {reason}: protect it") from error
+        return f"code of {where} must follow the smaller sizes, got {reason}"
     finally:
         for handle in handles:
             handle.remove()
     with torch.no_grad():
         wanted = output_tensors(call(masked, inputs))
-    if len(found) != len(wanted) or not all(map(_alike, found, wanted)):
-        where = _first_difference(pruned, masked, inputs)
-        raise InputError(f"outputs must stay those of the masked network, got others from {where} on: protect it")
+    if len(found) == len(wanted) and all(map(_alike, found, wanted)):
+        return ""
+    return f"outputs must stay those of the masked network, got others from {_first(pruned, masked, inputs)} on"
 
 
 def _alike(found: Tensor, wanted: Tensor) -> bool:
@@ -143,7 +158,7 @@ def _alike(found: Tensor, wanted: Tensor) -> bool:
     return not difference > TOLERANCE.get(wanted.dtype, 1e-3) * scale
 
 
-def _first_difference(pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> str:
+def _first(pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> str:
     """The first module that does not make, of what is left, what it makes in the masked network."""
     outputs: list[list[tuple[str, Any]]] = [[], []]
     for network, met in zip((pruned, masked), outputs, strict=True):
@@ -155,8 +170,8 @@ def _first_difference(pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> s
     for (name, found), (_, wanted) in zip(*outputs, strict=False):
         same = isinstance(found, Tensor) and isinstance(wanted, Tensor) and found.shape == wanted.shape
         if same and not _alike(found, wanted):
-            return f"module {name!r}" if name else type(pruned).__name__
-    return type(pruned).__name__
+            return f"module {name!r}" if name else "the network"
+    return "the network"
 
 
 def _enter(path: list[str], name: str) -> Any:

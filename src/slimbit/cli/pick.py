@@ -123,13 +123,13 @@ def _form(
     from slimbit.records.run import RUN_FILE
     from slimbit.sources.networks import check_trusted_network, open_network
 
+    origin = frontier.info.origin
+    if not network and not origin.source and weights is not None:
+        raise InputError("--network must be given with --weights for a run that was made from Python, got none")
+    if not network and origin.source:
+        check_trusted_network(origin.source, str(run / RUN_FILE), allow_code=allow_code)
     if network is None and weights is None:
         return None
-    origin = frontier.info.origin
-    if not network and not origin.source:
-        raise InputError("--network must be given with --weights for a run that was made from Python, got none")
-    if not network:
-        check_trusted_network(origin.source, str(run / RUN_FILE), allow_code=allow_code)
     found = open_network(
         network or origin.source,
         weights=weights,
@@ -142,7 +142,8 @@ def _form(
             frontier.check_weights(found.model)
         except InputError as error:
             raise InputError(f"{error} from {network or origin.source} with {weights}") from error
-    return found.model
+    # a pruned network is built from its original's form, which the run names, and from the run's own keep plan
+    return found.model if found.keep is None else None
 
 
 def _print(

@@ -76,6 +76,11 @@ def cost(
             raise InputError("example_input must be given for a module, e.g. torch.zeros(1, 3, 32, 32), got none")
         options = {"bits": bits, "steps": steps, "per": per, "hardware": hardware, "batch": batch, **counting}
         return cost_of_module(model, example_input, **options)
+    if not isinstance(model, CompressedModel | PreparedNetwork | ExportedProgram | str | PathLike):
+        kind = type(model).__name__  # type: ignore[unreachable] # for callers whose types nobody checked
+        raise InputError(f"model must be a module, a compressed or prepared network, a path or a name, got {kind}")
+    if example_input is not None:
+        raise InputError(f"example_input must be given for a module only, got one beside a {type(model).__name__}")
     if isinstance(model, CompressedModel) and model.layers:
         if bits is not None or steps is not None or counting or per != model.cost.per:
             raise InputError(

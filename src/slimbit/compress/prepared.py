@@ -204,6 +204,12 @@ class PreparedNetwork:
         self._needs_images("compensation and new statistics")
         return calibrate(self.model, self.spec, self.batches, seed=self.seed)
 
+    @property
+    def calibration_notes(self) -> tuple[str, ...]:
+        """What calibration found that users should know; () before there was any."""
+        found: Calibration | None = self.__dict__.get("calibration")
+        return () if found is None else found.notes
+
     @cached_property
     def probe(self) -> tuple[Calibration, Any]:
         """Few images to compress with, and others to judge the result by: on its own it looks too good."""

@@ -188,7 +188,7 @@ class Pruner:
 
     def plan(self, keep: float | Mapping[str, float]) -> KeepPlan:
         """What stays at a keep ratio; by ADMM, how many stay: the training finds out which."""
-        config = self.config.model_copy(update={"keep": keep})
+        config = PruneConfig(**{**dict(self.config), "keep": keep})  # not a copy, which would not check it
         weights = self.prepared.weights
         if config.by == "dead":
             return keep_live_filters(self.groups, weights, protect=config.protect, constants=config.constants)

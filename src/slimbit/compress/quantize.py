@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -124,11 +125,12 @@ def quantized(prepared: PreparedNetwork, plan: CompressionPlan) -> CompressedMod
     needs = plan.config.compensation or plan.config.statistics != "stored"
     calibration, flow = prepared.calibration if needs else None, prepared.flow if plan.activations else None
     result = compress(prepared.model, plan, prepared.spec, calibration, flow=flow)
+    cost = prepared.cost(plan, result.layers)
     return CompressedModel(
         model=result.model,
         network=result.network,
         program=result.program,
-        cost=prepared.cost(plan, result.layers),
+        cost=replace(cost, notes=(*cost.notes, *prepared.calibration_notes)) if needs else cost,
         spec=prepared.spec,
         plan=plan,
         layers=result.layers,

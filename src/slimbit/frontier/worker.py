@@ -52,6 +52,7 @@ class Worker:
         self._plans = [SweepPlan(store, config, ratio) for ratio in config.keep_ratios]
         self._sweeps: dict[float, WidthSweep] = {}
         self._tries: list[float] = []
+        self._noted: set[str] = set()
         self._points = store.points()
         self._again: set[str] = set()
         if config.retry_failed:
@@ -123,6 +124,10 @@ class Worker:
         self._again.discard(planned.key)
         self._refresh()
         self._report("point", point=point)
+        for note in dict.fromkeys(sweep.prepared.calibration_notes):
+            if note not in self._noted:
+                self._noted.add(note)
+                self._report("note", note)
 
     def _refine(self, sweep: WidthSweep) -> None:
         """Decide on further points of a keep ratio once those are measured that tell where they should go."""

@@ -322,6 +322,8 @@ def _refuse_unusable(layer: LayerSpec, weight: Tensor) -> None:
     if weight.is_complex():
         kind = str(weight.dtype).removeprefix("torch.")
         raise InputError(f"weights of layer {layer.name} must be real, got {kind}")
+    if weight.is_meta:
+        raise InputError(f"weights of layer {layer.name} must have values, got a network on the meta device")
     low, high = weight.aminmax()
     if not bool(low.isfinite() & high.isfinite()):
         bad = int((~weight.isfinite()).sum())

@@ -205,9 +205,13 @@ class PruneConfig(ConfigTable):
     @model_validator(mode="after")
     def _together(self) -> Self:
         if (self.by == "signal") != (self.signal is not None):
-            raise InputError("signal must be given for pruning by signal, and only there, got one without the other")
+            raise InputError(
+                "signal (--signal RUN) must be given for pruning by signal, and only there, got one without the other"
+            )
         if self.by == "admm" and self.tune is None:
-            raise InputError("tune must be given for pruning by admm, which trains before and after the cut, got none")
+            raise InputError(
+                "tune (--tune-epochs) must be given for pruning by admm, which trains before and after, got none"
+            )
         if self.scope == "global" and isinstance(self.keep, Mapping):
             raise InputError("keep must be one number for the global scope, got one per layer")
         return self
@@ -264,7 +268,7 @@ class RunConfig(ConfigTable):
                 known = ("accuracy", *METRICS)
                 raise InputError(f"near must be of {', '.join(known)}, got {name!r}{closest(name, known)}")
         if self.signal_epochs is not None and self.signal is None:
-            raise InputError("signal must be given with signal_epochs, got none")
+            raise InputError("signal (--signal RUN) must be given with signal_epochs, got none")
         if self.prunes and self.prune.by == "dead":
             raise InputError("by must be one that reaches a ratio, got dead, which decides by itself")
         if not self.prunes and self.prune != PruneConfig():

@@ -168,12 +168,12 @@ class CostReport:
         other_parameters: Parameters in no counted layer; in ``total.parameters``, in no layer's.
         other_work: Multiply-accumulates that no counted layer explains; in no total.
         notes: What a reader should know before quoting the numbers, warnings among them.
+        inputs: Shapes of the inputs, batch included; the costs are those of one image.
 
     >>> import slimbit, torch
     >>> report = slimbit.cost(torch.nn.Linear(3, 2, bias=False), torch.zeros(1, 3), bits=1)
     >>> report.setting, report.total.macs, report.total["esn_digital"], [layer.kind for layer in report.layers]
     ('1 bits, max_abs, midrise', 6, 6, ['linear'])
-        inputs: Shapes of the inputs, batch included; the costs are those of one image.
     """
 
     network: str

@@ -67,6 +67,15 @@ class Verification:
         answers_that_saturate: Images, of those that saturation was emulated on, whose top answer it changes; None where
             it was not emulated because no layer can saturate.
         saturating_images: Images that it was emulated on.
+
+    >>> found = Verification(
+    ...     file="net.onnx", digest="", runtime="onnxruntime 1.20", processor="unknown", images=50,
+    ...     equal_to_reference=50, equal_to_network=49, largest_output_difference=0.0, layer_differences={},
+    ...     near_ties=0, accuracy=None,
+    ...     reference_accuracy=None, answers_that_differ=0, nodes=(), saturation=(),
+    ... )
+    >>> found.is_exact, found.needs_precision
+    (False, ())
     """
 
     file: str

@@ -78,6 +78,11 @@ def divided(calls: Iterable[Call], batch: int) -> list[Call]:
     return [_one_image(call, None, batch) for call in calls]
 
 
+def divided_where_possible(calls: Iterable[Call], batch: int) -> list[Call]:
+    """As `divided`, but calls whose positions the batch does not divide are taken as made once, whatever it is."""
+    return [_one_image(call, call if any(u.positions % batch for u in call.uses) else None, batch) for call in calls]
+
+
 def batch_of_pass(network: nn.Module, inputs: Any, outputs: Any, calls: Iterable[Call]) -> int:
     """How many images a pass worked on that cannot be repeated.
 

@@ -227,13 +227,16 @@ def _other_parameters(
 
 
 def _notes(model: nn.Module, unlike: Mapping[str, str]) -> Iterator[str]:
+    """One sentence for all modules of a type that are not counted for the same reason."""
+    alike: dict[tuple[type[nn.Module], str], list[str]] = {}
     for path, why in unlike.items():
-        module = model.get_submodule(path)
-        counted = counted_type(module)
+        alike.setdefault((type(model.get_submodule(path)), why), []).append(path or "the network")
+    for (kind, why), paths in alike.items():
+        counted = counted_type(model.get_submodule(paths[0].removeprefix("the network")))
         assert counted is not None
         yield (
-            f"Module {path or 'the network'} ({type(module).__name__}) is not counted as the {counted.__name__} "
-            f"it derives from, because it {why}."
+            f"{kind.__name__} ({len(paths)} modules, the first is {paths[0]}) is not counted as the "
+            f"{counted.__name__} it derives from, because it {why}."
         )
 
 

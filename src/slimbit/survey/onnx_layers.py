@@ -16,7 +16,8 @@ from slimbit.survey.collect import LayerCollector, WeightUse, module_name
 from slimbit.survey.onnx_batch import Counted
 from slimbit.survey.onnx_graph import FLOATS, attribute, inner_graphs, is_quantizer, node_name, operand, operator
 from slimbit.survey.onnx_macs import ELEMENTWISE, OTHERS, PRODUCTS, Product
-from slimbit.survey.onnx_weights import Source, arranged, declared_bits, trace, with_scale
+from slimbit.survey.onnx_sources import Source, arranged, trace
+from slimbit.survey.onnx_weights import declared_bits, with_scale
 from slimbit.survey.result import Survey
 
 _NOT_PARAMETERS = {"BatchNormalization": (3, 4), "Clip": (1, 2), "Resize": (1, 2), "Pad": (2,), "Upsample": (1,)}

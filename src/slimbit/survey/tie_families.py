@@ -22,8 +22,6 @@ from slimbit.survey.ledger import Atoms
 from slimbit.survey.tie_operation import Decisions, Trace
 from slimbit.survey.tie_run import Runs
 
-MOST_TRIES = 6
-
 
 class Families:
     """The families of a traced network.
@@ -40,9 +38,23 @@ class Families:
         self._runs, self.decisions, self.trace = runs, decisions, trace
         self._leaders = trace.ledger.families()
         self._kinds = _kinds(trace, self._leaders)
-        self._fixed = self._fix_mixed_kinds()
-        free = {root: kind for root, kind in self._kinds.items() if kind not in self._fixed}
-        found = list(trace.ledger.units(free))
+        fixed = {kind for root, kind in self._kinds.items() if trace.ledger.reason(root) is not None}
+        self._fix(fixed, "others that meet the same operations cannot be removed")
+        stuck = {self._leaders_of_families[number] for number in self._stuck()}
+        if stuck:
+            fixed |= {kind for root, kind in self._kinds.items() if self._leaders[root] in stuck}
+            self._fix(fixed, "no smaller size is found at which the code takes parts of them rightly")
+
+    def _fix(self, kinds: set[int], reason: str) -> None:
+        """Units of these kinds stay; the others are the groups."""
+        ledger = self.trace.ledger
+        self._fixed: defaultdict[int, list[int]] = defaultdict(list)
+        for root, kind in sorted(self._kinds.items()):
+            if kind in kinds:
+                ledger.fix(np.array([root]), reason)
+                self._fixed[kind].append(root)
+        free = {root: kind for root, kind in self._kinds.items() if kind not in kinds}
+        found = list(ledger.units(free))
         self.groups = tuple(group for group, units in found if group.units > 1 or units[0] in free)
         self._names = {free[units[0]]: group for group, units in found if units[0] in free}
         members: defaultdict[int, list[str]] = defaultdict(list)
@@ -50,26 +62,21 @@ class Families:
             if units[0] in free:
                 members[self._leaders[units[0]]].append(group.name)
         self._steps = {leader: self._shares(leader) for leader in members}
+        self._leaders_of_families = tuple(self._steps)
         self.families = tuple(Family(groups=tuple(members[leader]), steps=n) for leader, n in self._steps.items())
         self.fit = cache(self._fit)
 
-    def can_shrink(self, number: int) -> bool:
-        """Whether there is a size at which a family is smaller: about half of it, or others."""
+    def _stuck(self) -> list[int]:
+        """Families that no smaller size is found for: about half of it, or a few others."""
         whole = [family.steps for family in self.families]
-        half = whole[number] // 2
-        sizes = [half, half + 1, half - 1, *range(whole[number] - 1, 0, -1)]
-        tries = [n for n in dict.fromkeys(sizes) if 0 < n < whole[number]][:MOST_TRIES]
-        return any(self.fit((*whole[:number], n, *whole[number + 1 :])) is not None for n in tries)
-
-    def _fix_mixed_kinds(self) -> dict[int, list[int]]:
-        """Units that cannot be removed, by kind; others of their kind are as little removable."""
-        ledger = self.trace.ledger
-        kinds = {kind for root, kind in self._kinds.items() if ledger.reason(root) is not None}
-        found: defaultdict[int, list[int]] = defaultdict(list)
-        for root, kind in sorted(self._kinds.items()):
-            if kind in kinds:
-                ledger.fix(np.array([root]), "others that meet the same operations cannot be removed")
-                found[kind].append(root)
+        if not whole or self.fit(tuple(max(1, n // 2) for n in whole)) is not None:
+            return []
+        found = []
+        for number, steps in enumerate(whole):
+            half = steps // 2
+            tries = [n for n in (half, half + 1, half - 1, steps - 1, 1) if 0 < n < steps]
+            if all(self.fit((*whole[:number], n, *whole[number + 1 :])) is None for n in dict.fromkeys(tries)):
+                found.append(number)
         return found
 
     def _shares(self, leader: int) -> int:
@@ -109,6 +116,8 @@ class Families:
             roots = ledger.roots(line).tolist()
             if any(root in self._leaders for root in roots):
                 other = small.ledger.roots(small.ledger.axes[place]).tolist()
+                if sum(root not in stands for root in other) != sum(root not in self._leaders for root in roots):
+                    return None
                 lines[place] = tuple(self._entries(roots, other, stands))
         return Fit(counts=counts, lines=lines)
 

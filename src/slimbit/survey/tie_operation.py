@@ -89,7 +89,8 @@ class Record:
         outputs: The tensors that it made, with their channels.
         sizes: Numbers that count channels.
         undecided: Dimensions of the output over which it splits channels.
-        even: Channels of which it takes parts of equal size that lose the same places.
+        even: Channels of which it takes parts of equal size that lose the same places, by which of its parts these are;
+            or those of a convolution that loses whole groups, by its path.
         known: Whether the shapes of its outputs follow from those channels.
         call: Which call of a function of torch it is part of.
     """

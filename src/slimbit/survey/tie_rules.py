@@ -92,6 +92,8 @@ def _tie_groups(op: Operation, path: str, inputs: Atoms, filters: Atoms, groups:
     else:
         group = np.concatenate((reads, makes), 1)
         op.ledger.tie(group, group[:, -1:], reason)
+        if min(reads.shape[1], makes.shape[1]) > 1:
+            op.even[path] = group
 
 
 def _functional_convolution(op: Operation) -> None:

@@ -112,7 +112,7 @@ def mixed(trace: Trace) -> Growth:
         if trace.ledger.reason(root) is not None:
             return 1
         number = known.setdefault(leaders.get(root, root), numbers.randint(2, most))
-        return 1 + (COPIES - 1) * number if root in leaders else number
+        return 1 + (COPIES - 1) * (1 + number % 7) if root in leaders else number
 
     return Growth(trace, copies)
 
@@ -126,7 +126,10 @@ def grow(network: nn.Module, trace: Trace, growth: Growth) -> None:
             axis = find_axis(
                 modules, name, role, len(atoms), trace.ledger.dims.get(name) if role == "parameter" else None
             )
-            places = torch.from_numpy(np.repeat(np.arange(len(atoms)), counts))
+            if trace.shapes_only and role != "padding":  # which is told apart by its places
+                places = torch.empty(int(counts.sum()), dtype=torch.long, device="meta")
+            else:
+                places = torch.from_numpy(np.repeat(np.arange(len(atoms)), counts))
             axis.take(places, whole_groups=axis.groups > 1 and name not in trace.ledger.thinned)
 
 
@@ -142,6 +145,7 @@ class Replay(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
         path: Paths of the running modules, innermost last.
         error: What the code raised.
         asked: Integers among the arguments of what is wrong.
+        stiff: Operations whose numbers are those of the trace.
     """
 
     def __init__(self, trace: Trace, growth: Growth, *, open_: bool) -> None:
@@ -155,6 +159,7 @@ class Replay(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
         self.path: list[str] = [""]
         self.error: Exception | None = None
         self.asked: dict[int, set[int]] = {}
+        self.stiff: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
@@ -169,6 +174,9 @@ class Replay(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
         self.reached += 1
         carry = self._open or any(found is not None for _, found in record.outputs)  # others are statistics
         allowed = [self.growth.shapes(x, found) if found or not carry else [] for x, found in record.outputs]
+        numbers = numbers_among(arguments(func, args, kwargs), shapes_only=self._trace.shapes_only)
+        if numbers == record.numbers:
+            self.stiff.add(self.reached - 1)
         try:
             outputs = computed(func, args, kwargs)
         except (RuntimeError, ValueError, IndexError):
@@ -177,7 +185,6 @@ class Replay(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
             return self._made_up(func, args, record, allowed)
         if not record.known:
             return outputs
-        numbers = numbers_among(arguments(func, args, kwargs), shapes_only=self._trace.shapes_only)
         if not _same(record, numbers):
             self.scaled.append(self.reached - 1)
         parts = [x for x in (outputs if isinstance(outputs, list | tuple) else (outputs,)) if isinstance(x, Tensor)]
@@ -322,10 +329,10 @@ def judge(trace: Trace, replay: Replay, decisions: Decisions, *, final: bool) ->
             _ban(decisions, used.__contains__)
         elif _by_attributes(trace, replay.growth, decisions, index):
             pass
-        elif final and record.name in PARTS and index not in decisions.parts:
+        elif final and record.name in PARTS and index not in decisions.parts | replay.stiff:
             decisions.parts.add(index)
         elif final and not _by_others(trace, replay, decisions, index):
-            decisions.refused[index] = _refusal(record, replay.growth)
+            decisions.refused[index] = refusal(record, replay.growth)
     if replay.error is not None or (replay.diverged and trace.shapes_only):
         _judge_stop(trace, replay, decisions)
     return repr(decisions) != before
@@ -410,7 +417,8 @@ def _holding(trace: Trace, record: Record, size: Size, decisions: Decisions) -> 
                 yield full
 
 
-def _refusal(record: Record, growth: Growth) -> str:
+def refusal(record: Record, growth: Growth) -> str:
+    """Why channels that meet an operation stay: the number in the code that does not follow, where it is known."""
     stiff = [size.value for size in record.sizes if growth.size(size.atoms) != size.value]
     if record.name in COMPUTED and stiff:
         return f"{record.where} holds the size {stiff[0]} in its code"

@@ -20,7 +20,7 @@ from slimbit.survey.module import refuse_what_cannot_be_counted
 from slimbit.survey.tie_families import Families
 from slimbit.survey.tie_operation import Decisions
 from slimbit.survey.tie_run import LEFT_EMPTY, Runs
-from slimbit.survey.tie_sizes import even, judge, mixed
+from slimbit.survey.tie_sizes import even, judge, mixed, refusal
 from slimbit.survey.trace import Inputs
 
 MOST_RUNS, MOST_LOOSENED = 24, 6
@@ -98,8 +98,9 @@ def _settled(network: nn.Module, example_input: Inputs) -> Families:
         }
         if not even:
             break
-        found = _best_views(runs, replace(found.decisions, loose=found.decisions.loose | even))
-        if _count(found) > _count(best) and all(map(found.can_shrink, range(len(found.families)))):
+        thin = found.decisions.thin | {slot: True for _, slot in even if slot in found.decisions.thin}
+        found = _best_views(runs, replace(found.decisions, loose=found.decisions.loose | even, thin=thin))
+        if _count(found) > _count(best):
             best = found
     return best
 
@@ -117,7 +118,7 @@ def _best_views(runs: Runs, start: Decisions) -> Families:
         if not blocked:
             return found
         ways = {i: left[1:] if i in blocked else left for i, left in ways.items()}
-        other = _decided(runs, Decisions(choices=ways, loose=start.loose))
+        other = _decided(runs, Decisions(choices=ways, loose=start.loose, thin=start.thin))
         found.decisions.choices = ways
         if _count(other) > _count(found):
             found = other
@@ -144,7 +145,7 @@ def _decided(runs: Runs, start: Decisions) -> Families:
         replay = runs.replayed(trace, growth, open_=bool(undecided))
         decided = judge(trace, replay, decisions, final=not undecided)
         if undecided and not decided:
-            decisions.refused |= {i: f"{record.where} does not keep channels apart" for i, record in undecided.items()}
+            decisions.refused |= {i: refusal(record, growth) for i, record in undecided.items()}
         elif not decided:
             break
         trace = runs.traced(decisions)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from slimbit.survey.batch import batch_of_pass, divided
+from slimbit.survey.batch import batch_of_pass, divided_where_possible
 from slimbit.survey.kinds import images_seen, rule_of
 from slimbit.survey.module import layers_of_calls
 from slimbit.survey.trace import Call
@@ -68,7 +68,7 @@ class PositionsWatch:
         self._remove(*self._on_layers, self._on_parts.pop(path))
         self._inside = None
         batch = batch_of_pass(part, (args, kwargs), output, self._calls)
-        layers = layers_of_calls(self._network, divided(self._calls, batch))
+        layers = layers_of_calls(self._network, divided_where_possible(self._calls, batch))
         self.positions |= {layer.name: layer.positions for layer in layers.values()}
         if not path:
             self.stop()
