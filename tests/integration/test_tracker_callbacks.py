@@ -122,7 +122,9 @@ class TestLightning:
         from slimbit.training.lightning import SignalCallback
 
         callback = SignalCallback(example_input=IMAGES[:1])
-        with pytest.raises(InputError, match="Task must have a forward function to be counted, got none: pass the part"):
+        with pytest.raises(
+            InputError, match="Task must have a forward function to be counted, got none: pass the part"
+        ):
             self.fit(lightning, tmp_path, [callback], max_epochs=1)  # this module has no forward of its own
 
 
