@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure of a property
+settings.load_profile("patient")
 
 # Before torch starts: tests use tiny tensors, where threads that wait for each other cost more than they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
