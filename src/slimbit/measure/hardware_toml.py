@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from slimbit.measure.hardware_models import MODELS, HardwareModel, skipping_cost, slices
+from slimbit.measure.hardware_models import MODELS, HardwareModel, UnfitError, skipping_cost, slices
 from slimbit.records.cost import LayerCost
 from slimbit.records.errors import InputError, closest
 from slimbit.records.files import read_toml_table
@@ -109,7 +109,7 @@ class HardwareTable(_Table):
         fitting = [mode for mode in self.mode if mode.holds(layer)]
         if not fitting:
             widest = ", ".join(f"{mode.weight_bits}x{mode.activation_bits}" for mode in self.mode[:8])
-            raise InputError(
+            raise UnfitError(
                 f"layer {layer.name!r} must fit a mode of hardware model {self.name!r} ({widest} bits),"
                 f" got {layer.weight_bits}x{layer.activation_bits} bits"
             )
@@ -150,6 +150,7 @@ def read_hardware_toml(path: Path) -> HardwareModel:
         table.picojoules if table.mode[0].picojoules_per_mac is not None else None,
         table.source or str(path),
         table.description,
+        table.model_dump_json(exclude_defaults=True),
     )
 
 

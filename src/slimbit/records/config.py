@@ -10,7 +10,7 @@ from pydantic import Field, field_serializer, model_validator
 
 from slimbit.records.activations import FEWEST_BITS, MOST_BITS, RangeMethod
 from slimbit.records.codec import ConfigTable
-from slimbit.records.cost import METRICS
+from slimbit.records.cost_names import allocation_of, check_cost_name, check_priceable
 from slimbit.records.errors import InputError, closest
 from slimbit.records.files import read_toml_table
 from slimbit.records.network import NetworkSpec, Per
@@ -22,8 +22,6 @@ Granularity = Literal["layer", "filter"]
 Rounding = Literal["nearest", "rate_aware"]
 Target = Literal["weights", "outputs"]
 Statistics = Literal["stored", "absolute", "paired", "paired_layerwise"]
-Metric = Literal["esn_analog", "esn_digital", "esn_filterwise"]
-"""Cost metrics that a price can be for."""
 By = Literal["norm", "signal", "fisher", "admm", "dead"]
 """What ranks filters."""
 Scope = Literal["layer", "global"]
@@ -44,7 +42,7 @@ class QuantConfig(ConfigTable):
 
     Attributes:
         grid: Grid of the levels; None = the one that suits: ``midrise_zero`` where zeros cost nothing (a price for
-            ESN_a or ESN_d), ``midrise`` at given bit widths and for ESN'_d.
+            ESN_a or ESN_d), ``midrise`` at given bit widths and for ESN'_d, ``midtread`` for machines.
         granularity: One step per layer, or one per filter. ESN'_d always has one per filter.
         skip: Layers that stay float; none by default, first and last layer included.
         rounding: "nearest", or "rate_aware": a cheaper level where that costs less accuracy than it saves.
@@ -58,7 +56,8 @@ class QuantConfig(ConfigTable):
             "paired_layerwise" behind each layer before the next one is quantized.
         per: Weighting of cost: "mac" counts a weight at every output position, "parameter" once.
         activation_bits: Width of what layers read, 2 to 8; network inputs, and values that no layer reads, have 8 bits.
-            The network then computes in integers, see `slimbit.apply.integers`. None: activations stay float.
+            A price for a cost that falls with these widths (bit operations, machines) chooses them as well, up to that
+            one. The network then computes in integers, see `slimbit.apply.integers`. None: activations stay float.
         activation_range: How the range of an activation is chosen from the calibration images, see
             `slimbit.numerics.activation_range`.
 
@@ -85,19 +84,24 @@ class QuantConfig(ConfigTable):
     def for_metric(self, metric: str | None) -> Self:
         """The same with a grid: the one that was chosen, or that suits a metric (None: a given bit width).
 
+        ``midrise_zero`` where zeros cost nothing, ``midrise`` at given bit widths and where widths are per filter,
+        ``midtread`` for machines and whatever else counts operands: its levels are the integers that they multiply.
+
         Raises:
             InputError: A grid or a rounding that the metric cannot be saved with.
 
         >>> QuantConfig().for_metric("esn_digital").grid, QuantConfig().for_metric(None).grid
         ('midrise_zero', 'midrise')
         """
-        chosen = self.grid or ("midrise_zero" if metric in ("esn_analog", "esn_digital") else "midrise")
-        if metric == "esn_filterwise":
+        form = None if metric is None else allocation_of(metric)
+        suits: dict[str | None, Grid] = {"analog": "midrise_zero", "digital": "midrise_zero", "table": "midtread"}
+        chosen = self.grid or suits.get(form, "midrise")
+        if form in ("filterwise", "table"):
             if chosen == "midrise_zero":
-                raise InputError("grid must be midrise or midtread for esn_filterwise, got midrise_zero")
+                raise InputError(f"grid must be midrise or midtread for {metric}, got midrise_zero")
             if self.rounding == "rate_aware":
                 raise InputError(
-                    "rounding must be nearest for esn_filterwise, whose cost is not one of levels, got rate_aware"
+                    f"rounding must be nearest for {metric}, whose cost is not one of levels, got rate_aware"
                 )
         return self.model_copy(update={"grid": chosen})
 
@@ -221,7 +225,8 @@ class RunConfig(ConfigTable):
     """What a run that traces a frontier consists of.
 
     Attributes:
-        metric: Cost metric of the sweep.
+        metric: Cost that is saved: a metric of the cost report, ``hardware:NAME``, a ``.toml`` file with a hardware cost
+            model, or ``package.module:function``.
         points: Number of points of each network, those for comparison not counted; a finished run that is continued
             with a larger number gets the others where its curve bends.
         near: Where further points are wanted, by accuracy or cost metric: ``{"accuracy": 91}`` adds `NEAR_POINTS`.
@@ -242,7 +247,7 @@ class RunConfig(ConfigTable):
     (8, True, ('fc',))
     """
 
-    metric: Metric = "esn_digital"
+    metric: str = "esn_digital"
     points: Annotated[int, Field(ge=1, le=1000)] = 16
     near: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     baselines: bool = True
@@ -259,14 +264,14 @@ class RunConfig(ConfigTable):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
+        check_cost_name(self.metric, "metric")
+        check_priceable(self.metric)
         self.quant.for_metric(self.metric)
         alike = len({f"{ratio:g}" for ratio in self.keep_ratios}) < len(self.keep_ratios)
         if alike:  # results are kept by these names
             raise InputError(f"keep_ratios must differ in six digits, got {list(self.keep_ratios)}")
         for name in self.near:
-            if name != "accuracy" and name not in METRICS:
-                known = ("accuracy", *METRICS)
-                raise InputError(f"near must be of {', '.join(known)}, got {name!r}{closest(name, known)}")
+            check_cost_name(name, "near", more=("accuracy",))
         if self.signal_epochs is not None and self.signal is None:
             raise InputError("signal (--signal RUN) must be given with signal_epochs, got none")
         if self.prunes and self.prune.by == "dead":
