@@ -12,7 +12,7 @@ from slimbit.cli.points import clampings, failures, points_table
 from slimbit.records.config import FrontierConfig, read_config
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.training import AugmentConfig
-from slimbit.sources.networks import check_trusted_data, check_trusted_network
+from slimbit.sources.networks import check_trusted_cost, check_trusted_data, check_trusted_network
 
 if TYPE_CHECKING:
     from slimbit.frontier.frontier import Frontier
@@ -38,7 +38,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one input; default: the data's.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="esn_digital (default), esn_analog or esn_filterwise.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="COST",
+            help="Cost to save: esn_digital (default) or any other metric of slimbit cost, hardware:NAME, a .toml file or "
+            "package.module:function.",
+            show_default=False,
+        ),
     ] = None,
     points: Annotated[
         int | None,
@@ -150,6 +156,8 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     base: FrontierConfig = FrontierConfig() if config is None else read_config(FrontierConfig, config)
     check_trusted_network(None if network else base.network, str(config), allow_code=allow_code)
     check_trusted_data(None if data else base.data, str(config), allow_code=allow_code)
+    for cost in (*(() if metric else (base.metric,)), *(() if near else base.near)):
+        check_trusted_cost(cost, str(config), allow_code=allow_code)
     result = trace(base.with_options(options), out, allow_code=allow_code)
     Console().print(points_table(result, result.points, result.metric), *clampings(result.points))
     for line in failures(result.points):
@@ -162,6 +170,7 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
     """Trace what the settings name, shown as it goes."""
     from slimbit.compress.prepared import prepare
     from slimbit.frontier.trace import trace_frontier
+    from slimbit.measure.named_cost import load_cost
     from slimbit.numerics.batches import zeros_like_input
     from slimbit.sources.network_and_data import open_network_and_data
     from slimbit.sources.networks import device_named
@@ -188,7 +197,7 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
         origin=found.network.origin,
         keep=found.network.keep,
     )
-    with Screen(Console(), metric=settings.metric, folder=str(out)) as screen:
+    with Screen(Console(), metric=load_cost(settings.metric).name, folder=str(out)) as screen:
         return trace_frontier(
             prepared,
             evaluate=found.data.evaluator(settings.evaluate_images)

@@ -36,11 +36,24 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
     budget: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="METRIC=VALUE", help="Most accurate point within it, e.g. esn_digital=20M; repeatable, all hold."
+            metavar="COST=VALUE",
+            help="Most accurate point within it: a metric, hardware:NAME, a .toml file or package.module:function, e.g. "
+            "esn_digital=20M or edge-npu.toml=2M; repeatable, all hold.",
         ),
     ] = None,
+    hardware: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A machine that --budget hardware:NAME or --metric names, as in slimbit points; repeatable.",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="COST", help="Cost that is least with --min-accuracy and --max-drop; default: the run's."),
+    ] = None,
     min_accuracy: Annotated[
-        float | None, typer.Option(help="Cheapest point of at least this accuracy, by the run's metric.")
+        float | None, typer.Option(help="Cheapest point of at least this accuracy, by --metric.")
     ] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="Cheapest point at most so many points of accuracy below the float network.")
@@ -77,9 +90,15 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
         raise InputError(f"one of {', '.join(ways)} must be given, got {' and '.join(given) or 'none'}")
     if export is not None and export.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--export must be a file outside of --out, got {export}")
-    frontier = open_run(run, storage=storage)
-    within = dict(map(parse_budget, budget or ()))
-    point = frontier.best(within) if within else frontier.cheapest(min_accuracy, max_drop=max_drop)
+    if budget and metric is not None:
+        raise InputError(
+            "--metric must be given with --min-accuracy or --max-drop, got --budget, which names its costs"
+        )
+    frontier = open_run(run, storage=storage).with_hardware(*(hardware or ()))
+    asked = dict(map(parse_budget, budget or ()))
+    frontier, names = frontier.with_costs(asked or [metric or frontier.metric])
+    within = dict(zip(names, asked.values(), strict=False))
+    point = frontier.best(within) if within else frontier.cheapest(min_accuracy, names[0], max_drop=max_drop)
     info = frontier.info
     form = _form(frontier, run, network, weights, allow_code=allow_code)
     small = frontier.load(point, model=form, allow_code=allow_code)
@@ -93,8 +112,7 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
     else:
         content, proof = exported(small, export.name, images_of(small, data=None, images=VERIFIED_IMAGES))
         _save_both(small, out, export, content)
-    metrics = tuple(within) or (frontier.metric,)
-    _print(point, read_manifest(out), out, metrics=metrics, note=note, as_json=as_json)
+    _print(point, read_manifest(out), out, metrics=tuple(names), note=note, as_json=as_json)
     if export is None or proof is None:
         return
     if not as_json:

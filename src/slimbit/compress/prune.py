@@ -35,6 +35,7 @@ from slimbit.compress.tuning import TrainingData, Tuning, tuning_for
 from slimbit.measure.cost import cost
 from slimbit.measure.cost_config import CostConfig
 from slimbit.measure.group_sensitivity import measure_group_sensitivity
+from slimbit.measure.named_cost import load_cost
 from slimbit.measure.planned import budget_in
 from slimbit.numerics.batches import call_network
 from slimbit.numerics.copies import copied
@@ -209,8 +210,9 @@ class Pruner:
 
     def plan_within(self, metric: str, amount: float, *, bits: float = 8) -> KeepPlan:
         """What stays within a budget; an amount of at most 1 is a share of the whole network's cost."""
-        counted = CostConfig(bits=bits) if metric.startswith("esn") else None
-        price = budget_in(self.prepared.survey, metric, counted)
+        cost = load_cost(metric)
+        counted = CostConfig(bits=bits) if metric.startswith("esn") or cost.model is not None else None
+        price = budget_in(self.prepared.survey, cost, counted)
         return keep_within(self.plan, price, amount * price(self.plan(1.0)) if amount <= 1 else amount)
 
     def prune(self, plan: KeepPlan, folder: Path, progress: Progress) -> CompressedModel:

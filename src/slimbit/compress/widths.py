@@ -36,12 +36,18 @@ def width_costs(prepared: "PreparedNetwork", cost: NamedCost, config: QuantConfi
     """
     bits = config.activation_bits
     columns = () if bits is None else tuple(range(FEWEST_BITS, bits + 1))
-    readers = {} if bits is None else read_points(prepared.flow, quantization_points(prepared.flow, bits), prepared.spec)
+    readers = (
+        {} if bits is None else read_points(prepared.flow, quantization_points(prepared.flow, bits), prepared.spec)
+    )
     inputs = prepared.inputs(config, priced=True)
     rows = [prepared.predicted(equal_widths(inputs, width, config)).layers for width in weight_widths(config)]
     owner = {layer.name: layer.shared_with or layer.name for layer in prepared.spec.layers}
     decided = [layer.name for layer in inputs.layers(config)]
-    free = {name for name in decided if all(readers.get(x) for x, own in owner.items() if own == name)} if columns else set()
+    free = (
+        {name for name in decided if all(readers.get(x) for x, own in owner.items() if own == name)}
+        if columns
+        else set()
+    )
     tables: dict[str, Tensor] = {}
     for place, layer in enumerate(prepared.spec.layers):
         name = owner[layer.name]
@@ -55,7 +61,9 @@ def width_costs(prepared: "PreparedNetwork", cost: NamedCost, config: QuantConfi
             [[math.inf if isinstance(x, UnfitError) else x for x in entries] for entries in found], dtype=torch.float64
         )
         tables[name] = tables[name] + part if name in tables else part
-    choices = _choices(prepared, config, columns, {name: readers[name] for name in readers if owner[name] in free}, owner)
+    choices = _choices(
+        prepared, config, columns, {name: readers[name] for name in readers if owner[name] in free}, owner
+    )
     return WidthCosts(costs=tables, activation_bits=columns, activations=choices)
 
 
@@ -70,9 +78,7 @@ def _cost_at(cost: NamedCost, layer: LayerCost, bits: int) -> float | UnfitError
     return float(value)
 
 
-def read_points(
-    flow: Dataflow, points: Iterable[QuantizationPoint], spec: NetworkSpec
-) -> dict[str, frozenset[str]]:
+def read_points(flow: Dataflow, points: Iterable[QuantizationPoint], spec: NetworkSpec) -> dict[str, frozenset[str]]:
     """Names of the quantizers that each layer reads; none for a layer that reads one of fixed width.
 
     Inputs of the network have 8 bits, whatever reads them.
@@ -120,7 +126,9 @@ def _choices(
     )
 
 
-def value_losses(prepared: "PreparedNetwork", samples: ActivationSamples, config: QuantConfig) -> dict[str, tuple[float, ...]]:
+def value_losses(
+    prepared: "PreparedNetwork", samples: ActivationSamples, config: QuantConfig
+) -> dict[str, tuple[float, ...]]:
     """Predicted loss of rounding the values of each quantizer to 2 bits, 3 bits, ... up to those of the settings."""
     assert config.activation_bits is not None
     columns = range(FEWEST_BITS, config.activation_bits + 1)
@@ -137,6 +145,8 @@ def value_losses(prepared: "PreparedNetwork", samples: ActivationSamples, config
         likelihood=prepared.likelihood,
     )
     return {
-        name: tuple(math.fsum(found[value][place] for value in made if made[value] == name) for place in range(len(columns)))
+        name: tuple(
+            math.fsum(found[value][place] for value in made if made[value] == name) for place in range(len(columns))
+        )
         for name in points
     }

@@ -21,6 +21,7 @@ from slimbit.records.accuracy import Accuracy, wilson_interval
 from slimbit.records.codec import canonical, from_json, with_schema
 from slimbit.records.cost import METRICS
 from slimbit.records.cost import SCHEMA as COST_SCHEMA
+from slimbit.records.cost_names import HARDWARE
 from slimbit.records.errors import InputError
 from slimbit.records.files import StoreError
 from slimbit.records.plan import CompressionPlan
@@ -176,10 +177,11 @@ def _measured(
     with clock.stage("compress"):
         result = quantized(sweep.prepared, plan)
     with clock.stage("store"):
-        packed = result.packed()
+        packed, machine = result.packed(), sweep.plan.cost
+        cost = machine.in_report_or_not(result.cost)  # a baseline may have widths that the machine does not run
         objects = {
             **point.objects,
-            "cost": store.write(canonical(with_schema(result.cost, COST_SCHEMA)), "json"),
+            "cost": store.write(canonical(with_schema(cost, COST_SCHEMA)), "json"),
             "layers": store.write(canonical(list(packed.entries)), "json"),
             "levels": store.write(packed.levels, "bin"),
             "state": store.write(packed.state, "safetensors"),
@@ -194,7 +196,8 @@ def _measured(
         accuracy_high=high,
         images=score.images if isinstance(score, Accuracy) else None,
         hits=score.hits if isinstance(score, Accuracy) else "",
-        costs={name: result.cost.total[name] for name in METRICS},
+        costs={name: result.cost.total[name] for name in METRICS}
+        | {HARDWARE + name: found.total for name, found in cost.hardware.items()},
         objects=objects,
         seconds=clock.seconds,
     )

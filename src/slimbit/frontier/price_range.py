@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from slimbit.apply.compress import compress
 from slimbit.compress.prepared import PreparedNetwork
+from slimbit.measure.named_cost import NamedCost
 from slimbit.numerics.batches import call_network, output_heads
 from slimbit.numerics.copies import copied
+from slimbit.plan.widths import price_bounds
 from slimbit.records.config import QuantConfig
+from slimbit.records.cost_names import allocation_of
 
 FINE_BITS, COARSE_BITS = 8.0, 0.02
 """Mean bits per weight between which every useful price lies: as good as float, and next to nothing left."""
@@ -46,12 +49,12 @@ class OutputFidelity:
 
     Attributes:
         prepared: The network.
-        metric: Cost metric that prices are for.
+        metric: Cost that prices are for.
         config: How plans are carried out.
     """
 
     prepared: PreparedNetwork
-    metric: str
+    metric: NamedCost
     config: QuantConfig
     tried: dict[float, tuple[float, float]] = field(default_factory=dict)
 
@@ -72,11 +75,13 @@ class OutputFidelity:
         if price not in self.tried:
             prepared = self.prepared
             plan = prepared.plan_at(price, self.metric, self.config)
-            plan = replace(plan, activations=())  # what they lose is the same at every price
+            if allocation_of(self.metric.name) != "table":
+                plan = replace(plan, activations=())  # what they lose is the same at every price
             if prepared.images < FEW_IMAGES:  # they fit any statistics and compensation: judge plain rounding
                 plain = {"compensation": False, "target": "weights", "statistics": "stored"}
                 plan = replace(plan, config=plan.config.model_copy(update=plain))
-            result = compress(prepared.model, plan, prepared.spec, self._calibration)
+            flow = prepared.flow if plan.activations else None
+            result = compress(prepared.model, plan, prepared.spec, self._calibration, flow=flow)
             found = self._outputs(result.model)
             fidelity = fidelity_of(_side_by_side(found), _side_by_side(self._float))
             classifies = prepared.sensitivity.likelihood == "categorical"
@@ -124,7 +129,7 @@ def kappa_of(found: Tensor, wanted: Tensor) -> float | None:
 
 
 def find_price_range(
-    prepared: PreparedNetwork, metric: str, config: QuantConfig, progress: Callable[[str], None]
+    prepared: PreparedNetwork, metric: NamedCost, config: QuantConfig, progress: Callable[[str], None]
 ) -> PriceRange:
     """The range of prices from nearly float to collapse.
 
@@ -132,11 +137,16 @@ def find_price_range(
 
     Args:
         prepared: The network.
-        metric: Cost metric that prices are for.
+        metric: Cost that prices are for.
         config: How plans are carried out.
         progress: Called before each try.
     """
-    fine, coarse = _bracket(lambda price: predicted_bits(prepared, price, metric, config))
+    config = config.for_metric(metric.name)
+    if allocation_of(metric.name) == "table":
+        inputs = prepared.inputs(config, priced=True)
+        fine, coarse = price_bounds(inputs, config, prepared.width_costs(metric, config))
+    else:
+        fine, coarse = _bracket(lambda price: predicted_bits(prepared, price, metric, config))
     fidelity = OutputFidelity(prepared, metric, config)
 
     def last(holds: Callable[[float], bool], low: float, high: float, tries: int) -> float:
@@ -155,7 +165,7 @@ def find_price_range(
     return PriceRange(low, high)
 
 
-def predicted_bits(prepared: PreparedNetwork, price: float, metric: str, config: QuantConfig) -> float:
+def predicted_bits(prepared: PreparedNetwork, price: float, metric: NamedCost, config: QuantConfig) -> float:
     """Mean bits per weight of the layers that the price decides on: not of look-ups, not of skipped layers."""
     plan = prepared.plan_at(price, metric, config)
     positions = {layer.name: layer.multiplicity(config.per) for layer in prepared.spec.layers}

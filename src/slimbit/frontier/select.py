@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from slimbit.numerics.pareto import pareto_mask
-from slimbit.records.cost import METRICS
-from slimbit.records.errors import InputError, closest
+from slimbit.records.cost_names import check_cost_name
+from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
 
 
@@ -13,11 +13,10 @@ def measured(points: Iterable[FrontierPoint], *metrics: str) -> tuple[FrontierPo
     """The points that have an accuracy and costs of those names; failed ones are left out.
 
     Raises:
-        InputError: No such metric.
+        InputError: No such cost.
     """
     for metric in metrics:
-        if metric not in METRICS:
-            raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}{closest(metric, METRICS)}")
+        check_cost_name(metric, "metric")
     return tuple(
         p for p in points if p.state == "done" and p.accuracy is not None and all(_has(p, metric) for metric in metrics)
     )

@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from slimbit.records.codec import from_plain, plain
 from slimbit.records.cost import METRICS
+from slimbit.records.cost_names import HARDWARE
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import not_written
 from slimbit.records.point import FrontierPoint
@@ -111,7 +112,7 @@ def point_of(trial: FrozenTrial, url: str) -> FrontierPoint:
     if trial.state not in (TrialState.COMPLETE, TrialState.FAIL):
         raise InputError(f"{where} must be finished, got one that is {trial.state.name.lower()}")
     known = {name: value for name, value in trial.user_attrs.items() if name in _FIELDS}
-    costs = {name: value for name, value in trial.user_attrs.items() if name in METRICS}
+    costs = {n: value for n, value in trial.user_attrs.items() if n in METRICS or n.startswith(HARDWARE)}
     state = "done" if trial.state == TrialState.COMPLETE else "failed"
     values = {**known, "number": trial.number, "state": state, "costs": costs}
     point = from_plain(FrontierPoint, values, where=where)

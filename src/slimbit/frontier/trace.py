@@ -20,6 +20,7 @@ from slimbit.frontier.points import Evaluate, Scorer, interval_of, versions
 from slimbit.frontier.progress import Listener, Progress, silent
 from slimbit.frontier.store import STAGES, begin_store, check_folder, study_name, waiting_lock
 from slimbit.frontier.worker import Worker
+from slimbit.measure.named_cost import CostLike, NamedCost, load_cost
 from slimbit.plan.signal import check_signal
 from slimbit.records.accuracy import Accuracy, is_near_chance
 from slimbit.records.codec import digest
@@ -43,7 +44,7 @@ def trace_frontier(
     evaluate: Evaluate | None = None,
     *,
     out: str | Path,
-    metric: str | None = None,
+    metric: CostLike | None = None,
     points: int | None = None,
     config: RunConfig | None = None,
     data: TrainingData | None = None,
@@ -68,7 +69,8 @@ def trace_frontier(
         evaluate: From a network to a number, higher is better, or to a `slimbit.Accuracy`, which says how many images
             it rests on. A ``digest`` attribute, where there is one, is checked when the run is continued.
         out: Folder of the run (docs/reference/run-folder.md).
-        metric: Cost to save: "esn_digital", "esn_analog" or "esn_filterwise"; over that of ``config``.
+        metric: Cost to save; over that of ``config``. A metric of the cost report; ``hardware:NAME``, a ``.toml`` file or
+            ``package.module:function``; or a `slimbit.HardwareModel` or a function.
         points: Number of points of each network, those for comparison not counted; over that of ``config``.
         config: Everything else.
         data: What pruned networks learn from, where ``config.prune.tune`` says that they do.
@@ -93,8 +95,14 @@ def trace_frontier(
     if evaluate is None or not callable(evaluate):
         raise InputError(f"evaluate must be a function from a network to a number, got {type(evaluate).__name__}")
     folder = as_path(out, "out")
-    settings: RunConfig = (config or RunConfig()).with_options({"metric": metric, "points": points})
-    settings = settings.model_copy(update={"quant": settings.quant.for_metric(settings.metric)})
+    named = metric if metric is None or isinstance(metric, str) else load_cost(metric).name
+    settings: RunConfig = (config or RunConfig()).with_options({"metric": named, "points": points})
+    cost = load_cost(settings.metric if metric is None else metric)
+    near = {name if name == "accuracy" else load_cost(name, (cost,), what="near").name: amount
+            for name, amount in settings.near.items()}  # fmt: skip
+    settings = settings.model_copy(
+        update={"metric": cost.name, "near": near, "quant": settings.quant.for_metric(cost.name)}
+    )
     root = as_prepared(model, example_input, calibration, seed=settings.seed, likelihood=settings.likelihood)
     for name in ("seed", "likelihood"):
         given, there = getattr(settings, name), getattr(root, name)
@@ -111,7 +119,7 @@ def trace_frontier(
     check_folder(folder)
     waiting = Progress(stage="waiting", message="another process prepares the run")
     with waiting_lock(folder, "prepare", lambda: listener(waiting)):
-        fixed = _fixed(settings, root, scorer, signal, pruner)
+        fixed = _fixed(settings, root, scorer, signal, pruner) | {"machine": _definition(cost)}
 
         def check(info: RunInfo) -> None:
             check_same(info, fixed, folder)
@@ -128,6 +136,7 @@ def trace_frontier(
         store.info,
         root,
         settings,
+        cost=cost,
         signal=signal,
         pruner=pruner,
         stages=folder / STAGES if settings.stages is None else Path(settings.stages),
@@ -200,6 +209,12 @@ def _fixed(
         "score_name": scorer.name,
         "classes": _classes(root, scorer),
     }
+
+
+def _definition(cost: NamedCost) -> str:
+    """What tells machines of one name apart; of a function only its name can be kept."""
+    model = cost.model
+    return "" if model is None else model.definition or model.source
 
 
 def _classes(root: PreparedNetwork, scorer: Scorer) -> int | None:

@@ -11,9 +11,11 @@ from slimbit.compress.prune import Pruner, packed_state, pruned_from_state
 from slimbit.frontier.price_range import find_price_range
 from slimbit.frontier.spacing import bisection_order, even_targets, nearby_prices, price_for, refinement_prices
 from slimbit.frontier.store import RunStore
+from slimbit.measure.named_cost import NamedCost
 from slimbit.records.codec import canonical, from_json
 from slimbit.records.codec import record as stored_record
 from slimbit.records.config import NEAR_POINTS, PAPER, RunConfig
+from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.records.plan import CompressionPlan
@@ -53,11 +55,13 @@ class SweepPlan:
         store: The run.
         config: What the run consists of.
         keep_ratio: Share of the filters that is kept; 1 = the network as it was given.
+        cost: Cost that the run saves, `RunConfig.metric`.
     """
 
     store: RunStore
     config: RunConfig
     keep_ratio: float
+    cost: NamedCost
 
     def key(self, name: str) -> str:
         """The name of something of this keep ratio within the run."""
@@ -189,7 +193,7 @@ class WidthSweep:
             InputError: A network whose cost is nothing.
         """
         config, prepared = self.plan.config, self.prepared
-        metric, quant = config.metric, config.quant
+        metric, quant = self.plan.cost, config.quant
         span = find_price_range(prepared, metric, quant, report)
 
         def cost_of(price: float) -> float:
@@ -197,7 +201,7 @@ class WidthSweep:
 
         dearest = cost_of(span.low)
         if dearest <= 0:
-            raise InputError(f"{metric} of {prepared.name} must be above 0 to be saved, got 0")
+            raise InputError(f"{metric.name} of {prepared.name} must be above 0 to be saved, got 0")
         count = sweep_size(self.plan.begun_with)
         targets = even_targets(dearest, max(cost_of(span.high), LEAST_SHARE * dearest), count)
         prices = [price_for(cost_of, target, span.low, span.high) for target in targets]
@@ -253,9 +257,9 @@ class WidthSweep:
     def _plan_at(self, stage: str, prices: Iterable[float], measured: Sequence[FrontierPoint]) -> int:
         """Keep the plans of prices, but for those that a point has already."""
         config, read = self.plan.config, self.plan.store.read
-        known = {from_json(CompressionPlan, read(p.plan, "json"), where=p.key).layers for p in measured}
-        plans = [self.prepared.plan_at(price, config.metric, config.quant) for price in prices]
-        chosen = self._different(stage, [plan for plan in plans if plan.layers not in known])
+        known = {_decided(from_json(CompressionPlan, read(p.plan, "json"), where=p.key)) for p in measured}
+        plans = [self.prepared.plan_at(price, self.plan.cost, config.quant) for price in prices]
+        chosen = self._different(stage, [plan for plan in plans if _decided(plan) not in known])
         self._keep_points(stage, chosen)
         return len(chosen)
 
@@ -263,7 +267,7 @@ class WidthSweep:
         """Prices that differ too little to lead to another plan make one point."""
         decided: dict[tuple[object, ...], CompressionPlan] = {}
         for plan in plans:
-            decided.setdefault(plan.layers, plan)
+            decided.setdefault(_decided(plan), plan)
         return [(f"{stage}-{i:02d}", plan) for i, plan in enumerate(decided.values())]
 
     def _keep_points(self, stage: str, named: Iterable[tuple[str, CompressionPlan]], **about: Any) -> None:
@@ -296,7 +300,12 @@ def pruned_objects(store: RunStore, points: Sequence[FrontierPoint], keep_ratio:
     return plan, store.read(note.network, "safetensors")
 
 
-def priced_cost(report: Any, metric: str, skip: tuple[str, ...]) -> float:
+def _decided(plan: CompressionPlan) -> tuple[object, ...]:
+    """What tells plans of one run apart."""
+    return plan.layers, plan.activations
+
+
+def priced_cost(report: CostReport, cost: NamedCost, skip: tuple[str, ...]) -> float:
     """Cost of the layers that a price decides on: a skipped layer has no analog cost, and its digital one is fixed."""
-    values = [layer[metric] for layer in report.layers if layer.name not in skip]
+    values = [cost.of_layer(layer) for layer in report.layers if layer.name not in skip]
     return math.fsum(value for value in values if value is not None)

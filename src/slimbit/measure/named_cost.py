@@ -32,16 +32,29 @@ class NamedCost:
         """What it counts."""
         return UNITS[self.name] if self.model is None else self.model.unit
 
+    def is_same(self, other: "NamedCost") -> bool:
+        """Whether both are one cost: a file that is read twice gives the same machine."""
+        definitions = [cost.model.definition for cost in (self, other) if cost.model is not None]
+        return self == other or (self.name == other.name and len({*definitions}) == 1 and bool(definitions[0]))
+
     def in_report(self, report: CostReport) -> CostReport:
         """The report with the machine's cost in it, under the model's name.
 
         Raises:
             InputError: The machine cannot run a layer, or the model fails on one.
         """
-        if self.model is None or self.model.name in report.hardware:
+        if self.model is None:
             return report
         costs = {**report.hardware, self.model.name: hardware_cost(self.model, report.layers)}
         return replace(report, hardware=costs)
+
+    def in_report_or_not(self, report: CostReport) -> CostReport:
+        """As `in_report`, but without the cost of a network with widths that the machine does not run."""
+        try:
+            return self.in_report(report)
+        except UnfitError:
+            assert self.model is not None
+            return replace(report, hardware={k: v for k, v in report.hardware.items() if k != self.model.name})
 
     def total(self, report: CostReport) -> float | None:
         """Cost of a network per image; None where the metric does not exist: levels of a float network.
@@ -56,13 +69,6 @@ class NamedCost:
     def of_layer(self, layer: LayerCost) -> float | None:
         """Cost of one layer, as in `total`."""
         return layer[self.name] if self.model is None else hardware_cost(self.model, (layer,)).total
-
-    def total_or_none(self, report: CostReport) -> float | None:
-        """As `total`, but None, too, for a network with widths that the machine does not run."""
-        try:
-            return self.total(report)
-        except UnfitError:
-            return None
 
 
 def load_cost(cost: "CostLike | NamedCost", known: Iterable[NamedCost] = (), *, what: str = "metric") -> NamedCost:
@@ -103,7 +109,6 @@ others as a .toml file or package.module:function
                 f"{what} must be a known machine, got {cost!r}{closest(cost, names) or '.'} Known: {', '.join(names)}; "
                 "give others as a .toml file or package.module:function"
             )
-        cost = rest
     elif not isinstance(cost, HardwareModel | os.PathLike) and not callable(cost):
         check_cost_name(cost, what)
     model = load_hardware(cost)

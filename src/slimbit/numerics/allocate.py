@@ -109,9 +109,7 @@ def best_widths(table: WidthTable, price: float, *, sensitivity: Tensor, macs_pe
     return loss.argmin(dim=1)
 
 
-def loss_at_widths(
-    table: WidthTable, price: float, *, sensitivity: Tensor, cost: Tensor
-) -> tuple[Tensor, Tensor]:
+def loss_at_widths(table: WidthTable, price: float, *, sensitivity: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
     """Predicted loss + price x cost of a layer whose filters share one width or are dropped, at every choice of widths.
 
     ``sum_f min(1/2 s_f error_f(b) + price * cost(b, a) / filters, 1/2 s_f ||w_f||^2)``: a filter stays where its

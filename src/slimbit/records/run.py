@@ -21,7 +21,8 @@ class RunInfo:
         network: Name of the network.
         network_digest: SHA-256 of its weights and buffers.
         origin: Where network and data came from.
-        metric: Cost metric of the sweep.
+        metric: Cost that the sweep is for: a metric, or ``hardware:`` and the name of a machine.
+        machine: What the machine's file says, as JSON; of a built-in one or a function its source; "" for a metric.
         points: Points asked for when it began, baselines not counted; more may have been added.
         baselines: Whether the quantize-only baselines were asked for.
         signal_epochs: Training epochs whose signal-to-noise ratio gave steps.
@@ -52,6 +53,7 @@ class RunInfo:
     network_digest: str
     origin: NetworkOrigin = NetworkOrigin()
     metric: str
+    machine: str = ""
     points: int
     baselines: bool
     signal_epochs: tuple[int, ...] = ()
@@ -83,7 +85,7 @@ class RunInfo:
 
 
 FIXED = (
-    "network_digest", "network", "metric", "baselines", "signal_epochs", "signal_digest",
+    "network_digest", "network", "metric", "machine", "baselines", "signal_epochs", "signal_digest",
     "calibration_images", "calibration_digest", "evaluate_images", "evaluate_digest", "seed", "likelihood", "quant",
     "keep_ratios", "prune", "training",
 )  # fmt: skip

@@ -12,7 +12,7 @@ from slimbit.records.files import as_path, parse_json, write_whole
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
 from slimbit.report.figures import accuracy_figure, histogram_figure, keep_ratios_of, template
-from slimbit.report.frames import ReportData, ReportFacts, report_data
+from slimbit.report.frames import CostData, ReportData, ReportFacts, report_data
 from slimbit.report.html import composed
 
 
@@ -23,6 +23,8 @@ def write_report(
     *,
     run: str,
     out: str | Path | None = None,
+    read_cost: Callable[[FrontierPoint], CostData] | None = None,
+    hardware: Sequence[str] = (),
 ) -> Path:
     """Write the report of a run: one HTML file that needs no network.
 
@@ -32,6 +34,8 @@ def write_report(
         read: Gives a verified object by digest and kind.
         run: Its folder, as commands should name it.
         out: File to write; default ``report.html`` in the run's folder.
+        read_cost: Gives the JSON data of a point's `CostReport`; default: what is stored.
+        hardware: Machines that were added to it, as commands name them.
 
     Returns:
         The file.
@@ -48,7 +52,7 @@ def write_report(
 
     baselines = [data(point, "plan").get("config", {}) for point in points if point.baseline]
     facts = about(info, run, points, baselines=baselines)
-    text = page(report_data(facts, points, lambda point: data(point, "cost")))
+    text = page(report_data(facts, points, read_cost or (lambda point: data(point, "cost"))), hardware=hardware)
     file = as_path(out, "out") if out is not None else Path(run) / "report.html"
     write_whole(file, text.encode())
     return file
@@ -111,22 +115,31 @@ def about(
     )
 
 
-def page(data: ReportData) -> str:
+def page(data: ReportData, *, hardware: Sequence[str] = ()) -> str:
     """The HTML text of a report; equal data give equal text.
+
+    Args:
+        data: What it shows.
+        hardware: Machines that commands must name beside the run.
 
     See `slimbit.report.html.composed` for how it is kept safe from hostile names.
     """
-    return composed("page", title=f"{data.about.network}: {data.about.score_name} against cost", data=contents(data))
+    return composed(
+        "page",
+        title=f"{data.about.network}: {data.about.score_name} against cost",
+        data=contents(data, hardware=hardware),
+    )
 
 
-def contents(data: ReportData) -> dict[str, Any]:
+def contents(data: ReportData, *, hardware: Sequence[str] = ()) -> dict[str, Any]:
     """Everything that the page's script draws."""
+    named = [shlex.quote(data.about.run), *(f"--hardware {shlex.quote(machine)}" for machine in hardware)]
     return {
         "report": asdict(data),
         "figures": {metric.name: accuracy_figure(data, metric.name) for metric in data.metrics},
         "histogram": histogram_figure(data),
         "templates": {theme: template(theme, keep_ratios=len(keep_ratios_of(data))) for theme in ("light", "dark")},
-        "pick": f"slimbit pick {shlex.quote(data.about.run)}",
+        "pick": f"slimbit pick {' '.join(named)}",
     }
 
 
