@@ -92,7 +92,12 @@ def test_options_leave_records_within_settings_as_they_are() -> None:
         ("points = '8'", "points must be a valid integer, got '8'"),
         ("points = true", "points must be a valid integer, got True"),
         ("baselines = 1", "baselines must be a valid boolean, got 1"),
-        ("metric = 'macs'", "metric must be 'esn_analog', 'esn_digital' or 'esn_filterwise', got 'macs'"),
+        (
+            "metric = 'mac'",
+            r"metric must be one of parameters, macs, .*, hardware:NAME, .* got 'mac'; did you mean macs",
+        ),
+        ("metric = 'parameters'", "metric must be a cost that bit widths or dropped filters change, got 'parameters'"),
+        ("metric = 8", "metric must be a valid string, got 8"),
         ("[quant]\nrounding = 'up'", r"quant\.rounding must be 'nearest' or 'rate_aware', got 'up'"),
         ("quant = 3", "quant must be a table with the fields of QuantConfig, got 3"),
         ("[quant]\nskip = [1]", r"quant\.skip\.0 must be a valid string, got 1"),

@@ -41,8 +41,8 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         str | None,
         typer.Option(
             metavar="COST",
-            help="Cost to save: esn_digital (default) or any other metric of slimbit cost, hardware:NAME, a .toml file or "
-            "package.module:function.",
+            help="Cost to save: esn_digital (default) or any other metric of slimbit cost, hardware:NAME, a .toml file "
+            "or package.module:function.",
             show_default=False,
         ),
     ] = None,

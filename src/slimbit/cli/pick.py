@@ -37,8 +37,8 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
         list[str] | None,
         typer.Option(
             metavar="COST=VALUE",
-            help="Most accurate point within it: a metric, hardware:NAME, a .toml file or package.module:function, e.g. "
-            "esn_digital=20M or edge-npu.toml=2M; repeatable, all hold.",
+            help="Most accurate point within it, e.g. esn_digital=20M: a metric, hardware:NAME, a .toml file or "
+            "package.module:function; repeatable, all hold.",
         ),
     ] = None,
     hardware: Annotated[
@@ -98,7 +98,7 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
     asked = dict(map(parse_budget, budget or ()))
     frontier, names = frontier.with_costs(asked or [metric or frontier.metric])
     within = dict(zip(names, asked.values(), strict=False))
-    point = frontier.best(within) if within else frontier.cheapest(min_accuracy, names[0], max_drop=max_drop)
+    point = frontier.best({**within}) if within else frontier.cheapest(min_accuracy, names[0], max_drop=max_drop)
     info = frontier.info
     form = _form(frontier, run, network, weights, allow_code=allow_code)
     small = frontier.load(point, model=form, allow_code=allow_code)

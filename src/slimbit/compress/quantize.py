@@ -58,8 +58,8 @@ def quantize(
         price: Loss (nats) one is willing to pay per unit of ``metric``.
         budget: Largest cost per image, by cost: a metric of the cost report or a machine, as for ``metric``.
         signal: Record of a training epoch of this network, from `slimbit.SignalTracker`.
-        metric: Cost that steps and widths are optimal for; default: those of the budget, else "esn_digital". Any metric of
-            the cost report that widths change, or a machine: ``hardware:NAME``, a ``.toml`` file,
+        metric: Cost that steps and widths are optimal for; default: those of the budget, else "esn_digital". Any metric
+            of the cost report that widths change, or a machine: ``hardware:NAME``, a ``.toml`` file,
             ``package.module:function``, a `slimbit.HardwareModel` or a function.
         config: Grid, compensation, statistics and so on.
         seed: Of sampled labels and positions; not for a prepared network.

@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from slimbit.apply.activations import ActivationSamples, QuantizationPoint, made_values, quantization_points
-from slimbit.apply.activations import watched_network
+from slimbit.apply.activations import (
+    ActivationSamples,
+    QuantizationPoint,
+    made_values,
+    quantization_points,
+    watched_network,
+)
 from slimbit.measure.hardware_models import UnfitError
 from slimbit.measure.named_cost import NamedCost
 from slimbit.measure.value_sensitivity import measure_value_losses
@@ -18,7 +23,6 @@ from slimbit.records.activations import FEWEST_BITS
 from slimbit.records.config import QuantConfig
 from slimbit.records.cost import LayerCost
 from slimbit.records.dataflow import Dataflow
-from slimbit.records.errors import InputError
 from slimbit.records.network import NetworkSpec
 
 if TYPE_CHECKING:

@@ -69,8 +69,8 @@ def trace_frontier(
         evaluate: From a network to a number, higher is better, or to a `slimbit.Accuracy`, which says how many images
             it rests on. A ``digest`` attribute, where there is one, is checked when the run is continued.
         out: Folder of the run (docs/reference/run-folder.md).
-        metric: Cost to save; over that of ``config``. A metric of the cost report; ``hardware:NAME``, a ``.toml`` file or
-            ``package.module:function``; or a `slimbit.HardwareModel` or a function.
+        metric: Cost to save; over that of ``config``. A metric of the cost report, ``hardware:NAME``, a ``.toml`` file,
+            ``package.module:function``, a `slimbit.HardwareModel` or a function.
         points: Number of points of each network, those for comparison not counted; over that of ``config``.
         config: Everything else.
         data: What pruned networks learn from, where ``config.prune.tune`` says that they do.

@@ -1,6 +1,7 @@
 """The points of one keep ratio of a run: of the network as it was given, or of a pruned one."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +42,15 @@ def sweep_size(points: int) -> int:
     (12, 3)
     """
     return points - points // REFINED_SHARE
+
+
+def near_stage(name: str, amount: float) -> str:
+    """Name of the points near an accuracy or a cost; it is also part of file names.
+
+    >>> near_stage("accuracy", 91.0), near_stage("hardware:chips/edge.py:cost", 2e6)
+    ('near-accuracy-91', 'near-hardware_chips_edge.py_cost-2e+06')
+    """
+    return f"near-{re.sub(r'[^A-Za-z0-9_.]+', '_', name)}-{amount:g}"
 
 
 def _key(keep_ratio: float, name: str) -> str:
@@ -94,7 +104,7 @@ class SweepPlan:
         """Stages beyond sweep and refinement that the settings ask for, with their number of points."""
         more = self.config.points - self.begun_with
         stages = {f"more-{self.config.points}": more} if more > 0 else {}
-        return stages | {f"near-{name}-{amount:g}": NEAR_POINTS for name, amount in self.config.near.items()}
+        return stages | {near_stage(name, amount): NEAR_POINTS for name, amount in self.config.near.items()}
 
     def is_done(self, finished: set[str]) -> bool:
         """Whether every point is decided on and finished."""
@@ -236,12 +246,14 @@ class WidthSweep:
             count: How many.
             measured: All finished points with a price.
         """
-        kind, name, amount = [*stage.split("-", 2), "", ""][:3]
-        if kind == "more":
-            prices = refinement_prices(self._places(measured, self.plan.config.metric), count)
+        config = self.plan.config
+        near = next(((name, x) for name, x in config.near.items() if near_stage(name, x) == stage), None)
+        if near is None:
+            prices = refinement_prices(self._places(measured, config.metric), count)
         else:
-            metric = self.plan.config.metric if name == "accuracy" else name
-            prices = nearby_prices(self._places(measured, metric), count, float(amount), by_cost=name != "accuracy")
+            name, amount = near
+            metric = config.metric if name == "accuracy" else name
+            prices = nearby_prices(self._places(measured, metric), count, amount, by_cost=name != "accuracy")
         found = self._plan_at(stage, prices, measured)
         self.plan.store.note(self.plan.key("added"), [*self.plan.added(), stage])
         return found

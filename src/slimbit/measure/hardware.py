@@ -41,9 +41,10 @@ def load_hardware(model: HardwareLike) -> HardwareModel:
     """Find a hardware cost model.
 
     Args:
-        model: A built-in name, also as ``hardware:NAME``; the path of a ``.toml`` file (docs/how-to/own-hardware-model.md); a Python
-            function from `LayerCost` to a number; where to import one from, ``package.module:function`` or
-            ``path/to/file.py:function``, which runs that code; or a `HardwareModel`, returned as it is.
+        model: A built-in name, also as ``hardware:NAME``; the path of a ``.toml`` file
+            (docs/how-to/own-hardware-model.md); a Python function from `LayerCost` to a number; where to import one
+            from, ``package.module:function`` or ``path/to/file.py:function``, which runs that code; or a
+            `HardwareModel`, returned as it is.
 
     Raises:
         InputError: If there is no such model, or the file or function cannot be used.

@@ -97,8 +97,9 @@ others as a .toml file or package.module:function
         return cost
     if isinstance(cost, str) and cost in METRICS:
         return NamedCost(cost)
-    if isinstance(cost, str):
+    if isinstance(cost, str) or not (isinstance(cost, HardwareModel | os.PathLike) or callable(cost)):
         check_cost_name(cost, what)
+    if isinstance(cost, str):
         others = {one.name: one for one in known}
         if cost in others:
             return others[cost]
@@ -109,8 +110,6 @@ others as a .toml file or package.module:function
                 f"{what} must be a known machine, got {cost!r}{closest(cost, names) or '.'} Known: {', '.join(names)}; "
                 "give others as a .toml file or package.module:function"
             )
-    elif not isinstance(cost, HardwareModel | os.PathLike) and not callable(cost):
-        check_cost_name(cost, what)
     model = load_hardware(cost)
     return NamedCost(HARDWARE + model.name, model)
 

@@ -225,8 +225,8 @@ class RunConfig(ConfigTable):
     """What a run that traces a frontier consists of.
 
     Attributes:
-        metric: Cost that is saved: a metric of the cost report, ``hardware:NAME``, a ``.toml`` file with a hardware cost
-            model, or ``package.module:function``.
+        metric: Cost that is saved: a metric of the cost report, ``hardware:NAME``, the ``.toml`` file of a machine, or
+            ``package.module:function``.
         points: Number of points of each network, those for comparison not counted; a finished run that is continued
             with a larger number gets the others where its curve bends.
         near: Where further points are wanted, by accuracy or cost metric: ``{"accuracy": 91}`` adds `NEAR_POINTS`.

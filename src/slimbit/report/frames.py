@@ -229,7 +229,7 @@ def _metric_frame(name: str, points: Sequence[FrontierPoint], machine: CostData)
     ]
     mask = pareto_mask([accuracy for _, _, accuracy in rows], [cost for cost, _, _ in rows])
     front = sorted(row for row, stays in zip(rows, mask, strict=True) if stays)
-    unit = UNITS.get(name, machine.get("unit", ""))
+    unit: str = UNITS.get(name) or machine.get("unit", "")
     return MetricFrame(
         name=name,
         label=label,
