@@ -104,7 +104,7 @@ def test_a_run_is_costed_on_a_machine_that_was_described_later(run: Frontier, fo
     assert best.number == open_run(run.path).best(within={str(later): budget}).number
     assert [p.number for p in frontier.pareto(later)] == [p.number for p in frontier.pareto("hardware:later")]
     assert open_run(run.path).cheapest(50, "hardware:loom").costs["hardware:loom"] is not None
-    with pytest.raises(InputError, match=r"got 'hardware:later'.* Known: hardware:edge, hardware:scalar_cpu"):
+    with pytest.raises(InputError, match=r"got 'hardware:later'.* Known: edge, scalar_cpu"):
         run.best(within={"hardware:later": budget})
     with pytest.raises(InputError, match=r"names of machines must differ, got hardware:later, hardware:later"):
         frontier.with_hardware(later)
@@ -122,9 +122,7 @@ def test_points_pick_and_report_show_the_machine(run: Frontier, folder: Path, tm
     arguments = ("--budget", f"{later}={budget}", "--budget", "hardware:edge=1M", *named)
     assert "hardware:later" in shown("pick", run.path, *arguments, "--out", tmp_path / "a")
     assert slimbit.load(tmp_path / "a", model=case.network()).cost.total.macs <= budget
-    least = shown(
-        "pick", run.path, "--min-accuracy", 50, "--metric", "hardware:edge", *named, "--out", tmp_path / "b"
-    )
+    least = shown("pick", run.path, "--min-accuracy", 50, "--metric", "hardware:edge", *named, "--out", tmp_path / "b")
     assert "hardware:edge" in least
     shown("report", run.path, "--hardware", later, "--out", tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()

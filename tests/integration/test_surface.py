@@ -95,14 +95,14 @@ def test_a_budget_of_what_no_price_is_for(prepared: slimbit.PreparedNetwork) -> 
     [
         ({}, "one of bits, price, budget, signal must be given, got none"),
         ({"bits": 4, "price": 1e-9}, "one of bits, price, budget, signal must be given, got bits and price"),
-        ({"budget": {}}, "budget must map cost metrics to amounts"),
-        ({"budget": 20e6}, "budget must map cost metrics to amounts"),
+        ({"budget": {}}, "budget must map costs to amounts"),
+        ({"budget": 20e6}, "budget must map costs to amounts"),
         ({"budget": {"esn_digitl": 20e6}}, "got 'esn_digitl'; did you mean esn_digital"),
         ({"budget": {"esn_digital": -1}}, "budget of esn_digital must be a positive number, got -1"),
         ({"budget": {"esn_digital": True}}, "budget of esn_digital must be a positive number, got True"),
         (
-            {"budget": {"macs": 10}},
-            "budget must be one that a network fits, got .*: the (least is|nearest found costs) macs",
+            {"budget": {"parameters": 10}},
+            "budget must be one that a network fits, got .*: the (least is|nearest found costs) parameters",
         ),
         ({"price": 0}, "price must be a positive number, got 0"),
         (

@@ -63,7 +63,8 @@ def inputs_of(net: nn.Module) -> PlanInputs:
     weights: dict[str, Tensor] = {x.name: net.state_dict()[x.weight_key] for x in spec.layers}
     generator = torch.Generator().manual_seed(1)
     sensitivity = {x.name: tuple((torch.rand(x.filters, generator=generator) + 0.1).tolist()) for x in spec.layers}
-    return PlanInputs(spec=spec, weights=weights, sensitivity=Sensitivity(sensitivity, 1))
+    factors = {"0": 0.1, "6": 0.5}
+    return PlanInputs(spec=spec, weights=weights, sensitivity=Sensitivity(sensitivity, 1), compensation_factors=factors)
 
 
 # --- names ---
@@ -83,7 +84,10 @@ def test_a_cost_is_found_by_every_kind_of_name(edge: Path) -> None:
     ("cost", "words"),
     [
         ("bit_ops", r"metric must be one of parameters, macs, .*, hardware:NAME, a .toml file .* got 'bit_ops'"),
-        ("hardware:edge", r"metric must be a known machine, got 'hardware:edge'.* Known: hardware:scalar_cpu, "),
+        (
+            "hardware:edge",
+            r"metric must be hardware:NAME of a known machine, got 'hardware:edge'.* Known: ",
+        ),
         ("nowhere.toml", "hardware model must exist, got none at nowhere.toml"),
         (8, "metric must be one of .* got 8"),
     ],
@@ -109,7 +113,7 @@ def test_a_file_that_is_read_twice_is_the_same_machine(edge: Path) -> None:
 
 
 def test_the_table_holds_what_the_machine_pays(prepared: PreparedNetwork, edge: Path) -> None:
-    """Widths 1 to 8: one bit of mid-tread is nothing; then 1/4 per MAC to 4 bits, 1/2 beyond.
+    """One bit of mid-tread would be nothing; 1/4 per MAC from 2 to 4 bits, 1/2 to 8.
 
     At two bits a weight or two of the linear layer is alone with its input and becomes zero, so that the input goes.
     """
@@ -117,15 +121,16 @@ def test_the_table_holds_what_the_machine_pays(prepared: PreparedNetwork, edge: 
     macs = {layer.name: layer.macs for layer in prepared.spec.layers}
     for name, costs in table.costs.items():
         shares = [x / macs[name] for x in costs[:, 0].tolist()]
-        assert shares == pytest.approx([0, *[0.25] * 3, *[0.5] * 4], abs=0.01)
-        assert shares[2:] == [0.25] * 2 + [0.5] * 4
+        assert shares == pytest.approx([0.25] * 3 + [0.5] * 4, abs=0.01)
+        assert shares[1:] == [0.25] * 2 + [0.5] * 4
     assert table.activations == ()
 
 
 def test_widths_that_no_mode_holds_are_out_of_the_choice(prepared: PreparedNetwork, edge: Path) -> None:
     edge.write_text(MODES.replace("weight_bits = 8", "weight_bits = 5"))
     table = prepared.width_costs(load_cost(edge), TABLE)
-    assert all(costs[:, 0].isinf().tolist() == [False] * 5 + [True] * 3 for costs in table.costs.values())
+    assert table.weight_bits == (2, 3, 4, 5, 6, 7, 8)
+    assert all(costs[:, 0].isinf().tolist() == [False] * 4 + [True] * 3 for costs in table.costs.values())
     plan = prepared.plan_at(1e-12, edge, QuantConfig())
     assert {layer.weight_bits for layer in prepared.predicted(plan).layers} == {5}
     edge.write_text(MODES.replace("activation_bits = 8", "activation_bits = 4"))
@@ -152,9 +157,10 @@ def lagrangian(
     for name, width in widths.items():
         layer = next(x for x in inputs.spec.layers if x.name == name)
         found = inputs.width_table(layer, "midtread")
-        cost = float(table.costs[name][width - 1, columns.get(name, 0)])
+        cost = float(table.costs[name][table.weight_bits.index(width), columns.get(name, 0)]) if width else math.inf
         for row, s in enumerate(inputs.sensitivity.filters[name]):  # type: ignore[union-attr]
-            kept = 0.5 * s * float(found.error[row, width]) + price * cost / layer.filters
+            left = inputs.compensation_factors.get(name, 1.0)
+            kept = 0.5 * left * s * float(found.error[row, width]) + price * cost / layer.filters
             total += min(kept, 0.5 * s * float(found.error[row, 0]))
     return total
 
@@ -170,19 +176,20 @@ def test_the_choice_is_the_least_of_all_combinations(price: float) -> None:
         ActivationChoice(points=("a",), layers=(names[1], names[2]), loss=(0.05, 0.01, 0.0)),
         ActivationChoice(points=("b", "c"), layers=(names[3],), loss=(0.2, 0.1, 0.05)),
     )
-    table = WidthCosts(costs=costs, activation_bits=(2, 4, 8), activations=choices)
-    plan, widths = widths_by_price(inputs, price, "bit_operations", TABLE, table)
+    table = WidthCosts(weight_bits=(2, 3, 4), costs=costs, activation_bits=(2, 4, 8), activations=choices)
+    config = TABLE.model_copy(update={"compensation": True})
+    plan, widths = widths_by_price(inputs, price, "bit_operations", config, table)
 
     best = math.inf
     for a, b in itertools.product(range(3), repeat=2):
         columns = {names[1]: a, names[2]: a, names[3]: b}
-        for chosen in itertools.product((1, 2, 3), repeat=len(names)):
+        for chosen in itertools.product((2, 3, 4), repeat=len(names)):
             value = lagrangian(inputs, price, table, dict(zip(names, chosen, strict=True)), columns)
             best = min(best, value + choices[0].loss[a] + choices[1].loss[b])
     columns = {names[1]: (2, 4, 8).index(widths["a"]), names[3]: (2, 4, 8).index(widths["b"])}
     columns[names[2]] = columns[names[1]]
     assert widths["b"] == widths["c"]
-    taken = {x.name: round(math.log2(max(x.limits) + 1)) + 1 for x in plan.layers}
+    taken = {x.name: 0 if x.kept == () else round(math.log2(max(x.limits) + 1)) + 1 for x in plan.layers}
     found = lagrangian(inputs, price, table, taken, columns)
     found += choices[0].loss[columns[names[1]]] + choices[1].loss[columns[names[3]]]
     assert found == pytest.approx(best, rel=1e-12)

@@ -47,7 +47,7 @@ def parse_budget(text: str) -> tuple[str, float]:
     >>> parse_budget("esn_digital=1.5G"), parse_budget("edge-npu.toml=2M")
     (('esn_digital', 1500000000.0), ('edge-npu.toml', 2000000.0))
     """
-    metric, _, amount = text.rpartition("=")
+    metric, _, amount = text.partition("=")
     match = AMOUNT.fullmatch(amount.strip())
     value = math.inf if match is None else float(match[1] + (match[2] or "")) * FACTORS[match[3]]
     if not metric.strip() or math.isinf(value):

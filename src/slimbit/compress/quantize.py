@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from slimbit.apply.compress import compress
-from slimbit.apply.quantize import plain_levels
 from slimbit.compress.model import CompressedModel
 from slimbit.compress.prepared import PreparedNetwork, prepare
+from slimbit.compress.widths import predicted_loss
 from slimbit.measure.named_cost import CostLike, NamedCost, load_amounts, load_cost
 from slimbit.records.config import PAPER, QuantConfig, check_positive
 from slimbit.records.cost import CostReport
@@ -207,16 +207,3 @@ def _amount(report: CostReport, cost: NamedCost) -> float:
     if value is None:
         raise InputError(f"{cost.name} of {report.network} must exist to be a budget, got none: a layer stays float")
     return float(value)
-
-
-def predicted_loss(prepared: PreparedNetwork, plan: CompressionPlan) -> float:
-    """``1/2 sum s ||w - step q||^2`` over the filters, times what compensation leaves: the predicted loss."""
-    inputs = prepared.inputs(plan.config, priced=True)
-    sensitivity, total = inputs.checked_sensitivity(), 0.0
-    for layer in plan.layers:
-        weights = inputs.weights[layer.name].float()
-        rounded = plain_levels(weights, layer, mask=prepared.masks.get(layer.name))
-        gap = (weights - rounded.weights()).double().square().flatten(1).sum(1)
-        s = gap.new_tensor(sensitivity.filters[layer.name])
-        total += 0.5 * float((s * gap).sum()) * inputs.compensation_factors.get(layer.name, 1.0)
-    return total

@@ -88,10 +88,9 @@ def load_cost(cost: "CostLike | NamedCost", known: Iterable[NamedCost] = (), *, 
     >>> load_cost("hardware:lom")
     Traceback (most recent call last):
         ...
-    slimbit.records.errors.InputError: metric must be a known machine, got 'hardware:lom'; did you mean hardware:loom? \
-Known: hardware:scalar_cpu, hardware:simd, hardware:int8_array, hardware:stripes, hardware:loom, hardware:bit_fusion, \
-hardware:filterwise, hardware:sparse, hardware:analog_class_a, hardware:analog_class_b, hardware:ideal_digital; give \
-others as a .toml file or package.module:function
+    slimbit.records.errors.InputError: metric must be hardware:NAME of a known machine, got 'hardware:lom'; did you \
+mean loom? Known: scalar_cpu, simd, int8_array, stripes, loom, bit_fusion, filterwise, sparse, analog_class_a, \
+analog_class_b, ideal_digital; give others as a .toml file or package.module:function
     """
     if isinstance(cost, NamedCost):
         return cost
@@ -105,10 +104,10 @@ others as a .toml file or package.module:function
             return others[cost]
         rest = cost.removeprefix(HARDWARE)
         if rest != cost and ":" not in rest and not rest.lower().endswith(".toml") and rest not in hardware_names():
-            names = (*others, *(HARDWARE + name for name in hardware_names()))
+            names = tuple(dict.fromkeys((*(name.removeprefix(HARDWARE) for name in others), *hardware_names())))
             raise InputError(
-                f"{what} must be a known machine, got {cost!r}{closest(cost, names) or '.'} Known: {', '.join(names)}; "
-                "give others as a .toml file or package.module:function"
+                f"{what} must be {HARDWARE}NAME of a known machine, got {cost!r}{closest(rest, names) or '.'} "
+                f"Known: {', '.join(names)}; give others as a .toml file or package.module:function"
             )
     model = load_hardware(cost)
     return NamedCost(HARDWARE + model.name, model)

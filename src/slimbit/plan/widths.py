@@ -45,22 +45,25 @@ class WidthCosts:
     """What every layer costs at every width.
 
     Attributes:
-        costs: By layer name, of the layers that are decided on: rows for weight widths 1, 2, ..., a column for each of
+        weight_bits: Widths that a layer's weights may take, rising.
+        costs: By layer name, of the layers that are decided on: a row for each of ``weight_bits``, a column for each of
             ``activation_bits``, or one where the width of what it reads is fixed; infinite where the machine does not
             run it.
         activation_bits: Widths that values between layers may take, rising; empty where they are not decided on.
         activations: What is decided about them.
     """
 
+    weight_bits: tuple[int, ...]
     costs: Mapping[str, Tensor]
     activation_bits: tuple[int, ...] = ()
     activations: tuple[ActivationChoice, ...] = field(default=())
 
 
-def weight_widths(config: QuantConfig) -> range:
-    """Bit widths that a layer's weights may take."""
-    most = MAX_WIDTH if config.activation_bits is None else INTEGER_WIDTHS[grid_of(config)]
-    return range(1, most + 1)
+def weight_widths(config: QuantConfig) -> tuple[int, ...]:
+    """Bit widths that a layer's weights may take; one bit of mid-tread holds nothing but zero."""
+    grid = grid_of(config)
+    most = MAX_WIDTH if config.activation_bits is None else INTEGER_WIDTHS[grid]
+    return tuple(range(2 if grid == "midtread" else 1, most + 1))
 
 
 def equal_widths(inputs: PlanInputs, bits: int, config: QuantConfig) -> CompressionPlan:
@@ -99,8 +102,10 @@ def widths_by_price(
         losses[layer.name], stays[layer.name] = loss_at_widths(
             inputs.width_table(layer, grid),
             price,
-            sensitivity=s * compensation_factor(inputs, layer, config),
+            sensitivity=s,
             cost=table.costs[layer.name].to(s.device),
+            widths=table.weight_bits,
+            compensation_factor=compensation_factor(inputs, layer, config),
         )
     column = dict.fromkeys(losses, 0)
     widths: dict[str, int] = {}
@@ -115,7 +120,7 @@ def widths_by_price(
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         place = column[layer.name]
         row = int(losses[layer.name][:, place].argmin())
-        chosen = ((row + 1) * stays[layer.name][:, row, place]).tolist()
+        chosen = (table.weight_bits[row] * stays[layer.name][:, row, place]).tolist()
         found = by_width(layer, inputs.width_table(layer, grid), chosen, config)
         return as_integers(found, weights, config)
 
@@ -133,15 +138,15 @@ def price_bounds(inputs: PlanInputs, config: QuantConfig, table: WidthCosts) -> 
     prices: list[float] = []
     for layer in inputs.layers(config):
         errors = inputs.width_table(layer, grid).error
-        s = errors.new_tensor(sensitivity.filters[layer.name]) * compensation_factor(inputs, layer, config)
-        loss = 0.5 * s[:, None] * errors
+        loss = 0.5 * errors.new_tensor(sensitivity.filters[layer.name])[:, None] * errors
+        rounding = compensation_factor(inputs, layer, config) * loss[:, list(table.weight_bits)]
         cost = table.costs[layer.name].to(errors)
         finite = cost[cost.isfinite()]
         if not len(finite) or not float(finite.max()) > 0:
             continue
         share = float(finite[finite > 0].min()) / layer.filters
-        prices.append(float((loss[:, 0] - loss[:, 1:].amin(1)).max()) / share)
-        whole = loss[:, 1 : len(cost) + 1].sum(0)
+        prices.append(float((loss[:, 0] - rounding.amin(1)).max()) / share)
+        whole = rounding.sum(0)
         gaps = (cost[:, None] - cost[None]).flatten(2).amax(2)
         rise = whole[None] - whole[:, None]
         found = rise[(gaps > 0) & gaps.isfinite() & (rise > 0)] / gaps[(gaps > 0) & gaps.isfinite() & (rise > 0)]
