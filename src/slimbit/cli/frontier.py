@@ -86,8 +86,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     ] = None,
     evaluate_images: Annotated[int | None, typer.Option(help="Instead: so many test images, held out or not.")] = None,
     baselines: Annotated[
-        bool | None, typer.Option("--baselines/--no-baselines", help="Add plain quantization at 8 to 2 bits.")
+        str | None,
+        typer.Option(
+            metavar="max_abs,aciq",
+            help="Plain quantization to compare with, at 8 to 2 bits: the paper's max_abs (default), or Banner et al.",
+        ),
     ] = None,
+    no_baselines: Annotated[bool, typer.Option("--no-baselines", help="Compare with nothing.")] = False,
     signal: Annotated[
         Path | None,
         typer.Option(
@@ -139,7 +144,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "calibration_augment": augment,
         "evaluate_images": evaluate_images,
         "select_images": select_images,
-        "baselines": baselines,
+        "baselines": _baselines(baselines, none=no_baselines),
         "signal": None if signal is None else str(signal),
         "signal_epochs": None if signal_epochs is None else parse_epochs(signal_epochs),
         "seed": seed,
@@ -156,6 +161,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         Console(stderr=True, highlight=False, soft_wrap=True).print(line)
     if not any(point.state == "done" for point in result.points):
         raise SlimbitError(f"every point of {out} failed: the reasons are above")
+
+
+def _baselines(text: str | None, *, none: bool) -> tuple[str, ...] | None:
+    """Names of baselines; None = not given."""
+    if none and text is not None:
+        raise InputError("--baselines must not be given with --no-baselines, got both")
+    return () if none else None if text is None else tuple(name.strip() for name in text.split(","))
 
 
 def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "Frontier":

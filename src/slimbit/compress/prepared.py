@@ -22,6 +22,7 @@ from slimbit.measure.sensitivity import DIVERGENCES, Likelihood, measure_sensiti
 from slimbit.numerics.batches import Regrouped, as_called, checked_batches, count_of, inputs_of
 from slimbit.numerics.copies import plain_network, unwrapped
 from slimbit.numerics.levels import LayerLevels
+from slimbit.plan.aciq import step_by_aciq
 from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.signal import step_by_signal
 from slimbit.plan.steps import step_by_price, step_by_range
@@ -268,8 +269,9 @@ class PreparedNetwork:
         return self._complete(step_by_price(self.inputs(config, priced=True), price, metric, config))
 
     def plan_bits(self, bits: float, config: QuantConfig = PAPER) -> CompressionPlan:
-        """The plan of equal bit widths; default: the paper's quantize-only baseline."""
-        return self._complete(step_by_range(self.inputs(config, priced=False), bits, config))
+        """The plan of a bit width: policy ``aciq`` where it is a mean of filters, else of all layers alike."""
+        policy = step_by_aciq if config.bit_allocation else step_by_range
+        return self._complete(policy(self.inputs(config, priced=False), bits, config))
 
     def plan_pruned_only(self, skip: tuple[str, ...]) -> CompressionPlan:
         """8 bits and nothing else: what pruning alone reaches."""

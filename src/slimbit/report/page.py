@@ -11,7 +11,7 @@ from slimbit.records.errors import InputError
 from slimbit.records.files import as_path, parse_json, write_whole
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
-from slimbit.report.figures import accuracy_figure, histogram_figure, keep_ratios_of, template
+from slimbit.report.figures import accuracy_figure, baseline_policies, histogram_figure, keep_ratios_of, template
 from slimbit.report.frames import ReportData, ReportFacts, report_data
 from slimbit.report.html import composed
 
@@ -125,7 +125,10 @@ def contents(data: ReportData) -> dict[str, Any]:
         "report": asdict(data),
         "figures": {metric.name: accuracy_figure(data, metric.name) for metric in data.metrics},
         "histogram": histogram_figure(data),
-        "templates": {theme: template(theme, keep_ratios=len(keep_ratios_of(data))) for theme in ("light", "dark")},
+        "templates": {
+            theme: template(theme, keep_ratios=len(keep_ratios_of(data)), baselines=len(baseline_policies(data)))
+            for theme in ("light", "dark")
+        },
         "pick": f"slimbit pick {shlex.quote(data.about.run)}",
     }
 
