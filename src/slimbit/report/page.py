@@ -120,7 +120,9 @@ def page(data: ReportData, exported: Sequence[ExportedFile] = ()) -> str:
 
     See `slimbit.report.html.composed` for how it is kept safe from hostile names.
     """
-    return composed("page", title=f"{data.about.network}: {data.about.score_name} against cost", data=contents(data, exported))
+    return composed(
+        "page", title=f"{data.about.network}: {data.about.score_name} against cost", data=contents(data, exported)
+    )
 
 
 def contents(data: ReportData, exported: Sequence[ExportedFile] = ()) -> dict[str, Any]:
