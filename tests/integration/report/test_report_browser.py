@@ -201,7 +201,7 @@ def test_hostile_names_stay_text(open_page, tmp_path, run_of):
     file = tmp_path / "report.html"
     file.write_text(page(report_data(run.about, run.points, read_cost)), encoding="utf-8")
     shown = open_page(file)
-    shown.evaluate("Plotly.Fx.hover('accuracy', [{curveNumber: 2, pointNumber: 5}])")
+    shown.evaluate("Plotly.Fx.hover('accuracy', [{curveNumber: 2, pointNumber: 0}])")
     shown.wait_for_selector("#accuracy .hovertext")
     assert shown.evaluate("window.injected") is None
     assert shown.locator("img, a[href^=javascript], #accuracy svg a").count() == 0
