@@ -62,7 +62,9 @@ def pixels(path: Path) -> Tensor:
         picture = opened.convert("RGB")
     short = min(picture.size)
     if short > RESIZED:
-        picture = picture.resize(tuple(round(side * RESIZED / short) for side in picture.size), Image.Resampling.BILINEAR)
+        picture = picture.resize(
+            tuple(round(side * RESIZED / short) for side in picture.size), Image.Resampling.BILINEAR
+        )
     left, top = ((side - SIDE) // 2 for side in picture.size)
     return torch.from_numpy(np.array(picture.crop((left, top, left + SIDE, top + SIDE)))).permute(2, 0, 1) / 255
 
@@ -92,6 +94,7 @@ class TopOne:
         return len(self.pictures)
 
     def __call__(self, network: nn.Module) -> slimbit.Accuracy:
+        """Score a network where its weights are."""
         device = next(network.parameters()).device
         right: list[bool] = []
         with torch.inference_mode():

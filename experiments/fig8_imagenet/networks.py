@@ -34,7 +34,7 @@ def resnet50_v1(weights: Path | None = None) -> nn.Module:
     if weights is not None:
         stored = load_file(weights)
         for name, values in stored.items():
-            if name.endswith("running_var"):  # one variance of the first layer is beyond float16, in which they are stored
+            if name.endswith("running_var"):  # they are stored in float16, where one is infinite
                 stored[name] = values.float().clamp(max=torch.finfo(torch.float16).max)
         network.load_state_dict(network.state_dict() | stored)
     for module in network.modules():
@@ -49,6 +49,7 @@ class SameConv2d(nn.Conv2d):
     """TensorFlow's SAME padding: what is missing for ``ceil(size / stride)`` outputs, the odd pixel at the end."""
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Shape ``(batch, inputs, H, W)`` to ``(batch, outputs, ceil(H / stride), ceil(W / stride))``."""
         pads = []
         for size, kernel, stride in zip(inputs.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
             missing = max(0, (-(-size // stride) - 1) * stride + kernel - size)
@@ -73,6 +74,7 @@ class Block(nn.Module):
         self._expands, self._adds = expansion > 1, stride == 1 and inputs == outputs
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Shape ``(batch, inputs, H, W)`` to ``(batch, outputs, ceil(H / stride), ceil(W / stride))``."""
         x = self._relu(self._bn0(self._expand_conv(inputs))) if self._expands else inputs
         x = self._relu(self._bn1(self._depthwise_conv(x)))
         x = self._bn2(self._project_conv(x))

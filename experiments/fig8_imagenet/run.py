@@ -1,12 +1,12 @@
-"""Figures 8, 10 and 11 of "Prune or quantize?" (2019) without any training: ImageNet, ResNet-50 v1 and EfficientNet-Lite0.
+"""Figures 8, 10 and 11 of "Prune or quantize?" (2019) without training: ImageNet, ResNet-50 v1, EfficientNet-Lite0.
 
     python experiments/fig8_imagenet/run.py IMAGES OUT --resnet50-v1 FILE --efficientnet-lite0 FILE [--scale quick]
     python experiments/fig8_imagenet/run.py --tables OUT
 
 IMAGES holds class folders in ``train/`` and ``val/`` (ImageNet as it is distributed, unpacked), or class folders alone,
 which are divided once into calibration and scored images. For each network: the price sweep for ESN_d with the paper's
-plain quantization (``max_abs``, absolute statistics) beside it, for ESN'_d and for ESN_a, and error compensation as GPTQ
-does it, with a step per filter and nothing else. Writes results.csv and fig8.png, and prints the tables of README.md.
+plain quantization (``max_abs``, absolute statistics) beside it, for ESN'_d and for ESN_a, and error compensation as in
+GPTQ, with a step per filter and nothing else. Writes results.csv and fig8.png, and prints the tables of README.md.
 ``--scale full`` scores all validation images. Interrupt at will: the same command continues.
 """
 
@@ -19,10 +19,10 @@ import torch
 
 import slimbit
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-from images import Normalization, TopOne, batches, split
-from networks import efficientnet_lite0, resnet50_v1
-from tables import draw, factor_table, read_rows, write_results
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from fig8_imagenet.images import Normalization, TopOne, batches, split
+from fig8_imagenet.networks import efficientnet_lite0, resnet50_v1
+from fig8_imagenet.tables import draw, factor_table, read_rows, write_results
 from trainings import write_rows
 
 mpl.use("Agg")

@@ -31,11 +31,9 @@ def read_rows(out: Path) -> list[Row]:
         network, _, part = folder.name.rpartition("-")
         if (folder / "run.json").exists():
             run = slimbit.open_run(folder)
-            rows += [
-                _row(network, MAX_ABS if point.baseline else f"sweep of {part}", point.setting, {**point.to_dict(), "hits": point.hits})
-                for point in run.points
-                if point.state == "done"
-            ]
+            for point in (point for point in run.points if point.state == "done"):
+                method = MAX_ABS if point.baseline else f"sweep of {part}"
+                rows.append(_row(network, method, point.setting, {**point.to_dict(), "hits": point.hits}))
             if part == "esn_digital":
                 float_row = {"accuracy": run.float_accuracy, "hits": run.info.float_hits}
                 rows.append(_row(network, "float", "", float_row))

@@ -193,9 +193,9 @@ def coordinate_descent(
 def _by_column(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor | None]:
     """Weights in units of their steps and their mask, ``(groups, features, filters)``: each column in one piece."""
     groups, features, _ = moment.shape
-    steps = _by_group(quantizer.step.to(moment.dtype), groups)
+    step = quantizer.step.to(moment.dtype)
     work = weights.reshape(groups, -1, features).to(moment.dtype).transpose(1, 2)
-    work = work / (steps.unsqueeze(1) if isinstance(steps, Tensor) and steps.ndim else steps)
+    work = work / (step.reshape(groups, 1, -1) if step.ndim else step)
     mask = quantizer.mask
     kept = None if mask is None else mask.reshape(groups, -1, features).transpose(1, 2)
     return work.to(WORKED).contiguous(), kept
