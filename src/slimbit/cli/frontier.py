@@ -107,6 +107,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         typer.Option(help="Quantize activations, too, to this width, 2 to 8: for `slimbit export`; default: float."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images that are calibrated with, or scored, at once; default: by their size.")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="GiB for activations of calibration images; default: half of what is free."),
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Database for the study; default: RUN/study.db.")
     ] = None,
@@ -148,6 +155,8 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "signal": None if signal is None else str(signal),
         "signal_epochs": None if signal_epochs is None else parse_epochs(signal_epochs),
         "seed": seed,
+        "batch_size": batch_size,
+        "memory_gib": memory,
         "storage": storage,
         "device": device,
         "retry_failed": retry_failed or None,
@@ -199,13 +208,15 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
         likelihood=settings.likelihood,
         origin=found.network.origin,
         keep=found.network.keep,
+        batch_size=settings.batch_size,
+        memory_gib=settings.memory_gib,
     )
     with Screen(Console(), metric=settings.metric, folder=str(out)) as screen:
         return trace_frontier(
             prepared,
-            evaluate=found.data.evaluator(settings.evaluate_images)
+            evaluate=found.data.evaluator(settings.evaluate_images, batch_size=settings.batch_size)
             if settings.evaluate_images is not None
-            else found.data.selection(settings.select_images)[0],
+            else found.data.selection(settings.select_images, batch_size=settings.batch_size)[0],
             out=out,
             config=settings.run(),
             data=found.data,

@@ -56,7 +56,7 @@ class OutputFidelity:
     tried: dict[float, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._calibration, self._batch = self.prepared.probe
+        self._calibration, self._judged = self.prepared.probe
         # a copy: a forward pass may change what a network keeps beside its weights
         self._float = self._outputs(copied(self.prepared.model))
 
@@ -87,7 +87,8 @@ class OutputFidelity:
 
     def _outputs(self, network: nn.Module) -> list[Tensor]:
         with torch.no_grad():
-            return [head.double() for head in output_heads(call_network(network.eval(), self._batch))]
+            parts = [output_heads(call_network(network.eval(), batch)) for batch in self._judged]
+            return [torch.cat(heads).double() for heads in zip(*parts, strict=True)]
 
 
 def fidelity_of(found: Tensor, wanted: Tensor) -> float:

@@ -167,6 +167,8 @@ class WidthSweep:
             likelihood=root.likelihood,
             origin=root.origin,
             keep=keep if root.keep is None else root.keep.compose(keep),
+            batch_size=root.batch_size,
+            memory_gib=root.memory_gib,
         )
 
     def _share_sensitivity(self, report: Report) -> None:

@@ -124,7 +124,8 @@ class Worker:
         self._again.discard(planned.key)
         self._refresh()
         self._report("point", point=point)
-        for note in dict.fromkeys(sweep.prepared.calibration_notes):
+        division = (sweep.prepared.division,) if sweep.prepared.division else ()
+        for note in dict.fromkeys((*division, *sweep.prepared.calibration_notes)):
             if note not in self._noted:
                 self._noted.add(note)
                 self._report("note", note)

@@ -270,6 +270,10 @@ class RunConfig(ConfigTable):
         signal_epochs: Its epochs to take; None: at most eight, spread evenly.
         seed: Of sampled images, labels and positions.
         likelihood: What the sensitivity samples labels from: "categorical" for classifiers, "gaussian" for regression.
+        batch_size: Calibration images that are worked on at once, and images that ``slimbit frontier`` scores at once;
+            None: by their size. Results do not depend on it.
+        memory_gib: What the activations of all calibration images may take, in GiB; None: half of what is free. If they
+            need more, they are kept in half precision, then fewer images are used.
         storage: Database for the study; None: a file in the run's folder.
         stages: Folder of pruned and tuned networks, kept by content, for several runs; None: in the run.
         retry_failed: Whether points that failed earlier are tried again.
@@ -290,6 +294,8 @@ class RunConfig(ConfigTable):
     signal_epochs: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     likelihood: Literal["categorical", "gaussian"] = "categorical"
+    batch_size: Count | None = None
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
     storage: str | None = None
     stages: str | None = None
     retry_failed: bool = False
