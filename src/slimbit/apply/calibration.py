@@ -199,7 +199,7 @@ def calibrate(
     bounds = {name: b for name, b in bind(network, spec).items() if b.window is not None}
     parts, halved, notes = _divided(network, checked_batches(batches), bounds, batch_size, memory_bytes, forward)
     found = Calibration(parts, forward, samples, seed, halved=halved, division=_in_words(parts), notes=notes)
-    watch = _Watch(found, bounds, network)
+    watch = _CalibrationHooks(found, bounds, network)
     watch.run()
     constant = watch.constant_inputs()
     if not constant or sum(map(count_of, parts)) < FEWEST_IMAGES:
@@ -263,7 +263,7 @@ def _fitting(batches: tuple[Any, ...], images: int) -> tuple[Any, ...]:
     return batches[: max(1, sum(end <= images for end in ends))]
 
 
-class _Watch:
+class _CalibrationHooks:
     """Hooks that note what the batches do in the float network."""
 
     def __init__(self, found: Calibration, bounds: Mapping[str, Bound], network: nn.Module) -> None:

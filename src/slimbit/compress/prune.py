@@ -53,12 +53,12 @@ from slimbit.records.codec import record as stored_record
 from slimbit.records.config import PruneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.files import as_path, not_written, read_regular, write_whole
-from slimbit.records.groups import Ties
+from slimbit.records.groups import FilterGroups
 from slimbit.records.keep import KeepPlan
 from slimbit.records.signal import EpochSignal
 from slimbit.records.training_run import read_training_run
+from slimbit.survey.filter_groups import NEVER_CALLED, find_filter_groups
 from slimbit.survey.module import survey_network
-from slimbit.survey.ties import NEVER_CALLED, tied_filters
 from slimbit.survey.trace import Inputs
 
 DONE, NETWORK, SCHEMA = "pruned.json", "network.safetensors", 1
@@ -176,9 +176,9 @@ class Pruner:
                 )
 
     @cached_property
-    def groups(self) -> Ties:
+    def groups(self) -> FilterGroups:
         """Which filters live or die together."""
-        return tied_filters(self.prepared.model, self.prepared.example_input, name=self.prepared.name)
+        return find_filter_groups(self.prepared.model, self.prepared.example_input, name=self.prepared.name)
 
     @cached_property
     def signal(self) -> EpochSignal | None:

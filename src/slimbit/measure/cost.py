@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slimbit.measure.cost_config import CostConfig, Steps, cost_config_from, step_of
 from slimbit.measure.hardware import HardwareLike, hardware_cost, load_hardware
-from slimbit.numerics.energy import LevelSums, Rounding, code_bits, inputs_read, level_sums, quantized_sums
+from slimbit.numerics.energy import LevelFormat, LevelSums, code_bits, inputs_read, level_sums, quantized_sums
 from slimbit.numerics.levels import LayerLevels
 from slimbit.records.cost import LEVEL_METRICS, CostReport, LayerCost, TotalCost
 from slimbit.records.errors import InputError
@@ -201,7 +201,7 @@ def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: CostConfig, keep:
     _refuse_unusable(layer, weight)
     weight = weight if weight.dtype in {torch.float32, torch.float64} else weight.float()
     step, limit = step_of(layer, weight if keep is None else weight * keep, counting)
-    sums = quantized_sums(weight, step, Rounding(counting.grid, limit, counting.formula), keep=keep)
+    sums = quantized_sums(weight, step, LevelFormat(counting.grid, limit, counting.formula), keep=keep)
     return _Facts(
         sums=sums,
         alive=sums,
