@@ -136,8 +136,8 @@ def find_price_range(
 ) -> PriceRange:
     """The range of prices from nearly float to collapse.
 
-    Costs are predicted from plans alone. Only the two ends need compressed networks, on few images: six, or ten where the
-    network collapses neither between `LIKELY` mean bits per weight nor beside them.
+    Costs are predicted from plans alone. Only the two ends need compressed networks, on few images: six, or ten where
+    the network does not collapse between `LIKELY` mean bits per weight.
 
     Args:
         prepared: The network.
