@@ -4,8 +4,8 @@ From float weights and calibration images to levels, steps, BatchNorm statistics
 
 1. Sensitivity: labels sampled from the network itself, mean squared gradient of their log-likelihood per filter.
 2. What compensation leaves of it: pivots of ``H``, and the part of the input's power that is not its mean.
-3. Steps of a price: ``step^4 = 24 price c sigma^2 / s`` (ESN_a), ``step^2 = 12 price c / (s ln 2)`` (ESN_d), or the best
-   width of every filter (ESN'_d).
+3. Steps of a price: ``step^4 = 24 price c sigma^2 / s`` (ESN_a), ``step^2 = 12 price c / (s ln 2)`` (ESN_d), or the
+   best width of every filter (ESN'_d).
 4. Layer by layer, on inputs that the already quantized layers make: the weight that fits the float outputs best,
    optimal brain quantization column by column, coordinate descent, refitted steps where wanted.
 5. Behind each layer the bias or the BatchNorm statistics moved by what quantization changed.
@@ -413,7 +413,7 @@ def bits_of(level) -> int:
 
 
 def positions_of(module, x, y) -> int:
-    """How often an image meets every weight: at each output position; a transposed convolution at each input position."""
+    """How often an image meets a weight: at each output position, or input position where transposed."""
     if isinstance(module, nn.Linear | SelfAttention):
         return math.prod(y.shape[1:-1])
     return math.prod((x if isinstance(module, nn.ConvTranspose2d) else y).shape[2:])

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import nn
 
 from slimbit.artifacts.manifest import NetworkReference
-from slimbit.records.codec import canonical, from_plain, pretty, with_schema
+from slimbit.records.codec import canonical, from_plain, json_file, with_schema
 from slimbit.records.errors import InputError
 from slimbit.records.files import parse_json, read_regular, write_whole
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS, KeepPlan
@@ -59,7 +59,7 @@ def write_pruned(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     card = canonical(about.get("card", {})).decode()
     said = {"network": network, "content": content, "plan": with_schema(plan, KEEP_SCHEMA), **about}
-    write_whole(folder / PRUNED, pretty(with_schema(said, SCHEMA)))
+    write_whole(folder / PRUNED, json_file(with_schema(said, SCHEMA)))
     write_whole(folder / PRUNED_WEIGHTS, save(tensors, metadata={"slimbit": card}))
 
 

@@ -1,6 +1,5 @@
 """`slimbit prune`: a really smaller network."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slimbit.cli.options import parse_budget, stopped_training, tune_options
+from slimbit.records.codec import pretty
 from slimbit.records.config import By, Constants, PruneConfig, Scope, Statistics
 from slimbit.records.errors import InputError, check_choice
 from slimbit.records.terminal import quantity
@@ -149,7 +149,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     card = _card(slim, found.data, results)
     write_pruned(out, slim.model, slim.keep, network=slim.reference(), about={"card": card, **results}, content=content)
     if as_json:
-        typer.echo(json.dumps({"schema": 1, "out": str(out), **results}, indent=2, allow_nan=False))
+        typer.echo(pretty({"schema": 1, "out": str(out), **results}))
         return
     console = Console(soft_wrap=True, highlight=False)
     console.print(_table(f"{found.network.name}: {plan.policy}, {plan.setting}", results))

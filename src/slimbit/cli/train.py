@@ -1,6 +1,5 @@
 """`slimbit train`: train a network, with its signal-to-noise ratio in view."""
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from slimbit.cli.live import duration
+from slimbit.records.codec import sha256
 from slimbit.records.config import read_config
 from slimbit.records.errors import InputError
 from slimbit.records.training import TrainConfig
@@ -119,7 +119,7 @@ def train_from(settings: TrainConfig, out: Path, *, screen: "TrainScreen | None"
     model, _ = model_of(
         settings.network, weights=weights, input_text=text, classes=data.classes, seed=settings.seed, trained=False
     )
-    begun = "" if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
+    begun = "" if weights is None else sha256(weights.read_bytes())
     return train_model(model, data, out=out, config=settings, fingerprint=begun, progress=screen)
 
 

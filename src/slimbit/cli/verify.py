@@ -1,6 +1,5 @@
 """`slimbit verify`: the proof that an exported file computes what was promised."""
 
-import json
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slimbit.records.codec import plain, with_schema
+from slimbit.records.codec import plain, pretty, with_schema
 
 if TYPE_CHECKING:
     from slimbit.compress.model import CompressedModel
@@ -47,7 +46,7 @@ def verify(
     found = verify_file(file, small, given.batches, labels=given.labels, precise=precise)
     if as_json:
         told = {**plain(found), "is_exact": found.is_exact, "needs_precision": list(found.needs_precision)}
-        typer.echo(json.dumps(with_schema(told, SCHEMA), indent=2, allow_nan=False))
+        typer.echo(pretty(with_schema(told, SCHEMA)))
     else:
         print_verification(found)
         print_fits(small, names=("onnxruntime", "openvino"))

@@ -1,6 +1,5 @@
 """Open what was saved: an artifact, or a pruned folder, as a compressed model again."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from slimbit.compress.model import CompressedModel
 from slimbit.measure.cost import cost
 from slimbit.numerics.batches import zeros_like_input
 from slimbit.numerics.levels import LayerLevels
-from slimbit.records.codec import from_json
+from slimbit.records.codec import from_json, sha256
 from slimbit.records.cost import SCHEMA as COST_SCHEMA
 from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
@@ -164,6 +163,6 @@ def _verified(path: Path, entry: FileEntry) -> bytes:
     content = read_regular(path, "artifact file", limit=entry.bytes)
     if len(content) != entry.bytes:
         raise InputError(f"artifact file {path} must have {entry.bytes} bytes, got {len(content)}")
-    if hashlib.sha256(content).hexdigest() != entry.sha256:
+    if sha256(content) != entry.sha256:
         raise InputError(f"artifact file {path} must have the hash in its manifest, got another: it is damaged")
     return content

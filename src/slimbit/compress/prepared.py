@@ -1,9 +1,7 @@
 """A network that is measured once and compressed often: its survey, its statistics, its sensitivity."""
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +24,7 @@ from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.signal import step_by_signal
 from slimbit.plan.steps import step_by_price, step_by_range
 from slimbit.records.activations import ActivationQuantizer
+from slimbit.records.codec import canonical, sha256
 from slimbit.records.config import PAPER, QuantConfig
 from slimbit.records.cost import CostReport
 from slimbit.records.dataflow import Dataflow
@@ -321,20 +320,18 @@ class PreparedNetwork:
 
 def digest_of(values: Any) -> str:
     """SHA-256 of tensors in any nesting of lists and mappings, with their names, shapes and types."""
-    total = hashlib.sha256()
-    _feed(total.update, "", values)
-    return total.hexdigest()
+    return sha256(_parts("", values))
 
 
-def _feed(update: Callable[[bytes], None], name: str, value: Any) -> None:
+def _parts(name: str, value: Any) -> Iterator[bytes]:
     if isinstance(value, Tensor):
-        update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        yield canonical([name, str(value.dtype), list(value.shape)])
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(value, Mapping):
         for key in sorted(value, key=str):
-            _feed(update, f"{name}/{key}", value[key])
+            yield from _parts(f"{name}/{key}", value[key])
     elif isinstance(value, tuple | list):
         for place, part in enumerate(value):
-            _feed(update, f"{name}/{place}", part)
+            yield from _parts(f"{name}/{place}", part)
     else:
-        update(json.dumps([name, type(value).__name__]).encode())
+        yield canonical([name, type(value).__name__])

@@ -4,7 +4,6 @@
 computed twice and a run that was killed goes on where it stood.
 """
 
-import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -48,7 +47,7 @@ from slimbit.plan.keep import (
     keep_within,
     match_counts,
 )
-from slimbit.records.codec import digest, from_json, pretty, with_schema
+from slimbit.records.codec import digest, from_json, json_file, sha256, with_schema
 from slimbit.records.codec import record as stored_record
 from slimbit.records.config import PruneConfig
 from slimbit.records.errors import InputError
@@ -352,7 +351,7 @@ class Pruner:
         content = read_regular(file, "pruned network", limit=LARGEST)
         found = from_json(_StageRecord, content, where=str(file), schema=SCHEMA)
         weights = (folder / NETWORK).read_bytes() if (folder / NETWORK).is_file() else b""
-        if hashlib.sha256(weights).hexdigest() != found.network:
+        if sha256(weights) != found.network:
             raise InputError(f"{file} must name the network beside it, got another or none: delete {folder}")
         return PruneStage(pruned_from_state(self.prepared.model, found.plan, weights), found.plan, found.residuals)
 
@@ -402,6 +401,6 @@ def packed_state(network: nn.Module) -> bytes:
 def _store(folder: Path, stage: PruneStage) -> None:
     content = packed_state(stage.network)
     finite = tuple(value for value in stage.residuals if math.isfinite(value))
-    found = _StageRecord(network=hashlib.sha256(content).hexdigest(), residuals=finite, plan=stage.plan)
+    found = _StageRecord(network=sha256(content), residuals=finite, plan=stage.plan)
     write_whole(folder / NETWORK, content)
-    write_whole(folder / DONE, pretty(with_schema(found, SCHEMA)))
+    write_whole(folder / DONE, json_file(with_schema(found, SCHEMA)))
