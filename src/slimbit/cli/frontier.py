@@ -9,7 +9,7 @@ from rich.console import Console
 from slimbit.cli.live import Screen
 from slimbit.cli.options import parse_budget, tune_options
 from slimbit.cli.points import clampings, failures, points_table
-from slimbit.records.config import FrontierConfig, read_config
+from slimbit.records.config import FrontierConfig
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.training import AugmentConfig
 from slimbit.sources.networks import check_trusted_data, check_trusted_network
@@ -147,7 +147,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "device": device,
         "retry_failed": retry_failed or None,
     }
-    base: FrontierConfig = FrontierConfig() if config is None else read_config(FrontierConfig, config)
+    base: FrontierConfig = FrontierConfig() if config is None else FrontierConfig.from_toml(config)
     check_trusted_network(None if network else base.network, str(config), allow_code=allow_code)
     check_trusted_data(None if data else base.data, str(config), allow_code=allow_code)
     result = trace(base.with_options(options), out, allow_code=allow_code)

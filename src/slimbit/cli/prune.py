@@ -35,7 +35,10 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
         ),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(metavar="METRIC=VALUE", help="Instead: macs=20M, or macs=0.5 (at most 1: a share).")
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC=VALUE", help="Instead: macs=20M, or macs=0.5 (at most 1: a share); repeatable, all hold."
+        ),
     ] = None,
     bits: Annotated[float, typer.Option(help="Bit width at which an ESN budget is counted.")] = 8,
     by: Annotated[
@@ -83,12 +86,11 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     check_choice("--scope", scope, get_args(Scope))
     check_choice("--constants", constants, get_args(Constants))
     check_choice("--statistics", statistics, get_args(Statistics))
+    budget = budget or None
     if by == "dead" and (keep is not None or budget is not None):
         raise InputError("--keep and --budget must not be given with --by dead, which decides by itself")
     if keep is not None and budget is not None:
         raise InputError("one of --keep and --budget may be given, got both")
-    limit = None if budget is None else parse_budget(budget)
-    share = 0.5 if keep is None else parse_keep(keep)
     for name, value in (("admm_epochs", admm_epochs), ("admm_lr", admm_lr)):
         if value is not None and by != "admm":
             raise InputError(f"--by admm must be given with --{name.replace('_', '-')}, got {by}")
@@ -114,6 +116,9 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
             "statistics": statistics,
             "signal": None if signal is None else str(signal),
             "tune": tune,
+            "keep": None if keep is None else parse_keep(keep),
+            "budget": None if budget is None else dict(map(parse_budget, budget)),
+            "budget_bits": bits,
         }
     )
     from slimbit.artifacts.pruned import check_pruned_folder, write_pruned
@@ -138,7 +143,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
         keep=found.network.keep,
     )
     pruner = Pruner(prepared, config, None if config.tune is None else tuning_for(config.tune, found.data, prepared))
-    plan = pruner.plan(share) if limit is None else pruner.plan_within(*limit, bits=bits)
+    plan = pruner.plan_of_config()
     content = pruner.content(plan)
     check_pruned_folder(out, content)
     messages = Console(stderr=True, soft_wrap=True, highlight=False)

@@ -122,7 +122,7 @@ def prune(
         chosen = chosen.model_copy(update={"statistics": "stored"})
     pruner = Pruner(prepared, chosen, tuning)
     with _folder(out) as folder:
-        return pruner.prune(pruner.plan(chosen.keep), folder, progress or _silent)
+        return pruner.prune(pruner.plan_of_config(), folder, progress or _silent)
 
 
 def _silent(_: str) -> None:
@@ -187,7 +187,8 @@ class Pruner:
 
     def plan(self, keep: float | Mapping[str, float]) -> KeepPlan:
         """What stays at a keep ratio; by ADMM, how many stay: the training finds out which."""
-        config = PruneConfig(**{**dict(self.config), "keep": keep})  # not a copy, which would not check it
+        over = {"keep": keep, "budget": None}
+        config = PruneConfig(**{**dict(self.config), **over})  # not a copy, which would not check it
         weights = self.prepared.weights
         if config.by == "dead":
             return keep_live_filters(self.groups, weights, protect=config.protect, constants=config.constants)
@@ -206,11 +207,19 @@ class Pruner:
                 f"keep ratio {ratio:g} must remove filters of {self.prepared.name}, got one that keeps all of them"
             )
 
-    def plan_within(self, metric: str, amount: float, *, bits: float = 8) -> KeepPlan:
-        """What stays within a budget; an amount of at most 1 is a share of the whole network's cost."""
-        counted = CostConfig(bits=bits) if metric.startswith("esn") else None
-        price = budget_in(self.prepared.survey, metric, counted)
-        return keep_within(self.plan, price, amount * price(self.plan(1.0)) if amount <= 1 else amount)
+    def plan_of_config(self) -> KeepPlan:
+        """What stays by the settings: at their keep ratio, or within their budget."""
+        return self.plan(self.config.keep) if self.config.budget is None else self._plan_within(self.config.budget)
+
+    def _plan_within(self, budget: Mapping[str, float]) -> KeepPlan:
+        found = []
+        for metric, amount in budget.items():
+            counted = CostConfig(bits=self.config.budget_bits) if metric.startswith("esn") else None
+            price = budget_in(self.prepared.survey, metric, counted)
+            limit = amount * price(self.plan(1.0)) if amount <= 1 else amount
+            found.append(keep_within(self.plan, price, limit))
+        # all are of one share each, so the one that keeps least fits every budget
+        return min(found, key=price)
 
     def prune(self, plan: KeepPlan, folder: Path, progress: Progress) -> CompressedModel:
         """Carry a plan out: train by ADMM, cut, measure statistics anew, tune.
@@ -265,7 +274,7 @@ class Pruner:
 
     def settings(self) -> dict[str, Any]:
         """What results depend on beside network, plan and calibration images, as plain data."""
-        config = self.config.model_dump(mode="json", exclude={"keep", "signal", "tune"})
+        config = self.config.model_dump(mode="json", exclude={"keep", "budget", "budget_bits", "signal", "tune"})
         signal = "" if self.signal is None else digest(self.signal)
         return {**config, "signal": signal, "training": "" if self.tuning is None else self.tuning.name}
 

@@ -10,14 +10,15 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from slimbit.records.errors import InputError, closest
-from slimbit.records.files import DEEPEST, parse_json
+from slimbit.records.files import DEEPEST, parse_json, read_toml_table
 from slimbit.records.text import clipped
 
 Record = TypeVar("Record")
@@ -56,6 +57,20 @@ class ConfigTable(BaseModel):
             super().__init__(**settings)
         except ValidationError as error:
             raise InputError(_sentence(error, type(self), settings, where="")) from error
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """The settings in a TOML file.
+
+        Raises:
+            InputError: The file cannot be read or is no TOML, or a key is unknown or has a wrong value; the sentence
+                names file and key.
+        """
+        data = read_toml_table(path, "configuration")
+        try:
+            return cls(**data)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
     def with_options(self, options: Mapping[str, Any]) -> Any:
         """The settings with others put over them; None means not given, an inner mapping is put over its table.

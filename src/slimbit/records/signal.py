@@ -1,4 +1,4 @@
-"""Signal and noise of weights while a network trains, and the cost that it stands for (the paper's Eqs. (4) and (5))."""
+"""Signal and noise of weights while a network trains, and the cost that they stand for: Eqs. (4) and (5)."""
 
 import math
 from collections.abc import Mapping, Sequence

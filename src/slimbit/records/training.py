@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from slimbit.records.codec import ConfigTable, digest, record
+from slimbit.records.recipes import recipe_file
 
 Schedule = Literal["cosine", "step", "constant", "one_cycle"]
 Precision = Literal["float32", "bfloat16"]
@@ -117,6 +118,18 @@ class TrainConfig(ConfigTable):
         if self.optimizer.nesterov and not self.optimizer.momentum:
             raise ValueError("optimizer.momentum must be above 0 for nesterov, got 0")
         return self
+
+    @classmethod
+    def from_recipe(cls, name: str) -> "TrainConfig":
+        """Settings that come with Slimbit, as ``slimbit train --recipe``.
+
+        Raises:
+            InputError: There is no such recipe; the message names those there are.
+
+        >>> TrainConfig.from_recipe("fig2-paper").epochs
+        160
+        """
+        return cls.from_toml(recipe_file(name))
 
     def digest(self) -> str:
         """SHA-256 of everything that the trained weights depend on."""

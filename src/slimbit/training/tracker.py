@@ -37,8 +37,8 @@ class SignalTracker:
     """Measures the random walk of every layer's weights, epoch by epoch.
 
     Over the iterations i = 1..I of an epoch that begins at weights ``W_start``, per filter and per layer:
-    ``signal = mean_i ||W_i||^2`` and ``noise = mean_i ||W_i - W_start||^2``: Prune or quantize? (2019), Eq. (5), as this
-    project reads it. From their ratio the record computes the cost that the epoch's weights stand for, Eq. (4).
+    ``signal = mean_i ||W_i||^2`` and ``noise = mean_i ||W_i - W_start||^2``: Prune or quantize? (2019), Eq. (5), as
+    this project reads it. From their ratio the record computes the cost that the epoch's weights stand for, Eq. (4).
 
     Tracked are the layers that `slimbit.cost` counts. A weight that layers share is held once and recorded for each
     of them. A parametrized weight is followed as the network computes with it. A layer that was frozen for
