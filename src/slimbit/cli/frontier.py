@@ -202,15 +202,18 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
 
 
 def parse_widths(text: str) -> tuple[float, ...]:
-    """Widths of ``1,0.75,0.5``.
+    """Shares of the filters of ``1,0.75,0.5``.
 
     >>> parse_widths("1, 0.75")
     (1.0, 0.75)
     """
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--widths must be numbers with commas between them, got {text!r}") from None
+    if not all(0 < share <= 1 for share in found):
+        raise InputError(f"--widths must be shares of the filters, above 0 and up to 1, got {text!r}")
+    return found
 
 
 def parse_epochs(text: str) -> tuple[int, ...]:

@@ -51,6 +51,9 @@ def points(
     elif as_csv:
         typer.echo(_csv(rows), nl=False)
     else:
+        if not frontier.points:
+            typer.echo(f"{run} has no finished point yet: the command that made it continues it")
+            return
         numbers = {row["number"] for row in rows}
         listed = [point for point in frontier.points if point.number in numbers]
         Console().print(points_table(frontier, listed, chosen), *clampings(listed))

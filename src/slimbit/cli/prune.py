@@ -1,5 +1,6 @@
 """`slimbit prune`: a really smaller network."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -121,6 +122,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
             "budget_bits": bits,
         }
     )
+    from slimbit.artifacts.manifest import AccuracyEntry
     from slimbit.artifacts.pruned import check_pruned_folder, write_pruned
     from slimbit.compress.prepared import prepare
     from slimbit.compress.prune import Pruner
@@ -149,10 +151,12 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     messages = Console(stderr=True, soft_wrap=True, highlight=False)
     with stopped_training(messages, str(out)):
         slim = pruner.prune(plan, out, partial(messages.print, markup=False))
-    assert slim.keep is not None
+    plan = slim.keep
+    assert plan is not None
     results = _results(prepared, slim, found.data, evaluate_images)
-    card = _card(slim, found.data, results)
-    write_pruned(out, slim.model, slim.keep, network=slim.reference(), about={"card": card, **results}, content=content)
+    slim = replace(slim, accuracy=AccuracyEntry(value=results["after"]["accuracy"], measured_on=results["measured_on"]))
+    about = {**slim.about_pruned(), **results}
+    write_pruned(out, slim.model, plan, network=slim.reference(), about=about, content=content)
     if as_json:
         typer.echo(pretty({"schema": 1, "out": str(out), **results}))
         return
@@ -202,18 +206,6 @@ def _results(
     before = side(cost(prepared.model, prepared.example_input), prepared.model)
     admm = {"admm_residuals": list(slim.residuals)} if slim.residuals else {}
     return {"before": before, "after": side(slim.cost, slim.model), "measured_on": evaluate.description, **admm}
-
-
-def _card(slim: "CompressedModel", data: "DataSet", results: dict[str, Any]) -> dict[str, Any]:
-    norm, keep = data.normalization, slim.keep
-    assert keep is not None
-    return {
-        "network": slim.origin.source,
-        "normalize": {"mean": list(norm.mean), "std": list(norm.std)} if norm.name == "custom" else norm.name,
-        "classes": data.classes,
-        "accuracy": results["after"]["accuracy"],
-        "description": f"pruned by {keep.policy}, {keep.setting}; slimbit.load puts it together",
-    }
 
 
 def _table(title: str, results: dict[str, Any]) -> Table:

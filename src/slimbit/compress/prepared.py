@@ -93,16 +93,20 @@ def prepare(
     if not survey.spec.layers:
         raise InputError(f"{survey.spec.name} must have a layer to compress (convolution, linear, ...), got none")
     network = plain_network(model)
+    digest = digest_of(model.state_dict())
+    known = origin if isinstance(origin, NetworkOrigin) else _origin_of(unwrapped(model), example_input, origin)
+    if keep is None and not known.weights_digest:
+        known = replace(known, weights_digest=digest)
     given = () if calibration is None else checked_batches(as_called(calibration, unwrapped(model), example_input))
     return PreparedNetwork(
         model=network,
         example_input=example_input,
         survey=Survey(survey.spec, lambda layer: read_weight(network, layer)),
         batches=given,
-        digest=digest_of(model.state_dict()),
+        digest=digest,
         seed=seed,
         likelihood=likelihood,
-        origin=origin if isinstance(origin, NetworkOrigin) else _origin_of(unwrapped(model), example_input, origin),
+        origin=known,
         keep=keep,
     )
 
@@ -259,6 +263,12 @@ class PreparedNetwork:
     def _needs_images(self, what: str) -> None:
         if not self.batches:
             raise InputError(f"calibration images must be given for {what}, got none")
+
+    def __repr__(self) -> str:
+        """What it is, and what is known of it."""
+        images = f"{self.images} calibration images" if self.batches else "no calibration images"
+        pruned = "" if self.keep is None else f", pruned by {self.keep.policy}, {self.keep.setting}"
+        return f"PreparedNetwork({self.name}, {len(self.spec.layers)} layers, {images}{pruned})"
 
     # --- plans ---
 
