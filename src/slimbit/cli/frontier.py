@@ -9,7 +9,7 @@ from rich.console import Console
 from slimbit.cli.live import Screen
 from slimbit.cli.options import parse_budget, tune_options
 from slimbit.cli.points import clampings, failures, points_table
-from slimbit.records.config import FrontierConfig, read_config
+from slimbit.records.config import FrontierConfig
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.training import AugmentConfig
 from slimbit.sources.networks import check_trusted_data, check_trusted_network
@@ -161,7 +161,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "device": device,
         "retry_failed": retry_failed or None,
     }
-    base: FrontierConfig = FrontierConfig() if config is None else read_config(FrontierConfig, config)
+    base: FrontierConfig = FrontierConfig() if config is None else FrontierConfig.from_toml(config)
     check_trusted_network(None if network else base.network, str(config), allow_code=allow_code)
     check_trusted_data(None if data else base.data, str(config), allow_code=allow_code)
     result = trace(base.with_options(options), out, allow_code=allow_code)
@@ -225,15 +225,18 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
 
 
 def parse_widths(text: str) -> tuple[float, ...]:
-    """Widths of ``1,0.75,0.5``.
+    """Shares of the filters of ``1,0.75,0.5``.
 
     >>> parse_widths("1, 0.75")
     (1.0, 0.75)
     """
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--widths must be numbers with commas between them, got {text!r}") from None
+    if not all(0 < share <= 1 for share in found):
+        raise InputError(f"--widths must be shares of the filters, above 0 and up to 1, got {text!r}")
+    return found
 
 
 def parse_epochs(text: str) -> tuple[int, ...]:

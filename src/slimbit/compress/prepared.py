@@ -1,9 +1,7 @@
 """A network that is measured once and compressed often: its survey, its statistics, its sensitivity."""
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -28,6 +26,7 @@ from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.signal import step_by_signal
 from slimbit.plan.steps import step_by_price, step_by_range
 from slimbit.records.activations import ActivationQuantizer
+from slimbit.records.codec import canonical, sha256
 from slimbit.records.config import PAPER, QuantConfig, check_positive
 from slimbit.records.cost import CostReport
 from slimbit.records.dataflow import Dataflow
@@ -106,16 +105,20 @@ def prepare(
     if not survey.spec.layers:
         raise InputError(f"{survey.spec.name} must have a layer to compress (convolution, linear, ...), got none")
     network = plain_network(model)
+    digest = digest_of(model.state_dict())
+    known = origin if isinstance(origin, NetworkOrigin) else _origin_of(unwrapped(model), example_input, origin)
+    if keep is None and not known.weights_digest:
+        known = replace(known, weights_digest=digest)
     given = () if calibration is None else checked_batches(as_called(calibration, unwrapped(model), example_input))
     return PreparedNetwork(
         model=network,
         example_input=example_input,
         survey=Survey(survey.spec, lambda layer: read_weight(network, layer)),
         batches=given,
-        digest=digest_of(model.state_dict()),
+        digest=digest,
         seed=seed,
         likelihood=likelihood,
-        origin=origin if isinstance(origin, NetworkOrigin) else _origin_of(unwrapped(model), example_input, origin),
+        origin=known,
         keep=keep,
         batch_size=batch_size,
         memory_gib=memory_gib,
@@ -298,6 +301,12 @@ class PreparedNetwork:
         if not self.batches:
             raise InputError(f"calibration images must be given for {what}, got none")
 
+    def __repr__(self) -> str:
+        """What it is, and what is known of it."""
+        images = f"{self.images} calibration images" if self.batches else "no calibration images"
+        pruned = "" if self.keep is None else f", pruned by {self.keep.policy}, {self.keep.setting}"
+        return f"PreparedNetwork({self.name}, {len(self.spec.layers)} layers, {images}{pruned})"
+
     # --- plans ---
 
     def plan_at(self, price: float, metric: str, config: QuantConfig) -> CompressionPlan:
@@ -359,20 +368,18 @@ class PreparedNetwork:
 
 def digest_of(values: Any) -> str:
     """SHA-256 of tensors in any nesting of lists and mappings, with their names, shapes and types."""
-    total = hashlib.sha256()
-    _feed(total.update, "", values)
-    return total.hexdigest()
+    return sha256(_parts("", values))
 
 
-def _feed(update: Callable[[bytes], None], name: str, value: Any) -> None:
+def _parts(name: str, value: Any) -> Iterator[bytes]:
     if isinstance(value, Tensor):
-        update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        yield canonical([name, str(value.dtype), list(value.shape)])
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(value, Mapping):
         for key in sorted(value, key=str):
-            _feed(update, f"{name}/{key}", value[key])
+            yield from _parts(f"{name}/{key}", value[key])
     elif isinstance(value, tuple | list):
         for place, part in enumerate(value):
-            _feed(update, f"{name}/{place}", part)
+            yield from _parts(f"{name}/{place}", part)
     else:
-        update(json.dumps([name, type(value).__name__]).encode())
+        yield canonical([name, type(value).__name__])

@@ -25,7 +25,7 @@ def signal_figures(data: TrainingData) -> dict[str, FigureData]:
 
 
 def cost_figure(data: TrainingData) -> FigureData:
-    """What training shows per epoch beside the held-out accuracy (Figure 2 of HkxAS6VFDB), the closed form over it.
+    """What training shows per epoch beside the held-out accuracy (the paper's Figure 2), the closed form over it.
 
     ESN_a by Eq. (4), or S/N where positions are not known. Traces: measured, closed form, accuracy (mean of three).
     """
