@@ -22,10 +22,10 @@ from slimbit.numerics.copies import plain_network
 from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_range
 from slimbit.records.errors import InputError
+from slimbit.survey.channel_rules import RULES
+from slimbit.survey.filter_groups import find_filter_groups
 from slimbit.survey.module import read_weight, survey_network
 from slimbit.survey.onnx_macs import ELEMENTWISE, OTHERS, PRODUCTS
-from slimbit.survey.tie_rules import RULES
-from slimbit.survey.ties import tied_filters
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "operations.md"
 
@@ -198,10 +198,10 @@ def operation_row(name: str) -> Row:
     model, example = OPERATIONS[name]().eval(), example_of(IMAGE)
     report = slimbit.cost(model, example)
     assert report.total.macs + sum(work.macs for work in report.other_work) == independent_macs(model, example)
-    ties = tied_filters(model, example)
-    if any(member.name == "before" for group in ties.groups for member in group.members):
+    filter_groups = find_filter_groups(model, example)
+    if any(member.name == "before" for group in filter_groups.groups for member in group.members):
         return Row(name, "yes", "yes", "yes")
-    return Row(name, "yes", "no", "yes", ties.fixed["before"])
+    return Row(name, "yes", "no", "yes", filter_groups.fixed["before"])
 
 
 def independent_macs(model: nn.Module, example: Tensor) -> int:
@@ -226,7 +226,7 @@ def _prunable(model: nn.Module, example: Tensor) -> set[str]:
     kind = layers[-1].kind.replace("_transpose", "") if layers else ""
     reader = convolutions[kind](output.shape[1], 3, 1) if kind in convolutions else nn.Linear(output.shape[-1], 3)
     try:
-        groups = tied_filters(nn.Sequential(model, reader), example).groups
+        groups = find_filter_groups(nn.Sequential(model, reader), example).groups
     except InputError:
         return set()
     members = {member.name for group in groups for member in group.members if member.role == "filters"}

@@ -36,7 +36,7 @@ class Member:
 class FilterGroup:
     """Units of filters that the same layers make and read; a unit is removed as a whole or stays as a whole.
 
-    A unit of an ordinary layer is one filter. A residual sum ties one filter of each summand together, a depthwise
+    A unit of an ordinary layer is one filter. A residual sum joins one filter of each summand together, a depthwise
     convolution its channel, a grouped convolution all filters and inputs of one of its groups, a channel shuffle one
     filter of each group.
 
@@ -88,8 +88,8 @@ class Fit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ties:
-    """All groups of a network; see `slimbit.survey.ties.tied_filters`.
+class FilterGroups:
+    """All groups of a network; see `slimbit.survey.filter_groups.find_filter_groups`.
 
     Attributes:
         network: Name of the network.

@@ -11,7 +11,9 @@ from slimbit.records.errors import InputError
 from slimbit.records.files import as_path, parse_json, write_whole
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
-from slimbit.report.figures import accuracy_figure, histogram_figure, keep_ratios_of, template
+from slimbit.records.verification import ExportedFile
+from slimbit.report.exported import exported_frames
+from slimbit.report.figures import accuracy_figure, baseline_policies, histogram_figure, keep_ratios_of, template
 from slimbit.report.frames import CostData, ReportData, ReportFacts, report_data
 from slimbit.report.html import composed
 
@@ -22,6 +24,7 @@ def write_report(
     read: Callable[[str, Any], bytes],
     *,
     run: str,
+    exported: Sequence[ExportedFile] = (),
     out: str | Path | None = None,
     read_cost: Callable[[FrontierPoint], CostData] | None = None,
     hardware: Sequence[str] = (),
@@ -33,6 +36,7 @@ def write_report(
         points: Its points.
         read: Gives a verified object by digest and kind.
         run: Its folder, as commands should name it.
+        exported: What was proved of files that were written of its points.
         out: File to write; default ``report.html`` in the run's folder.
         read_cost: Gives the JSON data of a point's `CostReport`; default: what is stored.
         hardware: Machines that were added to it, as commands name them.
@@ -52,7 +56,8 @@ def write_report(
 
     baselines = [data(point, "plan").get("config", {}) for point in points if point.baseline]
     facts = about(info, run, points, baselines=baselines)
-    text = page(report_data(facts, points, read_cost or (lambda point: data(point, "cost"))), hardware=hardware)
+    shown = report_data(facts, points, read_cost or (lambda point: data(point, "cost")))
+    text = page(shown, exported, hardware=hardware)
     file = as_path(out, "out") if out is not None else Path(run) / "report.html"
     write_whole(file, text.encode())
     return file
@@ -115,11 +120,12 @@ def about(
     )
 
 
-def page(data: ReportData, *, hardware: Sequence[str] = ()) -> str:
+def page(data: ReportData, exported: Sequence[ExportedFile] = (), *, hardware: Sequence[str] = ()) -> str:
     """The HTML text of a report; equal data give equal text.
 
     Args:
         data: What it shows.
+        exported: What was proved of files that were written of its points.
         hardware: Machines that commands must name beside the run.
 
     See `slimbit.report.html.composed` for how it is kept safe from hostile names.
@@ -127,18 +133,24 @@ def page(data: ReportData, *, hardware: Sequence[str] = ()) -> str:
     return composed(
         "page",
         title=f"{data.about.network}: {data.about.score_name} against cost",
-        data=contents(data, hardware=hardware),
+        data=contents(data, exported, hardware=hardware),
     )
 
 
-def contents(data: ReportData, *, hardware: Sequence[str] = ()) -> dict[str, Any]:
+def contents(
+    data: ReportData, exported: Sequence[ExportedFile] = (), *, hardware: Sequence[str] = ()
+) -> dict[str, Any]:
     """Everything that the page's script draws."""
     named = [shlex.quote(data.about.run), *(f"--hardware {shlex.quote(machine)}" for machine in hardware)]
     return {
         "report": asdict(data),
         "figures": {metric.name: accuracy_figure(data, metric.name) for metric in data.metrics},
         "histogram": histogram_figure(data),
-        "templates": {theme: template(theme, keep_ratios=len(keep_ratios_of(data))) for theme in ("light", "dark")},
+        "templates": {
+            theme: template(theme, keep_ratios=len(keep_ratios_of(data)), baselines=len(baseline_policies(data)))
+            for theme in ("light", "dark")
+        },
+        "exported": [asdict(one) for one in exported_frames(exported, data)],
         "pick": f"slimbit pick {' '.join(named)}",
     }
 

@@ -1,4 +1,4 @@
-"""What each operation that computes does to channels: carries them on, ties them, or mixes them.
+"""What each operation that computes does to channels: carries them on, joins them, or mixes them.
 
 An operation without a rule that meets filters makes them fixed: what is not understood is never pruned.
 To add one, write a function of the `Operation` and decorate it with torch's names of the operation.
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from slimbit.survey.ledger import FREE, Atoms
-from slimbit.survey.tie_operation import NORMS, Operation
+from slimbit.survey.channel_groups import NOT_A_FILTER, Channels
+from slimbit.survey.channel_operation import NORMS, Operation
 
 Rule = Callable[[Operation], None]
 RULES: dict[str, Rule] = {}
@@ -59,39 +59,39 @@ def _convolution(op: Operation) -> None:
         op.proper.clear()
         op.give_up(f"{op.where} has other groups than its module")
         return
-    atoms = op.along(op["input"], 1)
-    if atoms is None:
-        atoms = np.full(module.in_channels, FREE)
+    ids = op.along(op["input"], 1)
+    if ids is None:
+        ids = np.full(module.in_channels, NOT_A_FILTER)
     op.owner(op["bias"], "bias", _ConvNd)
     filters = _filters(op, path, module.out_channels)
     if module.groups > 1:
-        _tie_groups(op, path, atoms, filters, module.groups)
-    op.ledger.meet((path, "inputs"), atoms)
-    op.put_along(1, op.ledger.meet((path, "filters"), filters), zero=True)
+        _union_groups(op, path, ids, filters, module.groups)
+    op.channel_groups.assign((path, "inputs"), ids)
+    op.put_along(1, op.channel_groups.assign((path, "filters"), filters), zero=True)
 
 
-def _filters(op: Operation, path: str, count: int) -> Atoms:
+def _filters(op: Operation, path: str, count: int) -> Channels:
     """The filters of a layer, as met before."""
-    known = op.ledger.axes.get((path, "filters"))
+    known = op.channel_groups.axes.get((path, "filters"))
     if known is not None:
         return known
-    filters = op.ledger.new(count)
+    filters = op.channel_groups.new(count)
     if count == 1:
-        op.ledger.fix(filters, "it has a single filter")
+        op.channel_groups.pin(filters, "it has a single filter")
     return filters
 
 
-def _tie_groups(op: Operation, path: str, inputs: Atoms, filters: Atoms, groups: int) -> None:
+def _union_groups(op: Operation, path: str, inputs: Channels, filters: Channels, groups: int) -> None:
     """A grouped convolution loses whole groups, or the same places of each group where it has few large ones."""
     reads, makes = inputs.reshape(groups, -1), filters.reshape(groups, -1)
     reason = f"{op.where} has groups that read what is no filter"
     if op.trace.decisions.thin.setdefault(path, groups < min(reads.shape[1], makes.shape[1])):
-        op.ledger.thinned.add(path)
-        op.tie_rows(reads, reason, "inputs")
-        op.tie_rows(makes, reason, "filters")
+        op.channel_groups.thinned.add(path)
+        op.union_rows(reads, reason, "inputs")
+        op.union_rows(makes, reason, "filters")
     else:
         group = np.concatenate((reads, makes), 1)
-        op.ledger.tie(group, group[:, -1:], reason)
+        op.channel_groups.union(group, group[:, -1:], reason)
         if min(reads.shape[1], makes.shape[1]) > 1:
             op.even[path] = group
 
@@ -106,20 +106,20 @@ def _functional_convolution(op: Operation) -> None:
     if groups != channels or weight.shape[0] != channels or weight.shape[1] != 1:
         op.give_up(f"{op.where} has weights that are no plain parameter of a convolution")
         return
-    atoms = op.along(values, 1)
-    if atoms is None:
+    ids = op.along(values, 1)
+    if ids is None:
         return
     zero = found.zero
     for tensor, name in ((weight, "weight"), (op["bias"], "bias")):
         if not isinstance(tensor, Tensor):
             continue
         same = tensor.stride(0) == 0 or op.trace.constant(tensor) is not None
-        if not same and not op.bind(tensor, atoms.reshape(-1, *(1,) * (tensor.ndim - 1))):
+        if not same and not op.bind(tensor, ids.reshape(-1, *(1,) * (tensor.ndim - 1))):
             op.give_up(f"{op.where} has weights that are no plain parameter of a convolution")
             return
         zero = zero and (name == "weight" or not same)
-    op.size("groups", groups, atoms)
-    op.put_along(1, atoms, zero=zero)
+    op.size("groups", groups, ids)
+    op.put_along(1, ids, zero=zero)
 
 
 @handles("addmm", "mm")
@@ -138,34 +138,34 @@ def _linear(op: Operation) -> None:
         op.proper.clear()
         _product(op, values, weight)
         return
-    atoms = op.along(values, 1)
-    op.ledger.meet((path, "inputs"), np.full(module.in_features, FREE) if atoms is None else atoms)
-    filters = op.ledger.meet((path, "filters"), _filters(op, path, module.out_features))
+    ids = op.along(values, 1)
+    op.channel_groups.assign((path, "inputs"), np.full(module.in_features, NOT_A_FILTER) if ids is None else ids)
+    filters = op.channel_groups.assign((path, "filters"), _filters(op, path, module.out_features))
     zero = op.name == "mm" or _adds_bias(op, op["self"], filters)
     op.put_along(1, filters, zero=zero)
 
 
-def _adds_bias(op: Operation, bias: Tensor, filters: Atoms) -> bool:
+def _adds_bias(op: Operation, bias: Tensor, filters: Channels) -> bool:
     """Whether what a product adds goes with its filters; what does not makes them stay."""
     if (op["beta"], op["alpha"]) == (1, 1) and (op.owner(bias, "bias", nn.Linear) or op.bind(bias, filters)):
         return True
-    op.ledger.fix(filters, f"{op.where} combines them with values that are no filters")
+    op.channel_groups.pin(filters, f"{op.where} combines them with values that are no filters")
     return False
 
 
 def _tied(op: Operation, path: str, values: Tensor, axis: int) -> None:
     """A layer's weight used the other way round: it reads the layer's filters and makes the layer's inputs again."""
-    atoms = op.along(values, axis)
+    ids = op.along(values, axis)
     module: Any = op.trace.modules[path]
-    reads = np.full(values.shape[axis], FREE) if atoms is None else atoms
-    op.ledger.meet((path, "filters"), reads)
-    known = op.ledger.axes.get((path, "inputs"))
+    reads = np.full(values.shape[axis], NOT_A_FILTER) if ids is None else ids
+    op.channel_groups.assign((path, "filters"), reads)
+    known = op.channel_groups.axes.get((path, "inputs"))
     count = module.in_channels if isinstance(module, _ConvNd) else module.in_features
-    made = op.ledger.meet((path, "inputs"), op.ledger.new(count) if known is None else known)
+    made = op.channel_groups.assign((path, "inputs"), op.channel_groups.new(count) if known is None else known)
     bias = op["bias"] if op.name == "convolution" else op["self"] if op.name == "addmm" else None
     zero = True
     if isinstance(bias, Tensor) and not op.bind(bias, made):
-        op.ledger.fix(made, f"{op.where} combines them with values that are no filters")
+        op.channel_groups.pin(made, f"{op.where} combines them with values that are no filters")
         zero = False
     op.put_along(axis, made, zero=zero)
 
@@ -186,26 +186,27 @@ def _product(op: Operation, left: Tensor, right: Tensor) -> None:
         return
     added = op["self"] if op.name in ("addmm", "baddbmm") else None
     inner = (left.ndim - 1, right.ndim - 2)
-    sums = [f is not None and op.ledger.varies(f.atoms, d) for f, d in zip((a, b), inner, strict=True)]
+    sums = [f is not None and op.channel_groups.varies(f.ids, d) for f, d in zip((a, b), inner, strict=True)]
     if any(sums) and not _sums_up(op, (left, right), sums):
         op.give_up()
         return
-    kept = [_reduced(op, f.atoms, d) if f is not None else None for f, d in zip((a, b), inner, strict=True)]
+    kept = [_reduced(op, f.ids, d) if f is not None else None for f, d in zip((a, b), inner, strict=True)]
     zero = [f.zero if f is not None else False for f in (a, b)]
     outer = [
-        k is not None and op.ledger.varies(k, d) for k, d in zip(kept, (left.ndim - 2, right.ndim - 1), strict=True)
+        k is not None and op.channel_groups.varies(k, d)
+        for k, d in zip(kept, (left.ndim - 2, right.ndim - 1), strict=True)
     ]
     if all(outer) or (added is not None and op.channels(added) is not None):
         op.give_up()
         return
     rows, columns = kept
-    atoms = rows if columns is None else columns
+    ids = rows if columns is None else columns
     if rows is not None and columns is not None:
-        atoms = op.ledger.tie(rows, columns, f"{op.where} multiplies them by what is no filter")
-    if added is not None and atoms is not None:
+        ids = op.channel_groups.union(rows, columns, f"{op.where} multiplies them by what is no filter")
+    if added is not None and ids is not None:
         op.give_up(f"{op.where} adds what is no filter")
         return
-    op.put(atoms, zero=any(zero))
+    op.put(ids, zero=any(zero))
 
 
 def _sums_up(op: Operation, sides: tuple[Tensor, Tensor], sums: list[bool]) -> bool:
@@ -214,7 +215,7 @@ def _sums_up(op: Operation, sides: tuple[Tensor, Tensor], sums: list[bool]) -> b
     lines = [op.along(s, s.ndim - 1 - k) if f is not None and does else None
              for k, (s, f, does) in enumerate(zip(sides, found, sums, strict=True))]  # fmt: skip
     batched = [
-        f is not None and any(op.ledger.varies(f.atoms, d) for d in range(len(f.atoms.shape) - 2)) for f in found
+        f is not None and any(op.channel_groups.varies(f.ids, d) for d in range(len(f.ids.shape) - 2)) for f in found
     ]
     if any(batched):
         return _heads_sum_up(op, sides)
@@ -223,7 +224,7 @@ def _sums_up(op: Operation, sides: tuple[Tensor, Tensor], sums: list[bool]) -> b
     if all(sums):
         assert lines[0] is not None
         assert lines[1] is not None
-        op.ledger.tie(lines[0], lines[1], f"{op.where} multiplies them by what is no filter")
+        op.channel_groups.union(lines[0], lines[1], f"{op.where} multiplies them by what is no filter")
         return any(f is not None and f.zero for f in found)
     here = 0 if sums[0] else 1
     line, other = lines[here], sides[1 - here]
@@ -239,16 +240,16 @@ def _heads_sum_up(op: Operation, sides: tuple[Tensor, Tensor]) -> bool:
     a, b = (op.channels(side) for side in sides)
     if a is None or b is None or not (a.zero or b.zero):
         return False
-    left, right = a.atoms, np.swapaxes(b.atoms, -1, -2)
+    left, right = a.ids, np.swapaxes(b.ids, -1, -2)
     if left.shape[-2] != 1 or right.shape[-2] != 1:
         return False
-    op.ledger.tie(left, right, f"{op.where} multiplies them by what is no filter")
+    op.channel_groups.union(left, right, f"{op.where} multiplies them by what is no filter")
     return True
 
 
-def _reduced(op: Operation, atoms: Atoms, axis: int) -> Atoms | None:
+def _reduced(op: Operation, ids: Channels, axis: int) -> Channels | None:
     """Channels without a dimension along which they were summed; none where units differ along it."""
-    return None if op.ledger.varies(atoms, axis) else atoms.take([0], axis)
+    return None if op.channel_groups.varies(ids, axis) else ids.take([0], axis)
 
 
 @handles("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
@@ -261,29 +262,29 @@ def _batch_norm(op: Operation) -> None:
         for tensor in given:
             op.proper.update(op.trace.names(tensor))
         return
-    atoms = op.along(values, 1)
-    if atoms is None:
+    ids = op.along(values, 1)
+    if ids is None:
         return
-    if not all(op.bind(tensor, atoms) for tensor in given) or not (given or _passes_bare_norm(op, atoms)):
+    if not all(op.bind(tensor, ids) for tensor in given) or not (given or _passes_bare_norm(op, ids)):
         op.give_up()
         return
     scaled = isinstance(op["weight"], Tensor)
-    op.put_along(1, atoms, zero=scaled or (found.zero and not isinstance(op["running_mean"], Tensor)))
+    op.put_along(1, ids, zero=scaled or (found.zero and not isinstance(op["running_mean"], Tensor)))
 
 
-def _passes_bare_norm(op: Operation, atoms: Atoms) -> bool:
+def _passes_bare_norm(op: Operation, ids: Channels) -> bool:
     """Normalization without parameters: its module still remembers how many channels there are."""
     path = op.trace.path[-1]
     module: Any = op.trace.modules[path]
     if not isinstance(module, NORMS):
         return True
     count = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
-    if len(atoms) % count:
+    if len(ids) % count:
         return False
-    op.ledger.tie(
-        atoms.reshape(-1, count), atoms[:count], f"{op.where} normalizes what is no filter"
+    op.channel_groups.union(
+        ids.reshape(-1, count), ids[:count], f"{op.where} normalizes what is no filter"
     )  # one copy for each image of the batch
-    op.ledger.meet((path, "norm"), atoms[:count])
+    op.channel_groups.assign((path, "norm"), ids[:count])
     return True
 
 
@@ -294,21 +295,21 @@ def _group_norm(op: Operation) -> None:
     found = op.channels(values)
     if found is None:
         return
-    atoms = op.along(values, 1)
-    if atoms is None:
+    ids = op.along(values, 1)
+    if ids is None:
         return
     if count == 1:
         op.give_up(f"{op.where} takes means over all channels")
         return
-    groups = atoms.reshape(count, -1)
-    op.ledger.tie(groups, groups[:, :1], f"{op.where} normalizes them together with what is no filter")
+    groups = ids.reshape(count, -1)
+    op.channel_groups.union(groups, groups[:, :1], f"{op.where} normalizes them together with what is no filter")
     given = [op[key] for key in ("weight", "bias") if isinstance(op[key], Tensor)]
-    if not all(op.bind(tensor, atoms) for tensor in given) or not (given or _passes_bare_norm(op, atoms)):
+    if not all(op.bind(tensor, ids) for tensor in given) or not (given or _passes_bare_norm(op, ids)):
         op.give_up()
         return
     if not isinstance(op.trace.modules[op.trace.path[-1]], nn.GroupNorm):
         op.size("group", count, groups[:, 0])
-    op.put_along(1, atoms, zero=found.zero or bool(given))
+    op.put_along(1, ids, zero=found.zero or bool(given))
 
 
 @handles("native_layer_norm")
@@ -318,60 +319,60 @@ def _layer_norm(op: Operation) -> None:
     if found is None:
         return
     over = range(values.ndim - len(op["normalized_shape"]), values.ndim)
-    if any(op.ledger.varies(found.atoms, d) for d in over):
+    if any(op.channel_groups.varies(found.ids, d) for d in over):
         op.give_up(f"{op.where} takes means over all channels")
     else:
-        op.put(found.atoms, zero=False)
+        op.put(found.ids, zero=False)
 
 
 @handles("hardswish", "log_sigmoid_forward", "_to_copy", "native_dropout", "_prelu_kernel")
 def _pointwise(op: Operation) -> None:
-    """Each entry for itself; operands line up from the right, and entries that meet are tied."""
-    atoms = met(op, [x for x in op.tensors() if x.ndim], op.output.ndim)
-    if atoms is not None:
-        op.put(atoms, zero=_stays_zero(op))
+    """Each entry for itself; operands line up from the right, and entries that meet are joined."""
+    ids = met(op, [x for x in op.tensors() if x.ndim], op.output.ndim)
+    if ids is not None:
+        op.put(ids, zero=_stays_zero(op))
     elif (zero := _is_constant(op)) is not None:
         op.trace.note_constant(op.output, zero=zero)
     elif op.writes:
         op.trace.spoil(op.output)
 
 
-def met(op: Operation, operands: Sequence[Tensor], ndim: int) -> Atoms | None:
-    """The channels of entries that meet one another: tied; None where there are none, or where they cannot be."""
-    ledger = op.ledger
+def met(op: Operation, operands: Sequence[Tensor], ndim: int) -> Channels | None:
+    """The channels of entries that meet one another: joined; None where there are none, or where they cannot be."""
+    channel_groups = op.channel_groups
     shapes = {id(x): [1] * (ndim - x.ndim) + [n if x.stride(d) else 1 for d, n in enumerate(x.shape)] for x in operands}
     carried = []
     for x in operands:
         found = op.channels(x)
         if found is not None:
-            carried.append((x, found.atoms.reshape((1,) * (ndim - x.ndim) + found.atoms.shape)))
-    many = [[ledger.varies(atoms, d) for _, atoms in carried] for d in range(ndim)]
-    atoms: Atoms | None = None
-    for x, found_atoms in carried:
+            carried.append((x, found.ids.reshape((1,) * (ndim - x.ndim) + found.ids.shape)))
+    many = [[channel_groups.varies(ids, d) for _, ids in carried] for d in range(ndim)]
+    ids: Channels | None = None
+    for x, found_ids in carried:
         if any(shapes[id(x)][d] == 1 and any(many[d]) for d in range(ndim)):
-            ledger.fix(found_atoms, f"{op.where} combines it with each of many others")
-        elif atoms is None:
-            atoms = found_atoms
+            channel_groups.pin(found_ids, f"{op.where} combines it with each of many others")
+        elif ids is None:
+            ids = found_ids
         else:
-            atoms = ledger.tie(atoms, found_atoms, f"{op.where} adds what is no filter")
-    if atoms is None:
+            ids = channel_groups.union(ids, found_ids, f"{op.where} adds what is no filter")
+    if ids is None:
         return None
     for x in operands:
-        if op.channels(x) is None and not _meets(op, x, atoms):
-            ledger.fix(atoms, f"{op.where} combines them with values that are no filters")
+        if op.channels(x) is None and not _meets(op, x, ids):
+            channel_groups.pin(ids, f"{op.where} combines them with values that are no filters")
             return None
-    return atoms
+    return ids
 
 
-def _meets(op: Operation, x: Tensor, atoms: Atoms) -> bool:
+def _meets(op: Operation, x: Tensor, ids: Channels) -> bool:
     """Whether an operand without channels can be combined with some: a scalar of each, a parameter, a constant."""
-    ahead = atoms.ndim - x.ndim
-    dims = [d for d in range(x.ndim) if x.shape[d] > 1 and x.stride(d) != 0 and atoms.shape[ahead + d] > 1]
+    ahead = ids.ndim - x.ndim
+    dims = [d for d in range(x.ndim) if x.shape[d] > 1 and x.stride(d) != 0 and ids.shape[ahead + d] > 1]
     names = op.trace.names(x)
     if not dims or op.trace.constant(x) is not None:
         op.proper.update(names)
         return True
-    part = atoms.reshape(-1, *atoms.shape[ahead:])[0]
+    part = ids.reshape(-1, *ids.shape[ahead:])[0]
     for d in range(x.ndim):
         if d not in dims:
             part = part.take([0], d)
@@ -381,11 +382,11 @@ def _meets(op: Operation, x: Tensor, atoms: Atoms) -> bool:
     return op.bind(x, part)
 
 
-def _is_bias(op: Operation, name: str, atoms: Atoms) -> bool:
+def _is_bias(op: Operation, name: str, ids: Channels) -> bool:
     """Whether this adds the bias of the layer that made the filters, which torch may do in an operation of its own."""
     path, _, attribute = name.rpartition(".")
-    filters = op.ledger.axes.get((path, "filters"))
-    return op.name == "add" and attribute == "bias" and filters is not None and np.array_equal(filters, atoms)
+    filters = op.channel_groups.axes.get((path, "filters"))
+    return op.name == "add" and attribute == "bias" and filters is not None and np.array_equal(filters, ids)
 
 
 def _stays_zero(op: Operation) -> bool:
@@ -432,11 +433,11 @@ def _spatial(op: Operation) -> None:
     if found is None:
         return
     dims = next(int(c) for c in op.name if c.isdigit())
-    if any(op.ledger.varies(found.atoms, d) for d in range(values.ndim - dims, values.ndim)):
+    if any(op.channel_groups.varies(found.ids, d) for d in range(values.ndim - dims, values.ndim)):
         op.give_up()
         return
     for output in op.outputs:
-        op.put(found.atoms, zero=found.zero, output=output)
+        op.put(found.ids, zero=found.zero, output=output)
 
 
 @handles("mean", "sum", "amax", "amin", "prod", "var", "std", "max", "min", "linalg_vector_norm", "logsumexp", "norm",
@@ -450,23 +451,23 @@ def _along(op: Operation) -> None:
     given = op["dim"] if op["dim"] is not None else op["dims"]
     dims = [d % values.ndim for d in (given if isinstance(given, list | tuple) else [given]) if d is not None]
     dims = dims or [*range(values.ndim)]
-    across = [d for d in dims if op.ledger.varies(found.atoms, d)]
+    across = [d for d in dims if op.channel_groups.varies(found.ids, d)]
     order = op["ord"] if op.name == "linalg_vector_norm" else op["p"] if op.name == "norm" else None
     sums = op.name == "sum" or order == 2
     if op["other"] is not None or (across and not (sums and found.zero)):
         op.give_up()
         return
-    atoms = found.atoms
+    ids = found.ids
     for d in across:
-        atoms = np.full_like(atoms.take([0], d), FREE)
+        ids = np.full_like(ids.take([0], d), NOT_A_FILTER)
     if op.output.ndim < values.ndim:
         for d in sorted(dims, reverse=True):
-            atoms = np.asarray(atoms.take(0, d))
+            ids = np.asarray(ids.take(0, d))
     elif op.output.shape != values.shape:
         for d in dims:
-            atoms = atoms.take([0], d)
+            ids = ids.take([0], d)
     for output in op.outputs:
-        op.put(atoms, zero=found.zero and op.name not in ("logsumexp", "_softmax", "_safe_softmax", "_log_softmax"),
+        op.put(ids, zero=found.zero and op.name not in ("logsumexp", "_softmax", "_safe_softmax", "_log_softmax"),
                output=output)  # fmt: skip
 
 
@@ -474,4 +475,4 @@ def _along(op: Operation) -> None:
 def _flip(op: Operation) -> None:
     found = op.channels(op["self"])
     if found is not None:
-        op.put(np.flip(found.atoms, op["dims"]).copy(), zero=found.zero)
+        op.put(np.flip(found.ids, op["dims"]).copy(), zero=found.zero)
