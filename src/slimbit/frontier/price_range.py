@@ -165,7 +165,7 @@ def find_price_range(
     def lives(price: float) -> bool:
         return fidelity.agreement(price) > COLLAPSED
 
-    likely = LIKELY_FILTERWISE if metric == "esn_filterwise" else LIKELY
+    likely = LIKELY_FILTERWISE if _has_widths(metric) else LIKELY
     begin, end = (bits.price(value, fine, coarse) for value in likely)
     low, high = last(lives, begin, end, TRIES)
     if low == begin or high == end:  # it turned false nowhere in between: on one side of it
@@ -182,7 +182,7 @@ def first_prices(prepared: PreparedNetwork, metric: NamedCost, config: QuantConf
     """Prices of the points that are measured before the range is known, by mean bits per weight; none is compressed."""
     bits = PredictedBits(prepared, metric, config)
     fine, coarse = _bounds(bits)
-    wanted = FIRST_FILTERWISE_BITS if allocation_of(metric.name) in ("filterwise", "table") else FIRST_BITS
+    wanted = FIRST_FILTERWISE_BITS if _has_widths(metric) else FIRST_BITS
     return [bits.price(value, fine, coarse) for value in wanted]
 
 
@@ -222,6 +222,11 @@ class PredictedBits:
         above = [price for price, there in self.known.items() if there >= bits and low <= price <= high]
         below = [price for price, there in self.known.items() if there < bits and low <= price <= high]
         return price_for(self, bits, max(above, default=low), min(below, default=high))
+
+
+def _has_widths(metric: NamedCost) -> bool:
+    """Whether a price decides on whole widths, of filters or layers, instead of steps."""
+    return allocation_of(metric.name) in ("filterwise", "table")
 
 
 def _bounds(bits: PredictedBits) -> tuple[float, float]:
