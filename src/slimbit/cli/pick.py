@@ -20,12 +20,12 @@ from slimbit.records.terminal import quantity
 VERIFIED_IMAGES = 50
 
 if TYPE_CHECKING:
-    from slimbit.measure.named_cost import CostLike
     from torch import nn
 
     from slimbit.artifacts.manifest import Manifest
     from slimbit.compress.model import CompressedModel
     from slimbit.frontier.frontier import Frontier
+    from slimbit.measure.named_cost import CostLike
     from slimbit.records.run import RunInfo
     from slimbit.records.verification import ExportedFile, Verification
 
@@ -100,7 +100,7 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
     frontier = open_run(run, storage=storage).with_hardware(*(hardware or ()))
     asked = dict(map(parse_budget, budget or ()))
     frontier, names = frontier.with_costs(asked or [metric or frontier.metric])
-    within: "dict[CostLike, float]" = dict(zip(names, asked.values(), strict=False))
+    within: dict[CostLike, float] = dict(zip(names, asked.values(), strict=False))
     point = frontier.best(within) if within else frontier.cheapest(min_accuracy, names[0], max_drop=max_drop)
     info = frontier.info
     form = _form(frontier, run, network, weights, allow_code=allow_code)
