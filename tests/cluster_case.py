@@ -74,12 +74,12 @@ class Postgres:
         return f"postgresql://slimbit:{PASSWORD}@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        log = (self.folder / "log").open("ab")
-        self._process = subprocess.Popen(
-            [str(postgres_program("postgres")), "-D", f"{self.folder}/data", "-p", str(self.port), "-k",
-             str(self.folder), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=300"],
-            stdout=log, stderr=log, cwd=self.folder, **self._as,
-        )  # fmt: skip
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(postgres_program("postgres")), "-D", f"{self.folder}/data", "-p", str(self.port), "-k",
+                 str(self.folder), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=300"],
+                stdout=log, stderr=log, cwd=self.folder, **self._as,
+            )  # fmt: skip
         self.wait()
 
     def wait(self) -> None:
@@ -95,10 +95,10 @@ class Postgres:
             else:
                 return
 
-    def stop(self) -> None:
-        """Stop as a crash would: connections end in the middle of whatever they are at."""
+    def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
+        """Stop, by default as in a crash: connections end in the middle of whatever they are at."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGQUIT)
+        self._process.send_signal(how)
         self._process.wait(60)
 
 
@@ -110,7 +110,7 @@ def postgres() -> Iterator[Postgres]:
     try:
         yield server
     finally:
-        server.stop()
+        server.stop(signal.SIGINT)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -103,7 +103,27 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
     storage: Annotated[
-        str | None, typer.Option(metavar="URL", help="Database for the study; default: RUN/study.db.")
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Database for the study; default: RUN/study.db. With postgresql://... many machines share the run.",
+        ),
+    ] = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|URL", help="Where levels and networks are kept, also s3://bucket/prefix; default: in the run."
+        ),
+    ] = None,
+    run_name: Annotated[
+        str | None, typer.Option(help="Name of the run on a database server; default: made of the settings.")
+    ] = None,
+    takeover_after: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="On a database server: when others take over from a worker that is gone; default 120.",
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where networks are compressed and scored: cpu (default) or cuda.")
@@ -144,6 +164,9 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "signal_epochs": None if signal_epochs is None else parse_epochs(signal_epochs),
         "seed": seed,
         "storage": storage,
+        "artifacts": artifacts,
+        "run_name": run_name,
+        "takeover_seconds": takeover_after,
         "device": device,
         "retry_failed": retry_failed or None,
     }

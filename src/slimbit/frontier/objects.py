@@ -11,6 +11,7 @@ Promises, and what keeps them:
 import hashlib
 import io
 import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -74,9 +75,7 @@ class StoredObjects(Objects):
     A store that fails now and then is asked again, and content that arrives with another hash is read a second time.
     """
 
-    def __init__(
-        self, store: "ArtifactStore", prefix: str, address: str, tell: Callable[[str], None] = silent
-    ) -> None:
+    def __init__(self, store: "ArtifactStore", prefix: str, address: str, tell: Callable[[str], None] = silent) -> None:
         self._store, self._prefix, self.address = store, prefix, address
         self._known: set[str] = set()
         self.patience = Patience(f"artifact store {address}", is_passing=_is_passing, reason=_reason, tell=tell)
@@ -152,7 +151,7 @@ def open_objects(folder: Path, artifacts: str | None, tell: Callable[[str], None
     if "://" not in artifacts:
         return FolderObjects(expanded(artifacts, "artifacts"))
     scheme, bucket, prefix = _parts(artifacts)
-    from optuna import artifacts as stores
+    import optuna
 
     store: Any
     try:
@@ -162,9 +161,11 @@ def open_objects(folder: Path, artifacts: str | None, tell: Callable[[str], None
 
             # an address like this one is asked again by `Patience`, which says so; boto's own pauses say nothing
             client = boto3.client("s3", config=Config(connect_timeout=10, read_timeout=60, retries={"max_attempts": 2}))
-            store = stores.Boto3ArtifactStore(bucket, client=client, avoid_buf_copy=True)
+            store = optuna.artifacts.Boto3ArtifactStore(bucket, client=client, avoid_buf_copy=True)
         else:
-            store = stores.GCSArtifactStore(bucket)
+            with warnings.catch_warnings():  # Optuna calls it experimental
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                store = optuna.artifacts.GCSArtifactStore(bucket)
     except ImportError as error:
         library, extra = ("boto3", "cluster") if scheme == "s3" else ("google-cloud-storage", "gcs")
         raise MissingExtraError(library, extra, f"artifacts {artifacts}") from error

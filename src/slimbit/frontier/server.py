@@ -15,6 +15,7 @@ Two Optuna studies: one has a trial per point, the other one a trial per task an
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -59,6 +60,7 @@ class ServerTable(RunTable):
         storage.heartbeat_interval, storage.grace_period = self._sign_seconds, takeover_seconds
         storage.heartbeat_stale_trial_callback = self._queue_again
         self._next_check = time.monotonic() + 2 * self._sign_seconds
+        weakref.finalize(self, storage.engine.dispose)  # drivers warn of connections that nobody closed
 
     def finished(self) -> list[studies.TrialRow]:
         """The trials of finished points; those of workers that are gone have failed without a point."""
@@ -104,7 +106,9 @@ class ServerTable(RunTable):
         claim.is_finished = True
         storage = self.points.storage
         try:
-            self.points.write(lambda: storage.set_trial_user_attr(row.id, studies.POINT, content | {"state": point.state}))
+            self.points.write(
+                lambda: storage.set_trial_user_attr(row.id, studies.POINT, content | {"state": point.state})
+            )
         except optuna.exceptions.UpdateFinishedTrialError:
             raise ClaimLost(self._lost(point.key)) from None
         state = TrialState.COMPLETE if point.state == "done" else TrialState.FAIL
@@ -114,7 +118,9 @@ class ServerTable(RunTable):
 
     def holders(self) -> tuple[Holder, ...]:
         """Who works on what, as the running trials of both studies say."""
-        running = [row for table in (self.tasks, self.points) for row in table.rows() if row.state == TrialState.RUNNING]
+        running = [
+            row for table in (self.tasks, self.points) for row in table.rows() if row.state == TrialState.RUNNING
+        ]
         return tuple(holder_of(row.attributes.get("worker")) for row in running)
 
     def next_points(self, left: Sequence[PlannedPoint]) -> Sequence[PlannedPoint]:
@@ -129,9 +135,7 @@ class ServerTable(RunTable):
     # --- claims ---
 
     @contextmanager
-    def _claimed(
-        self, study: studies.RunStudy, name: str, what: str, knobs: dict[str, Any]
-    ) -> Iterator[Claim | None]:
+    def _claimed(self, study: studies.RunStudy, name: str, what: str, knobs: dict[str, Any]) -> Iterator[Claim | None]:
         row = self._won(study, name, what, knobs)
         if row is None:
             yield None
@@ -145,9 +149,7 @@ class ServerTable(RunTable):
             if not claim.is_finished:  # others need not wait until it counts as gone
                 self._finish(study, row, TrialState.FAIL, None)
 
-    def _won(
-        self, study: studies.RunStudy, name: str, what: str, knobs: dict[str, Any]
-    ) -> studies.TrialRow | None:
+    def _won(self, study: studies.RunStudy, name: str, what: str, knobs: dict[str, Any]) -> studies.TrialRow | None:
         """The trial of something that this worker has got; None where another one was first."""
         me = this_worker(what)
         row = self._counting(study, name)
@@ -244,9 +246,9 @@ def open_table(
         tell: Called with a sentence when the server is away and when a worker is gone.
 
     Raises:
-        InputError: The address is none, there is no such run, or other versions of Slimbit work on it.
+        InputError: The address is none, the server does not answer or refuses, there is no such run, or other versions
+            of Slimbit work on it.
         MissingExtraError: The driver of the database is not installed.
-        StoreError: The server does not answer.
     """
     address = _with_driver(url)
     opening = Patience(
@@ -258,6 +260,13 @@ def open_table(
         if storage.engine.dialect.name == "postgresql":
             sqlalchemy.event.listen(storage.engine, "connect", _limit_transactions)
             storage.engine.dispose()  # the connections that opened it know of no limit
+        try:
+            return joined(storage)
+        except BaseException:
+            storage.engine.dispose()
+            raise
+
+    def joined(storage: optuna.storages.RDBStorage) -> ServerTable:
         if metric is not None:
             points = optuna.create_study(
                 storage=storage, study_name=name, directions=["maximize", "minimize"], load_if_exists=True
@@ -281,12 +290,13 @@ def open_table(
         both = [studies.RunStudy(storage, study, url, patient) for study in (points, tasks)]
         return ServerTable(both[0], both[1], int(found["takeover_seconds"]), tell)
 
-    handling = studies.reading if metric is None else studies.writing
-    with studies.quiet(), handling(url):
+    with studies.quiet(), studies.reading(url):
         try:
             return opening(opened)
         except KeyError:
             raise InputError(f"{studies.where(url)} must hold the run {name!r}, got none") from None
+        except studies.FAULTS as error:
+            raise InputError(f"{studies.where(url)} must let workers in, got {studies.reason(error, url)}") from error
 
 
 def run_names(table: ServerTable) -> list[str]:
@@ -350,11 +360,15 @@ def is_passing(error: Exception) -> bool:
     state = getattr(root, "sqlstate", None)
     if isinstance(state, str):
         return state[:2] in ("08", "40", "53", "57")
-    if not {"OperationalError", "InterfaceError", "DisconnectionError"} & {kind.__name__ for kind in type(root).__mro__}:
+    if not {"OperationalError", "InterfaceError", "DisconnectionError"} & {
+        kind.__name__ for kind in type(root).__mro__
+    }:
         return False
     text = str(root)
     refused = "FATAL" in text
-    return not refused or any(word in text for word in ("starting up", "shutting down", "recovery", "too many", "termin"))
+    return not refused or any(
+        word in text for word in ("starting up", "shutting down", "recovery", "too many", "termin")
+    )
 
 
 def _passes_at_start(error: Exception) -> bool:

@@ -66,11 +66,10 @@ class RunStore:
             InputError: The study is damaged, or a trial is none of ours; the trial is named.
         """
         for row in self.table.finished():
-            if row.number not in self._seen:
-                self._seen[row.number] = studies.point_of(row, self._url)
+            if row.id not in self._seen:
+                self._seen[row.id] = studies.point_of(row, self._url)
         points: dict[str, FrontierPoint] = {}
-        for number in sorted(self._seen):
-            point = self._seen[number]
+        for point in self._seen.values():
             earlier = points.get(point.key)
             if earlier is None or earlier.state == "failed":
                 points[point.key] = point

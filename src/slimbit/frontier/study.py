@@ -37,7 +37,7 @@ PATIENCE_SECONDS = 120
 """How long a process waits for others to finish writing to a SQLite file; each write takes milliseconds."""
 
 Result = TypeVar("Result")
-_FAULTS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
+FAULTS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
 _FIELDS = tuple(f.name for f in fields(FrontierPoint) if f.name not in ("number", "state"))
 _KNOBS: dict[str, BaseDistribution] = {
     "price": FloatDistribution(1e-60, 1e60, log=True),
@@ -50,7 +50,7 @@ _KNOBS: dict[str, BaseDistribution] = {
 _TRIALS = sqlalchemy.text(
     "SELECT t.trial_id, t.number, t.state, a.key, a.value_json FROM trials t "
     "LEFT JOIN trial_user_attributes a ON a.trial_id = t.trial_id "
-    "WHERE t.study_id = :study AND (t.number >= :following OR t.number IN :unfinished) ORDER BY t.number"
+    "WHERE t.study_id = :study AND (t.trial_id > :last OR t.trial_id IN :unfinished) ORDER BY t.trial_id"
 ).bindparams(sqlalchemy.bindparam("unfinished", expanding=True))
 _NOTES = sqlalchemy.text("SELECT key, value_json FROM study_user_attributes WHERE study_id = :study")
 
@@ -88,18 +88,19 @@ class RunStudy:
         self._rows: dict[int, TrialRow] = {}
 
     def rows(self) -> list[TrialRow]:
-        """Every trial, in order of numbers; one that is finished is read once, however often this is called.
+        """Every trial, in the order in which they were made; one that is finished is read once, however often this is called.
 
         Raises:
             InputError: The study is damaged.
         """
+        unfinished = [row.id for row in self._rows.values() if not row.state.is_finished()]
+        # trials are made one after the other under a lock of the study: none appears before one that is there
         found: dict[int, TrialRow] = {}
-        unfinished = [number for number, row in self._rows.items() if not row.state.is_finished()]
-        # numbers are given one after the other under a lock of the study: none appears below one that is there
-        following = max(self._rows, default=-1) + 1
         with quiet(), reading(self.url):
-            for trial, number, state, key, value in self._query(_TRIALS, following=following, unfinished=unfinished):
-                row = found.setdefault(number, TrialRow(trial, number, TrialState[state], {}))
+            for trial, number, state, key, value in self._query(
+                _TRIALS, last=max(self._rows, default=-1), unfinished=unfinished
+            ):
+                row = found.setdefault(trial, TrialRow(trial, number, TrialState[state], {}))
                 if key is not None:
                     row.attributes[key] = json.loads(value)
         self._rows |= found
@@ -107,7 +108,7 @@ class RunStudy:
 
     def known(self) -> list[TrialRow]:
         """Every trial as it was at the last reading."""
-        return [self._rows[number] for number in sorted(self._rows)]
+        return [self._rows[trial] for trial in sorted(self._rows)]
 
     def notes(self) -> dict[str, Any]:
         """The attributes of the study."""
@@ -121,7 +122,8 @@ class RunStudy:
     def add_trial(self, trial: FrozenTrial) -> TrialRow:
         """Add a trial in one transaction."""
         made = self.write(lambda: self.storage.create_new_trial(self.id, template_trial=trial))
-        return next(row for row in reversed(self.rows()) if row.id == made)
+        self.rows()
+        return self._rows[made]
 
     def write(self, action: Callable[[], Result]) -> Result:
         """The result of something that writes.
@@ -263,12 +265,16 @@ def open_storage(url: str, *, create: bool = True, **options: Any) -> optuna.sto
     """
     engine = {"connect_args": {"timeout": PATIENCE_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     try:
-        return optuna.storages.RDBStorage(url, **{"engine_kwargs": engine, "skip_table_creation": not create, **options})
+        return optuna.storages.RDBStorage(
+            url, **{"engine_kwargs": engine, "skip_table_creation": not create, **options}
+        )
     except ImportError as error:
         found = url.split(":", 1)[0]
         if found in ("postgresql", "postgresql+psycopg"):
             raise MissingExtraError("psycopg 3", "cluster", where(url)) from error
-        raise InputError(f"{where(url)} must name a driver that is installed, got {found}: {reason(error, url)}") from error
+        raise InputError(
+            f"{where(url)} must name a driver that is installed, got {found}: {reason(error, url)}"
+        ) from error
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:  # ValueError: a port that is no number
         raise InputError(f"storage must be an address of a database, got {where(url)}: {reason(error, url)}") from error
 
@@ -346,7 +352,7 @@ def writing(url: str) -> Iterator[None]:
     """Turn what goes wrong with writing a study into one sentence about it."""
     try:
         yield
-    except _FAULTS as error:
+    except FAULTS as error:
         raise not_written(where(url), OSError(0, reason(error, url))) from error
     except SlimbitError:
         raise
@@ -357,7 +363,7 @@ def writing(url: str) -> Iterator[None]:
 
 
 def _damaged(url: str, error: Exception) -> InputError:
-    found = reason(error, url) if isinstance(error, _FAULTS) else _without_passwords(fault_of(error), url)
+    found = reason(error, url) if isinstance(error, FAULTS) else _without_passwords(fault_of(error), url)
     return InputError(f"{where(url)} must be readable and whole, as Optuna {optuna.__version__} writes it, got {found}")
 
 
