@@ -56,7 +56,9 @@ def measured(point: PlannedPoint, objects: dict[str, str]) -> FrontierPoint:
 
 def opened(folder: Path, url: str | None, name: str) -> RunStore:
     if url is None:
-        table: RunTable = FolderTable(folder, studies.create_study(studies.url_of(folder, None), "frontier", "esn_digital"))
+        table: RunTable = FolderTable(
+            folder, studies.create_study(studies.url_of(folder, None), "frontier", "esn_digital")
+        )
     else:
         table = open_table(url, name, metric="esn_digital", takeover_seconds=120)
     return RunStore(folder, url or studies.url_of(folder, None), table, open_objects(folder, None), None)
@@ -97,7 +99,9 @@ def throughput(url: str | None, workers: int, count: int) -> tuple[float, float]
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         opened(folder, url, name)
-        processes = [context.Process(target=work, args=(folder, url, name, count, barrier, answer)) for _ in range(workers)]
+        processes = [
+            context.Process(target=work, args=(folder, url, name, count, barrier, answer)) for _ in range(workers)
+        ]
         for process in processes:
             process.start()
         answers = [answer.get() for _ in processes]

@@ -60,7 +60,9 @@ def simulated(case: Case, workers: int) -> float:
     point, baseline = COMPRESSION + EVALUATION + OVERHEAD, BASELINE + EVALUATION + OVERHEAD
     free = [0.0] * workers
     unfinished, last, end = [swept] * case.networks, [0.0] * case.networks, 0.0
-    tasks = [(BEGIN, number, 0, "prepare", PREPARE + (case.tuning if number else 0.0)) for number in range(case.networks)]
+    tasks = [
+        (BEGIN, number, 0, "prepare", PREPARE + (case.tuning if number else 0.0)) for number in range(case.networks)
+    ]
     heapq.heapify(tasks)
     while tasks:
         begin, network, _, kind, seconds = heapq.heappop(tasks)

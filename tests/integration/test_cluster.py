@@ -67,14 +67,23 @@ def work(out: str, log: str, settings: dict[str, Any], environment: dict[str, st
     case.trace(out, pause=0.05, progress=tell, **SMALL, **settings)
 
 
+@pytest.fixture(params=["folder", "s3"])
+def artifacts(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, str]]:
+    """Where objects are, and the environment that it takes."""
+    if request.param == "folder":
+        return str(tmp_path / "objects"), {}
+    return f"s3://{cluster.BUCKET}/{tmp_path.name}", request.getfixturevalue("s3")
+
+
 def test_workers_with_folders_of_their_own_share_a_run(
-    database: str, s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: str, artifacts: tuple[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"storage": database, "artifacts": f"s3://{cluster.BUCKET}/{tmp_path.name}"}
+    settings = {"storage": database, "artifacts": artifacts[0]}
     context, log = multiprocessing.get_context("forkserver"), tmp_path / "log"
     context.set_forkserver_preload(["optuna", "sqlalchemy", "slimbit.frontier.trace"])
     workers = [
-        context.Process(target=work, args=(str(tmp_path / name), str(log), settings, s3)) for name in ("one", "two")
+        context.Process(target=work, args=(str(tmp_path / name), str(log), settings, artifacts[1]))
+        for name in ("one", "two")
     ]
     for worker in workers:
         worker.start()
@@ -83,7 +92,7 @@ def test_workers_with_folders_of_their_own_share_a_run(
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert max(Counter(log.read_text().split()).values()) == 1
     alone = case.trace(tmp_path / "alone", **SMALL)
-    for name, value in s3.items():
+    for name, value in artifacts[1].items():
         monkeypatch.setenv(name, value)
     for name in ("one", "two"):
         found = open_run(tmp_path / name, storage=database)
@@ -96,7 +105,7 @@ def test_workers_with_folders_of_their_own_share_a_run(
 def test_other_data_are_refused(database: str, tmp_path: Path) -> None:
     settings = {"storage": database, "artifacts": str(tmp_path / "objects"), **SMALL}
     case.trace(tmp_path / "one", **settings)
-    with pytest.raises(InputError, match="calibration images' content of run frontier-case-.*--run-name"):
+    with pytest.raises(InputError, match=r"calibration images' content of run frontier-case-.*--run-name"):
         case.trace(tmp_path / "two", calibration=case.images(240, seed=4), **settings)
     named = case.trace(tmp_path / "two", calibration=case.images(240, seed=4), run_name="other", **settings)
     assert named.info.study == "frontier-other"
@@ -104,7 +113,7 @@ def test_other_data_are_refused(database: str, tmp_path: Path) -> None:
 
 def test_folders_that_are_not_shared_are_noticed(database: str, tmp_path: Path) -> None:
     case.trace(tmp_path / "one", storage=database, **SMALL)
-    with pytest.raises(InputError, match="objects of the run must be readable by all its workers.*--artifacts"):
+    with pytest.raises(InputError, match=r"objects of the run must be readable by all its workers.*--artifacts"):
         case.trace(tmp_path / "two", storage=database, **SMALL)
 
 
@@ -234,7 +243,7 @@ def test_a_database_that_stays_away_ends_the_worker(database: str, monkeypatch: 
     monkeypatch.setattr(server, "OPENING_SECONDS", 0.5)
     host, _, rest = database.rpartition(":")
     gone = f"{host}:{cluster.free_port()}/{rest.split('/')[1]}"
-    with pytest.raises(InputError, match="must let workers in, got .*refused"):
+    with pytest.raises(InputError, match=r"must let workers in, got .*refused"):
         opened(gone)
 
 
@@ -297,7 +306,7 @@ def test_an_artifact_store_that_is_damaged_or_empty() -> None:
     store = Unsteady()
     objects = StoredObjects(store, "", "s3://bucket")
     digest = objects.write(b"levels", "bin")
-    store.kept = {name: b"other" for name in store.kept}
+    store.kept = dict.fromkeys(store.kept, b"other")
     with pytest.raises(InputError, match=rf"{digest}\.bin of artifact store s3://bucket must have the hash"):
         objects.read(digest, "bin")
     store.kept = {}
@@ -387,21 +396,21 @@ def test_objects_in_another_folder(tmp_path: Path) -> None:
 
 def test_passwords_stay_out_of_files_messages_and_reports(
     database: str,
-    s3: dict[str, str],
+    artifacts: tuple[str, dict[str, str]],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in s3.items():
+    for name, value in artifacts[1].items():
         monkeypatch.setenv(name, value)
     said: list[str] = []
     address = f"{database}?application_name=hidden-query&sslpassword=hidden-too"
-    settings = {"storage": address, "artifacts": f"s3://{cluster.BUCKET}/{tmp_path.name}", **SMALL}
+    settings = {"storage": address, "artifacts": artifacts[0], **SMALL}
     frontier = case.trace(tmp_path / "run", progress=lambda p: said.append(repr(p)), **settings)
     frontier.report()
     case.trace(tmp_path / "run", progress=lambda p: said.append(repr(p)), **settings)
     list_points(tmp_path / "run", workers=True, storage=address)
-    texts = [path.read_text(errors="replace") for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    texts = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
     with studies.quiet():
         table = open_table(database, frontier.info.study, metric=None, takeover_seconds=None)
     texts += [str(row) for study in (table.points, table.tasks) for row in study.rows()]

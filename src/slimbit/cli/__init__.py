@@ -13,6 +13,7 @@ from slimbit.cli.demo import demo
 from slimbit.cli.export import export
 from slimbit.cli.frontier import frontier
 from slimbit.cli.latency import latency
+from slimbit.cli.lists import hardware, networks, recipes
 from slimbit.cli.pick import pick
 from slimbit.cli.points import points
 from slimbit.cli.prune import prune
@@ -27,11 +28,14 @@ app = typer.Typer(
     name="slimbit",
     help="What a CNN costs, its accuracy against cost, and the model that fits a budget.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (cost, train, signal, prune, frontier, points, pick, export, verify, latency, report, demo):
+_COMMANDS = (
+    cost, train, signal, prune, frontier, points, pick, export, verify, latency, report, demo,
+    networks, hardware, recipes,
+)  # fmt: skip
+for _command in _COMMANDS:
     app.command()(_command)
 
 

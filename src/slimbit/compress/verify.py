@@ -39,7 +39,8 @@ def verify(
 
     Raises:
         MissingExtraError: onnx or onnxruntime is not installed.
-        InputError: No images, a file that the runtime cannot load, or operators that the reference does not know.
+        InputError: No images, a ``model`` that is none, a file that the runtime cannot load, or operators that the
+            reference does not know.
 
     >>> import slimbit, tempfile, torch
     >>> images, file = torch.randn(32, 1, 8, 8), tempfile.mkdtemp() + "/digits.onnx"
@@ -56,5 +57,10 @@ def verify(
     if images is None:
         raise InputError("images must be given to verify a file, got none")
     network = model.model if isinstance(model, CompressedModel) else model
+    if not isinstance(network, nn.Module | None):
+        raise InputError(
+            f"model must be what was exported, a CompressedModel or a Module, got {type(network).__name__}: open a "
+            "folder with slimbit.load"
+        )
     batches = [images] if isinstance(images, Tensor) else images
     return verify_onnx(file, batches, labels=labels, network=network, precise=precise, threads=threads)

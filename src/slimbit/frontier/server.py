@@ -268,18 +268,9 @@ def open_table(
 
     def joined(storage: optuna.storages.RDBStorage) -> ServerTable:
         if metric is not None:
-            points = optuna.create_study(
-                storage=storage, study_name=name, directions=["maximize", "minimize"], load_if_exists=True
-            )
-            if not points.metric_names:
-                points.set_metric_names(["accuracy", metric])
-            tasks = optuna.create_study(storage=storage, study_name=_tasks(name), load_if_exists=True)
-            if "protocol" not in tasks.user_attrs:
-                tasks.set_user_attr("takeover_seconds", takeover_seconds)
-                tasks.set_user_attr("protocol", PROTOCOL)
-        else:
-            points = optuna.load_study(storage=storage, study_name=name)
-            tasks = optuna.load_study(storage=storage, study_name=_tasks(name))
+            _begin(storage, name, metric, takeover_seconds)
+        points = optuna.load_study(storage=storage, study_name=name)
+        tasks = optuna.load_study(storage=storage, study_name=_tasks(name))
         found = tasks.user_attrs
         if found.get("protocol") != PROTOCOL:
             raise InputError(
@@ -297,6 +288,18 @@ def open_table(
             raise InputError(f"{studies.where(url)} must hold the run {name!r}, got none") from None
         except studies.FAULTS as error:
             raise InputError(f"{studies.where(url)} must let workers in, got {studies.reason(error, url)}") from error
+
+
+def _begin(storage: optuna.storages.RDBStorage, name: str, metric: str, takeover_seconds: int | None) -> None:
+    """Make the studies of a run where another worker has not made them."""
+    directions = ["maximize", "minimize"]
+    points = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    if not points.metric_names:
+        points.set_metric_names(["accuracy", metric])
+    tasks = optuna.create_study(storage=storage, study_name=_tasks(name), load_if_exists=True)
+    if "protocol" not in tasks.user_attrs:
+        tasks.set_user_attr("takeover_seconds", takeover_seconds)
+        tasks.set_user_attr("protocol", PROTOCOL)
 
 
 def run_names(table: ServerTable) -> list[str]:

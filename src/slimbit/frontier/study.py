@@ -88,7 +88,7 @@ class RunStudy:
         self._rows: dict[int, TrialRow] = {}
 
     def rows(self) -> list[TrialRow]:
-        """Every trial, in the order in which they were made; one that is finished is read once, however often this is called.
+        """Every trial, in the order in which they were made; a finished one is read once, however often this is called.
 
         Raises:
             InputError: The study is damaged.

@@ -159,7 +159,7 @@ class FolderTable(RunTable):
         """Digest of every decision by its name."""
         return self._opened.notes()
 
-    def note(self, name: str, digest: str, *, grows: bool = False) -> None:
+    def note(self, name: str, digest: str, *, grows: bool = False) -> None:  # noqa: ARG002 - under a lock all may change
         """Note a decision, under the lock that this process holds: nobody else is at it."""
         self._opened.set_note(name, digest)
 
@@ -189,7 +189,7 @@ class FolderTable(RunTable):
         """Claim a point by the lock of its name."""
         return self.claim(planned.key, f"point {planned.key} ({planned.label})")
 
-    def add(self, point: FrontierPoint, claim: Claim | None, metric: str) -> FrontierPoint:
+    def add(self, point: FrontierPoint, claim: Claim | None, metric: str) -> FrontierPoint:  # noqa: ARG002 - the lock is
         """Keep a finished point as a trial, in one transaction."""
         return studies.add_point(self._opened, point, metric=metric)
 

@@ -16,9 +16,9 @@ from slimbit.compress.prune import Pruner
 from slimbit.compress.quantize import as_prepared
 from slimbit.compress.tuning import TrainingData, tuning_for
 from slimbit.frontier.frontier import Frontier
+from slimbit.frontier.objects import check_artifacts
 from slimbit.frontier.points import Evaluate, Scorer, interval_of, versions
 from slimbit.frontier.progress import Listener, Progress, silent
-from slimbit.frontier.objects import check_artifacts
 from slimbit.frontier.store import (
     STAGES,
     RunStore,
