@@ -292,8 +292,9 @@ def open_table(
 
 def _begin(storage: optuna.storages.RDBStorage, name: str, metric: str, takeover_seconds: int | None) -> None:
     """Make the studies of a run where another worker has not made them."""
-    directions = ["maximize", "minimize"]
-    points = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    points = optuna.create_study(
+        storage=storage, study_name=name, directions=["maximize", "minimize"], load_if_exists=True
+    )
     if not points.metric_names:
         points.set_metric_names(["accuracy", metric])
     tasks = optuna.create_study(storage=storage, study_name=_tasks(name), load_if_exists=True)
