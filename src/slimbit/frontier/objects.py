@@ -8,7 +8,6 @@ Promises, and what keeps them:
 * Writing the same content again, by anyone at any time, changes nothing.
 """
 
-import hashlib
 import io
 import re
 import warnings
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from slimbit.frontier.patience import Patience, silent
+from slimbit.records.codec import sha256
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.files import expanded, not_written, read_regular, write_whole
 
@@ -89,8 +89,8 @@ class StoredObjects(Objects):
         def whole() -> bytes:
             with self._store.open_reader(name) as stream:
                 content = stream.read(LARGEST_OBJECT + 1)
-            if hashlib.sha256(content).hexdigest() != digest:
-                raise _Damaged(hashlib.sha256(content).hexdigest())
+            if sha256(content) != digest:
+                raise _Damaged(sha256(content))
             return content
 
         try:
@@ -115,7 +115,7 @@ class StoredObjects(Objects):
 
     def write(self, content: bytes, kind: Kind) -> str:
         """Keep content in the store and return its digest."""
-        digest = hashlib.sha256(content).hexdigest()
+        digest = sha256(content)
         name = self._name(digest, kind)
         if name not in self._known:
             try:
@@ -231,7 +231,7 @@ def object_path(folder: Path, digest: str, kind: Kind) -> Path:
 
 def write_object(folder: Path, content: bytes, kind: Kind) -> str:
     """Keep content under its SHA-256 and return that; a whole copy that is there already is left alone."""
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256(content)
     path = object_path(folder, digest, kind)
     if not _holds(path, digest):
         write_whole(path, content)
@@ -240,7 +240,7 @@ def write_object(folder: Path, content: bytes, kind: Kind) -> str:
 
 def _holds(path: Path, digest: str) -> bool:
     try:
-        return hashlib.sha256(read_regular(path, "object", limit=LARGEST_OBJECT)).hexdigest() == digest
+        return sha256(read_regular(path, "object", limit=LARGEST_OBJECT)) == digest
     except InputError:
         return False
 
@@ -253,7 +253,7 @@ def read_object(folder: Path, digest: str, kind: Kind) -> bytes:
     """
     path = object_path(folder, digest, kind)
     content = read_regular(path, "object", limit=LARGEST_OBJECT)
-    found = hashlib.sha256(content).hexdigest()
+    found = sha256(content)
     if found != digest:
         raise InputError(f"object {path} must have the hash in its name, got {found}: the file is damaged")
     return content

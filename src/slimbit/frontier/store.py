@@ -6,7 +6,6 @@ claim of a point looks first whether it is finished. Every point listed was meas
 and every object has the hash it was asked for.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,11 +18,12 @@ from slimbit.frontier.objects import Kind, Objects, open_objects
 from slimbit.frontier.patience import silent
 from slimbit.frontier.server import open_table, run_names
 from slimbit.frontier.table import Claim, FolderTable, Holder, RunTable
-from slimbit.records.codec import canonical, from_json
+from slimbit.records.codec import canonical, from_json, sha256
 from slimbit.records.errors import InputError
 from slimbit.records.files import parse_json, read_regular, write_whole
 from slimbit.records.point import FrontierPoint, PlannedPoint
 from slimbit.records.run import RUN_FILE, SCHEMA, RunInfo
+from slimbit.records.verification import ExportedFile
 
 Record = TypeVar("Record")
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0
@@ -32,6 +32,8 @@ STAGES = "stages"
 """Folder of pruned and tuned networks."""
 OURS = {RUN_FILE, studies.NAME, "objects", "locks", "report.html", STAGES}
 LARGEST_INFO = 1 << 24
+EXPORTED = "exported"
+"""Under this name a run notes the proofs of exported files."""
 INFO = "run"
 """Under this name a run on a database server notes what it is about."""
 
@@ -128,6 +130,22 @@ class RunStore:
         assert self._notes is not None
         digest = self._notes.get(name)
         return None if digest is None else self.read(digest, "json")
+
+    # --- exported files ---
+
+    def exported(self) -> tuple[ExportedFile, ...]:
+        """The files that were written of points, the last of each, in order of the points' numbers.
+
+        Raises:
+            InputError: An object is missing or damaged.
+        """
+        self.refresh()
+        return self.noted(EXPORTED, tuple[ExportedFile, ...]) or ()
+
+    def add_exported(self, file: ExportedFile) -> None:
+        """Keep what was proved of a point's file, in place of what an earlier file of it had."""
+        others = [one for one in self.exported() if one.point != file.point]
+        self.note(EXPORTED, sorted([*others, file], key=lambda one: one.point), grows=True)
 
     # --- objects ---
 
@@ -308,7 +326,7 @@ def study_name(folder: Path, storage: str | None) -> str:
     """``frontier`` in the run's own file; in a file shared with other runs the folder is part of the name."""
     if storage is None:
         return studies.STUDY
-    return f"{studies.STUDY}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
+    return f"{studies.STUDY}-{sha256(str(folder.resolve()).encode())[:12]}"
 
 
 def shared_name(fixed: Mapping[str, Any], run_name: str | None) -> str:
@@ -324,7 +342,7 @@ def shared_name(fixed: Mapping[str, Any], run_name: str | None) -> str:
     if run_name:
         return f"{studies.STUDY}-{run_name}"
     settings = {name: value for name, value in fixed.items() if name in SETTINGS}
-    short = hashlib.sha256(canonical(settings)).hexdigest()[:12]
+    short = sha256(canonical(settings))[:12]
     return f"{studies.STUDY}-{fixed['network']}-{short}"
 
 
