@@ -194,6 +194,16 @@ def test_clocks_that_differ_do_not_matter(database: str, monkeypatch: pytest.Mon
         one.add(POINT, claim, "esn_digital")
 
 
+def test_time_zones_that_differ_do_not_matter(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(database, seconds=3600).claim_point(PLANNED):
+        monkeypatch.setenv("PGTZ", "Asia/Tokyo")
+        other = opened(database)
+        other._next_check = 0.0
+        other.finished()
+        with other.claim_point(PLANNED) as theirs:
+            assert theirs is None
+
+
 def test_a_killed_worker_is_followed_by_the_next(database: str, tmp_path: Path) -> None:
     settings = {"storage": database, "artifacts": str(tmp_path / "objects"), "takeover_seconds": 2}
     context = multiprocessing.get_context("forkserver")

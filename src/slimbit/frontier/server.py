@@ -12,6 +12,7 @@ Two Optuna studies: one has a trial per point, the other one a trial per task an
 * A server that is away is asked again for ten minutes. For two signs after it was away, no worker counts as gone.
 """
 
+import contextlib
 import random
 import threading
 import time
@@ -146,8 +147,9 @@ class ServerTable(RunTable):
             yield claim
         finally:
             ended.set()
-            if not claim.is_finished:  # others need not wait until it counts as gone
-                self._finish(study, row, TrialState.FAIL, None)
+            if not claim.is_finished:
+                with contextlib.suppress(Exception):  # it only saves others the time until this worker counts as gone
+                    study.storage.set_trial_state_values(row.id, TrialState.FAIL)
 
     def _won(self, study: studies.RunStudy, name: str, what: str, knobs: dict[str, Any]) -> studies.TrialRow | None:
         """The trial of something that this worker has got; None where another one was first."""
@@ -258,8 +260,8 @@ def open_table(
     def opened() -> ServerTable:
         storage = studies.open_storage(address, create=metric is not None, engine_kwargs=_engine_options(address))
         if storage.engine.dialect.name == "postgresql":
-            sqlalchemy.event.listen(storage.engine, "connect", _limit_transactions)
-            storage.engine.dispose()  # the connections that opened it know of no limit
+            sqlalchemy.event.listen(storage.engine, "connect", _prepare_session)
+            storage.engine.dispose()  # the connections that opened it are not prepared
         try:
             return joined(storage)
         except BaseException:
@@ -344,10 +346,14 @@ def _engine_options(url: str) -> dict[str, Any]:
     return options
 
 
-def _limit_transactions(connection: Any, _: Any) -> None:
-    """Let PostgreSQL end transactions of machines that are cut off: their locks would stop every other worker."""
+def _prepare_session(connection: Any, _: Any) -> None:
+    """Let PostgreSQL end transactions of machines that are cut off: their locks would stop every other worker.
+
+    Signs of life are kept as local times of the session: one time zone for all, whatever a machine is set to.
+    """
     with connection.cursor() as cursor:
         cursor.execute("SET idle_in_transaction_session_timeout = '30s'")
+        cursor.execute("SET TIME ZONE 'UTC'")
     connection.commit()
 
 

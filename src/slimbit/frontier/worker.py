@@ -147,7 +147,7 @@ class Worker:
             with self.store.claim_point(planned) as claim:
                 if claim is None:
                     continue
-                self._refresh()  # another worker may have finished it before it could be claimed
+                self._points = self.store.points()  # another worker may have finished it before it could be claimed
                 if planned.key not in self._finished():
                     self._measure(sweep, planned, claim)
                 return True
