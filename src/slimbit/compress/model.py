@@ -123,13 +123,15 @@ class CompressedModel:
             MissingExtraError: onnx is not installed.
             StoreError: It cannot be written.
         """
-        about = {
+        about: dict[str, Any] = {
             "network": self.spec.name,
-            "cost": {name: self.cost.total[name] for name in METRICS},
             **({} if self.plan is None else {"plan": self.plan.digest(), "policy": self.plan.policy}),
-            **({} if self.accuracy is None else {"accuracy": self.accuracy.model_dump(mode="json")}),
             **({"provenance": dict(self.provenance)} if self.provenance else {}),
         }
+        if not as_float or self.plan is None:  # floats of a quantized network have neither its cost nor its accuracy
+            about["cost"] = {name: self.cost.total[name] for name in METRICS}
+            if self.accuracy is not None:
+                about["accuracy"] = self.accuracy.model_dump(mode="json")
         if not as_float:
             if self.program is None:
                 raise InputError(
