@@ -14,7 +14,7 @@ Floats appear only where the file itself makes some: its inputs, its logits, and
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Scaled:
     """Integers times a step: ``numbers * step``; a step per entry of an axis has that axis.
 
     Attributes:
-        numbers: int64.
+        numbers: int64; float64 where a bias of real numbers was added.
         step: float32, one number or shaped to line up with the numbers.
         bytes_: The codes as stored, before the zero point was taken off; for the saturation of 16-bit sums.
         is_sum: Whether they are sums of products: these are rounded by one float32 multiplication.
@@ -199,7 +199,17 @@ def _multiply(reference: Reference, node: NodeProto, given: list[Value | None]) 
     step = values.step * weights.step.reshape(-1)
     if isinstance(bias, Scaled):
         sums = sums + _along(bias.numbers, 1, sums.ndim)
+    elif bias is not None:
+        sums = sums + _along(_in_steps(_array(bias), step), 1, sums.ndim)
     return Scaled(sums, _along(step, 1, sums.ndim) if step.size > 1 else step.reshape(()), is_sum=True)
+
+
+def _in_steps(bias: Array, step: Array) -> Array:
+    """Real numbers as multiples of a step: whole where float32 has no number nearer to the whole one."""
+    ratio = bias.astype(np.float64) / step.astype(np.float64)
+    whole = np.rint(ratio)
+    near: Array = np.abs(ratio - whole) <= 2.0**-21 * np.maximum(np.abs(whole), 1)
+    return np.where(near, whole, ratio)
 
 
 def _zero_byte(values: Scaled) -> int:
@@ -438,6 +448,8 @@ def _ceiled(window: _Window, dim: int, size: int) -> int:
 @_handles("Relu", "Clip")
 def _clamp(_: Reference, node: NodeProto, given: list[Value | None]) -> Value:
     value = given[0]
+    if node.op_type == "Relu" and isinstance(value, Scaled):
+        return replace(value, numbers=np.maximum(value.numbers, 0))
     bounds = [None if x is None else _array(x) for x in (*given[1:], None, None)[:2]]
     low, high = (np.zeros(()), None) if node.op_type == "Relu" else bounds
     if isinstance(value, np.ndarray):
