@@ -278,8 +278,10 @@ class _Writer:
                 self._quantize(integer, inner)
             return
         back = graph.store(f"{name}/back", [-1, *head.shape], np.int64)
-        if integer.output is None:
+        if integer.output is None or self.symmetric:
             graph.node("Reshape", [inner, back], result)
+            if integer.output is not None:
+                self._quantize(integer, result)
             return
         self._quantize(integer, inner)
         # codes of the rows, brought back into the shape of the value

@@ -418,7 +418,10 @@ def _pool_window(node: NodeProto, dims: int) -> _Window:
 
 
 @_handles("MaxPool")
-def _maximum(_: Reference, node: NodeProto, given: list[Value | None]) -> Value:
+def _maximum(reference: Reference, node: NodeProto, given: list[Value | None]) -> Value:
+    if isinstance(given[0], Scaled) and given[0].step.size == 1:  # the order of integers is that of real numbers
+        largest_ = _maximum(reference, node, [given[0].numbers])
+        return replace(given[0], numbers=_array(largest_), bytes_=None)
     values = _array(given[0])
     window = _pool_window(node, values.ndim - 2)
     sizes = window.sizes(values.shape[2:])
@@ -509,6 +512,8 @@ def _move(_: Reference, node: NodeProto, given: list[Value | None]) -> Value:
     if isinstance(first, Exact):
         return Exact(_moved(node, first.numbers, given))
     assert isinstance(first, Scaled)
+    if node.op_type == "Concat":
+        return _joined(node, first, given)
     if first.step.size > 1 and node.op_type == "Reshape":  # rows of a product, whose steps belong to the last axis
         numbers = _moved(node, first.numbers, given)
         return Scaled(numbers, first.step.reshape(-1), is_sum=first.is_sum)
@@ -516,6 +521,15 @@ def _move(_: Reference, node: NodeProto, given: list[Value | None]) -> Value:
         raise InputError(f"node {node.name!r} must move integers with one step, got {first.step.size}")
     bytes_ = None if first.bytes_ is None else _moved(node, first.bytes_, given)
     return Scaled(_moved(node, first.numbers, given), first.step, bytes_, is_sum=first.is_sum)
+
+
+def _joined(node: NodeProto, first: Scaled, given: list[Value | None]) -> Value:
+    """Integers of one step side by side; real numbers where steps differ."""
+    axis = _attribute(node, "axis", 0)
+    alike = [x for x in given if isinstance(x, Scaled) and not x.is_sum and np.array_equal(x.step, first.step)]
+    if len(alike) < len(given):
+        return Exact(np.concatenate([_exact(x) for x in given], axis=axis))
+    return Scaled(np.concatenate([x.numbers for x in alike], axis=axis), first.step)
 
 
 def _moved(node: NodeProto, values: Array, given: list[Value | None]) -> Array:  # noqa: PLR0911 - one per operator
