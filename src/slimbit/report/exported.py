@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slimbit.records.latency import speed_ratios
+from slimbit.records.terminal import MISSING
 from slimbit.records.verification import ExportedFile, NodeExecution, Verification
-from slimbit.report.frames import MISSING, ReportData
+from slimbit.report.frames import ReportData
 
 LARGEST_SUM = 32_767
 """Of 16 bits, in which processors without VNNI add two products."""
