@@ -167,7 +167,7 @@ def test_a_changed_file_is_found_out(folder: Path) -> None:
     ("arguments", "said"),
     [
         (("--format", "tflite"), "--format must be one of onnx, qonnx"),
-        (("--target", "tensorrt"), "activations must be signed codes of 8 bits around zero for tensorrt, got unsigned ones"),
+        (("--target", "tensorrt"), "must be signed codes of 8 bits around zero for tensorrt, got unsigned"),
         (("--target", "openvno"), "did you mean openvino"),
         (("--target", "finn"), "--target finn must be given with --format qonnx, got --format onnx"),
         (("--target", "openvino", "--int4"), "--int4 must be given for a runtime that stores weights in four bits"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from slimbit.records.config import FrontierConfig, PruneConfig, QuantConfig, RunConfig, TuneConfig, read_config
+from slimbit.records.config import FrontierConfig, PruneConfig, QuantConfig, RunConfig, TuneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.signal import EpochSignal, LayerSignal
 
@@ -17,7 +17,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def read(folder: Path, text: str) -> FrontierConfig:
-    return read_config(FrontierConfig, written(folder, text))
+    return FrontierConfig.from_toml(written(folder, text))
 
 
 def test_everything_can_be_set(tmp_path: Path) -> None:
@@ -129,10 +129,10 @@ def test_faults_are_told_with_file_and_key(tmp_path: Path, text: str, said: str)
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="configuration must exist"):
-        read_config(FrontierConfig, tmp_path / "none.toml")
+        FrontierConfig.from_toml(tmp_path / "none.toml")
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="must be UTF-8 text"):
-        read_config(FrontierConfig, tmp_path / "x.toml")
+        FrontierConfig.from_toml(tmp_path / "x.toml")
 
 
 def test_a_fault_has_one_sentence_whoever_builds_the_settings(tmp_path: Path) -> None:

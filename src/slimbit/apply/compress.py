@@ -1,6 +1,5 @@
 """The one entry: a float network and a plan in, a compressed network and its levels out."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from slimbit.apply.quantize import quantize_layer
 from slimbit.numerics.batches import inputs_of
 from slimbit.numerics.copies import copied
 from slimbit.numerics.levels import LayerLevels
+from slimbit.records.codec import sha256
 from slimbit.records.dataflow import Dataflow
 from slimbit.records.errors import InputError, closest
 from slimbit.records.network import NetworkSpec
@@ -45,13 +45,11 @@ class Compressed:
 
     def digest(self) -> str:
         """SHA-256 over the plan, every level and every step: equal results, equal digests."""
-        total = hashlib.sha256(self.plan.digest().encode())
-        for name in sorted(self.layers):
-            total.update(name.encode())
-            doubled = (self.layers[name].levels * 2).to(torch.int32).cpu().contiguous()
-            total.update(doubled.numpy().tobytes())
-            total.update(self.layers[name].steps.double().cpu().contiguous().numpy().tobytes())
-        return total.hexdigest()
+        parts = [self.plan.digest().encode()]
+        for name, layer in sorted(self.layers.items()):
+            doubled = (layer.levels * 2).to(torch.int32).cpu().contiguous().numpy().tobytes()
+            parts += [name.encode(), doubled, layer.steps.double().cpu().contiguous().numpy().tobytes()]
+        return sha256(parts)
 
 
 def compress(

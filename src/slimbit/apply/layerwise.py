@@ -67,7 +67,9 @@ class LayerwisePass:
         if not events:
             return
         calibration = self.calibration
-        lockstep = Lockstep(self.network, calibration.batches, calibration.forward, self._act)
+        lockstep = Lockstep(
+            self.network, calibration.batches, calibration.forward, self._act, halved=calibration.halved
+        )
         handles = [self._hook(event, lockstep) for event in events]
         order = {event: place for place, event in enumerate(events)}
         try:

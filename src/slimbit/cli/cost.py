@@ -1,6 +1,5 @@
 """`slimbit cost`: what a network costs, layer by layer."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -10,6 +9,7 @@ from rich.console import Console
 
 from slimbit.artifacts.manifest import MANIFEST
 from slimbit.cli.points import points
+from slimbit.records.codec import pretty
 from slimbit.records.config import Grid
 from slimbit.records.cost import CostReport, CostTable
 from slimbit.records.errors import InputError
@@ -152,7 +152,7 @@ def _print(report: CostReport, others: list[CostReport], *, as_json: bool, as_cs
             data["versus"] = [
                 {**ratios, **{key: whole[key] for key in ("inputs", "total", "hardware")}} for ratios, whole in compared
             ]
-        typer.echo(json.dumps(data, indent=2, allow_nan=False))
+        typer.echo(pretty(data))
     elif as_csv:
         typer.echo(report.to_csv(layers=layers), nl=False)
     else:

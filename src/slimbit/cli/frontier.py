@@ -9,7 +9,7 @@ from rich.console import Console
 from slimbit.cli.live import Screen
 from slimbit.cli.options import parse_budget, tune_options
 from slimbit.cli.points import clampings, failures, points_table
-from slimbit.records.config import FrontierConfig, read_config
+from slimbit.records.config import FrontierConfig
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.training import AugmentConfig
 from slimbit.sources.networks import check_trusted_data, check_trusted_network
@@ -111,6 +111,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         typer.Option(help="Codes of activations: unsigned (default), signed (for TensorRT) or affine (zero points)."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images that are calibrated with, or scored, at once; default: by their size.")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="GiB for activations of calibration images; default: half of what is free."),
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Database for the study; default: RUN/study.db.")
     ] = None,
@@ -152,11 +159,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "signal": None if signal is None else str(signal),
         "signal_epochs": None if signal_epochs is None else parse_epochs(signal_epochs),
         "seed": seed,
+        "batch_size": batch_size,
+        "memory_gib": memory,
         "storage": storage,
         "device": device,
         "retry_failed": retry_failed or None,
     }
-    base: FrontierConfig = FrontierConfig() if config is None else read_config(FrontierConfig, config)
+    base: FrontierConfig = FrontierConfig() if config is None else FrontierConfig.from_toml(config)
     check_trusted_network(None if network else base.network, str(config), allow_code=allow_code)
     check_trusted_data(None if data else base.data, str(config), allow_code=allow_code)
     result = trace(base.with_options(options), out, allow_code=allow_code)
@@ -203,13 +212,15 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
         likelihood=settings.likelihood,
         origin=found.network.origin,
         keep=found.network.keep,
+        batch_size=settings.batch_size,
+        memory_gib=settings.memory_gib,
     )
     with Screen(Console(), metric=settings.metric, folder=str(out)) as screen:
         return trace_frontier(
             prepared,
-            evaluate=found.data.evaluator(settings.evaluate_images)
+            evaluate=found.data.evaluator(settings.evaluate_images, batch_size=settings.batch_size)
             if settings.evaluate_images is not None
-            else found.data.selection(settings.select_images)[0],
+            else found.data.selection(settings.select_images, batch_size=settings.batch_size)[0],
             out=out,
             config=settings.run(),
             data=found.data,
@@ -218,15 +229,18 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
 
 
 def parse_widths(text: str) -> tuple[float, ...]:
-    """Widths of ``1,0.75,0.5``.
+    """Shares of the filters of ``1,0.75,0.5``.
 
     >>> parse_widths("1, 0.75")
     (1.0, 0.75)
     """
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--widths must be numbers with commas between them, got {text!r}") from None
+    if not all(0 < share <= 1 for share in found):
+        raise InputError(f"--widths must be shares of the filters, above 0 and up to 1, got {text!r}")
+    return found
 
 
 def parse_epochs(text: str) -> tuple[int, ...]:

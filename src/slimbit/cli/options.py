@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from slimbit.records.config import read_config
 from slimbit.records.errors import InputError
 from slimbit.records.training import TrainConfig
 
@@ -37,7 +36,7 @@ def tune_options(epochs: int | None, *, config: Path | None = None, **settings: 
     Raises:
         InputError: Settings of a training that does not take place.
     """
-    train = None if config is None else read_config(TrainConfig, config).model_dump(exclude_unset=True)
+    train = None if config is None else TrainConfig.from_toml(config).model_dump(exclude_unset=True)
     given = {name: value for name, value in {**settings, "train": train}.items() if value is not None}
     if epochs:
         return {"epochs": epochs, **given}

@@ -1,6 +1,5 @@
 """`slimbit pick`: the model that fits a budget, as a folder to ship."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +11,7 @@ import typer
 from slimbit.cli.export import exported, exported_file
 from slimbit.cli.options import parse_budget
 from slimbit.cli.verify import ImagesToVerify, images_of, plain_proof, print_verification
+from slimbit.records.codec import pretty
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import StoreError, write_whole
 from slimbit.records.point import FrontierPoint
@@ -186,7 +186,7 @@ def _print(
         data = {"schema": 1, "out": str(out), "point": point.to_dict(), "accuracy": measured, "bytes": sizes}
         if file is not None and proof is not None:
             data["export"] = {"file": str(file), "bytes": file.stat().st_size, "verification": plain_proof(proof)}
-        typer.echo(json.dumps(data, indent=2, allow_nan=False))
+        typer.echo(pretty(data))
         return
     what = point.label + (", for comparison" if point.baseline else "")
     costs: Mapping[str, float | None] = point.costs

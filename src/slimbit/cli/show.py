@@ -1,6 +1,5 @@
 """`slimbit show`: what a run, a picked or pruned folder, or an exported file is, and what to do with it next."""
 
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from slimbit.records.codec import pretty, sha256
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.files import check_regular
 from slimbit.records.keep import PRUNED
@@ -55,7 +55,7 @@ def show(
     found = described(path)
     if as_json:
         data = {"schema": SCHEMA, "kind": found.kind, "title": found.title, **found.facts, "next": found.commands}
-        typer.echo(json.dumps(data, indent=2))
+        typer.echo(pretty(data), nl=False)
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
@@ -184,7 +184,7 @@ def _onnx(path: Path) -> Description:
         **_costs(_json(stored.get("cost")) or {}),
         "size": f"{size:,} bytes",
         "plan digest": stored.get("plan", "")[:16],
-        "SHA-256": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        "SHA-256": sha256(path.read_bytes())[:16],
         "made with": _versions((_json(stored.get("provenance")) or {}).get("versions")),
     }
     command = f"slimbit verify {named} DIR" if form.startswith("integers") else f"slimbit cost {named}"

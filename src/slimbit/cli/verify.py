@@ -1,6 +1,5 @@
 """`slimbit verify`: the proof that an exported file computes what was promised."""
 
-import json
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slimbit.cli.options import AllowCode, VerifyData, VerifyImages
-from slimbit.records.codec import plain, with_schema
+from slimbit.records.codec import plain, pretty, with_schema
 
 if TYPE_CHECKING:
     from slimbit.compress.model import CompressedModel
@@ -43,7 +42,7 @@ def verify(
     given = images_of(small, data=data, images=images)
     found = verify_file(file, small, given.batches, labels=given.labels, precise=precise)
     if as_json:
-        typer.echo(json.dumps(with_schema(plain_proof(found), SCHEMA), indent=2, allow_nan=False))
+        typer.echo(pretty(with_schema(plain_proof(found), SCHEMA)))
     else:
         print_verification(found)
         print_fits(small, names=("onnxruntime", "openvino"))

@@ -7,7 +7,7 @@ from torch import nn
 
 from slimbit.apply.integers import IntegerNetwork, IntegerProgram, integer_program
 from slimbit.apply.surgery import rebuild as rebuild_pruned
-from slimbit.artifacts.manifest import KEEP, Manifest, NetworkReference, read_entry, read_manifest
+from slimbit.artifacts.manifest import KEEP, MANIFEST, Manifest, NetworkReference, read_entry, read_manifest
 from slimbit.artifacts.packed import PackedModel, check_fit, formed, read_state, tensors_of, unpack_model
 from slimbit.artifacts.pruned import read_pruned
 from slimbit.artifacts.rebuild import rebuild
@@ -24,6 +24,7 @@ from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS, KeepPlan
 from slimbit.records.network import NetworkSpec
 from slimbit.records.origin import NetworkOrigin
 from slimbit.records.plan import CompressionPlan
+from slimbit.records.run import RUN_FILE
 from slimbit.survey.dataflow import read_dataflow
 from slimbit.survey.module import survey_network
 from slimbit.survey.trace import Inputs
@@ -56,9 +57,11 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_code: bool
     >>> load("nowhere")
     Traceback (most recent call last):
         ...
-    slimbit.records.errors.InputError: artifact file must exist, got none at nowhere/slimbit.json
+    slimbit.records.errors.InputError: nowhere must be a folder with slimbit.json (written by CompressedModel.save or \
+slimbit pick) or prune.json (slimbit prune), got nothing
     """
     path = as_path(folder, "folder")
+    _check_folder(path)
     if (path / PRUNED).is_file():
         return _load_pruned(path, model, allow_code=allow_code)
     manifest = read_manifest(path)
@@ -87,6 +90,17 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_code: bool
         accuracy=manifest.accuracy,
         provenance=manifest.provenance,
     )
+
+
+def _check_folder(path: Path) -> None:
+    """Say what belongs into a folder that is none of those that can be loaded."""
+    if any((path / name).exists() for name in (PRUNED, MANIFEST)):
+        return
+    kinds = f"a folder with {MANIFEST} (written by CompressedModel.save or slimbit pick) or {PRUNED} (slimbit prune)"
+    if (path / RUN_FILE).exists():
+        raise InputError(f"{path} must be {kinds}, got a run: slimbit.open_run opens it, and its load gives a model")
+    found = "a file" if path.is_file() else "one without" if path.is_dir() else "nothing"
+    raise InputError(f"{path} must be {kinds}, got {found}")
 
 
 def form_of(
@@ -154,6 +168,11 @@ def _load_pruned(path: Path, model: nn.Module | None, *, allow_code: bool) -> Co
         spec=survey_network(network, example, name=found.network.source).spec,
         keep=found.plan,
         origin=NetworkOrigin(
-            source=found.network.source, classes=found.network.classes, input_shape=found.network.input_shape
+            source=found.network.source,
+            classes=found.network.classes,
+            input_shape=found.network.input_shape,
+            normalization=found.normalization,
+            weights_digest=found.network.weights_digest,
         ),
+        accuracy=found.accuracy,
     )

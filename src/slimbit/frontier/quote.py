@@ -3,9 +3,9 @@
 from torch import nn
 
 from slimbit.artifacts.manifest import AccuracyEntry
-from slimbit.compress.restore import without_folders
 from slimbit.records.accuracy import Accuracy, wilson_interval
 from slimbit.records.errors import InputError
+from slimbit.records.origin import without_folders
 from slimbit.records.run import RunInfo
 from slimbit.sources.networks import check_trusted_data
 from slimbit.zoo.data import open_data

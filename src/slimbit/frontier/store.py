@@ -11,7 +11,6 @@ Promises, and what keeps them:
 * Every point it lists was measured completely; of each point there is one; every object has the hash it was asked for.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from slimbit.frontier import study as studies
 from slimbit.frontier.objects import Kind, read_object, write_object
-from slimbit.records.codec import canonical, from_json
+from slimbit.records.codec import canonical, from_json, sha256
 from slimbit.records.errors import InputError
 from slimbit.records.files import not_written, parse_json, read_regular, write_whole
 from slimbit.records.point import FrontierPoint, PlannedPoint
@@ -210,7 +209,7 @@ def study_name(folder: Path, storage: str | None) -> str:
     """``frontier`` in the run's own file; in a storage shared with other runs the folder is part of the name."""
     if storage is None:
         return studies.STUDY
-    return f"{studies.STUDY}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
+    return f"{studies.STUDY}-{sha256(str(folder.resolve()).encode())[:12]}"
 
 
 def read_info(folder: Path) -> RunInfo:

@@ -252,7 +252,7 @@ def absolute_statistics(quantized: ChannelMoments) -> tuple[Tensor, Tensor]:
 def paired_statistics(
     stored_mean: Tensor, stored_variance: Tensor, *, original: ChannelMoments, quantized: ChannelMoments
 ) -> tuple[Tensor, Tensor]:
-    """Stored statistics moved by what compression changed on the same images (derived, SPEC section 4).
+    """Stored statistics moved by what compression changed on the same images (derived).
 
     ``mean' = mean_stored + (mean_q - mean_f) * sqrt(var_stored / var_f)``, ``var' = var_stored * var_q / var_f``.
     A channel that is constant, before or after, has no ratio: its variance stays, and its mean moves by

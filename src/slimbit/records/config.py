@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_serializer, model_validator
@@ -12,7 +11,6 @@ from slimbit.records.activations import FEWEST_BITS, MOST_BITS, Codes, RangeMeth
 from slimbit.records.codec import ConfigTable
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError, closest
-from slimbit.records.files import read_toml_table
 from slimbit.records.network import NetworkSpec, Per
 from slimbit.records.signal import EpochSignal
 from slimbit.records.training import TrainConfig
@@ -229,9 +227,14 @@ class PruneConfig(ConfigTable):
         statistics: BatchNorm statistics after the cut.
         signal: Epoch that "signal" ranks by: a training run (its last epoch), or the record itself.
         tune: Training afterwards; None = none.
+        budget: In place of ``keep``: the largest cost by metric; an amount of at most 1 is a share of the whole
+            network's. The one share of every group's filters (or of all, by ``scope``) that fits is found by bisection.
+        budget_bits: Bit width at which ESN metrics of the budget are counted.
 
     >>> PruneConfig(keep=0.5, protect=("layer3.*",)).protect
     ('layer3.*',)
+    >>> PruneConfig(budget={"macs": 0.5}).budget
+    {'macs': 0.5}
     """
 
     keep: Ratio | dict[str, Ratio] = 0.5
@@ -242,9 +245,15 @@ class PruneConfig(ConfigTable):
     statistics: Statistics = "paired"
     signal: str | EpochSignal | None = None
     tune: TuneConfig | None = None
+    budget: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None
+    budget_bits: Annotated[float, Field(ge=1, le=16)] = 8
 
     @model_validator(mode="after")
     def _together(self) -> Self:
+        if self.budget is not None and "keep" in self.model_fields_set:
+            raise InputError("one of keep and budget may be given, got both")
+        if self.budget is not None and self.by == "dead":
+            raise InputError("budget must not be given for pruning by dead, which decides by itself")
         if (self.by == "signal") != (self.signal is not None):
             raise InputError(
                 "signal (--signal RUN) must be given for pruning by signal, and only there, got one without the other"
@@ -273,6 +282,10 @@ class RunConfig(ConfigTable):
         signal_epochs: Its epochs to take; None: at most eight, spread evenly.
         seed: Of sampled images, labels and positions.
         likelihood: What the sensitivity samples labels from: "categorical" for classifiers, "gaussian" for regression.
+        batch_size: Calibration images that are worked on at once, and images that ``slimbit frontier`` scores at once;
+            None: by their size. Results do not depend on it.
+        memory_gib: What the activations of all calibration images may take, in GiB; None: half of what is free. If they
+            need more, they are kept in half precision, then fewer images are used.
         storage: Database for the study; None: a file in the run's folder.
         stages: Folder of pruned and tuned networks, kept by content, for several runs; None: in the run.
         retry_failed: Whether points that failed earlier are tried again.
@@ -293,6 +306,8 @@ class RunConfig(ConfigTable):
     signal_epochs: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     likelihood: Literal["categorical", "gaussian"] = "categorical"
+    batch_size: Count | None = None
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
     storage: str | None = None
     stages: str | None = None
     retry_failed: bool = False
@@ -315,6 +330,8 @@ class RunConfig(ConfigTable):
             raise InputError("signal (--signal RUN) must be given with signal_epochs, got none")
         if self.prunes and self.prune.by == "dead":
             raise InputError("by must be one that reaches a ratio, got dead, which decides by itself")
+        if self.prune.budget is not None:
+            raise InputError("budget must not be given for a frontier, whose keep_ratios say how much stays")
         if not self.prunes and self.prune != PruneConfig():
             raise InputError("keep_ratios (--widths) must be given with settings of pruning, e.g. 1 and 0.5, got none")
         return self
@@ -356,20 +373,6 @@ class FrontierConfig(RunConfig):
         return RunConfig(
             **{name: getattr(self, name) for name in RunConfig.model_fields if name in self.model_fields_set}
         )
-
-
-def read_config(kind: type[ConfigTable], path: str | Path) -> Any:
-    """Settings of a TOML file.
-
-    Raises:
-        InputError: The file cannot be read or is no TOML, or a key is unknown or has a wrong value; the sentence
-            names file and key.
-    """
-    data = read_toml_table(path, "configuration")
-    try:
-        return kind(**data)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def matching(pattern: str, names: tuple[str, ...]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
-from slimbit.records.codec import plain, pretty, record, with_schema
+from slimbit.records.codec import json_file, plain, record, with_schema
 from slimbit.records.config import Baselines, PruneConfig, QuantConfig
 from slimbit.records.errors import InputError
 from slimbit.records.origin import NetworkOrigin
@@ -79,7 +79,7 @@ class RunInfo:
 
     def to_bytes(self) -> bytes:
         """The text of ``run.json``."""
-        return pretty(with_schema(self, SCHEMA))
+        return json_file(with_schema(self, SCHEMA))
 
 
 FIXED = (

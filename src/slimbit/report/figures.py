@@ -1,6 +1,7 @@
 """Figures of a report as Plotly figure data, without colours: those come from a light or a dark template.
 
-Plain dictionaries, valid as ``plotly.graph_objects.Figure(figure)``; the page shows them with plotly.js.
+Plain dictionaries, valid as ``plotly.graph_objects.Figure(figure)``; the page shows them with the part of plotly.js
+that is among its assets: scatter, bar, heatmap.
 """
 
 import math
