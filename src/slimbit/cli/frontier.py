@@ -106,6 +106,10 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         int | None,
         typer.Option(help="Quantize activations, too, to this width, 2 to 8: for `slimbit export`; default: float."),
     ] = None,
+    activation_codes: Annotated[
+        str | None,
+        typer.Option(help="Codes of activations: unsigned (default), signed (for TensorRT) or affine (zero points)."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images that are calibrated with, or scored, at once; default: by their size.")
@@ -166,7 +170,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
             "signal": str(signal) if by == "signal" and signal is not None else None,
             "tune": tune_options(tune_epochs, learning_rate=tune_lr, distill=distill, config=tune_config),
         },
-        "quant": {"activation_bits": activation_bits},
+        "quant": {"activation_bits": activation_bits, "activation_codes": activation_codes},
         "calibration_images": calibration_images,
         "calibration_augment": augment,
         "evaluate_images": evaluate_images,

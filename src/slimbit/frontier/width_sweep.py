@@ -236,7 +236,7 @@ class WidthSweep:
         targets = even_targets(dearest, cheapest, sweep_size(self.plan.begun_with) - len(known) + len(inside))
         prices = [price_of(target) for target in without_nearest(targets, inside)]
         plans = [prepared.plan_at(prices[i], metric, quant) for i in bisection_order(len(prices))]
-        shared = {name: getattr(quant, name) for name in ("skip", "per", "activation_bits")}
+        shared = {name: getattr(quant, name) for name in ("skip", "per", "activation_bits", "activation_codes")}
         plain = PAPER.model_copy(update={**shared, "activation_range": quant.activation_range})
         analytic = {"activation_range": quant.activation_range} if quant.activation_range in ANALYTIC else {}
         settings = {"max_abs": plain, "aciq": ACIQ.model_copy(update={**shared, **analytic})}

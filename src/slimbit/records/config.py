@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
-from slimbit.records.activations import FEWEST_BITS, MOST_BITS, RangeMethod
+from slimbit.records.activations import FEWEST_BITS, MOST_BITS, Codes, RangeMethod
 from slimbit.records.codec import ConfigTable
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError, closest
@@ -71,6 +71,8 @@ class QuantConfig(ConfigTable):
         per: Weighting of cost: "mac" counts a weight at every output position, "parameter" once.
         activation_bits: Width of what layers read, 2 to 8; network inputs, and values that no layer reads, have 8 bits.
             The network then computes in integers, see `slimbit.apply.integers`. None: activations stay float.
+        activation_codes: "unsigned" codes where a value is never negative, else signed ones around zero; "signed" ones
+            everywhere, which TensorRT asks for; or "affine": unsigned with a zero point where a value can be negative.
         activation_range: How the range of an activation is chosen from the calibration images, see
             `slimbit.numerics.activation_range`.
 
@@ -94,6 +96,7 @@ class QuantConfig(ConfigTable):
     statistics: Statistics = "paired_layerwise"
     per: Per = "mac"
     activation_bits: Annotated[int, Field(ge=FEWEST_BITS, le=MOST_BITS)] | None = None
+    activation_codes: Codes = "unsigned"
     activation_range: RangeMethod = "mse"
 
     @model_validator(mode="after")
