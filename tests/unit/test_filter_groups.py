@@ -154,6 +154,16 @@ def test_checks_in_code_are_told() -> None:
     assert groups_of(Checked()).fixed["conv"] == reason
 
 
+def test_a_layer_behind_a_check_keeps_what_it_reads_and_loses_filters() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Checked(), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    found = find_filter_groups(net, torch.zeros(1, 3, 4, 4))
+    assert found.fixed == {
+        "0": "the code of module '1' raises ValueError at other numbers of channels",
+        "4": "it is an output of the network",
+    }
+    assert [(m.name, m.role) for m in found.group("2").members] == [("2", "filters"), ("4", "inputs")]
+
+
 def test_units_of_norms_and_shuffles() -> None:
     def units(between) -> list[tuple[int, ...]]:
         return list(groups_of(between).group("conv").members[0].channels)

@@ -17,6 +17,8 @@ from slimbit.survey.channel_operation import NORMS, Operation
 
 Rule = Callable[[Operation], None]
 RULES: dict[str, Rule] = {}
+MAKERS = {"convolution", "addmm", "mm"}
+"""Operations that make channels of their own."""
 
 
 def handles(*names: str) -> Callable[[Rule], Rule]:
@@ -37,7 +39,11 @@ def rule_of(op: Operation) -> Rule:
 
 
 def _refused(op: Operation) -> None:
-    op.give_up(op.trace.decisions.refused[op.index])
+    """What it reads stays; a layer's own filters may go, unless that is found to be wrong as well."""
+    decisions = op.trace.decisions
+    op.give_up(decisions.refused[op.index])
+    if op.name in MAKERS and op.index not in decisions.opaque:
+        RULES[op.name](op)
 
 
 @handles("convolution")

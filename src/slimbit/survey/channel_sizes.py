@@ -321,7 +321,7 @@ def judge(trace: Trace, replay: Replay, decisions: Decisions, *, final: bool) ->
         record = trace.records[index]
         inside = record.path[-1]
         if not _ban(decisions, partial(_is_of, inside)) and final:
-            decisions.refused[index] = f"{record.where} computes with the number of channels"
+            decisions.refuse(index, f"{record.where} computes with the number of channels")
     for index in replay.wrong:
         record = trace.records[index]
         used = {name for (i, _), name in decisions.sizes.items() if i == index}
@@ -332,8 +332,9 @@ def judge(trace: Trace, replay: Replay, decisions: Decisions, *, final: bool) ->
         elif final and record.name in PARTS and index not in decisions.parts | replay.stiff:
             decisions.parts.add(index)
         elif final and not _by_others(trace, replay, decisions, index):
-            decisions.refused[index] = refusal(record, replay.growth)
-    if replay.error is not None or (replay.diverged and trace.shapes_only):
+            decisions.refuse(index, refusal(record, replay.growth))
+    stopped = replay.error is not None or (replay.diverged and trace.shapes_only)
+    if stopped and repr(decisions) == before:  # else what was found may be the cause of the stop as well
         _judge_stop(trace, replay, decisions)
     return repr(decisions) != before
 
@@ -346,8 +347,8 @@ def _judge_stop(trace: Trace, replay: Replay, decisions: Decisions) -> None:
     where = f" of module {path!r}" if path else ""
     what = "goes another way" if replay.error is None else f"raises {type(replay.error).__name__}"
     for index, record in enumerate(trace.records[replay.reached :], start=replay.reached):
-        if record.inputs and index not in decisions.refused:
-            decisions.refused[index] = f"the code{where} {what} at other numbers of channels"
+        if record.inputs and index not in decisions.opaque:
+            decisions.refuse(index, f"the code{where} {what} at other numbers of channels")
             return
 
 
