@@ -2,11 +2,11 @@
 
     pip install pytorchcv monai && python benchmarks/prune_zoo.py [NAME ...] [--out FILE.csv]
 
-For each network (those of `foreign_counts.py` that the installed packages have): its cost must equal that of torch's own
-counter; half of the filters of every group are removed; the smaller network must cost what torch's counter says of it,
-and its outputs on a random image must be those of the whole network with these filters masked, to 1e-5 of the largest
-(in float64, so that the order of sums does not matter). A layer is whole if it keeps all of its filters, as the last one
-always does. Weights are random, and BatchNorms are set to do something.
+For each network (those of `foreign_counts.py` that the installed packages have): its cost must equal that of torch's
+own counter; half of the filters of every group are removed; the smaller network must cost what torch's counter says of
+it, and its outputs on a random image must be those of the whole network with these filters masked, to 1e-5 of the
+largest (in float64, so that the order of sums does not matter). A layer is whole if it keeps all of its filters, as the
+last one always does. Weights are random, and BatchNorms are set to do something.
 """
 
 import argparse

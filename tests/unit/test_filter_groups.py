@@ -103,7 +103,6 @@ MIXING = {
     "constant": lambda x: x + torch.arange(8.0, device=x.device).view(1, 8, 1, 1),
     "einsum": lambda x: torch.einsum("nchw,dc->ndhw", x, x[0, :, :, 0]),
     "written over": lambda x: x.index_fill(1, torch.tensor([0], device=x.device), 0),
-    "turned": lambda x: x.transpose(1, 2),
     "one set": one_set,
 }
 

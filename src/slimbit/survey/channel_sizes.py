@@ -120,12 +120,10 @@ def mixed(trace: Trace) -> Growth:
 def grow(network: nn.Module, trace: Trace, growth: Growth) -> None:
     """Give every unit its copies, in place."""
     modules = dict(network.named_modules())
-    for (name, role), ids in trace.channel_groups.axes.items():
-        counts = growth.counts(ids)
-        if int(counts.max(initial=1)) > 1:
-            axis = find_axis(
-                modules, name, role, len(ids), trace.channel_groups.dims.get(name) if role == "parameter" else None
-            )
+    for place, ids in trace.channel_groups.axes.items():
+        (name, role), counts = place, growth.counts(ids)
+        if int(counts.max(initial=1)) > 1 and role != "window":  # a kernel slides over any number of channels
+            axis = find_axis(modules, name, role, len(ids), trace.channel_groups.dim(place))
             if trace.shapes_only and role != "padding":  # which is told apart by its places
                 places = torch.empty(int(counts.sum()), dtype=torch.long, device="meta")
             else:
@@ -325,11 +323,12 @@ def judge(trace: Trace, replay: Replay, decisions: Decisions, *, final: bool) ->
     for index in replay.wrong:
         record = trace.records[index]
         used = {name for (i, _), name in decisions.sizes.items() if i == index}
+        computed_parts = record.name in PARTS and index not in replay.stiff  # an attribute of that value is not its own
         if used:
             _ban(decisions, used.__contains__)
-        elif _by_attributes(trace, replay.growth, decisions, index):
+        elif not computed_parts and _by_attributes(trace, replay.growth, decisions, index):
             pass
-        elif final and record.name in PARTS and index not in decisions.parts | replay.stiff:
+        elif final and computed_parts and index not in decisions.parts:
             decisions.parts.add(index)
         elif final and not _by_others(trace, replay, decisions, index):
             decisions.refuse(index, refusal(record, replay.growth))
