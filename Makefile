@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test environment lint format types imports docs slow clean
+.PHONY: demo test environment lint format types imports docs site slow mutants clean
 
 # $(1): extra. The stamp makes a second run start at once; it is stale when the dependencies change.
 define install
@@ -27,10 +27,14 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/slimbit demo
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+# Which faults do the tests let pass? Not a gate: it takes minutes.
+mutants: $(VENV)/dev.stamp
+	$(BIN)/python tests/mutants/run.py
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
@@ -44,8 +48,14 @@ imports: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
+# Every example of the pages runs, every link leads somewhere, every term is spelt as in the glossary.
 docs: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q --no-header docs README.md CONTRIBUTING.md --doctest-glob='*.md'
+	$(BIN)/python -m pytest -q --no-header -n auto --dist worksteal docs README.md CONTRIBUTING.md --doctest-glob='*.md'
+	$(BIN)/codespell --dictionary - --dictionary docsite/terms.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(VENV)/site
+
+site: $(VENV)/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
