@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test environment lint format types imports docs site slow clean
+.PHONY: demo test environment lint format types imports docs site slow mutants clean
 
 # $(1): extra. The stamp makes a second run start at once; it is stale when the dependencies change.
 define install
@@ -31,6 +31,10 @@ test: $(VENV)/dev.stamp
 
 slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+# Which faults do the tests let pass? Not a gate: it takes minutes.
+mutants: $(VENV)/dev.stamp
+	$(BIN)/python tests/mutants/run.py
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -69,7 +69,7 @@ class Calibration:
         rows: Outputs without bias at the sampled positions, ``(positions, filters)``, by layer name.
         counts: Number of output positions in each batch, by layer name.
         same_input: The first of the layers that read the very same patches, by the name of each other one.
-        normalized: Layers whose output goes straight into a BatchNorm.
+        normalized: Layers whose output goes straight into a BatchNorm, and the path of that.
         reused: BatchNorms that are called more than once in a pass.
         events: Layers and BatchNorms in order of first use: ``("layer" | "batchnorm", name)``.
         halved: Whether what a batch holds while it waits is kept in half precision.
@@ -86,7 +86,7 @@ class Calibration:
     rows: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     same_input: dict[str, str] = field(default_factory=dict)
-    normalized: set[str] = field(default_factory=set)
+    normalized: dict[str, str] = field(default_factory=dict)
     reused: set[str] = field(default_factory=set)
     events: list[tuple[str, str]] = field(default_factory=list)
     halved: bool = False
@@ -316,7 +316,7 @@ class _CalibrationHooks:
                 return
             # another version: something, e.g. a ReLU, has changed the output in place
             self.found.normalized.update(
-                layer
+                (layer, name)
                 for output, version, layer in self.recent.get(self.lockstep.current, ())
                 if output is values and output._version == version
             )

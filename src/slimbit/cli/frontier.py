@@ -9,7 +9,7 @@ from rich.console import Console
 from slimbit.cli.live import Screen
 from slimbit.cli.options import parse_budget, tune_options
 from slimbit.cli.points import clampings, failures, points_table
-from slimbit.records.config import FrontierConfig, read_config
+from slimbit.records.config import FrontierConfig
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.training import AugmentConfig
 from slimbit.sources.networks import check_trusted_data, check_trusted_network
@@ -86,8 +86,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     ] = None,
     evaluate_images: Annotated[int | None, typer.Option(help="Instead: so many test images, held out or not.")] = None,
     baselines: Annotated[
-        bool | None, typer.Option("--baselines/--no-baselines", help="Add plain quantization at 8 to 2 bits.")
+        str | None,
+        typer.Option(
+            metavar="max_abs,aciq",
+            help="Plain quantization to compare with, at 8 to 2 bits: the paper's max_abs (default), or Banner et al.",
+        ),
     ] = None,
+    no_baselines: Annotated[bool, typer.Option("--no-baselines", help="Compare with nothing.")] = False,
     signal: Annotated[
         Path | None,
         typer.Option(
@@ -100,6 +105,10 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     activation_bits: Annotated[
         int | None,
         typer.Option(help="Quantize activations, too, to this width, 2 to 8: for `slimbit export`; default: float."),
+    ] = None,
+    activation_codes: Annotated[
+        str | None,
+        typer.Option(help="Codes of activations: unsigned (default), signed (for TensorRT) or affine (zero points)."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
     batch_size: Annotated[
@@ -141,12 +150,12 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
             "signal": str(signal) if by == "signal" and signal is not None else None,
             "tune": tune_options(tune_epochs, learning_rate=tune_lr, distill=distill, config=tune_config),
         },
-        "quant": {"activation_bits": activation_bits},
+        "quant": {"activation_bits": activation_bits, "activation_codes": activation_codes},
         "calibration_images": calibration_images,
         "calibration_augment": augment,
         "evaluate_images": evaluate_images,
         "select_images": select_images,
-        "baselines": baselines,
+        "baselines": _baselines(baselines, none=no_baselines),
         "signal": None if signal is None else str(signal),
         "signal_epochs": None if signal_epochs is None else parse_epochs(signal_epochs),
         "seed": seed,
@@ -156,7 +165,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "device": device,
         "retry_failed": retry_failed or None,
     }
-    base: FrontierConfig = FrontierConfig() if config is None else read_config(FrontierConfig, config)
+    base: FrontierConfig = FrontierConfig() if config is None else FrontierConfig.from_toml(config)
     check_trusted_network(None if network else base.network, str(config), allow_code=allow_code)
     check_trusted_data(None if data else base.data, str(config), allow_code=allow_code)
     result = trace(base.with_options(options), out, allow_code=allow_code)
@@ -165,6 +174,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         Console(stderr=True, highlight=False, soft_wrap=True).print(line)
     if not any(point.state == "done" for point in result.points):
         raise SlimbitError(f"every point of {out} failed: the reasons are above")
+
+
+def _baselines(text: str | None, *, none: bool) -> tuple[str, ...] | None:
+    """Names of baselines; None = not given."""
+    if none and text is not None:
+        raise InputError("--baselines must not be given with --no-baselines, got both")
+    return () if none else None if text is None else tuple(name.strip() for name in text.split(","))
 
 
 def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "Frontier":
@@ -213,15 +229,18 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
 
 
 def parse_widths(text: str) -> tuple[float, ...]:
-    """Widths of ``1,0.75,0.5``.
+    """Shares of the filters of ``1,0.75,0.5``.
 
     >>> parse_widths("1, 0.75")
     (1.0, 0.75)
     """
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--widths must be numbers with commas between them, got {text!r}") from None
+    if not all(0 < share <= 1 for share in found):
+        raise InputError(f"--widths must be shares of the filters, above 0 and up to 1, got {text!r}")
+    return found
 
 
 def parse_epochs(text: str) -> tuple[int, ...]:

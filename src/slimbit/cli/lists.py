@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from slimbit.records.recipes import recipe_file, recipe_names
+from slimbit.records.training import TrainConfig
+
 SHORTCUTS = (
     "resnetN has 1x1 convolutions as shortcuts of all three stages; -A has none (padded with zeros); -B has "
     "them in stages 2 and 3, where the size changes. Weights fit one of them: most published CIFAR weights are -A.\n"
@@ -59,12 +62,10 @@ def recipe_rows() -> list[tuple[str, str, str, str]]:
     >>> recipe_rows()[0][:3]
     ('fig2-paper', 'resnet20', '160')
     """
-    from slimbit.training.recipes import FOLDER, recipe, recipe_names
-
     rows = []
     for name in recipe_names():
-        config = recipe(name)
-        first = (FOLDER / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0]
+        config = TrainConfig.from_recipe(name)
+        first = recipe_file(name).read_text(encoding="utf-8").splitlines()[0]
         rows.append((name, config.network or "any", str(config.epochs), first.removeprefix("# ")))
     return rows
 

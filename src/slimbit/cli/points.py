@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from slimbit.records.codec import pretty
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
@@ -47,10 +47,13 @@ def points(
     rows = [row for row in point_rows(frontier, chosen) if row["pareto"] or not pareto]
     if as_json:
         about = {"network": frontier.network, "metric": chosen, "float_accuracy": frontier.float_accuracy}
-        typer.echo(json.dumps({"schema": SCHEMA, **about, "points": rows}, indent=2, allow_nan=False))
+        typer.echo(pretty({"schema": SCHEMA, **about, "points": rows}))
     elif as_csv:
         typer.echo(_csv(rows), nl=False)
     else:
+        if not frontier.points:
+            typer.echo(f"{run} has no finished point yet: the command that made it continues it")
+            return
         numbers = {row["number"] for row in rows}
         listed = [point for point in frontier.points if point.number in numbers]
         Console().print(points_table(frontier, listed, chosen), *clampings(listed))

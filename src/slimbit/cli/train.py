@@ -1,6 +1,5 @@
 """`slimbit train`: train a network, with its signal-to-noise ratio in view."""
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from slimbit.cli.live import duration
-from slimbit.records.config import read_config
+from slimbit.records.codec import sha256
 from slimbit.records.errors import InputError
 from slimbit.records.training import TrainConfig
 from slimbit.records.training_run import EPOCHS, read_epochs
@@ -95,10 +94,8 @@ def _base(recipe: str | None, config: Path | None) -> TrainConfig:
     if recipe is not None and config is not None:
         raise InputError("one of --recipe and --config may be given, got both")
     if recipe is not None:
-        from slimbit.training.recipes import recipe as named
-
-        return named(recipe)
-    return TrainConfig() if config is None else read_config(TrainConfig, config)
+        return TrainConfig.from_recipe(recipe)
+    return TrainConfig() if config is None else TrainConfig.from_toml(config)
 
 
 def train_from(settings: TrainConfig, out: Path, *, screen: "TrainScreen | None" = None) -> "TrainResult":
@@ -119,7 +116,7 @@ def train_from(settings: TrainConfig, out: Path, *, screen: "TrainScreen | None"
     model, _ = model_of(
         settings.network, weights=weights, input_text=text, classes=data.classes, seed=settings.seed, trained=False
     )
-    begun = "" if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
+    begun = "" if weights is None else sha256(weights.read_bytes())
     return train_model(model, data, out=out, config=settings, fingerprint=begun, progress=screen)
 
 

@@ -1,9 +1,7 @@
 """A network that is measured once and compressed often: its survey, its statistics, its sensitivity."""
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -23,10 +21,12 @@ from slimbit.numerics.batches import Regrouped, as_called, checked_batches, coun
 from slimbit.numerics.copies import plain_network, unwrapped
 from slimbit.numerics.levels import LayerLevels
 from slimbit.numerics.memory import GIB
+from slimbit.plan.aciq import step_by_aciq
 from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.signal import step_by_signal
 from slimbit.plan.steps import step_by_price, step_by_range
 from slimbit.records.activations import ActivationQuantizer
+from slimbit.records.codec import canonical, sha256
 from slimbit.records.config import PAPER, QuantConfig, check_positive
 from slimbit.records.cost import CostReport
 from slimbit.records.dataflow import Dataflow
@@ -105,16 +105,20 @@ def prepare(
     if not survey.spec.layers:
         raise InputError(f"{survey.spec.name} must have a layer to compress (convolution, linear, ...), got none")
     network = plain_network(model)
+    digest = digest_of(model.state_dict())
+    known = origin if isinstance(origin, NetworkOrigin) else _origin_of(unwrapped(model), example_input, origin)
+    if keep is None and not known.weights_digest:
+        known = replace(known, weights_digest=digest)
     given = () if calibration is None else checked_batches(as_called(calibration, unwrapped(model), example_input))
     return PreparedNetwork(
         model=network,
         example_input=example_input,
         survey=Survey(survey.spec, lambda layer: read_weight(network, layer)),
         batches=given,
-        digest=digest_of(model.state_dict()),
+        digest=digest,
         seed=seed,
         likelihood=likelihood,
-        origin=origin if isinstance(origin, NetworkOrigin) else _origin_of(unwrapped(model), example_input, origin),
+        origin=known,
         keep=keep,
         batch_size=batch_size,
         memory_gib=memory_gib,
@@ -164,7 +168,7 @@ class PreparedNetwork:
     memory_gib: float | None = None
     _sensitivity: Sensitivity | None = field(default=None, repr=False)
     _predicted: dict[str, CostReport] = field(default_factory=dict, repr=False)
-    _activations: dict[tuple[int, str], tuple[ActivationQuantizer, ...]] = field(default_factory=dict, repr=False)
+    _activations: dict[tuple[int, str, str], tuple[ActivationQuantizer, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def spec(self) -> NetworkSpec:
@@ -268,11 +272,16 @@ class PreparedNetwork:
         """How the values between layers become integers, measured once per width; none where they stay float."""
         if config.activation_bits is None:
             return ()
-        key = config.activation_bits, config.activation_range
+        key = config.activation_bits, config.activation_range, config.activation_codes
         if key not in self._activations:
             self._needs_images("the ranges of activations")
             self._activations[key] = measure_activations(
-                self.model, self.flow, self.batches, bits=config.activation_bits, method=config.activation_range
+                self.model,
+                self.flow,
+                self.batches,
+                bits=config.activation_bits,
+                method=config.activation_range,
+                codes=config.activation_codes,
             )
         return self._activations[key]
 
@@ -297,6 +306,12 @@ class PreparedNetwork:
         if not self.batches:
             raise InputError(f"calibration images must be given for {what}, got none")
 
+    def __repr__(self) -> str:
+        """What it is, and what is known of it."""
+        images = f"{self.images} calibration images" if self.batches else "no calibration images"
+        pruned = "" if self.keep is None else f", pruned by {self.keep.policy}, {self.keep.setting}"
+        return f"PreparedNetwork({self.name}, {len(self.spec.layers)} layers, {images}{pruned})"
+
     # --- plans ---
 
     def plan_at(self, price: float, metric: str, config: QuantConfig) -> CompressionPlan:
@@ -304,8 +319,9 @@ class PreparedNetwork:
         return self._complete(step_by_price(self.inputs(config, priced=True), price, metric, config))
 
     def plan_bits(self, bits: float, config: QuantConfig = PAPER) -> CompressionPlan:
-        """The plan of equal bit widths; default: the paper's quantize-only baseline."""
-        return self._complete(step_by_range(self.inputs(config, priced=False), bits, config))
+        """The plan of a bit width: policy ``aciq`` where it is a mean of filters, else of all layers alike."""
+        policy = step_by_aciq if config.bit_allocation else step_by_range
+        return self._complete(policy(self.inputs(config, priced=False), bits, config))
 
     def plan_pruned_only(self, skip: tuple[str, ...]) -> CompressionPlan:
         """8 bits and nothing else: what pruning alone reaches."""
@@ -357,20 +373,18 @@ class PreparedNetwork:
 
 def digest_of(values: Any) -> str:
     """SHA-256 of tensors in any nesting of lists and mappings, with their names, shapes and types."""
-    total = hashlib.sha256()
-    _feed(total.update, "", values)
-    return total.hexdigest()
+    return sha256(_parts("", values))
 
 
-def _feed(update: Callable[[bytes], None], name: str, value: Any) -> None:
+def _parts(name: str, value: Any) -> Iterator[bytes]:
     if isinstance(value, Tensor):
-        update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        yield canonical([name, str(value.dtype), list(value.shape)])
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(value, Mapping):
         for key in sorted(value, key=str):
-            _feed(update, f"{name}/{key}", value[key])
+            yield from _parts(f"{name}/{key}", value[key])
     elif isinstance(value, tuple | list):
         for place, part in enumerate(value):
-            _feed(update, f"{name}/{place}", part)
+            yield from _parts(f"{name}/{place}", part)
     else:
-        update(json.dumps([name, type(value).__name__]).encode())
+        yield canonical([name, type(value).__name__])

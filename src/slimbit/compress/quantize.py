@@ -124,7 +124,7 @@ def as_prepared(
 
 def quantized(prepared: PreparedNetwork, plan: CompressionPlan) -> CompressedModel:
     """Carry a plan out."""
-    needs = plan.config.compensation or plan.config.statistics != "stored"
+    needs = plan.config.needs_images
     calibration, flow = prepared.calibration if needs else None, prepared.flow if plan.activations else None
     result = compress(prepared.model, plan, prepared.spec, calibration, flow=flow)
     cost = prepared.cost(plan, result.layers)

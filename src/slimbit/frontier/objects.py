@@ -1,9 +1,9 @@
 """Files named by the hash of their content."""
 
-import hashlib
 from pathlib import Path
 from typing import Literal, get_args
 
+from slimbit.records.codec import sha256
 from slimbit.records.errors import InputError
 from slimbit.records.files import read_regular, write_whole
 
@@ -27,7 +27,7 @@ def object_path(folder: Path, digest: str, kind: Kind) -> Path:
 
 def write_object(folder: Path, content: bytes, kind: Kind) -> str:
     """Keep content under its SHA-256 and return that; a whole copy that is there already is left alone."""
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256(content)
     path = object_path(folder, digest, kind)
     if not _holds(path, digest):
         write_whole(path, content)
@@ -36,7 +36,7 @@ def write_object(folder: Path, content: bytes, kind: Kind) -> str:
 
 def _holds(path: Path, digest: str) -> bool:
     try:
-        return hashlib.sha256(read_regular(path, "object", limit=LARGEST_OBJECT)).hexdigest() == digest
+        return sha256(read_regular(path, "object", limit=LARGEST_OBJECT)) == digest
     except InputError:
         return False
 
@@ -49,7 +49,7 @@ def read_object(folder: Path, digest: str, kind: Kind) -> bytes:
     """
     path = object_path(folder, digest, kind)
     content = read_regular(path, "object", limit=LARGEST_OBJECT)
-    found = hashlib.sha256(content).hexdigest()
+    found = sha256(content)
     if found != digest:
         raise InputError(f"object {path} must have the hash in its name, got {found}: the file is damaged")
     return content

@@ -11,7 +11,6 @@ Promises, and what keeps them:
 * Every point it lists was measured completely; of each point there is one; every object has the hash it was asked for.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +22,12 @@ from filelock import FileLock, Timeout
 
 from slimbit.frontier import study as studies
 from slimbit.frontier.objects import Kind, read_object, write_object
-from slimbit.records.codec import canonical, from_json
+from slimbit.records.codec import canonical, from_json, sha256
 from slimbit.records.errors import InputError
 from slimbit.records.files import not_written, parse_json, read_regular, write_whole
 from slimbit.records.point import FrontierPoint, PlannedPoint
 from slimbit.records.run import RUN_FILE, SCHEMA, RunInfo
+from slimbit.records.verification import ExportedFile
 
 Record = TypeVar("Record")
 POLL_SECONDS = 0.2
@@ -35,6 +35,8 @@ STAGES = "stages"
 """Folder of pruned and tuned networks."""
 OURS = {RUN_FILE, studies.NAME, "objects", "locks", "report.html", STAGES}
 LARGEST_INFO = 1 << 24
+EXPORTED = "exported"
+"""Under this name a run notes the proofs of exported files."""
 
 
 class RunStore:
@@ -114,6 +116,21 @@ class RunStore:
         digest = studies.note(self._study, name, self._url)
         return None if digest is None else self.read(digest, "json")
 
+    # --- exported files ---
+
+    def exported(self) -> tuple[ExportedFile, ...]:
+        """The files that were written of points, the last of each, in order of the points' numbers.
+
+        Raises:
+            InputError: An object is missing or damaged.
+        """
+        return self.noted(EXPORTED, tuple[ExportedFile, ...]) or ()
+
+    def add_exported(self, file: ExportedFile) -> None:
+        """Keep what was proved of a point's file, in place of what an earlier file of it had."""
+        others = [one for one in self.exported() if one.point != file.point]
+        self.note(EXPORTED, sorted([*others, file], key=lambda one: one.point))
+
     # --- objects ---
 
     def read(self, digest: str, kind: Kind) -> bytes:
@@ -192,7 +209,7 @@ def study_name(folder: Path, storage: str | None) -> str:
     """``frontier`` in the run's own file; in a storage shared with other runs the folder is part of the name."""
     if storage is None:
         return studies.STUDY
-    return f"{studies.STUDY}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
+    return f"{studies.STUDY}-{sha256(str(folder.resolve()).encode())[:12]}"
 
 
 def read_info(folder: Path) -> RunInfo:

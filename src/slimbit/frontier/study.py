@@ -4,7 +4,7 @@ Optuna's own queue (``enqueue_trial`` and ``ask``) is not used to share work bet
 that a trial is waiting and marks it as running in two steps, so that two processes may get the same one, and a
 killed process leaves a running trial behind. Here a trial exists only when it is complete (`create_trial` and
 `add_trial`), and who works on what is decided by locks that the system releases when a process ends
-(`slimbit.frontier.workspace`).
+(`slimbit.frontier.store`).
 """
 
 import math

@@ -20,7 +20,7 @@ from slimbit.frontier.spacing import (
 from slimbit.frontier.store import RunStore
 from slimbit.records.codec import canonical, from_json
 from slimbit.records.codec import record as stored_record
-from slimbit.records.config import NEAR_POINTS, PAPER, RunConfig
+from slimbit.records.config import ACIQ, NEAR_POINTS, PAPER, RunConfig
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.records.plan import CompressionPlan
@@ -31,6 +31,8 @@ from slimbit.records.signal import EpochSignal
 PLAN_STAGES = ("first", "sweep", "refine", "baselines", "prune_only", "signal")
 """In the order of work: points for comparison wait until the places of the refinement are known."""
 BASELINE_BITS = (8, 7, 6, 5, 4, 3, 2)
+ANALYTIC = ("aciq_laplace", "aciq_gauss")
+"""Ranges of activations that the baseline ``aciq`` takes over from the run; any other becomes the first."""
 PRUNED = "pruned"
 """Under this name a run notes how a pruned network is kept."""
 ENOUGH_POINTS = 10
@@ -113,7 +115,7 @@ class SweepPlan:
         left = sum(count for stage, count in self.wanted().items() if stage not in added)
         if self.planned("sweep") is None:
             signal = signal_epochs if self.keep_ratio == 1 else 0
-            baselines = len(BASELINE_BITS) if self.config.baselines else 0
+            baselines = len(BASELINE_BITS) * len(self.config.baselines)
             return self.begun_with + left + signal + baselines + (len(self.config.keep_ratios) > 1)
         return len(self.decided()) + left + (self.refinement if self.planned("refine") is None else 0)
 
@@ -233,10 +235,13 @@ class WidthSweep:
         targets = even_targets(dearest, cheapest, sweep_size(self.plan.begun_with) - len(known) + len(inside))
         prices = [price_of(target) for target in without_nearest(targets, inside)]
         plans = [prepared.plan_at(prices[i], metric, quant) for i in bisection_order(len(prices))]
-        alike = {name: getattr(quant, name) for name in ("skip", "per", "activation_bits", "activation_range")}
-        plain = PAPER.model_copy(update=alike)
+        shared = {name: getattr(quant, name) for name in ("skip", "per", "activation_bits", "activation_codes")}
+        plain = PAPER.model_copy(update={**shared, "activation_range": quant.activation_range})
+        analytic = {"activation_range": quant.activation_range} if quant.activation_range in ANALYTIC else {}
+        settings = {"max_abs": plain, "aciq": ACIQ.model_copy(update={**shared, **analytic})}
         if config.baselines:
-            found = [(f"max_abs-{bits}", prepared.plan_bits(bits, plain)) for bits in BASELINE_BITS]
+            pairs = [(name, bits) for name in config.baselines for bits in BASELINE_BITS]
+            found = [(f"{name}-{bits}", prepared.plan_bits(bits, settings[name])) for name, bits in pairs]
             self._keep_points("baselines", found)
         if len(config.keep_ratios) > 1:
             self._keep_points("prune_only", [("prune_only", prepared.plan_pruned_only(quant.skip))])

@@ -1,4 +1,4 @@
-"""Measure what a network costs, layer by layer (section 3 of HkxAS6VFDB; formulas in docs/glossary.md)."""
+"""Measure what a network costs, layer by layer: Prune or quantize? (2019), section 3; formulas in docs/glossary.md."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,7 +55,7 @@ def cost(
         bits: Bit width, 1 to 16; fractional widths sweep ``max_abs`` smoothly.
         steps: One step for all layers, or by layer name a step or one per filter.
         per: "mac" weighs a weight by its output positions ``c_l``, "parameter" by 1.
-        hardware: Hardware cost models: names, TOML files, functions (`slimbit.load_hardware`).
+        hardware: Hardware cost models: names, TOML files, functions (`slimbit.HardwareModel`).
         batch: How many images the example holds; default: learned from what the network does with more of them.
         **counting: ``policy``, ``grid``, ``formula``, ``activation_bits`` of `CostConfig`.
 

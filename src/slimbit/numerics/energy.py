@@ -2,7 +2,7 @@
 
 ``bits(q) = 0`` for ``q = 0``, else ``ceil(log2(2|q| + 1)) = floor(log2|q|) + 2``: 0.5 -> 1, 1.5 -> 2, 2.5 and
 3.5 -> 3, 4.5 ... 7.5 -> 4; on the mid-tread grid 1 -> 2, 2 and 3 -> 3, 4 ... 7 -> 4. The *literal* formula,
-``ceil(log2|q| + 1)`` as printed in HkxAS6VFDB, gives 0 for 0.5 and is otherwise equal on the mid-rise grid.
+``ceil(log2|q| + 1)`` as the paper prints it, gives 0 for 0.5 and is otherwise equal on the mid-rise grid.
 """
 
 import math

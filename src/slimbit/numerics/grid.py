@@ -46,7 +46,7 @@ def largest_level(bits: float, grid: Grid = "midrise") -> float:
 
 
 def to_levels(weights: Tensor, step: Tensor, *, grid: Grid = "midrise", limit: float | Tensor | None = None) -> Tensor:
-    """Levels of ``weights`` on a grid, ``q = floor(W / step) + 0.5`` for mid-rise (section 3 of HkxAS6VFDB).
+    """Levels of ``weights`` on a grid, ``q = floor(W / step) + 0.5`` for mid-rise (Prune or quantize?, section 3).
 
     Args:
         weights: Any shape, filters first.

@@ -221,12 +221,16 @@ def column_order(moment: Tensor) -> Tensor:
         moment: ``H`` of each group, ``(groups, features, features)``.
 
     Returns:
-        Column numbers, ``(groups, features)``; equally strong columns keep their order.
+        Column numbers, ``(groups, features)``; equally strong columns keep their order. Those within 2^-16 of the
+        mean strength are equal: all taps of a transposed convolution may read the same pixels, and the rounding of
+        their sums must not decide.
 
     >>> column_order(torch.diag(torch.tensor([1.0, 3.0, 1.0]))[None]).tolist()
     [[1, 0, 2]]
     """
-    return moment.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    strength = moment.diagonal(dim1=1, dim2=2)
+    steps = (strength / strength.mean(dim=1, keepdim=True) * 2**16).round()
+    return steps.argsort(dim=1, descending=True, stable=True)
 
 
 def compensation_factor(moment: Tensor) -> float:

@@ -25,7 +25,7 @@ def keep_by_norm(
     *,
     signal: EpochSignal | None = None,
 ) -> KeepPlan:
-    """Remove the units with the smallest norm first: policy ``norm``, or ``signal`` of HkxAS6VFDB section 5.
+    """Remove the units with the smallest norm first: policy ``norm``, or ``signal`` of the paper's section 5.
 
     A unit's score is the sum of ``||W_m||^2`` over its filters, or of the signal ``S_m = mean_i ||W_m,i||^2`` of a
     training epoch, Eq. (5): the mean over the epoch is what the paper ranks by.
