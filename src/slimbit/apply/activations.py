@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from slimbit.apply.dataflow import FlowForward, Watch
-from slimbit.numerics.activation_range import activation_step, rounded
+from slimbit.numerics.activation_range import activation_step, affine_step, rounded
 from slimbit.numerics.batches import Forward, call_network, checked_batches
 from slimbit.numerics.copies import copied, plain_network
 from slimbit.numerics.operations import NEVER_NEGATIVE
 from slimbit.numerics.requantize import untied
-from slimbit.records.activations import MOST_BITS, ActivationQuantizer, RangeMethod, check_activation_bits
+from slimbit.records.activations import MOST_BITS, ActivationQuantizer, Codes, RangeMethod, check_activation_bits
 from slimbit.records.dataflow import Dataflow, Operation, Stage, stages_of
 from slimbit.records.errors import InputError
 from slimbit.records.network import NetworkSpec
@@ -170,15 +170,28 @@ class ActivationSamples:
 
     flow: Dataflow
     entries: Mapping[str, Tensor]
-    _steps: dict[tuple[str, int, RangeMethod], float] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[tuple[str, int, RangeMethod, Codes], ActivationQuantizer] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
-    def quantizer(self, point: QuantizationPoint, bits: int, method: RangeMethod) -> ActivationQuantizer:
+    def quantizer(
+        self, point: QuantizationPoint, bits: int, method: RangeMethod, codes: Codes = "unsigned"
+    ) -> ActivationQuantizer:
         """The quantizer of a point at a width, before ties are avoided; its step is looked for once."""
-        entries, key = self.entries[point.value], (point.value, bits, method)
-        signed = bool((entries < 0).any()) if point.signed is None else point.signed
-        if key not in self._steps:
-            self._steps[key] = activation_step(entries, bits=bits, signed=signed, method=method, most=point.most)
-        return ActivationQuantizer(value=point.value, bits=bits, step=self._steps[key], signed=signed)
+        key = point.value, bits, method, codes
+        if key not in self._known:
+            entries, zero = self.entries[point.value], 0
+            signed = bool((entries < 0).any()) if point.signed is None else point.signed
+            if signed and codes == "affine":
+                step, zero = affine_step(entries, bits=bits, method=method)
+                signed = False
+            else:
+                signed = signed or codes == "signed"
+                step = activation_step(entries, bits=bits, signed=signed, method=method, most=point.most)
+            self._known[key] = ActivationQuantizer(
+                value=point.value, bits=bits, step=step, zero_point=zero, signed=signed
+            )
+        return self._known[key]
 
 
 def sample_activations(
@@ -200,7 +213,12 @@ def sample_activations(
 
 
 def quantizers_of(
-    samples: ActivationSamples, bits: int, method: RangeMethod = "mse", widths: Mapping[str, int] | None = None
+    samples: ActivationSamples,
+    bits: int,
+    method: RangeMethod = "mse",
+    codes: Codes = "unsigned",
+    *,
+    widths: Mapping[str, int] | None = None,
 ) -> tuple[ActivationQuantizer, ...]:
     """Quantizers of every value.
 
@@ -212,11 +230,12 @@ def quantizers_of(
         samples: Of the network's values.
         bits: Width of what layers read.
         method: How ranges are chosen.
+        codes: Which codes, see `slimbit.records.config.QuantConfig`.
         widths: Other widths of some of them, by the quantizer's name.
     """
     known = widths or {}
     found = {
-        point.value: samples.quantizer(point, known.get(point.value, point.bits), method)
+        point.value: samples.quantizer(point, known.get(point.value, point.bits), method, codes)
         for point in quantization_points(samples.flow, bits)
     }
     return without_ties(samples.flow, found)
@@ -229,11 +248,12 @@ def measure_activations(
     *,
     bits: int,
     method: RangeMethod = "mse",
+    codes: Codes = "unsigned",
     forward: Forward = call_network,
 ) -> tuple[ActivationQuantizer, ...]:
     """`quantizers_of` values that are sampled for it alone: all that layers read at one width."""
     quantization_points(flow, bits)  # refuses a width out of range before any image passes through
-    return quantizers_of(sample_activations(model, flow, batches, forward=forward), bits, method)
+    return quantizers_of(sample_activations(model, flow, batches, forward=forward), bits, method, codes)
 
 
 def watched_network(model: nn.Module, flow: Dataflow, watch: Watch) -> nn.Module:

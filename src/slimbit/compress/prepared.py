@@ -173,7 +173,7 @@ class PreparedNetwork:
     _sensitivity: Sensitivity | None = field(default=None, repr=False)
     _predicted: dict[str, CostReport] = field(default_factory=dict, repr=False)
     _activations: dict[tuple[Any, ...], tuple[ActivationQuantizer, ...]] = field(default_factory=dict, repr=False)
-    _value_losses: dict[tuple[int, str], dict[str, tuple[float, ...]]] = field(default_factory=dict, repr=False)
+    _value_losses: dict[tuple[int, str, str], dict[str, tuple[float, ...]]] = field(default_factory=dict, repr=False)
     _width_costs: dict[tuple[NamedCost, QuantConfig], WidthCosts] = field(default_factory=dict, repr=False)
 
     @property
@@ -291,17 +291,18 @@ class PreparedNetwork:
         """
         if config.activation_bits is None:
             return ()
-        key = config.activation_bits, config.activation_range, tuple(sorted((widths or {}).items()))
+        codes = config.activation_codes
+        key = config.activation_bits, config.activation_range, codes, tuple(sorted((widths or {}).items()))
         if key not in self._activations:
             self._activations[key] = quantizers_of(
-                self.activation_samples, config.activation_bits, config.activation_range, widths
+                self.activation_samples, config.activation_bits, config.activation_range, codes, widths=widths
             )
         return self._activations[key]
 
     def value_losses(self, config: QuantConfig) -> dict[str, tuple[float, ...]]:
         """Predicted loss of rounding the values of each quantizer to 2, 3, ... bits; measured once."""
         assert config.activation_bits is not None
-        key = config.activation_bits, config.activation_range
+        key = config.activation_bits, config.activation_range, config.activation_codes
         if key not in self._value_losses:
             self._value_losses[key] = value_losses(self, self.activation_samples, config)
         return self._value_losses[key]

@@ -169,10 +169,10 @@ def value_losses(
         losses = {}
         for point in points:
             candidates = [
-                samples.quantizer(point, bits, config.activation_range)
+                samples.quantizer(point, bits, config.activation_range, config.activation_codes)
                 for bits in range(FEWEST_BITS, config.activation_bits + 1)
             ]
-            rounding[:] = [samples.quantizer(point, MEASURED_BITS, config.activation_range)]
+            rounding[:] = [samples.quantizer(point, MEASURED_BITS, config.activation_range, config.activation_codes)]
             lost = divergence(call_network(network, judged), wanted, likelihood) / count_of(judged) * unit
             whole, *errors = (_squared_error(samples.entries[point.value], x) for x in (*rounding, *candidates))
             losses[point.value] = tuple(lost * error / whole if whole > 0 else 0.0 for error in errors)
