@@ -7,7 +7,7 @@ For each network: MACs in layers, MACs listed as other work, and their sum, whic
 """
 
 import contextlib
-import importlib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -68,11 +68,9 @@ def networks() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]
             yield f"monai UNet, {norm}", lambda s=sizes: nets.UNet(3, 1, 2, **s), (1, 32, 32, 32)
             yield f"monai SegResNet, {norm}", lambda n=norm: nets.SegResNet(3, 8, 1, 2, norm=n), (1, 32, 32, 32)
     if importlib.util.find_spec("timm") is not None:
-        from slimbit.zoo.timm_models import timm_model
-
         for name in TIMM:
             size = 256 if "mobilevit" in name else 224
-            yield f"timm {name}", lambda name=name: timm_model(name), (3, size, size)
+            yield f"timm {name}", lambda name=name: slimbit.network(f"timm:{name}"), (3, size, size)
 
 
 def independent(model: nn.Module, example: torch.Tensor) -> int:
