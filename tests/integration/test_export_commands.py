@@ -48,6 +48,24 @@ def test_a_loaded_model_gives_what_the_file_gives(folder: Path) -> None:
     assert widths == {8}
 
 
+def test_banner_is_a_baseline_with_integers(tmp_path: Path) -> None:
+    few = ("--points", "1", "--select-images", "40", "--calibration-images", "20")
+    told = run(*COMMAND, *few, "--activation-bits", "4", "--baselines", "aciq", "--out", tmp_path / "run")
+    assert "aciq, 4 bits" in told
+    frontier = slimbit.open_run(tmp_path / "run")
+    assert frontier.info.baselines == ("aciq",)
+    assert [p.key for p in frontier.points if p.baseline] == [f"aciq-{bits}" for bits in range(8, 1, -1)]
+    eight = next(p for p in frontier.points if p.key == "aciq-8")
+    small = frontier.load(eight)
+    assert small.plan is not None
+    assert small.plan.config.activation_range == "aciq_laplace"
+    assert {layer.activation_bits for layer in small.cost.layers} == {4, 8}
+    images = torch.rand(5, 1, 8, 8)
+    assert slimbit.verify(small.export(tmp_path / "aciq.onnx"), small, images).is_exact  # eight bits fit: mid-tread
+    faults = CliRunner().invoke(app, ["frontier", "--baselines", "aciq", "--no-baselines", "--out", str(tmp_path)])
+    assert "--baselines must not be given with --no-baselines" in str(faults.exception)
+
+
 def test_the_file_says_where_it_comes_from(folder: Path) -> None:
     small = slimbit.load(folder / "small")
     stored = {entry.key: entry.value for entry in onnx.load(str(folder / "small.onnx")).metadata_props}

@@ -45,7 +45,7 @@ def compensation_factors(model: nn.Module, spec: NetworkSpec, calibration: Calib
         # a layer whose input never varies would look free of charge: keep a floor, so that its step stays finite
         shares[name] = max(spread * compensation_factor(damped(inputs)), FLOOR)
 
-    lockstep = Lockstep(network, calibration.batches, calibration.forward, measure)
+    lockstep = Lockstep(network, calibration.batches, calibration.forward, measure, halved=calibration.halved)
     for name in calibration.reached:
         bounds[name].module.register_forward_pre_hook(_hook(name, lockstep), with_kwargs=True)
     lockstep.run(calibration.reached.index)

@@ -78,9 +78,8 @@ def compress(
         InputError: A plan for another network, missing calibration, values that are not finite, or quantized
             activations of a network with operations that have no integer form.
     """
-    needs = plan.config.compensation or plan.config.statistics != "stored"
-    if calibration is None and needs:
-        raise InputError("calibration must be given for compensation or new statistics, got none")
+    if calibration is None and plan.config.needs_images:
+        raise InputError("calibration must be given for compensation, bias correction or new statistics, got none")
     if calibration is not None and not isinstance(calibration, Calibration):
         calibration = calibrate(model, spec, calibration)
     names = tuple(layer.name for layer in spec.layers)
@@ -115,7 +114,8 @@ def _carry_out(
     """Quantize ``network`` in place and return its layers in the plan's order."""
     bounds = bind(network, spec)
     planned = {layer.name: bounds[layer.name] for layer in plan.layers}
-    reached = calibration.reached if calibration is not None and plan.config.compensation else ()
+    reads = plan.config.compensation or plan.config.bias_correction
+    reached = calibration.reached if calibration is not None and reads else ()
     plain: dict[str, LayerLevels] = {}
     for name, bound in planned.items():
         if bound.window is None or name not in reached:
@@ -125,7 +125,7 @@ def _carry_out(
         return plain
     layerwise = LayerwisePass(network, plan, planned, calibration)
     layerwise.done.update(plain)
-    if plan.config.compensation or plan.config.statistics == "paired_layerwise":
+    if reads or plan.config.statistics == "paired_layerwise":
         layerwise.quantize()
     if plan.config.statistics in ("absolute", "paired"):
         layerwise.correct()

@@ -12,6 +12,7 @@ from slimbit.cli.cost import cost
 from slimbit.cli.demo import demo
 from slimbit.cli.export import export
 from slimbit.cli.frontier import frontier
+from slimbit.cli.help import examples, laid_out
 from slimbit.cli.latency import latency
 from slimbit.cli.lists import hardware, networks, recipes
 from slimbit.cli.pick import pick
@@ -31,12 +32,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = (
+COMMANDS = (
     cost, train, signal, prune, frontier, points, pick, export, verify, latency, report, demo,
     networks, hardware, recipes,
 )  # fmt: skip
-for _command in _COMMANDS:
-    app.command()(_command)
+for _command in COMMANDS:
+    app.command(epilog=examples(_command.__name__))(laid_out(_command))
 
 
 @app.callback(invoke_without_command=True)

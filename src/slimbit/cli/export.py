@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slimbit.cli.options import AllowCode, VerifyData, VerifyImages
 from slimbit.cli.verify import ImagesToVerify, images_of, print_fits, print_verification
 from slimbit.records.errors import InputError, check_choice
 from slimbit.records.files import write_whole
 
 if TYPE_CHECKING:
     from slimbit.compress.model import CompressedModel
-    from slimbit.records.verification import Verification
+    from slimbit.records.verification import ExportedFile, Verification
 
 TARGETS = {"onnx": ("onnxruntime", "openvino"), "qonnx": ("finn", "hls4ml")}
 """Runtimes and flows that files are written for, by format; the first is the default."""
@@ -40,13 +41,9 @@ def export(  # noqa: PLR0913 - one argument per option of the command
     verify: Annotated[
         bool, typer.Option(help="Prove that runtime, integer reference and network agree on every bit.")
     ] = True,
-    data: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="Data to verify on; default: random images, no accuracy.")
-    ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images to verify on.")] = 200,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Run the code that the folder names to build its network.")
-    ] = False,
+    data: VerifyData = None,
+    images: VerifyImages = 200,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write a picked or pruned network as an ONNX or QONNX file, and prove that it computes what was promised.
 
@@ -132,3 +129,23 @@ def exported(
         model.export(file, format=form, as_float=as_float, int4=int4, opset=opset)  # type: ignore[arg-type]  # checked
         proof = None if images is None else verify_file(file, model, images.batches, labels=images.labels)
         return file.read_bytes(), proof
+
+
+def exported_file(point: int, small: "CompressedModel", proof: "Verification", *, size: int) -> "ExportedFile":
+    """What a run keeps of a file that was written of a point.
+
+    Args:
+        point: Its number.
+        small: Its model.
+        proof: What verifying the file found.
+        size: Of the file, bytes.
+    """
+    from slimbit.compress.fits import fits_of
+    from slimbit.records.verification import ExportedFile, PaddedCost
+
+    padded = tuple(
+        PaddedCost(runtime=fit.runtime.title, padding=fit.padding, too_wide=fit.too_wide)
+        for fit in fits_of(small)
+        if fit.runtime.name in TARGETS["onnx"]
+    )
+    return ExportedFile(point=point, bytes=size, verification=proof, padded=padded)

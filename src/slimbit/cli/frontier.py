@@ -86,8 +86,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     ] = None,
     evaluate_images: Annotated[int | None, typer.Option(help="Instead: so many test images, held out or not.")] = None,
     baselines: Annotated[
-        bool | None, typer.Option("--baselines/--no-baselines", help="Add plain quantization at 8 to 2 bits.")
+        str | None,
+        typer.Option(
+            metavar="max_abs,aciq",
+            help="Plain quantization to compare with, at 8 to 2 bits: the paper's max_abs (default), or Banner et al.",
+        ),
     ] = None,
+    no_baselines: Annotated[bool, typer.Option("--no-baselines", help="Compare with nothing.")] = False,
     signal: Annotated[
         Path | None,
         typer.Option(
@@ -102,6 +107,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         typer.Option(help="Quantize activations, too, to this width, 2 to 8: for `slimbit export`; default: float."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images that are calibrated with, or scored, at once; default: by their size.")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="GiB for activations of calibration images; default: half of what is free."),
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Database for the study; default: RUN/study.db.")
     ] = None,
@@ -139,10 +151,12 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "calibration_augment": augment,
         "evaluate_images": evaluate_images,
         "select_images": select_images,
-        "baselines": baselines,
+        "baselines": _baselines(baselines, none=no_baselines),
         "signal": None if signal is None else str(signal),
         "signal_epochs": None if signal_epochs is None else parse_epochs(signal_epochs),
         "seed": seed,
+        "batch_size": batch_size,
+        "memory_gib": memory,
         "storage": storage,
         "device": device,
         "retry_failed": retry_failed or None,
@@ -156,6 +170,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         Console(stderr=True, highlight=False, soft_wrap=True).print(line)
     if not any(point.state == "done" for point in result.points):
         raise SlimbitError(f"every point of {out} failed: the reasons are above")
+
+
+def _baselines(text: str | None, *, none: bool) -> tuple[str, ...] | None:
+    """Names of baselines; None = not given."""
+    if none and text is not None:
+        raise InputError("--baselines must not be given with --no-baselines, got both")
+    return () if none else None if text is None else tuple(name.strip() for name in text.split(","))
 
 
 def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "Frontier":
@@ -187,13 +208,15 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
         likelihood=settings.likelihood,
         origin=found.network.origin,
         keep=found.network.keep,
+        batch_size=settings.batch_size,
+        memory_gib=settings.memory_gib,
     )
     with Screen(Console(), metric=settings.metric, folder=str(out)) as screen:
         return trace_frontier(
             prepared,
-            evaluate=found.data.evaluator(settings.evaluate_images)
+            evaluate=found.data.evaluator(settings.evaluate_images, batch_size=settings.batch_size)
             if settings.evaluate_images is not None
-            else found.data.selection(settings.select_images)[0],
+            else found.data.selection(settings.select_images, batch_size=settings.batch_size)[0],
             out=out,
             config=settings.run(),
             data=found.data,

@@ -151,8 +151,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     messages = Console(stderr=True, soft_wrap=True, highlight=False)
     with stopped_training(messages, str(out)):
         slim = pruner.prune(plan, out, partial(messages.print, markup=False))
-    plan = slim.keep
-    assert plan is not None
+    plan = slim.keep or plan  # training may have decided what stays
     results = _results(prepared, slim, found.data, evaluate_images)
     slim = replace(slim, accuracy=AccuracyEntry(value=results["after"]["accuracy"], measured_on=results["measured_on"]))
     about = {**slim.about_pruned(), **results}

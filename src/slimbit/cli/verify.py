@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slimbit.cli.options import AllowCode, VerifyData, VerifyImages
 from slimbit.records.codec import plain, pretty, with_schema
 
 if TYPE_CHECKING:
@@ -22,16 +23,12 @@ def verify(
         Path, typer.Argument(metavar="DIR", help="Folder that it was exported from.", show_default=False)
     ],
     *,
-    data: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="Data to verify on; default: random images, no accuracy.")
-    ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images to verify on.")] = 200,
+    data: VerifyData = None,
+    images: VerifyImages = 200,
     precise: Annotated[
         bool, typer.Option("--precise", help="Give ONNX Runtime session.x64quantprecision, see the docs.")
     ] = False,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Run the code that the folder names to build its network.")
-    ] = False,
+    allow_code: AllowCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run a file in ONNX Runtime, in an integer reference and as the network of DIR: every bit must agree.
@@ -45,13 +42,17 @@ def verify(
     given = images_of(small, data=data, images=images)
     found = verify_file(file, small, given.batches, labels=given.labels, precise=precise)
     if as_json:
-        told = {**plain(found), "is_exact": found.is_exact, "needs_precision": list(found.needs_precision)}
-        typer.echo(pretty(with_schema(told, SCHEMA)))
+        typer.echo(pretty(with_schema(plain_proof(found), SCHEMA)))
     else:
         print_verification(found)
         print_fits(small, names=("onnxruntime", "openvino"))
     if not found.is_exact:
         raise typer.Exit(1)
+
+
+def plain_proof(found: "Verification") -> dict[str, Any]:
+    """A verification as data for ``--json``, with its verdict."""
+    return {**plain(found), "is_exact": found.is_exact, "needs_precision": list(found.needs_precision)}
 
 
 @dataclass(frozen=True)

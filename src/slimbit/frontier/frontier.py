@@ -10,6 +10,7 @@ from slimbit.frontier.store import RunStore, open_store
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
+from slimbit.records.verification import ExportedFile
 
 if TYPE_CHECKING:
     from torch import nn
@@ -167,6 +168,23 @@ class Frontier:
         """
         return self._store.read(digest, kind)
 
+    def exported(self) -> tuple[ExportedFile, ...]:
+        """What was proved of the files that ``slimbit pick --export`` wrote of points; the report shows it."""
+        return self._store.exported()
+
+    def add_exported(self, file: ExportedFile) -> None:
+        """Keep in the run what was proved of a point's file.
+
+        Args:
+            file: Of one of `points`.
+
+        Raises:
+            InputError: There is no such point.
+        """
+        if file.point not in {point.number for point in self.points}:
+            raise InputError(f"point of an exported file must be one of the run's, got {file.point}")
+        self._store.add_exported(file)
+
     def report(self, out: str | Path | None = None) -> Path:
         """Write the report: one HTML file that needs no network.
 
@@ -178,7 +196,9 @@ class Frontier:
         """
         from slimbit.report.page import write_report
 
-        return write_report(self.info, self.points, self._store.read, run=str(self.path), out=out)
+        return write_report(
+            self.info, self.points, self._store.read, run=str(self.path), exported=self.exported(), out=out
+        )
 
     def to_pandas(self) -> Any:
         """The points as a ``pandas.DataFrame``, a row each, every cost metric a column.

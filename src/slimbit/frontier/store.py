@@ -27,6 +27,7 @@ from slimbit.records.errors import InputError
 from slimbit.records.files import not_written, parse_json, read_regular, write_whole
 from slimbit.records.point import FrontierPoint, PlannedPoint
 from slimbit.records.run import RUN_FILE, SCHEMA, RunInfo
+from slimbit.records.verification import ExportedFile
 
 Record = TypeVar("Record")
 POLL_SECONDS = 0.2
@@ -34,6 +35,8 @@ STAGES = "stages"
 """Folder of pruned and tuned networks."""
 OURS = {RUN_FILE, studies.NAME, "objects", "locks", "report.html", STAGES}
 LARGEST_INFO = 1 << 24
+EXPORTED = "exported"
+"""Under this name a run notes the proofs of exported files."""
 
 
 class RunStore:
@@ -112,6 +115,21 @@ class RunStore:
     def _note(self, name: str) -> bytes | None:
         digest = studies.note(self._study, name, self._url)
         return None if digest is None else self.read(digest, "json")
+
+    # --- exported files ---
+
+    def exported(self) -> tuple[ExportedFile, ...]:
+        """The files that were written of points, the last of each, in order of the points' numbers.
+
+        Raises:
+            InputError: An object is missing or damaged.
+        """
+        return self.noted(EXPORTED, tuple[ExportedFile, ...]) or ()
+
+    def add_exported(self, file: ExportedFile) -> None:
+        """Keep what was proved of a point's file, in place of what an earlier file of it had."""
+        others = [one for one in self.exported() if one.point != file.point]
+        self.note(EXPORTED, sorted([*others, file], key=lambda one: one.point))
 
     # --- objects ---
 

@@ -32,6 +32,8 @@ from slimbit.records.text import fault_of
 from slimbit.records.training_run import read_training_run, spread_epochs
 from slimbit.survey.trace import Inputs
 
+OF_PREPARE = ("seed", "likelihood", "batch_size", "memory_gib")
+"""Settings of a run that `slimbit.prepare` takes."""
 MOST_EPOCHS = 8
 """Points of policy ``signal`` where no epochs were named."""
 
@@ -95,8 +97,9 @@ def trace_frontier(
     folder = as_path(out, "out")
     settings: RunConfig = (config or RunConfig()).with_options({"metric": metric, "points": points})
     settings = settings.model_copy(update={"quant": settings.quant.for_metric(settings.metric)})
-    root = as_prepared(model, example_input, calibration, seed=settings.seed, likelihood=settings.likelihood)
-    for name in ("seed", "likelihood"):
+    given_once = {name: getattr(settings, name) for name in OF_PREPARE}
+    root = as_prepared(model, example_input, calibration, **given_once)
+    for name in OF_PREPARE:
         given, there = getattr(settings, name), getattr(root, name)
         if name in settings.model_fields_set and given != there:
             raise InputError(

@@ -85,9 +85,10 @@ class Worker:
         while True:
             self._refine(sweep)
             finished = self._finished()
-            if not self._advance(sweep, [point for point in plan.decided() if point.key not in finished]):
+            if self._advance(sweep, [point for point in plan.decided() if point.key not in finished]):
+                moved = True
+            elif not self._plan_sweep(sweep):
                 break
-            moved = True
         if plan.is_done(self._finished()):
             sweep.prepared.forget()
         return moved
@@ -100,11 +101,23 @@ class Worker:
             sweep = WidthSweep(
                 plan, self.root, pruner=self.pruner, stages=self.stages, report=partial(self._report_made, plan)
             )
-            if plan.planned("sweep") is None:
-                sweep.plan_sweep(self.signal, self._report_try)
+            if plan.planned("sweep") is None and plan.planned("first") is None:
+                sweep.plan_first()
         self._sweeps[plan.keep_ratio] = sweep
-        self._report_start()
+        if plan.decided():
+            self._report_start()
         return sweep
+
+    def _plan_sweep(self, sweep: WidthSweep) -> bool:
+        """Look for the range of prices, the first points being under way, and decide on the sweep; whether it did."""
+        plan = sweep.plan
+        with self.store.lock(plan.key("prepare")) as mine:
+            if not mine or plan.planned("sweep") is not None:
+                return False
+            sweep.plan_sweep(self.signal, self._report_try)
+        if plan.planned("first") is None:
+            self._report_start()
+        return True
 
     def _advance(self, sweep: WidthSweep, left: list[PlannedPoint]) -> bool:
         """Measure the first point that no other process is at; whether there was one."""
@@ -124,7 +137,8 @@ class Worker:
         self._again.discard(planned.key)
         self._refresh()
         self._report("point", point=point)
-        for note in dict.fromkeys(sweep.prepared.calibration_notes):
+        division = (sweep.prepared.division,) if sweep.prepared.division else ()
+        for note in dict.fromkeys((*division, *sweep.prepared.calibration_notes)):
             if note not in self._noted:
                 self._noted.add(note)
                 self._report("note", note)
@@ -132,7 +146,9 @@ class Worker:
     def _refine(self, sweep: WidthSweep) -> None:
         """Decide on further points of a keep ratio once those are measured that tell where they should go."""
         plan, finished = sweep.plan, self._finished()
-        swept = {planned.key for planned in plan.planned("sweep") or ()}
+        if plan.planned("sweep") is None:
+            return
+        swept = {planned.key for stage in ("first", "sweep") for planned in plan.planned(stage) or ()}
         if plan.refinement and plan.planned("refine") is None:
             if swept <= finished:
                 with self.store.lock(plan.key("refine")) as mine:

@@ -343,6 +343,12 @@ class PatchSums:
             self._output_mean += grouped.sum(dim=1)
         self.count += len(rows)
 
+    def mean(self) -> Tensor:
+        """Mean of the patches, ``(groups, features)``, float64."""
+        assert self._shift is not None
+        assert self._mean is not None
+        return self._mean / self.count + self._shift
+
     def moments(self, *, centred: bool) -> PatchMoments:
         """The means; ``centred`` takes the product of the means away. Sums over outputs must be of all patches."""
         assert self._shift is not None

@@ -287,8 +287,8 @@ def _rule(fault: ErrorDetails) -> str:
         return f"text of at {bound} characters"
     if fault["type"] in ("too_short", "too_long"):
         least = fault["type"] == "too_short"
-        bound = f"least {context['min_length']}" if least else f"most {context['max_length']}"
-        return f"a list of at {bound}"
+        length = f"at least {context['min_length']}" if least else f"at most {context['max_length']}"
+        return f"a list of {length}"
     return fault["msg"].removeprefix("Input should be ").replace("Input should", "a value that should")
 
 

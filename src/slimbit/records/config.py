@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
 from slimbit.records.activations import FEWEST_BITS, MOST_BITS, RangeMethod
 from slimbit.records.codec import ConfigTable
@@ -20,6 +20,8 @@ Granularity = Literal["layer", "filter"]
 Rounding = Literal["nearest", "rate_aware"]
 Target = Literal["weights", "outputs"]
 Statistics = Literal["stored", "absolute", "paired", "paired_layerwise"]
+Baseline = Literal["max_abs", "aciq"]
+"""Plain quantization that a run is compared with: the paper's quantize-only, or Banner et al. (arXiv 1810.05723)."""
 Metric = Literal["esn_analog", "esn_digital", "esn_filterwise"]
 """Cost metrics that a price can be for."""
 By = Literal["norm", "signal", "fisher", "admm", "dead"]
@@ -32,6 +34,13 @@ NEAR_POINTS = 4
 SHORT_TRAINING = 40
 """Up to so many epochs the learning rate falls in two steps, as in the paper's 4 epochs; beyond along a cosine."""
 
+
+def _baselines(value: Any) -> Any:
+    return (("max_abs",) if value else ()) if isinstance(value, bool) else value
+
+
+Baselines = Annotated[tuple[Baseline, ...], Field(strict=False), BeforeValidator(_baselines)]
+"""Names of baselines; true stands for the paper's, false for none."""
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
@@ -51,6 +60,11 @@ class QuantConfig(ConfigTable):
             layers' errors are repaired too (the divergence from the float network falls by a quarter on a
             ResNet-20), or the float "weights" on the inputs the compressed network gives, as GPTQ does.
         refit: Whether each filter's step is fitted again to its levels.
+        bit_allocation: Whether, at a given bit width, filters of a wide range get more bits than those of a narrow one,
+            that width on average, as Banner et al. do (arXiv 1810.05723).
+        bias_correction: Whether the mean and the spread of each filter's weights are repaired after rounding, as Banner
+            et al. do: the spread by the filter's step, the mean by the bias or BatchNorm behind it, which gets what the
+            shift of the weights adds to the mean output on the calibration images.
         statistics: What happens to BatchNorm statistics (and to biases of layers without BatchNorm):
             "stored" leaves them, "absolute" and "paired" re-estimate after all layers are quantized,
             "paired_layerwise" behind each layer before the next one is quantized.
@@ -75,10 +89,23 @@ class QuantConfig(ConfigTable):
     compensation: bool = True
     target: Target = "outputs"
     refit: bool = False
+    bit_allocation: bool = False
+    bias_correction: bool = False
     statistics: Statistics = "paired_layerwise"
     per: Per = "mac"
     activation_bits: Annotated[int, Field(ge=FEWEST_BITS, le=MOST_BITS)] | None = None
     activation_range: RangeMethod = "mse"
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Self:
+        if self.bias_correction and self.refit:
+            raise InputError("refit must be false with bias_correction, which sets the scale of each filter, got true")
+        return self
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether carrying it out needs calibration images."""
+        return self.compensation or self.bias_correction or self.statistics != "stored"
 
     def for_metric(self, metric: str | None) -> Self:
         """The same with a grid: the one that was chosen, or that suits a metric (None: a given bit width).
@@ -109,6 +136,17 @@ class QuantConfig(ConfigTable):
 
 PAPER = QuantConfig(grid="midrise", compensation=False, target="weights", statistics="absolute")
 """How the paper quantizes: plain rounding on the mid-rise grid, BatchNorm statistics averaged anew."""
+ACIQ = QuantConfig(
+    grid="midrise",
+    granularity="filter",
+    compensation=False,
+    target="weights",
+    bit_allocation=True,
+    bias_correction=True,
+    statistics="stored",
+    activation_range="aciq_laplace",
+)
+"""How Banner et al. quantize (arXiv 1810.05723): a step and a width per filter, bias correction, analytic clipping."""
 
 
 class TuneConfig(ConfigTable):
@@ -234,12 +272,17 @@ class RunConfig(ConfigTable):
         points: Number of points of each network, those for comparison not counted; a finished run that is continued
             with a larger number gets the others where its curve bends.
         near: Where further points are wanted, by accuracy or cost metric: ``{"accuracy": 91}`` adds `NEAR_POINTS`.
-        baselines: Whether to add the paper's quantize-only at 8 to 2 bits.
+        baselines: What to compare with, each at 8 to 2 bits: "max_abs", the paper's quantize-only; "aciq", Banner
+            et al. True stands for ``("max_abs",)``, False for none.
         keep_ratios: Shares of the filters to keep, each a network of its own; 1 = the network as it is.
         signal: Training run, or its ``signal.jsonl``, whose epochs give further points.
         signal_epochs: Its epochs to take; None: at most eight, spread evenly.
         seed: Of sampled images, labels and positions.
         likelihood: What the sensitivity samples labels from: "categorical" for classifiers, "gaussian" for regression.
+        batch_size: Calibration images that are worked on at once, and images that ``slimbit frontier`` scores at once;
+            None: by their size. Results do not depend on it.
+        memory_gib: What the activations of all calibration images may take, in GiB; None: half of what is free. If they
+            need more, they are kept in half precision, then fewer images are used.
         storage: Database for the study; None: a file in the run's folder.
         stages: Folder of pruned and tuned networks, kept by content, for several runs; None: in the run.
         retry_failed: Whether points that failed earlier are tried again.
@@ -254,12 +297,14 @@ class RunConfig(ConfigTable):
     metric: Metric = "esn_digital"
     points: Annotated[int, Field(ge=1, le=1000)] = 16
     near: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    baselines: bool = True
+    baselines: Baselines = ("max_abs",)
     keep_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1, strict=False)] = (1.0,)
     signal: str | None = None
     signal_epochs: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     likelihood: Literal["categorical", "gaussian"] = "categorical"
+    batch_size: Count | None = None
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
     storage: str | None = None
     stages: str | None = None
     retry_failed: bool = False
@@ -276,6 +321,8 @@ class RunConfig(ConfigTable):
             if name != "accuracy" and name not in METRICS:
                 known = ("accuracy", *METRICS)
                 raise InputError(f"near must be of {', '.join(known)}, got {name!r}{closest(name, known)}")
+        if len({*self.baselines}) < len(self.baselines):
+            raise InputError(f"baselines must be named once, got {', '.join(self.baselines)}")
         if self.signal_epochs is not None and self.signal is None:
             raise InputError("signal (--signal RUN) must be given with signal_epochs, got none")
         if self.prunes and self.prune.by == "dead":

@@ -5,7 +5,7 @@ from dataclasses import field
 from typing import Any
 
 from slimbit.records.codec import json_file, plain, record, with_schema
-from slimbit.records.config import PruneConfig, QuantConfig
+from slimbit.records.config import Baselines, PruneConfig, QuantConfig
 from slimbit.records.errors import InputError
 from slimbit.records.origin import NetworkOrigin
 
@@ -23,7 +23,7 @@ class RunInfo:
         origin: Where network and data came from.
         metric: Cost metric of the sweep.
         points: Points asked for when it began, baselines not counted; more may have been added.
-        baselines: Whether the quantize-only baselines were asked for.
+        baselines: What the run is compared with.
         signal_epochs: Training epochs whose signal-to-noise ratio gave steps.
         signal_digest: SHA-256 of their records, "" where there are none.
         calibration_images: Number of unlabelled images.
@@ -53,7 +53,7 @@ class RunInfo:
     origin: NetworkOrigin = NetworkOrigin()
     metric: str
     points: int
-    baselines: bool
+    baselines: Baselines
     signal_epochs: tuple[int, ...] = ()
     signal_digest: str = ""
     calibration_images: int

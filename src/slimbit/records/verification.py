@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from slimbit.records.codec import record
+from slimbit.records.latency import Latency
 
 Fusion = Literal["integer", "float", "gone"]
 """How a runtime executes an operation: in integers, in floats between integers, or not at all (folded away)."""
@@ -110,3 +111,37 @@ class Verification:
     def float_nodes(self) -> tuple[NodeExecution, ...]:
         """Operations that run in floats between integers."""
         return tuple(node for node in self.nodes if node.fusion == "float")
+
+
+@record
+class PaddedCost:
+    """What one runtime makes of a network's widths and channels.
+
+    Attributes:
+        runtime: Its title.
+        padding: Executed bit-operations over those of the network; 1 where nothing is padded.
+        too_wide: Layers that it would do in floats.
+    """
+
+    runtime: str
+    padding: float
+    too_wide: tuple[str, ...] = ()
+
+
+@record
+class ExportedFile:
+    """A file that was written of a point of a run, with its proof.
+
+    Attributes:
+        point: Number of the point.
+        bytes: Size of the file.
+        verification: What was found.
+        padded: What runtimes make of its widths.
+        latencies: Of this file and the float one in one run, where they were measured.
+    """
+
+    point: int
+    bytes: int
+    verification: Verification
+    padded: tuple[PaddedCost, ...] = ()
+    latencies: tuple[Latency, ...] = ()
