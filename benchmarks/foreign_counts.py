@@ -1,6 +1,6 @@
 """Costs of networks that others wrote, beside torch's own counter: every multiply-accumulate must be accounted for.
 
-    pip install pytorchcv timm monai && python benchmarks/foreign_counts.py      packages that are missing are left out
+    pip install pytorchcv torchvision timm monai && python benchmarks/foreign_counts.py      what is missing is left out
 
 For each network: MACs in layers, MACs listed as other work, and their sum, which must equal half of what
 `torch.utils.flop_counter` says of the same pass, for one image and for a batch of three.

@@ -9,8 +9,10 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from slimbit.artifacts.packing import Coding
-from slimbit.records.codec import digest, from_plain, json_file
+from slimbit.records.codec import digest, from_json, from_plain, json_file, sha256
 from slimbit.records.config import Grid
+from slimbit.records.cost import SCHEMA as COST_SCHEMA
+from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
 from slimbit.records.files import parse_json, read_regular
 from slimbit.records.network import LayerSpec
@@ -196,6 +198,32 @@ def read_manifest(folder: str | Path) -> Manifest:
     manifest = from_plain(Manifest, data, where=str(path))
     _check(manifest, path)
     return manifest
+
+
+def read_entry(folder: str | Path, manifest: Manifest, name: FileName) -> bytes:
+    """Content of a file of an artifact, checked against its hash.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    path, entry = Path(folder) / name, manifest.files[name]
+    content = read_regular(path, "artifact file", limit=entry.bytes)
+    if len(content) != entry.bytes:
+        raise InputError(f"artifact file {path} must have {entry.bytes} bytes, got {len(content)}")
+    if sha256(content) != entry.sha256:
+        raise InputError(f"artifact file {path} must have the hash in its manifest, got another: it is damaged")
+    return content
+
+
+def read_cost(folder: str | Path) -> CostReport:
+    """What the model of an artifact costs, layer by layer, as it was counted when it was written.
+
+    Raises:
+        InputError: No artifact, or a damaged one.
+    """
+    manifest = read_manifest(folder)
+    where = str(Path(folder) / "cost.json")
+    return from_json(CostReport, read_entry(folder, manifest, "cost.json"), where=where, schema=COST_SCHEMA)
 
 
 def _check(manifest: Manifest, path: Path) -> None:

@@ -19,6 +19,7 @@ from slimbit.cli.pick import pick
 from slimbit.cli.points import points
 from slimbit.cli.prune import prune
 from slimbit.cli.report import report
+from slimbit.cli.show import show
 from slimbit.cli.signal import signal
 from slimbit.cli.train import train
 from slimbit.cli.verify import verify
@@ -33,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    cost, train, signal, prune, frontier, points, pick, export, verify, latency, report, demo,
+    cost, show, train, signal, prune, frontier, points, pick, export, verify, latency, report, demo,
     networks, hardware, recipes,
 )  # fmt: skip
 for _command in COMMANDS:

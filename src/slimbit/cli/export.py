@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from slimbit.compress.model import CompressedModel
     from slimbit.records.verification import ExportedFile, Verification
 
-TARGETS = {"onnx": ("onnxruntime", "openvino"), "qonnx": ("finn", "hls4ml")}
+TARGETS = {"onnx": ("onnxruntime", "openvino", "tensorrt"), "qonnx": ("finn", "hls4ml")}
 """Runtimes and flows that files are written for, by format; the first is the default."""
+
+VERIFIED_IN_RUNTIME = ("onnxruntime", "openvino")
+"""Targets whose files ONNX Runtime executes in integers; others are compared with the integer reference alone."""
 
 
 def export(  # noqa: PLR0913 - one argument per option of the command
@@ -27,7 +30,8 @@ def export(  # noqa: PLR0913 - one argument per option of the command
     target: Annotated[
         str | None,
         typer.Option(
-            help="What executes it: onnxruntime or openvino of onnx, finn or hls4ml of qonnx; default: the first.",
+            help="What executes it: onnxruntime, openvino or tensorrt of onnx, finn or hls4ml of qonnx; default: the "
+            "first.",
             show_default=False,
         ),
     ] = None,
@@ -57,7 +61,7 @@ def export(  # noqa: PLR0913 - one argument per option of the command
     is_verified = verify and format_ == "onnx" and not as_float
     images_to_verify = images_of(small, data=data, images=images) if is_verified else None
     content, proof = exported(
-        small, out.name, images_to_verify, form=format_, as_float=as_float, int4=int4, opset=opset
+        small, out.name, images_to_verify, form=format_, target=runtime.name, as_float=as_float, int4=int4, opset=opset
     )
     write_whole(out, content)
     typer.echo(f"wrote {out}: {len(content):,} bytes")
@@ -66,9 +70,13 @@ def export(  # noqa: PLR0913 - one argument per option of the command
     else:
         print_verification(proof)
     if not as_float:
-        print_fits(small, names=[name for name in TARGETS[format_] if not int4 or _stores_int4(name)])
+        # only files for TensorRT have signed codes, and those have nothing else
+        others = [name for name in TARGETS[format_] if runtime_named(name).unsigned == runtime.unsigned]
+        print_fits(small, names=[name for name in others if not int4 or runtime_named(name).stores_int4])
     if runtime.name == "openvino" and not as_float:
         typer.echo(f"{runtime.title}: {runtime.notes[0]}")
+    if runtime.name == "tensorrt" and not as_float:
+        typer.echo(f"{runtime.title}: the file keeps to its published rules; it was not run there. {runtime.notes[-1]}")
     if proof is not None and not proof.is_exact:
         raise typer.Exit(1)
 
@@ -83,23 +91,12 @@ def _checked_target(target: str | None, form: str, *, int4: bool) -> str:
 
     check_choice("--format", form, tuple(TARGETS))
     name = target or TARGETS[form][0]
-    if name == "tensorrt":
-        raise InputError(
-            "--target must be one that files can be written for, got tensorrt: it takes only signed codes around zero, "
-            "and Slimbit writes unsigned ones behind a ReLU"
-        )
     runtime = runtime_named(name)
     if name not in TARGETS[form]:
         raise InputError(f"--target {name} must be given with --format {runtime.format}, got --format {form}")
-    if int4 and not _stores_int4(name):
+    if int4 and not runtime.stores_int4:
         raise InputError(f"--int4 must be given for a runtime that stores weights in four bits, got --target {name}")
     return name
-
-
-def _stores_int4(name: str) -> bool:
-    from slimbit.records.runtimes import runtime_named
-
-    return 4 in runtime_named(name).stored_weight_bits
 
 
 def exported(
@@ -108,6 +105,7 @@ def exported(
     images: ImagesToVerify | None,
     *,
     form: str = "onnx",
+    target: str | None = None,
     as_float: bool = False,
     int4: bool = False,
     opset: int | None = None,
@@ -126,8 +124,12 @@ def exported(
         )
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / (name or "network.onnx")
-        model.export(file, format=form, as_float=as_float, int4=int4, opset=opset)  # type: ignore[arg-type]  # checked
-        proof = None if images is None else verify_file(file, model, images.batches, labels=images.labels)
+        model.export(file, format=form, target=target, as_float=as_float, int4=int4, opset=opset)  # type: ignore[arg-type]  # checked
+        if images is None:
+            return file.read_bytes(), None
+        proof = verify_file(
+            file, model, images.batches, labels=images.labels, in_runtime=target in (None, *VERIFIED_IN_RUNTIME)
+        )
         return file.read_bytes(), proof
 
 

@@ -12,8 +12,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "select_images", "evaluate_images", "images", "score", "allow_code",
     ),
     "Compression": (
-        "bits", "policy", "grid", "formula", "per", "activation_bits", "hardware", "target", "format_", "as_float",
-        "int4", "opset", "precise",
+        "bits", "policy", "grid", "formula", "per", "activation_bits", "activation_codes", "hardware", "target",
+        "format_", "as_float", "int4", "opset", "precise",
     ),
     "Sweep": (
         "metric", "points", "near", "widths", "baselines", "no_baselines", "signal", "signal_epochs", "budget",
@@ -27,7 +27,10 @@ PANELS: dict[str, tuple[str, ...]] = {
         "recipe", "epochs", "lr", "weight_decay", "momentum", "schedule", "label_smoothing", "accumulate", "crop",
         "flip", "validation_images", "train_images", "precision", "compile_", "channels_last", "keep_weights",
     ),
-    "Run": ("out", "config", "seed", "device", "storage", "retry_failed", "threads", "runtime", "seconds"),
+    "Run": (
+        "out", "config", "seed", "device", "storage", "artifacts", "run_name", "takeover_after", "workers", "retry_failed",
+        "threads", "runtime", "seconds",
+    ),
     "Output": ("as_json", "as_csv", "layers", "layer", "versus", "export", "verify"),
 }  # fmt: skip
 """Options by what they are about, under the names of their parameters; others stay in the panel of all."""
@@ -37,6 +40,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "slimbit cost resnet20 --bits 4 --hardware loom",
         "slimbit cost model.onnx --versus resnet20@0.5 --json",
     ),
+    "show": ("slimbit show RUN", "slimbit show small.onnx --json"),
     "train": (
         "slimbit train resnet20 --recipe resnet20-quick --data cifar10:DIR,normalize=cifar10 --out RUN",
         "slimbit train --config my.toml --out RUN",

@@ -43,10 +43,11 @@ def latency(
         rows = [{**plain(one), "seconds_per_image": one.seconds_per_image} for one in found]
         typer.echo(pretty(with_schema({"latencies": rows}, SCHEMA)))
         return
-    Console().print(_table(found, files[-1].name))
+    Console().print(latency_table(found, files[-1].name))
 
 
-def _table(found: "tuple[Latency, ...]", baseline: str) -> Table:
+def latency_table(found: "tuple[Latency, ...]", baseline: str) -> Table:
+    """Median of each file and its ratio to the baseline file."""
     from slimbit.records.latency import speed_ratios
 
     ratios = speed_ratios(found, baseline)

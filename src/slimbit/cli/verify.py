@@ -85,26 +85,24 @@ def images_of(small: "CompressedModel", *, data: str | None, images: int) -> Ima
 
 def print_verification(found: "Verification") -> None:
     """The verdict first, then what a user has to know."""
-    network = "" if found.equal_to_network is None else f", {found.equal_to_network} in the reference and the network"
-    verdict = "exact" if found.is_exact else "NOT exact"
-    typer.echo(
-        f"{verdict}: of {found.images} images, {found.equal_to_reference} are equal bit for bit in {found.runtime} and "
-        f"the integer reference{network}"
-    )
-    if not found.is_exact:
+    typer.echo(found.verdict)
+    if not found.is_exact and found.runtime:
         worst = max(found.layer_differences.items(), key=lambda pair: pair[1], default=("", 0))
         typer.echo(
             f"largest difference: {found.largest_output_difference:g} of an output, {worst[1]} codes at {worst[0]}; "
             f"{found.answers_that_differ} answers differ"
         )
+    if found.accuracy is None and found.reference_accuracy is not None:
+        typer.echo(f"accuracy in the reference {found.reference_accuracy:.2f}")
     if found.accuracy is not None:
         typer.echo(f"accuracy in the runtime {found.accuracy:.2f}, in the reference {found.reference_accuracy:.2f}")
     kinds = {kind: sum(node.fusion == kind for node in found.nodes) for kind in ("integer", "float", "gone")}
     names = ", ".join(f"{node.name} ({node.executed})" for node in found.float_nodes[:5])
-    typer.echo(
-        f"operations: {kinds['integer']} in integers, {kinds['float']} in floats between integers"
-        + (f": {names}{', ...' if kinds['float'] > 5 else ''}" if names else "")
-    )
+    if found.nodes:
+        typer.echo(
+            f"operations: {kinds['integer']} in integers, {kinds['float']} in floats between integers"
+            + (f": {names}{', ...' if kinds['float'] > 5 else ''}" if names else "")
+        )
     if found.needs_precision:
         layers = ", ".join(found.needs_precision[:5])
         emulated = (

@@ -7,7 +7,7 @@ from torch import nn
 
 from slimbit.apply.integers import IntegerNetwork, IntegerProgram, integer_program
 from slimbit.apply.surgery import rebuild as rebuild_pruned
-from slimbit.artifacts.manifest import KEEP, MANIFEST, FileEntry, Manifest, NetworkReference, read_manifest
+from slimbit.artifacts.manifest import KEEP, MANIFEST, Manifest, NetworkReference, read_entry, read_manifest
 from slimbit.artifacts.packed import PackedModel, check_fit, formed, read_state, tensors_of, unpack_model
 from slimbit.artifacts.pruned import read_pruned
 from slimbit.artifacts.rebuild import rebuild
@@ -15,11 +15,11 @@ from slimbit.compress.model import CompressedModel
 from slimbit.measure.cost import cost
 from slimbit.numerics.batches import zeros_like_input
 from slimbit.numerics.levels import LayerLevels
-from slimbit.records.codec import from_json, sha256
+from slimbit.records.codec import from_json
 from slimbit.records.cost import SCHEMA as COST_SCHEMA
 from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
-from slimbit.records.files import as_path, read_regular
+from slimbit.records.files import as_path
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS, KeepPlan
 from slimbit.records.network import NetworkSpec
 from slimbit.records.origin import NetworkOrigin
@@ -65,7 +65,7 @@ slimbit pick) or prune.json (slimbit prune), got nothing
     if (path / PRUNED).is_file():
         return _load_pruned(path, model, allow_code=allow_code)
     manifest = read_manifest(path)
-    files = {name: _verified(path / name, entry) for name, entry in manifest.files.items()}
+    files = {name: read_entry(path, manifest, name) for name in manifest.files}
     plan = from_json(CompressionPlan, files["plan.json"], where=str(path / "plan.json"))
     if plan.digest() != manifest.plan.digest:
         raise InputError(f"{path / 'plan.json'} must be the plan of the manifest, got {plan.digest()[:12]}")
@@ -176,12 +176,3 @@ def _load_pruned(path: Path, model: nn.Module | None, *, allow_code: bool) -> Co
         ),
         accuracy=found.accuracy,
     )
-
-
-def _verified(path: Path, entry: FileEntry) -> bytes:
-    content = read_regular(path, "artifact file", limit=entry.bytes)
-    if len(content) != entry.bytes:
-        raise InputError(f"artifact file {path} must have {entry.bytes} bytes, got {len(content)}")
-    if sha256(content) != entry.sha256:
-        raise InputError(f"artifact file {path} must have the hash in its manifest, got another: it is damaged")
-    return content

@@ -184,6 +184,7 @@ class CompressedModel:
         file: str | Path,
         *,
         format: Format = "onnx",  # noqa: A002 - the word that other exporters use
+        target: str | None = None,
         as_float: bool = False,
         int4: bool = False,
         opset: int | None = None,
@@ -196,6 +197,8 @@ class CompressedModel:
         Args:
             file: To write; an older file of that name is replaced.
             format: "onnx" for runtimes (QuantizeLinear and DequantizeLinear), "qonnx" for FPGA flows.
+            target: Runtime that the file keeps to, as in docs/reference/runtimes.md; "tensorrt" needs activations of
+                signed codes. Default: onnxruntime, or finn of QONNX.
             as_float: Whether weights and activations are written as floats: of networks that are only pruned, and to
                 compare with.
             int4: Whether weights of at most seven steps are stored in four bits: a smaller file, not a faster one.
@@ -209,20 +212,22 @@ class CompressedModel:
             MissingExtraError: onnx is not installed.
             StoreError: It cannot be written.
         """
-        about = {
+        about: dict[str, Any] = {
             "network": self.spec.name,
-            "cost": {name: self.cost.total[name] for name in METRICS},
             **({} if self.plan is None else {"plan": self.plan.digest(), "policy": self.plan.policy}),
-            **({} if self.accuracy is None else {"accuracy": self.accuracy.model_dump(mode="json")}),
             **({"provenance": dict(self.provenance)} if self.provenance else {}),
         }
+        if not as_float or self.plan is None:  # floats of a quantized network have neither its cost nor its accuracy
+            about["cost"] = {name: self.cost.total[name] for name in METRICS}
+            if self.accuracy is not None:
+                about["accuracy"] = self.accuracy.model_dump(mode="json")
         if not as_float:
             if self.program is None:
                 raise InputError(
                     "activations must be quantized for a file of integers, got float ones: give activation_bits=8 when "
                     "the network is quantized, or write it as floats"
                 )
-            return write_integers(file, self.program, form=format, int4=int4, opset=opset, about=about)
+            return write_integers(file, self.program, form=format, target=target, int4=int4, opset=opset, about=about)
         if format != "onnx" or int4:
             raise InputError(f"format of floats must be onnx, got {'int4' if int4 else format}")
         return write_floats(file, self.network, self._flow(), opset=opset, about=about)

@@ -168,7 +168,7 @@ class PreparedNetwork:
     memory_gib: float | None = None
     _sensitivity: Sensitivity | None = field(default=None, repr=False)
     _predicted: dict[str, CostReport] = field(default_factory=dict, repr=False)
-    _activations: dict[tuple[int, str], tuple[ActivationQuantizer, ...]] = field(default_factory=dict, repr=False)
+    _activations: dict[tuple[int, str, str], tuple[ActivationQuantizer, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def spec(self) -> NetworkSpec:
@@ -273,11 +273,16 @@ class PreparedNetwork:
         """How the values between layers become integers, measured once per width; none where they stay float."""
         if config.activation_bits is None:
             return ()
-        key = config.activation_bits, config.activation_range
+        key = config.activation_bits, config.activation_range, config.activation_codes
         if key not in self._activations:
             self._needs_images("the ranges of activations")
             self._activations[key] = measure_activations(
-                self.model, self.flow, self.batches, bits=config.activation_bits, method=config.activation_range
+                self.model,
+                self.flow,
+                self.batches,
+                bits=config.activation_bits,
+                method=config.activation_range,
+                codes=config.activation_codes,
             )
         return self._activations[key]
 

@@ -19,6 +19,7 @@ def verify(
     labels: Any = None,
     precise: bool = False,
     threads: int = 1,
+    in_runtime: bool = True,
 ) -> Verification:
     """Run an exported ONNX file in ONNX Runtime, in an integer reference, and as the network it was made of.
 
@@ -33,6 +34,8 @@ def verify(
         precise: Whether ONNX Runtime gets ``session.x64quantprecision``: on processors without VNNI, integers beyond 64
             give wrong sums without it.
         threads: Of ONNX Runtime.
+        in_runtime: Whether the file runs in ONNX Runtime; else the reference and the network are compared alone, for
+            files of runtimes that are not at hand.
 
     Returns:
         What was found; ``is_exact`` is the verdict.
@@ -63,4 +66,6 @@ def verify(
             "folder with slimbit.load"
         )
     batches = [images] if isinstance(images, Tensor) else images
-    return verify_onnx(file, batches, labels=labels, network=network, precise=precise, threads=threads)
+    return verify_onnx(
+        file, batches, labels=labels, network=network, precise=precise, threads=threads, in_runtime=in_runtime
+    )

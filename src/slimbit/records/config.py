@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
-from slimbit.records.activations import FEWEST_BITS, MOST_BITS, RangeMethod
+from slimbit.records.activations import FEWEST_BITS, MOST_BITS, Codes, RangeMethod
 from slimbit.records.codec import ConfigTable
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError, closest
@@ -71,6 +71,8 @@ class QuantConfig(ConfigTable):
         per: Weighting of cost: "mac" counts a weight at every output position, "parameter" once.
         activation_bits: Width of what layers read, 2 to 8; network inputs, and values that no layer reads, have 8 bits.
             The network then computes in integers, see `slimbit.apply.integers`. None: activations stay float.
+        activation_codes: "unsigned" codes where a value is never negative, else signed ones around zero; "signed" ones
+            everywhere, which TensorRT asks for; or "affine": unsigned with a zero point where a value can be negative.
         activation_range: How the range of an activation is chosen from the calibration images, see
             `slimbit.numerics.activation_range`.
 
@@ -94,6 +96,7 @@ class QuantConfig(ConfigTable):
     statistics: Statistics = "paired_layerwise"
     per: Per = "mac"
     activation_bits: Annotated[int, Field(ge=FEWEST_BITS, le=MOST_BITS)] | None = None
+    activation_codes: Codes = "unsigned"
     activation_range: RangeMethod = "mse"
 
     @model_validator(mode="after")
@@ -283,7 +286,13 @@ class RunConfig(ConfigTable):
             None: by their size. Results do not depend on it.
         memory_gib: What the activations of all calibration images may take, in GiB; None: half of what is free. If they
             need more, they are kept in half precision, then fewer images are used.
-        storage: Database for the study; None: a file in the run's folder.
+        storage: Database for the study; None: a file in the run's folder. On a database server
+            (``postgresql://...``) machines with different folders share one run.
+        artifacts: Where levels, statistics and networks are kept by content: a folder, ``s3://bucket/prefix`` or
+            ``gs://bucket/prefix``; None: the run's folder.
+        run_name: Name of the run on a database server; None: one that the settings make.
+        takeover_seconds: On a database server, the time without a sign of life after which others take over what a
+            worker was at; that of the worker that begins the run counts.
         stages: Folder of pruned and tuned networks, kept by content, for several runs; None: in the run.
         retry_failed: Whether points that failed earlier are tried again.
         quant: How networks are quantized.
@@ -306,6 +315,9 @@ class RunConfig(ConfigTable):
     batch_size: Count | None = None
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     storage: str | None = None
+    artifacts: str | None = None
+    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
+    takeover_seconds: Annotated[int, Field(ge=2, le=86400)] = 120
     stages: str | None = None
     retry_failed: bool = False
     quant: QuantConfig = QuantConfig()

@@ -51,6 +51,11 @@ class RuntimeSupport(ConfigTable):
     notes: tuple[str, ...] = Field(default=(), strict=False)
     source: str
 
+    @property
+    def stores_int4(self) -> bool:
+        """Whether weights beside integer activations may be stored in four bits."""
+        return 4 in self.stored_weight_bits and self.unsigned
+
 
 class _Table(ConfigTable):
     runtime: tuple[RuntimeSupport, ...] = Field(strict=False)

@@ -63,13 +63,12 @@ def exported_frames(exported: Sequence[ExportedFile], data: ReportData) -> tuple
 
 def _frame(file: ExportedFile, title: str, unit: str) -> ExportedFrame:
     found = file.verification
-    largest = max(found.layer_differences.values(), default=0)
     rank = {"float": 0, "integer": 1, "gone": 2}
     nodes = sorted(found.nodes, key=lambda node: rank[node.fusion])
     return ExportedFrame(
         point=file.point,
         title=title,
-        verdict=verdict_of(found),
+        verdict=f"{found.verdict[0].upper()}{found.verdict[1:]}.",
         is_exact=found.is_exact,
         facts=_facts(file, unit),
         operations=tuple(
@@ -81,9 +80,7 @@ def _frame(file: ExportedFile, title: str, unit: str) -> ExportedFrame:
             (name, str(value))
             for name, value in sorted(found.layer_differences.items(), key=lambda pair: (-pair[1], pair[0]))
         ),
-        differences_text=f"Largest difference of a code: {largest}."
-        if largest
-        else "Every code of every value is equal.",
+        differences_text=_difference(found),
         saturation=tuple(
             (one.layer, str(one.largest_weight), f"{one.largest_pair:,}", "yes" if one.is_safe else "no")
             for one in sorted(found.saturation, key=lambda one: one.is_safe)
@@ -93,22 +90,11 @@ def _frame(file: ExportedFile, title: str, unit: str) -> ExportedFrame:
     )
 
 
-def verdict_of(found: Verification) -> str:
-    """The verdict in one sentence.
-
-    >>> found = Verification(
-    ...     file="net.onnx", digest="", runtime="onnxruntime 1.20", processor="unknown", images=50,
-    ...     equal_to_reference=50, equal_to_network=None, largest_output_difference=0.0, layer_differences={},
-    ...     near_ties=0, accuracy=None, reference_accuracy=None, answers_that_differ=0, nodes=(), saturation=(),
-    ... )
-    >>> verdict_of(found)
-    'Exact: of 50 images, 50 are equal bit for bit in onnxruntime 1.20 and the integer reference.'
-    """
-    network = "" if found.equal_to_network is None else f", {found.equal_to_network} in the reference and the network"
-    return (
-        f"{'Exact' if found.is_exact else 'Not exact'}: of {found.images} images, {found.equal_to_reference} are equal "
-        f"bit for bit in {found.runtime} and the integer reference{network}."
-    )
+def _difference(found: Verification) -> str:
+    if not found.runtime:
+        return "No runtime ran it."
+    largest = max(found.layer_differences.values(), default=0)
+    return f"Largest difference of a code: {largest}." if largest else "Every code of every value is equal."
 
 
 def _facts(file: ExportedFile, unit: str) -> tuple[tuple[str, str], ...]:
@@ -134,6 +120,8 @@ def _facts(file: ExportedFile, unit: str) -> tuple[tuple[str, str], ...]:
 
 def _counted(nodes: Sequence[NodeExecution]) -> str:
     counts = {kind: sum(node.fusion == kind for node in nodes) for kind in WORDS}
+    if not nodes:
+        return "No runtime was asked."
     return (
         f"{counts['integer']} operations run in integers, {counts['float']} in floats between integers, "
         f"{counts['gone']} were folded into others."
