@@ -141,7 +141,7 @@ def network(name: str, *, weights: "str | os.PathLike[str] | None" = None, class
         raise InputError(f"classes must be a whole number from 1 to {MOST_CLASSES}, got {classes!r}")
     from slimbit.numerics.strided import protect_gradients
 
-    if name.startswith(TIMM):
+    if isinstance(name, str) and name.startswith(TIMM):
         from slimbit.zoo.timm_models import timm_model
 
         built = protect_gradients(timm_model(name.removeprefix(TIMM), classes=classes))
