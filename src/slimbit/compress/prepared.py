@@ -251,9 +251,10 @@ class PreparedNetwork:
 
     @property
     def calibration_notes(self) -> tuple[str, ...]:
-        """What calibration found that users should know; () before there was any."""
+        """What calibration and sensitivity found that users should know; () before there was any."""
         found: Calibration | None = self.__dict__.get("calibration")
-        return () if found is None else found.notes
+        measured = () if self._sensitivity is None else self._sensitivity.notes
+        return (*(() if found is None else found.notes), *measured)
 
     @cached_property
     def probe(self) -> tuple[Calibration, Sequence[Any]]:
