@@ -112,7 +112,7 @@ def _recurrent(values: Sequence[int], inputs: Sequence[int], state: Sequence[int
 
 aten = torch.ops.aten
 _FURTHER = {
-    operation: shape_wrapper(formula)
+    operation: shape_wrapper(formula)  # type: ignore[no-untyped-call] # torch leaves it untyped
     for formula, operations in {
         _matrix_vector: (aten.mv, aten.dot, aten.vdot),
         _added_matrix_vector: (aten.addmv,),
