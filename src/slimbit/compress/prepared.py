@@ -193,8 +193,8 @@ class PreparedNetwork:
 
     @cached_property
     def calibration_digest(self) -> str:
-        """SHA-256 of the calibration images."""
-        return digest_of([inputs_of(batch) for batch in self.batches])
+        """SHA-256 of the calibration images, in whatever order and batches they come (a `DataLoader` may shuffle)."""
+        return sha256(canonical(sorted(map(digest_of, pieces(map(inputs_of, self.batches), 1)))))
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:

@@ -79,8 +79,8 @@ def trace_frontier(
         model: The trained network; or what `slimbit.prepare` or `slimbit.prune` returned. Not changed.
         example_input: One example with its batch dimension, e.g. ``torch.zeros(1, 3, 32, 32)``; not for a prepared
             network.
-        calibration: Some hundred unlabelled images: a tensor, or batches, the same whenever the run is continued; not
-            for a prepared network.
+        calibration: Some hundred unlabelled images: a tensor, or batches, the same whenever the run is continued, in
+            any order; not for a prepared network.
         evaluate: From a network to a number, higher is better, or to a `slimbit.Accuracy`, which says how many images
             it rests on. A ``digest`` attribute, where there is one, is checked when the run is continued.
         out: Folder of the run (docs/reference/run-folder.md).
