@@ -46,7 +46,7 @@ from slimbit.survey.module import read_weight, survey_network
 from slimbit.survey.result import Survey
 from slimbit.survey.trace import Inputs
 
-PROBE_IMAGES, PROBE_SAMPLES = 192, 4096
+PROBE_IMAGES, PROBE_SAMPLES = 128, 4096
 JUDGED_IMAGES = 128
 PRUNED_ONLY_BITS = 8
 
