@@ -129,12 +129,24 @@ OPERATIONS: dict[str, Callable[[], nn.Module]] = {
     "scale by its own mean (SE)": lambda: Between(lambda x: x * x.mean((2, 3), keepdim=True).sigmoid()),
     "concatenation": lambda: Between(lambda x: torch.cat([x, F.relu(x)], 1), 16),
     "split and concatenation": lambda: Between(lambda x: torch.cat([half.relu() for half in x.chunk(2, 1)], 1)),
-    "channel shuffle": lambda: Between(lambda x: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)),
+    "channel shuffle (view and transpose)": lambda: Between(
+        lambda x: x.view(len(x), 2, x.shape[1] // 2, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+    ),
+    "channel shuffle, all sizes in the code": lambda: Between(
+        lambda x: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
+    ),
     "PixelShuffle": lambda: Between(lambda x: F.pixel_shuffle(x, 2), 2),
     "GLU": lambda: Between(lambda x: F.glu(x, 1), 4),
     "depthwise convolution": lambda: Between(F.relu, part=nn.Conv2d(8, 8, 3, groups=8)),
     "grouped convolution": lambda: Between(F.relu, part=nn.Conv2d(8, 8, 3, groups=2)),
     "transposed convolution": lambda: Between(F.relu, part=nn.ConvTranspose2d(8, 8, 2)),
+    "convolution over channels (ECA)": lambda: Between(
+        F.relu,
+        part=Uses(
+            lambda x, e: x * e(x.mean((2, 3))[:, None]).transpose(1, 2)[..., None].sigmoid(),
+            nn.Conv1d(1, 1, 3, padding=1),
+        ),
+    ),
     "softmax over positions": lambda: Between(lambda x: x.flatten(2).softmax(-1).unflatten(2, (6, 6))),
     "softmax over channels": lambda: Between(lambda x: x.softmax(1)),
     "mean over channels": lambda: Between(lambda x: x.mean(1, keepdim=True), 1),

@@ -103,7 +103,6 @@ MIXING = {
     "constant": lambda x: x + torch.arange(8.0, device=x.device).view(1, 8, 1, 1),
     "einsum": lambda x: torch.einsum("nchw,dc->ndhw", x, x[0, :, :, 0]),
     "written over": lambda x: x.index_fill(1, torch.tensor([0], device=x.device), 0),
-    "turned": lambda x: x.transpose(1, 2),
     "one set": one_set,
 }
 
@@ -152,6 +151,16 @@ class Checked(nn.Module):
 def test_checks_in_code_are_told() -> None:
     reason = "the code of module 'between' raises ValueError at other numbers of channels"
     assert groups_of(Checked()).fixed["conv"] == reason
+
+
+def test_a_layer_behind_a_check_keeps_what_it_reads_and_loses_filters() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Checked(), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    found = find_filter_groups(net, torch.zeros(1, 3, 4, 4))
+    assert found.fixed == {
+        "0": "the code of module '1' raises ValueError at other numbers of channels",
+        "4": "it is an output of the network",
+    }
+    assert [(m.name, m.role) for m in found.group("2").members] == [("2", "filters"), ("4", "inputs")]
 
 
 def test_units_of_norms_and_shuffles() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from slimbit.apply.attention import open_attention
 from slimbit.apply.layers import Bound, bind, first_input
 from slimbit.apply.lockstep import Lockstep
 from slimbit.numerics.batches import Forward, Regrouped, call_network, checked_batches, count_of
@@ -197,7 +198,7 @@ def calibrate(
     """
     if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
         raise InputError(f"batch size must be a whole number of 1 or more, got {batch_size!r}")
-    network = copied(model).eval()
+    network = open_attention(copied(model).eval())
     bounds = {name: b for name, b in bind(network, spec).items() if b.window is not None}
     parts, halved, notes = _divided(network, checked_batches(batches), bounds, batch_size, memory_bytes, forward)
     found = Calibration(parts, forward, samples, seed, halved=halved, division=_in_words(parts), notes=notes)

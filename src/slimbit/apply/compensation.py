@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from slimbit.apply.attention import open_attention
 from slimbit.apply.calibration import Calibration
 from slimbit.apply.layers import bind, first_input
 from slimbit.apply.lockstep import Lockstep
@@ -30,7 +31,7 @@ def compensation_factors(model: nn.Module, spec: NetworkSpec, calibration: Calib
     Returns:
         A number in (0, 1] by layer name; layers that hooks do not reach are left out (nothing repairs them).
     """
-    network = copied(model).eval()
+    network = open_attention(copied(model).eval())
     bounds = bind(network, spec)
     shares: dict[str, float] = {}
 

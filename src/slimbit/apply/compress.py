@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from slimbit.apply.activations import with_quantized_values
+from slimbit.apply.attention import opened_attention
 from slimbit.apply.calibration import Calibration, calibrate
 from slimbit.apply.integers import IntegerNetwork, IntegerProgram, integer_program
 from slimbit.apply.layers import bind
@@ -91,7 +92,8 @@ def compress(
         flow = flow or _flow_of(model, calibration)
         # what later layers are calibrated on has passed through the integers of the earlier ones
         with_quantized_values(network, flow, plan.activations)
-    done = _carry_out(network, plan, spec, calibration)
+    with opened_attention(network):
+        done = _carry_out(network, plan, spec, calibration)
     program = None
     if plan.activations:
         assert flow is not None

@@ -119,7 +119,27 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         typer.Option(metavar="GIB", help="GiB for activations of calibration images; default: half of what is free."),
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(metavar="URL", help="Database for the study; default: RUN/study.db.")
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Database for the study; default: RUN/study.db. With postgresql://... many machines share the run.",
+        ),
+    ] = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|URL", help="Where levels and networks are kept, also s3://bucket/prefix; default: in the run."
+        ),
+    ] = None,
+    run_name: Annotated[
+        str | None, typer.Option(help="Name of the run on a database server; default: made of the settings.")
+    ] = None,
+    takeover_after: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="On a database server: when others take over from a worker that is gone; default 120.",
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where networks are compressed and scored: cpu (default) or cuda.")
@@ -162,6 +182,9 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "batch_size": batch_size,
         "memory_gib": memory,
         "storage": storage,
+        "artifacts": artifacts,
+        "run_name": run_name,
+        "takeover_seconds": takeover_after,
         "device": device,
         "retry_failed": retry_failed or None,
     }

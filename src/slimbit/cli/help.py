@@ -27,7 +27,10 @@ PANELS: dict[str, tuple[str, ...]] = {
         "recipe", "epochs", "lr", "weight_decay", "momentum", "schedule", "label_smoothing", "accumulate", "crop",
         "flip", "validation_images", "train_images", "precision", "compile_", "channels_last", "keep_weights",
     ),
-    "Run": ("out", "config", "seed", "device", "storage", "retry_failed", "threads", "runtime", "seconds"),
+    "Run": (
+        "out", "config", "seed", "device", "storage", "artifacts", "run_name", "takeover_after", "workers", "retry_failed",
+        "threads", "runtime", "seconds",
+    ),
     "Output": ("as_json", "as_csv", "layers", "layer", "versus", "export", "verify"),
 }  # fmt: skip
 """Options by what they are about, under the names of their parameters; others stay in the panel of all."""

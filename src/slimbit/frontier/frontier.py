@@ -220,12 +220,13 @@ class Frontier:
         return f"Frontier({self.network}, {len(self.points)} points, {self.metric}, float {self.float_accuracy:.2f})"
 
 
-def open_run(path: str | Path, *, storage: str | None = None) -> Frontier:
+def open_run(path: str | Path, *, storage: str | None = None, artifacts: str | None = None) -> Frontier:
     """Open a run that `slimbit.trace_frontier` or ``slimbit frontier`` made or is still at.
 
     Args:
         path: Its folder.
         storage: Address of its study, where that is not ``study.db`` in the folder.
+        artifacts: Where its objects are, where that is not what ``run.json`` says.
 
     Raises:
         InputError: The folder, ``run.json`` or the study is missing or damaged; the sentence names the file.
@@ -237,4 +238,4 @@ def open_run(path: str | Path, *, storage: str | None = None) -> Frontier:
     """
     if not isinstance(path, str | Path):
         raise InputError(f"run must be the path of a folder, got {type(path).__name__}")
-    return Frontier(open_store(path, storage=storage))
+    return Frontier(open_store(path, storage=storage, artifacts=artifacts))

@@ -16,9 +16,22 @@ from slimbit.compress.prune import Pruner
 from slimbit.compress.quantize import as_prepared
 from slimbit.compress.tuning import TrainingData, tuning_for
 from slimbit.frontier.frontier import Frontier
+from slimbit.frontier.objects import check_artifacts
 from slimbit.frontier.points import Evaluate, Scorer, interval_of, versions
 from slimbit.frontier.progress import Listener, Progress, silent
-from slimbit.frontier.store import STAGES, begin_store, check_folder, study_name, waiting_lock
+from slimbit.frontier.store import (
+    STAGES,
+    RunStore,
+    begin_store,
+    check_folder,
+    join_store,
+    refresh_info,
+    shared_name,
+    study_name,
+    waiting_claim,
+)
+from slimbit.frontier.study import is_server
+from slimbit.frontier.table import FolderTable, RunTable
 from slimbit.frontier.worker import Worker
 from slimbit.plan.signal import check_signal
 from slimbit.records.accuracy import Accuracy, is_near_chance
@@ -112,19 +125,7 @@ def trace_frontier(
     pruner = _pruner(settings, root, data)
     scorer, listener = Scorer(evaluate), progress or silent
     check_folder(folder)
-    waiting = Progress(stage="waiting", message="another process prepares the run")
-    with waiting_lock(folder, "prepare", lambda: listener(waiting)):
-        fixed = _fixed(settings, root, scorer, signal, pruner)
-
-        def check(info: RunInfo) -> None:
-            check_same(info, fixed, folder)
-            for caution in cautions(info, fixed, versions()):
-                listener(Progress(stage="note", message=caution))
-
-        store = begin_store(folder, storage=settings.storage, metric=settings.metric, check=check)
-        if store.info is None:
-            listener(Progress(stage="float accuracy", message="scoring the float network"))
-            store.write_info(_begin(root, scorer, fixed, study_name(folder, settings.storage)))
+    store = _opened(folder, settings, root, scorer, _fixed(settings, root, scorer, signal, pruner), listener)
     assert store.info is not None
     worker = Worker(
         store,
@@ -139,6 +140,72 @@ def trace_frontier(
     )
     worker.work()
     return Frontier(store, form=root.model if root.keep is None else None)
+
+
+def _opened(
+    folder: Path,
+    settings: RunConfig,
+    root: PreparedNetwork,
+    scorer: Scorer,
+    fixed: dict[str, Any],
+    listener: Listener,
+) -> RunStore:
+    """The run, which one worker begins by scoring the float network."""
+    check_artifacts(settings.artifacts or "")
+
+    def tell(text: str) -> None:
+        listener(Progress(stage="note", message=text))
+
+    def check(info: RunInfo) -> None:
+        shared = is_server(settings.storage)
+        check_same(info, fixed, info.study if shared else folder, "--run-name" if shared else "--out")
+        for caution in cautions(info, fixed, versions()):
+            tell(caution)
+
+    def waiting() -> None:
+        holders = ", ".join(holder.worker for holder in table.holders() if holder.what == what)
+        text = f"another process ({holders or 'unknown'}) prepares the run"
+        listener(Progress(stage="waiting", message=text))
+
+    def begin(store: RunStore, name: str) -> None:
+        listener(Progress(stage="float accuracy", message="scoring the float network"))
+        store.write_info(_begin(root, scorer, fixed, name))
+
+    what = "accuracy of the float network"
+    if settings.storage is None or not is_server(settings.storage):
+        table: RunTable = (own := FolderTable(folder))
+        with waiting_claim(own, "prepare", what, waiting):
+            store = begin_store(
+                own,
+                storage=settings.storage,
+                metric=settings.metric,
+                check=check,
+                artifacts=settings.artifacts,
+                tell=tell,
+            )
+            if store.info is None:
+                begin(store, study_name(folder, settings.storage))
+        return store
+    name = shared_name(fixed, settings.run_name)
+    store = join_store(
+        folder,
+        storage=settings.storage,
+        name=name,
+        metric=settings.metric,
+        artifacts=settings.artifacts,
+        takeover_seconds=settings.takeover_seconds,
+        tell=tell,
+    )
+    table = store.table
+    if store.info is None:
+        with waiting_claim(table, "begin", what, waiting):
+            refresh_info(store)
+            if store.info is None:
+                begin(store, name)
+    assert store.info is not None
+    check(store.info)
+    store.write_own_info()
+    return store
 
 
 def _signal(config: RunConfig, root: PreparedNetwork) -> tuple[EpochSignal, ...]:

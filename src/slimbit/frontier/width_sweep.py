@@ -159,12 +159,13 @@ class WidthSweep:
         noted = store.noted(name, _PrunedNote)
         if noted is None:
             made = pruner.stage(pruner.plan(self.plan.keep_ratio), stages, report)
-            noted = _PrunedNote(
+            own = _PrunedNote(
                 keep=store.write(canonical(made.plan), "json"),
                 network=store.write(packed_state(made.network), "safetensors"),
                 residuals=tuple(value for value in made.residuals if math.isfinite(value)),
             )
-            store.note(name, noted)
+            store.note(name, own)
+            noted = store.noted(name, _PrunedNote) or own  # that of another worker, where it was first
         keep = from_json(KeepPlan, store.read(noted.keep, "json"), where=f"keep plan {noted.keep}")
         network = pruned_from_state(root.model, keep, store.read(noted.network, "safetensors"))
         return prepare(
@@ -280,7 +281,7 @@ class WidthSweep:
             metric = self.plan.config.metric if name == "accuracy" else name
             prices = nearby_prices(self._places(measured, metric), count, float(amount), by_cost=name != "accuracy")
         found = self._plan_at(stage, prices, measured)
-        self.plan.store.note(self.plan.key("added"), [*self.plan.added(), stage])
+        self.plan.store.note(self.plan.key("added"), [*self.plan.added(), stage], grows=True)
         return found
 
     def _places(self, measured: Sequence[FrontierPoint], metric: str) -> list[tuple[float, float, float]]:

@@ -286,7 +286,13 @@ class RunConfig(ConfigTable):
             None: by their size. Results do not depend on it.
         memory_gib: What the activations of all calibration images may take, in GiB; None: half of what is free. If they
             need more, they are kept in half precision, then fewer images are used.
-        storage: Database for the study; None: a file in the run's folder.
+        storage: Database for the study; None: a file in the run's folder. On a database server
+            (``postgresql://...``) machines with different folders share one run.
+        artifacts: Where levels, statistics and networks are kept by content: a folder, ``s3://bucket/prefix`` or
+            ``gs://bucket/prefix``; None: the run's folder.
+        run_name: Name of the run on a database server; None: one that the settings make.
+        takeover_seconds: On a database server, the time without a sign of life after which others take over what a
+            worker was at; that of the worker that begins the run counts.
         stages: Folder of pruned and tuned networks, kept by content, for several runs; None: in the run.
         retry_failed: Whether points that failed earlier are tried again.
         quant: How networks are quantized.
@@ -309,6 +315,9 @@ class RunConfig(ConfigTable):
     batch_size: Count | None = None
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     storage: str | None = None
+    artifacts: str | None = None
+    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
+    takeover_seconds: Annotated[int, Field(ge=2, le=86400)] = 120
     stages: str | None = None
     retry_failed: bool = False
     quant: QuantConfig = QuantConfig()

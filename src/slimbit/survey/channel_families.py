@@ -140,15 +140,17 @@ class Families:
     def _shrink(self, network: nn.Module, sizes: dict[int, int]) -> None:
         """Cut every axis to what it has at these sizes; which of its entries is all the same for shapes alone."""
         modules, channel_groups = dict(network.named_modules()), self.trace.channel_groups
-        for (name, role), line in channel_groups.axes.items():
+        for place, line in channel_groups.axes.items():
+            name, role = place
+            if role == "window":
+                continue  # a kernel slides over any number of channels
             keep = np.ones(len(line), dtype=bool)
             for leader, size in sizes.items():
                 places, whole = np.flatnonzero(self._removable(line, leader)), self._steps[leader]
                 ranks = np.arange(len(places))
                 keep[places] = (ranks + 1) * size // whole > ranks * size // whole
             if not keep.all():
-                dim = channel_groups.dims.get(name) if role == "parameter" else None
-                axis = find_axis(modules, name, role, len(line), dim)
+                axis = find_axis(modules, name, role, len(line), channel_groups.dim(place))
                 whole_groups = axis.groups > 1 and name not in channel_groups.thinned
                 axis.take(torch.from_numpy(np.flatnonzero(keep)), whole_groups=whole_groups)
 

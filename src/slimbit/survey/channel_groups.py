@@ -24,7 +24,7 @@ class ChannelGroups:
 
     Attributes:
         axes: For each axis of a module or parameter its channels.
-        dims: Which dimension of a parameter is its axis.
+        dims: Which dimension of a parameter is its axis; of a window, how many dimensions of its input lie behind it.
         thinned: Grouped convolutions that keep their groups and lose places of each.
         rows: Channels of which the code takes parts of equal size, part by part; kept units must fill the parts evenly.
     """
@@ -109,6 +109,11 @@ class ChannelGroups:
         self.axes[place] = channels
         return channels
 
+    def dim(self, place: Place) -> int | None:
+        """The entry of `dims` for an axis; None where it has none."""
+        name, role = place
+        return self.dims.get(name) if role in ("parameter", "window") else None
+
     def all_roots(self) -> Channels:
         """`root` of every channel there is, and `NOT_A_FILTER` in the end."""
         return self.roots(np.array([*range(self._count), NOT_A_FILTER]))
@@ -158,5 +163,5 @@ class ChannelGroups:
         for place in places:
             name, role = place
             found = tuple(tuple(unit[place]) for unit in units)
-            dim = self.dims.get(name) if role == "parameter" else None
-            yield Member(name=name, role=role, size=len(self.axes[place]), channels=found, dim=dim)
+            size = len(self.axes[place])
+            yield Member(name=name, role=role, size=size, channels=found, dim=self.dim(place))

@@ -41,7 +41,8 @@ class Decisions:
     Attributes:
         follow: Of a view that splits channels over several dimensions, the one that becomes shorter.
         parts: Slices and splits whose parts lose the same units: the code computes their sizes from the whole.
-        refused: Operations that cannot follow other sizes, and why.
+        refused: Operations that cannot follow other sizes of what they read, and why.
+        opaque: Those of them that cannot make other sizes either.
         sizes: Attributes that hold a size, by operation and which of its sizes it is.
         like: Sizes that the code takes from other channels, of which as many stay: a record and which of its outputs.
         banned: Attributes that are used for something else.
@@ -53,12 +54,19 @@ class Decisions:
     follow: dict[int, int] = field(default_factory=dict)
     parts: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
+    opaque: set[int] = field(default_factory=set)
     sizes: dict[tuple[int, str], str] = field(default_factory=dict)
     like: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
     banned: set[str] = field(default_factory=set)
     loose: set[tuple[int, str]] = field(default_factory=set)
     thin: dict[str, bool] = field(default_factory=dict)
     choices: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+
+    def refuse(self, index: int, why: str) -> None:
+        """An operation cannot follow other sizes; at the second time, it is not followed at all."""
+        if index in self.refused:
+            self.opaque.add(index)
+        self.refused.setdefault(index, why)
 
 
 @dataclass(frozen=True)

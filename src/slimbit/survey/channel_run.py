@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import slimbit.survey.channel_shapes  # noqa: F401 - registers its rules
+import slimbit.survey.channel_layers
+import slimbit.survey.channel_shapes  # noqa: F401 - both register their rules
 from slimbit.numerics.batches import output_tensors
 from slimbit.numerics.copies import copied, plain_network
 from slimbit.records.errors import InputError

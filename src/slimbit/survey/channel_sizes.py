@@ -120,12 +120,10 @@ def mixed(trace: Trace) -> Growth:
 def grow(network: nn.Module, trace: Trace, growth: Growth) -> None:
     """Give every unit its copies, in place."""
     modules = dict(network.named_modules())
-    for (name, role), ids in trace.channel_groups.axes.items():
-        counts = growth.counts(ids)
-        if int(counts.max(initial=1)) > 1:
-            axis = find_axis(
-                modules, name, role, len(ids), trace.channel_groups.dims.get(name) if role == "parameter" else None
-            )
+    for place, ids in trace.channel_groups.axes.items():
+        (name, role), counts = place, growth.counts(ids)
+        if int(counts.max(initial=1)) > 1 and role != "window":  # a kernel slides over any number of channels
+            axis = find_axis(modules, name, role, len(ids), trace.channel_groups.dim(place))
             if trace.shapes_only and role != "padding":  # which is told apart by its places
                 places = torch.empty(int(counts.sum()), dtype=torch.long, device="meta")
             else:
@@ -321,19 +319,21 @@ def judge(trace: Trace, replay: Replay, decisions: Decisions, *, final: bool) ->
         record = trace.records[index]
         inside = record.path[-1]
         if not _ban(decisions, partial(_is_of, inside)) and final:
-            decisions.refused[index] = f"{record.where} computes with the number of channels"
+            decisions.refuse(index, f"{record.where} computes with the number of channels")
     for index in replay.wrong:
         record = trace.records[index]
         used = {name for (i, _), name in decisions.sizes.items() if i == index}
+        computed_parts = record.name in PARTS and index not in replay.stiff  # an attribute of that value is not its own
         if used:
             _ban(decisions, used.__contains__)
-        elif _by_attributes(trace, replay.growth, decisions, index):
+        elif not computed_parts and _by_attributes(trace, replay.growth, decisions, index):
             pass
-        elif final and record.name in PARTS and index not in decisions.parts | replay.stiff:
+        elif final and computed_parts and index not in decisions.parts:
             decisions.parts.add(index)
         elif final and not _by_others(trace, replay, decisions, index):
-            decisions.refused[index] = refusal(record, replay.growth)
-    if replay.error is not None or (replay.diverged and trace.shapes_only):
+            decisions.refuse(index, refusal(record, replay.growth))
+    stopped = replay.error is not None or (replay.diverged and trace.shapes_only)
+    if stopped and repr(decisions) == before:  # else what was found may be the cause of the stop as well
         _judge_stop(trace, replay, decisions)
     return repr(decisions) != before
 
@@ -346,8 +346,8 @@ def _judge_stop(trace: Trace, replay: Replay, decisions: Decisions) -> None:
     where = f" of module {path!r}" if path else ""
     what = "goes another way" if replay.error is None else f"raises {type(replay.error).__name__}"
     for index, record in enumerate(trace.records[replay.reached :], start=replay.reached):
-        if record.inputs and index not in decisions.refused:
-            decisions.refused[index] = f"the code{where} {what} at other numbers of channels"
+        if record.inputs and index not in decisions.opaque:
+            decisions.refuse(index, f"the code{where} {what} at other numbers of channels")
             return
 
 
