@@ -241,7 +241,9 @@ def test_every_output_is_compared(kind: str) -> None:
     x = case.images()
     model = case.lively(Counting(kind))
     _, plan = case.halved(model, x[:1])
-    with pytest.raises(InputError, match="outputs must stay those of the masked network, got others from the network on"):
+    with pytest.raises(
+        InputError, match="outputs must stay those of the masked network, got others from the network on"
+    ):
         prune(model, plan, x[:1])
 
 

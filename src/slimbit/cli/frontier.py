@@ -101,6 +101,16 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         int | None,
         typer.Option(help="Quantize activations, too, to this width, 2 to 8: for `slimbit export`; default: float."),
     ] = None,
+    metric_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the score is called in tables and on axes; default accuracy."),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Most seconds to score a network; a point beyond fails. Default: no limit."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Database for the study; default: RUN/study.db.")
@@ -142,6 +152,8 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "baselines": baselines,
         "signal": None if signal is None else str(signal),
         "signal_epochs": None if signal_epochs is None else parse_epochs(signal_epochs),
+        "metric_name": metric_name,
+        "timeout_seconds": timeout,
         "seed": seed,
         "storage": storage,
         "device": device,
@@ -161,6 +173,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
 def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "Frontier":
     """Trace what the settings name, shown as it goes."""
     from slimbit.compress.prepared import prepare
+    from slimbit.frontier.points import Scorer
     from slimbit.frontier.trace import trace_frontier
     from slimbit.numerics.batches import zeros_like_input
     from slimbit.sources.network_and_data import open_network_and_data
@@ -188,12 +201,15 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
         origin=found.network.origin,
         keep=found.network.keep,
     )
-    with Screen(Console(), metric=settings.metric, folder=str(out)) as screen:
+    if settings.evaluate_images is not None:
+        evaluate = found.data.evaluator(settings.evaluate_images)
+    else:
+        evaluate = found.data.selection(settings.select_images)[0]
+    name = Scorer(evaluate, settings.metric_name).name
+    with Screen(Console(), metric=settings.metric, folder=str(out), score_name=name) as screen:
         return trace_frontier(
             prepared,
-            evaluate=found.data.evaluator(settings.evaluate_images)
-            if settings.evaluate_images is not None
-            else found.data.selection(settings.select_images)[0],
+            evaluate=evaluate,
             out=out,
             config=settings.run(),
             data=found.data,

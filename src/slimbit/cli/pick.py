@@ -15,7 +15,7 @@ from slimbit.cli.verify import images_of, print_verification
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import write_whole
 from slimbit.records.point import FrontierPoint
-from slimbit.records.terminal import quantity
+from slimbit.records.terminal import quantity, shown
 
 VERIFIED_IMAGES = 50
 
@@ -94,7 +94,7 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
         content, proof = exported(small, export.name, images_of(small, data=None, images=VERIFIED_IMAGES))
         _save_both(small, out, export, content)
     metrics = tuple(within) or (frontier.metric,)
-    _print(point, read_manifest(out), out, metrics=metrics, note=note, as_json=as_json)
+    _print(point, read_manifest(out), out, metrics=metrics, note=note, name=info.score_name, as_json=as_json)
     if export is None or proof is None:
         return
     if not as_json:
@@ -147,7 +147,14 @@ def _form(
 
 
 def _print(
-    point: FrontierPoint, manifest: "Manifest", out: Path, *, metrics: tuple[str, ...], note: str, as_json: bool
+    point: FrontierPoint,
+    manifest: "Manifest",
+    out: Path,
+    *,
+    metrics: tuple[str, ...],
+    note: str,
+    name: str,
+    as_json: bool,
 ) -> None:
     if as_json:
         sizes = {name: entry.bytes for name, entry in manifest.files.items()}
@@ -158,12 +165,13 @@ def _print(
     what = point.label + (", for comparison" if point.baseline else "")
     costs: Mapping[str, float | None] = point.costs
     spent = ", ".join(f"{metric} {quantity(costs[metric])}" for metric in metrics)
-    typer.echo(f"point {point.number} ({what}): accuracy {point.accuracy:g}, {spent}")
+    name = shown(name)
+    typer.echo(f"point {point.number} ({what}): {name} {point.accuracy:g}, {spent}")
     if note:
-        typer.echo(f"accuracy is that of the images which chose the point: {note}")
+        typer.echo(f"{name} is that of the images which chose the point: {note}")
     elif manifest.accuracy is not None and "did not choose" in manifest.accuracy.measured_on:
         found = manifest.accuracy
-        typer.echo(f"accuracy {found.value:.2f} ({found.low:.1f}-{found.high:.1f}): {found.measured_on}")
+        typer.echo(f"{name} {found.value:.2f} ({found.low:.1f}-{found.high:.1f}): {found.measured_on}")
     levels, state = manifest.files["levels.bin"].bytes, manifest.files["state.safetensors"].bytes
     typer.echo(f"wrote {out}: levels and steps {levels:,} bytes, other parameters and statistics {state:,} bytes")
     typer.echo(f"slimbit.load({str(out)!r}).model is the network")

@@ -84,7 +84,7 @@ class Frontier:
         Raises:
             InputError: No point fits; the message names the cheapest one.
         """
-        return best_within(self._loadable(), within)
+        return best_within(self._loadable(), within, score_name=self.info.score_name)
 
     def cheapest(
         self, accuracy: float | None = None, metric: str | None = None, *, max_drop: float | None = None
@@ -104,10 +104,11 @@ class Frontier:
             raise InputError(f"accuracy or max_drop must be given, got {'none' if accuracy is None else 'both'}")
         if max_drop is not None:
             if not math.isfinite(max_drop) or max_drop < 0:
-                raise InputError(f"max_drop must be 0 or more points of accuracy, got {max_drop}")
+                raise InputError(f"max_drop must be 0 or more points of {self.info.score_name}, got {max_drop}")
             accuracy = self.info.float_accuracy - max_drop
         assert accuracy is not None
-        return cheapest_at_accuracy(self._loadable(), metric or self.metric, accuracy)
+        found = self._loadable()
+        return cheapest_at_accuracy(found, metric or self.metric, accuracy, score_name=self.info.score_name)
 
     def load(
         self, point: FrontierPoint, *, model: "nn.Module | None" = None, allow_code: bool = False

@@ -18,6 +18,7 @@ from slimbit.compress.tuning import TrainingData, tuning_for
 from slimbit.frontier.frontier import Frontier
 from slimbit.frontier.points import Evaluate, Scorer, interval_of, versions
 from slimbit.frontier.progress import Listener, Progress, silent
+from slimbit.frontier.time_limit import time_limit
 from slimbit.frontier.store import STAGES, begin_store, check_folder, study_name, waiting_lock
 from slimbit.frontier.worker import Worker
 from slimbit.plan.signal import check_signal
@@ -95,7 +96,8 @@ def trace_frontier(
     folder = as_path(out, "out")
     settings: RunConfig = (config or RunConfig()).with_options({"metric": metric, "points": points})
     settings = settings.model_copy(update={"quant": settings.quant.for_metric(settings.metric)})
-    root = as_prepared(model, example_input, calibration, seed=settings.seed, likelihood=settings.likelihood)
+    with time_limit(settings.timeout_seconds, "calibration"):
+        root = as_prepared(model, example_input, calibration, seed=settings.seed, likelihood=settings.likelihood)
     for name in ("seed", "likelihood"):
         given, there = getattr(settings, name), getattr(root, name)
         if name in settings.model_fields_set and given != there:
@@ -107,7 +109,7 @@ def trace_frontier(
     if all(layer.name in settings.quant.skip for layer in root.spec.layers):
         raise InputError(f"skip must leave a layer of {root.name} to compress, got all of them")
     pruner = _pruner(settings, root, data)
-    scorer, listener = Scorer(evaluate), progress or silent
+    scorer, listener = Scorer(evaluate, settings.metric_name, settings.timeout_seconds), progress or silent
     check_folder(folder)
     waiting = Progress(stage="waiting", message="another process prepares the run")
     with waiting_lock(folder, "prepare", lambda: listener(waiting)):
@@ -239,7 +241,7 @@ def _begin(root: PreparedNetwork, scorer: Scorer, fixed: dict[str, Any], study: 
     classes = fixed["classes"]
     if classes is not None and is_near_chance(accuracy, classes):
         raise InputError(
-            f"float accuracy must be well above chance ({100 / classes:.3g} % for {classes} classes), "
+            f"float {scorer.name} must be well above chance ({100 / classes:.3g} % for {classes} classes), "
             f"got {accuracy:.4g} %: check that the data's normalization (normalize=... in the data spec) and the order "
             "of classes are those the network was trained with, and that its weights were loaded"
         )
