@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test environment lint format types imports docs slow clean
+.PHONY: demo test environment lint format types imports docs slow fuzz chaos clean
 
 # $(1): extra. The stamp makes a second run start at once; it is stale when the dependencies change.
 define install
@@ -31,6 +31,16 @@ test: $(VENV)/dev.stamp
 
 slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+SEED ?= 0
+CASES ?= 4000
+KILLS ?= 200
+
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python tests/fuzz/run.py --seed $(SEED) --cases $(CASES)
+
+chaos: $(VENV)/dev.stamp
+	$(BIN)/python tests/chaos/run.py --seed $(SEED) --kills $(KILLS)
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

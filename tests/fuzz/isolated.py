@@ -129,7 +129,8 @@ class _Watch:
     """Ends the process where it runs something, or writes anywhere but in its folder."""
 
     def __init__(self, folder: Path, *, allow_code: bool) -> None:
-        places = (folder, Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"))
+        homes = (os.environ[name] for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME") if name in os.environ)
+        places = (folder, *homes)
         self.inside = tuple(os.path.realpath(place) for place in places)
         self.allow_code = allow_code
         self.is_busy = False
@@ -178,8 +179,10 @@ def _judged(status: int | None, text: str, taken: int) -> tuple[str, bool]:
         return text.split("WATCH: ")[1].partition(":")[0], False
     if code == 70 or "Traceback (most recent call last)" in text:
         return f"traceback of {signature(text)}", False
+    if code == 1 and text.strip():  # the answer is no: a file that is not exact
+        return "", False
     if code in (1, 2):
-        said = [line for line in text.splitlines() if line.startswith(("error: ", "Usage: ", "point "))]
+        said = [line for line in text.splitlines() if line.startswith(("error: ", "Usage: "))]
         if not said:
             return "refused without a sentence", True
         if max(map(len, said)) > LONGEST_SENTENCE:

@@ -418,7 +418,11 @@ def damage(rng: Random, kind: Kind, folder: Path) -> str:
             mutation = of_bytes
         elif rng.random() < 0.02:
             mutation = of_safetensors if len(file.read_bytes()) > 100 else of_bytes
-        file.write_bytes(mutation(rng, file.read_bytes()))
+        content = file.read_bytes()
+        try:
+            file.write_bytes(mutation(rng, content))
+        except Exception:  # noqa: BLE001 - of a file that is damaged already, the libraries say anything
+            file.write_bytes(of_bytes(rng, content))
         said.append(f"{name}: {mutation.__name__}")
     return ", ".join(said)
 

@@ -56,7 +56,7 @@ def any_value(rng: Random, depth: int = 0) -> Any:
     if kind < 6:
         return rng.choice((None, True, False, [], {}))
     if kind == 6:
-        return [any_value(rng, depth + 1) for _ in range(rng.choice((1, 2, 3, 1000)))]
+        return [any_value(rng, depth + 1)] * rng.choice((1, 2, 3, 100))
     if kind == 7:
         return {rng.choice(TEXTS): any_value(rng, depth + 1) for _ in range(rng.randint(1, 3))}
     value: Any = 1
@@ -275,7 +275,7 @@ def of_pickle(rng: Random, content: bytes) -> bytes:
         return content[:place] + rng.choice(calls).encode() + content[place:]
     if way == 2:
         value: Any = 1
-        for _ in range(rng.choice((2, 60, 900))):
+        for _ in range(rng.choice((2, 60, 200))):
             value = {(value,): 1} if not isinstance(value, dict) else {tuple(value): value}
         return pickle.dumps({tuple([("a",)]): value, b"data": value, b"labels": [0]}, protocol=2)
     if way == 3:
@@ -415,7 +415,7 @@ def _messages(message: Any) -> list[Any]:
     found = [message]
     for field, value in message.ListFields():
         if field.type == field.TYPE_MESSAGE:
-            for inner in value if field.label == field.LABEL_REPEATED else (value,):
+            for inner in value if field.is_repeated else (value,):
                 found += _messages(inner)
     return found
 
@@ -431,7 +431,7 @@ def _change_message(rng: Random, model: Any) -> None:
     message = rng.choice(_messages(model))
     fields = [field for field, _ in message.ListFields()] or list(message.DESCRIPTOR.fields)
     field = rng.choice(fields)
-    is_list = field.label == field.LABEL_REPEATED
+    is_list = field.is_repeated
     value = getattr(message, field.name)
     new: Any = None
     if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64, field.CPPTYPE_UINT64, field.CPPTYPE_UINT32):

@@ -6,6 +6,8 @@ more than 2 GB, no code of a file run, nothing written elsewhere. A case follows
 """
 
 import argparse
+import gc
+import importlib
 import os
 import platform
 import shutil
@@ -22,29 +24,32 @@ sys.path.insert(0, str(Path(__file__).parent))
 from isolated import Ending, run_isolated
 from material import KINDS, call, damage, with_bait, words_of
 
+WARM = (
+    "onnx.inliner", "onnx.shape_inference", "onnxruntime", "optuna", "optuna.storages", "PIL.Image", "PIL.BmpImagePlugin",
+    "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "plotly.offline", "safetensors.torch", "sklearn.datasets", "sympy",
+    "torch.export", "torch._dynamo", "torch.distributed.fsdp", "torch.fx.experimental.symbolic_shapes", "torch.onnx",
+    "lightning_fabric", "torchmetrics", "matplotlib",
+    "rich._emoji_codes", "slimbit.cli", "slimbit.compress.prune", "slimbit.compress.load", "slimbit.exchange.export",
+    "slimbit.exchange.latency", "slimbit.exchange.verify", "slimbit.frontier.trace", "slimbit.report.page",
+    "slimbit.report.signal_page", "slimbit.survey.exported", "slimbit.survey.onnx_file", "slimbit.survey.onnx_layers",
+    "slimbit.survey.safetensors_file", "slimbit.training.run", "slimbit.zoo.data.cifar", "slimbit.zoo.data.folder",
+    "slimbit.zoo.data.npz", "slimbit.zoo.resnet_cifar", "slimbit.zoo.weights",
+)  # fmt: skip
+"""Modules that cases need; most of the time would go into importing them."""
+
 
 def warm() -> None:
     """Import once what every case needs; nothing is computed, so that the process can be forked."""
-    import onnx.inliner
+    for name in WARM:
+        importlib.import_module(name)
     import onnxruntime
-    import optuna
-    import PIL.Image
-    import plotly
-    import safetensors.torch
-    import sklearn.datasets
-    import torch.export
-
-    import slimbit.cli
-    import slimbit.compress.prune
-    import slimbit.frontier.trace
-    import slimbit.report.page
-    import slimbit.survey.exported
-    import slimbit.survey.onnx_layers
-    import slimbit.training.run  # noqa: F401
+    import torch
 
     torch.set_num_threads(1)
     platform.processor()  # asks another program, once
     onnxruntime.set_default_logger_severity(4)
+    gc.collect()
+    gc.freeze()  # a child that looks through what is here would copy it
 
 
 def make(kind: str, place: Path) -> Path:
@@ -81,7 +86,7 @@ def main() -> int:
     counts = {kind: max(1, round(given.cases * KINDS[kind].share / shares)) for kind in chosen}
     with tempfile.TemporaryDirectory(prefix="slimbit-fuzz-") as name:
         place = Path(name)
-        os.environ["XDG_CACHE_HOME"] = str(place / "cache")
+        os.environ |= {"XDG_CACHE_HOME": str(place / "cache"), "XDG_CONFIG_HOME": str(place / "config")}
         intact = {kind: make(kind, place) for kind in chosen}
         if given.only is not None:
             said, ending = case(chosen[0], given.seed, given.only, intact[chosen[0]], place / "case")
@@ -104,6 +109,8 @@ def _all(given: argparse.Namespace, counts: dict[str, int], intact: dict[str, Pa
     todo = [(number, kind) for kind, count in counts.items() for number in range(count)]
     todo.sort(key=lambda pair: pair[0] / counts[pair[1]])  # all kinds in turn, whenever it is stopped
     for done, (number, kind) in enumerate(todo):
+        if done and done % 500 == 0:
+            print(f"{done} of {len(todo)} cases, {time.monotonic() - start:.0f} s", flush=True)  # noqa: T201
         if time.monotonic() - start > given.seconds:
             print(f"stopped after {done} of {len(todo)} cases")  # noqa: T201
             break
