@@ -134,9 +134,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", action="append", choices=list(KINDS), help="only this kind; repeatable")
     given = parser.parse_args()
     rng, found, begun = Random(given.seed), Counter[str](), time.monotonic()  # noqa: S311 - repeatable, not secret
-    ways = [(kind, threads) for kind in KINDS for threads in (1, 2)]
+    ways = [(kind, threads) for kind in given.kind or KINDS for threads in (1, 2)]
     with tempfile.TemporaryDirectory(prefix="slimbit-chaos-") as name:
         for place, (kind, threads) in enumerate(ways):
             work, outcome = KINDS[kind]

@@ -79,7 +79,7 @@ def _use_data(spec: str) -> None:
     data = open_data(spec)
     data.normalization  # noqa: B018 - read
     list(data.calibration(4))
-    evaluator = data.evaluator(6)
+    evaluator = data.evaluator(2)
     evaluator.digest  # noqa: B018 - reads every picture
     from torch import nn
 
@@ -154,7 +154,7 @@ def _arrays(folder: Path) -> None:
     import numpy as np
 
     np.savez(folder / "d.npz", **_digits(folder))
-    np.savez_compressed(folder / "e.npz", images=np.zeros((9, 6, 6, 3), np.uint8), labels=np.arange(9) % 3)
+    np.savez_compressed(folder / "e.npz", images=np.zeros((12, 6, 6, 3), np.uint8), labels=np.arange(12) % 3)
 
 
 def _pictures(folder: Path) -> None:
@@ -383,7 +383,7 @@ KINDS: Mapping[str, Kind] = {
     "settings": Kind(_settings, ("frontier --config f.toml --out new", "train --config t.toml --out new"), ("*.toml",), share=4),
     "hardware": Kind(_hardware, ("cost digits_resnet --hardware h.toml", "cost digits_resnet --bits 4 --hardware h.toml --json"),
                      ("h.toml",), share=3),
-    "onnx": Kind(_onnx, ("cost a.onnx", "cost b.onnx", "cost a.onnx --json --bits 3", "latency b.onnx --seconds 0.01 --threads 1"),
+    "onnx": Kind(_onnx, ("cost a.onnx", "cost b.onnx", "cost a.onnx --json --per parameter", "latency b.onnx --seconds 0.01 --threads 1"),
                  ("*.onnx",), share=6),
     "program": Kind(_program, ("cost net.pt2 --allow-code", "cost net.pt2 --allow-code", "cost net.pt2"), ("net.pt2",), share=3),
     "words": Kind(

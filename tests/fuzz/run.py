@@ -52,13 +52,23 @@ def warm() -> None:
     gc.freeze()  # a child that looks through what is here would copy it
 
 
-def make(kind: str, place: Path) -> Path:
+def make(kind: str, folder: Path) -> Path:
     """The undamaged folder of a kind."""
-    folder = place / "intact" / kind
+    if folder.exists():
+        return folder
     folder.mkdir(parents=True)
     ending = run_isolated(lambda: KINDS[kind].make(folder), folder, seconds=600)
     if ending.fault or ending.is_refused:
         raise SystemExit(f"the folder of {kind} could not be made: {ending.fault}\n{ending.detail}")
+    for words in KINDS[kind].calls if KINDS[kind].files else ():
+        copy = folder.with_name(f"{kind}-read")
+        shutil.copytree(folder, copy)
+        ending = run_isolated(lambda words=words: call(words), copy, allow_code=True, seconds=600)
+        shutil.rmtree(copy)
+        is_consent = words == "cost net.pt2"
+        if ending.fault or ending.is_refused is not is_consent:
+            shutil.rmtree(folder)
+            raise SystemExit(f"the undamaged folder of {kind} could not be read: {words}\n{ending.detail}")
     return with_bait(folder)
 
 
@@ -79,6 +89,7 @@ def main() -> int:
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="only this kind; repeatable")
     parser.add_argument("--only", type=int, help="only the case of this number, with all that it says")
     parser.add_argument("--keep", type=Path, help="keep the folder of the first case of every fault here")
+    parser.add_argument("--material", type=Path, help="keep the undamaged folders here, to make them once only")
     given = parser.parse_args()
     warm()
     chosen = given.kind or list(KINDS)
@@ -87,7 +98,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="slimbit-fuzz-") as name:
         place = Path(name)
         os.environ |= {"XDG_CACHE_HOME": str(place / "cache"), "XDG_CONFIG_HOME": str(place / "config")}
-        intact = {kind: make(kind, place) for kind in chosen}
+        material = (given.material or place / "intact").resolve()
+        intact = {kind: make(kind, material / kind) for kind in chosen}
         if given.only is not None:
             said, ending = case(chosen[0], given.seed, given.only, intact[chosen[0]], place / "case")
             print(

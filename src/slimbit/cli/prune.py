@@ -205,7 +205,7 @@ def _card(slim: "CompressedModel", data: "DataSet", results: dict[str, Any]) -> 
     return {
         "network": slim.origin.source,
         "normalize": {"mean": list(norm.mean), "std": list(norm.std)} if norm.name == "custom" else norm.name,
-        "classes": data.classes,
+        "classes": data.evaluator(1).outputs(slim.model),
         "accuracy": results["after"]["accuracy"],
         "description": f"pruned by {keep.policy}, {keep.setting}; slimbit.load puts it together",
     }

@@ -19,6 +19,7 @@ from slimbit.exchange.reference import Reference, stored_array
 from slimbit.numerics.batches import inputs_of
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.verification import Fusion, NodeExecution, SaturationCheck, Verification
+from slimbit.survey.files import reading
 
 Array = NDArray[Any]
 CHUNK = 50
@@ -66,19 +67,21 @@ def verify_onnx(
         raise MissingExtraError("onnxruntime", "onnx", "verifying an ONNX file")
     path = Path(file)
     model = load_model(path)
-    _check_quantized(model, path)
-    session, watching, version = _open(model, precise=precise, threads=threads)
-    reference = Reference(model)
-    inputs = [value.name for value in model.graph.input]
-    watched = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    saturation = tuple(saturation_checks(model))
+    with reading(path, "quantized ONNX"):
+        _check_quantized(model, path)
+        session, watching, version = _open(model, precise=precise, threads=threads)
+        reference = Reference(model)
+        inputs = [value.name for value in model.graph.input]
+        watched = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+        saturation = tuple(saturation_checks(model))
     tally = _Tally(labels)
     for batch in _chunks(images):
         given = dict(zip(inputs, batch, strict=False))
         _check_shapes(model, given)
-        outputs, codes = reference.run(given, keep=True)
-        tally.add(outputs, session.run(None, given))
-        tally.compare(codes, dict(zip(watched, watching.run(watched, given), strict=True)))
+        with reading(path, "quantized ONNX"):  # whatever a graph can be, both execute
+            outputs, codes = reference.run(given, keep=True)
+            tally.add(outputs, session.run(None, given))
+            tally.compare(codes, dict(zip(watched, watching.run(watched, given), strict=True)))
         if network is not None:
             tally.compare_network(outputs, _flat(network, batch))
         if tally.emulated < EMULATED_IMAGES and not all(check.is_safe for check in saturation):

@@ -18,8 +18,8 @@ from slimbit.compress.tuning import TrainingData, tuning_for
 from slimbit.frontier.frontier import Frontier
 from slimbit.frontier.points import Evaluate, Scorer, interval_of, versions
 from slimbit.frontier.progress import Listener, Progress, silent
-from slimbit.frontier.time_limit import time_limit
 from slimbit.frontier.store import STAGES, begin_store, check_folder, study_name, waiting_lock
+from slimbit.frontier.time_limit import time_limit
 from slimbit.frontier.worker import Worker
 from slimbit.plan.signal import check_signal
 from slimbit.records.accuracy import Accuracy, is_near_chance

@@ -240,8 +240,8 @@ class RunConfig(ConfigTable):
         retry_failed: Whether points that failed earlier are tried again.
         metric_name: What the score of ``evaluate`` is called in tables and on axes, e.g. "IoU"; None: its ``name``
             attribute, else "accuracy".
-        timeout_seconds: Most seconds that one call of ``evaluate``, or reading the calibration images, may take; a point
-            beyond that fails. None: no limit.
+        timeout_seconds: Most seconds that one call of ``evaluate``, or reading the calibration images, may take; a
+            point beyond that fails. None: no limit.
         quant: How networks are quantized.
         prune: How the networks of ``keep_ratios`` are made; their ratio takes the place of its ``keep``.
 

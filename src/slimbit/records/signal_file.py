@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from slimbit.records.errors import InputError
-from slimbit.records.files import read_regular
+from slimbit.records.files import parse_json, read_regular
 from slimbit.records.signal import EpochSignal
 from slimbit.records.text import printable
 
@@ -56,7 +56,7 @@ def read_signal(path: str | Path) -> tuple[EpochSignal, ...]:
 
 def _record(line: bytes, where: str) -> EpochSignal:
     try:
-        data = json.loads(line)
+        data = parse_json(line, "it")
         for row in data["layers"]:
             for name in ("filter_signal", "filter_noise"):
                 row[name] = [_number(value) for value in row[name]]

@@ -10,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from slimbit.records.containers import check_safetensors
 from slimbit.records.errors import InputError
-from slimbit.records.files import check_regular, parse_json, write_whole
+from slimbit.records.files import parse_json, write_whole
 
 METADATA_KEY = "slimbit-training"
 
@@ -64,7 +65,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     """
     if not path.exists():
         return None
-    check_regular(path, "checkpoint")
+    check_safetensors(path, "checkpoint")
     tensors: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as content:

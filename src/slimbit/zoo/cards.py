@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from slimbit.records.containers import check_safetensors
 from slimbit.records.errors import InputError
 from slimbit.records.files import read_text
 
@@ -57,6 +58,7 @@ def _read(file: Path) -> str:
 def _metadata(file: Path) -> Mapping[str, str]:
     from safetensors import SafetensorError, safe_open
 
+    check_safetensors(file, "weights file")
     try:
         with safe_open(file, framework="np") as content:
             return content.metadata() or {}
