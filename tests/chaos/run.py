@@ -1,8 +1,8 @@
 """Runs that are killed at random moments and continued: ``make chaos``, or ``python tests/chaos/run.py --help``.
 
-Frontiers, joint frontiers (prune, tune, then quantize) and trainings, each with one thread and with two. A run is killed
-a few times, then left to finish, and compared with one that nobody disturbed: every point and epoch is there, once, and
-equal in every bit. Not a gate: it takes half an hour.
+Frontiers, joint frontiers (prune, tune, then quantize) and trainings, each with one thread and with two. A run is
+killed a few times, then left to finish, and compared with one that nobody disturbed: every point and epoch is there,
+once, and equal in every bit. Not a gate: it takes half an hour.
 """
 
 import argparse
@@ -136,7 +136,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="only this kind; repeatable")
     given = parser.parse_args()
-    rng, found, begun = Random(given.seed), Counter[str](), time.monotonic()  # noqa: S311 - repeatable, not secret
+    rng, found, begun = Random(given.seed), Counter[str](), time.monotonic()
     ways = [(kind, threads) for kind in given.kind or KINDS for threads in (1, 2)]
     with tempfile.TemporaryDirectory(prefix="slimbit-chaos-") as name:
         for place, (kind, threads) in enumerate(ways):
@@ -157,9 +157,9 @@ def main() -> int:
                 found.update(judged(outcome, out, log, wanted, finished=finished))
                 log.unlink()
             found["kills"] += done
-            print(f"{kind}, {threads} threads: {done} kills of {runs} runs, {usual:.1f} s each", flush=True)  # noqa: T201
+            print(f"{kind}, {threads} threads: {done} kills of {runs} runs, {usual:.1f} s each", flush=True)
     said = ", ".join(f"{found[what]} {what}" for what in ("lost", "doubled", "with other bits", "tracebacks"))
-    print(f"{found['kills']} kills of seed {given.seed} in {time.monotonic() - begun:.0f} s: {said}")  # noqa: T201
+    print(f"{found['kills']} kills of seed {given.seed} in {time.monotonic() - begun:.0f} s: {said}")
     return bool(found.total() - found["kills"])
 
 
@@ -186,7 +186,7 @@ def judged(
     text, found = log.read_text(errors="replace"), Counter[str]()
     found["tracebacks"] = text.count("Traceback (most recent call last)") or int(not finished)
     if found["tracebacks"]:
-        print(text[-3000:])  # noqa: T201
+        print(text[-3000:])
         return found
     result = outcome(out)
     found["doubled"] = len(result["doubled"])
@@ -194,7 +194,7 @@ def judged(
     found["with other bits"] = sum(result[name] != value for name, value in wanted.items() if name in result)
     for name, value in wanted.items():
         if result.get(name) != value:
-            print(f"{out.name}: {name} is {str(result.get(name))[:200]} instead of {str(value)[:200]}")  # noqa: T201
+            print(f"{out.name}: {name} is {str(result.get(name))[:200]} instead of {str(value)[:200]}")
     return found
 
 

@@ -162,7 +162,7 @@ class _Watch:
         if not isinstance(path, str | bytes | os.PathLike):
             return ""
         place = os.path.realpath(os.fsdecode(path))
-        is_inside = place.startswith(self.inside) or place.startswith((os.devnull, tempfile.gettempdir(), "/dev/shm"))
+        is_inside = place.startswith((*self.inside, os.devnull, tempfile.gettempdir(), "/dev/shm"))
         return "" if is_inside else f"written elsewhere: {event} {place[:200]}"
 
 

@@ -377,8 +377,8 @@ KINDS: Mapping[str, Kind] = {
         ("signal trained --json", "signal trained"),
         ("trained/*.json*", "trained/*.json*", "trained/checkpoint.safetensors"), share=5,
         slow=(f"train digits_resnet@0.25 --data digits {' '.join(SHORT)} --out trained",
-         "prune digits_resnet@0.25 --weights trained/model.safetensors --data digits --by signal --signal trained "
-         "--calibration-images 8 --evaluate-images 20 --out new"),
+         ("prune digits_resnet@0.25 --weights trained/model.safetensors --data digits --by signal --signal trained "
+         "--calibration-images 8 --evaluate-images 20 --out new")),
     ),
     "settings": Kind(_settings, ("frontier --config f.toml --out new", "train --config t.toml --out new"), ("*.toml",), share=4),
     "hardware": Kind(_hardware, ("cost digits_resnet --hardware h.toml", "cost digits_resnet --bits 4 --hardware h.toml --json"),
@@ -421,7 +421,7 @@ def damage(rng: Random, kind: Kind, folder: Path) -> str:
         content = file.read_bytes()
         try:
             file.write_bytes(mutation(rng, content))
-        except Exception:  # noqa: BLE001 - of a file that is damaged already, the libraries say anything
+        except Exception:
             file.write_bytes(of_bytes(rng, content))
         said.append(f"{name}: {mutation.__name__}")
     return ", ".join(said)
@@ -434,7 +434,7 @@ def words_of(rng: Random, kind: Kind) -> str:
         return words
     parts = words.split()
     place = rng.randrange(1, len(parts))
-    odd = [text for text in TEXTS if text and not set(text) & set(" \n\0") and not text.encode(errors="ignore") == b""]
+    odd = [text for text in TEXTS if text and not set(text) & set(" \n\0") and text.encode(errors="ignore") != b""]
     parts[place] = rng.choice(odd)
     return " ".join(parts)
 

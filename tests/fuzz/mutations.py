@@ -277,7 +277,7 @@ def of_pickle(rng: Random, content: bytes) -> bytes:
         value: Any = 1
         for _ in range(rng.choice((2, 60, 200))):
             value = {(value,): 1} if not isinstance(value, dict) else {tuple(value): value}
-        return pickle.dumps({tuple([("a",)]): value, b"data": value, b"labels": [0]}, protocol=2)
+        return pickle.dumps({(("a",),): value, b"data": value, b"labels": [0]}, protocol=2)
     if way == 3:
         asks = (
             b"r\xff\xff\xff\x7f",

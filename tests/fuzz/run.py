@@ -74,7 +74,7 @@ def make(kind: str, folder: Path) -> Path:
 
 def case(kind: str, seed: int, number: int, intact: Path, folder: Path) -> tuple[str, Ending]:
     """One case: what was done, and how it ended."""
-    rng = Random(f"{seed}/{kind}/{number}")  # noqa: S311 - repeatable, not secret
+    rng = Random(f"{seed}/{kind}/{number}")
     shutil.copytree(intact, folder)
     said, words = damage(rng, KINDS[kind], folder), words_of(rng, KINDS[kind])
     ending = run_isolated(lambda: call(words), folder, allow_code="--allow-code" in words)
@@ -108,7 +108,7 @@ def main() -> int:
                 ending.fault or "no fault",
                 f"{ending.seconds:.1f} s, {ending.bytes >> 20} MB",
                 sep="\n",
-            )  # noqa: T201
+            )
             if given.keep:
                 shutil.copytree(place / "case", given.keep, symlinks=True)
             return bool(ending.fault)
@@ -122,9 +122,9 @@ def _all(given: argparse.Namespace, counts: dict[str, int], intact: dict[str, Pa
     todo.sort(key=lambda pair: pair[0] / counts[pair[1]])  # all kinds in turn, whenever it is stopped
     for done, (number, kind) in enumerate(todo):
         if done and done % 500 == 0:
-            print(f"{done} of {len(todo)} cases, {time.monotonic() - start:.0f} s", flush=True)  # noqa: T201
+            print(f"{done} of {len(todo)} cases, {time.monotonic() - start:.0f} s", flush=True)
         if time.monotonic() - start > given.seconds:
-            print(f"stopped after {done} of {len(todo)} cases")  # noqa: T201
+            print(f"stopped after {done} of {len(todo)} cases")
             break
         folder = place / "case"
         said, ending = case(kind, given.seed, number, intact[kind], folder)
@@ -136,16 +136,16 @@ def _all(given: argparse.Namespace, counts: dict[str, int], intact: dict[str, Pa
                 shutil.copytree(folder, given.keep / f"{kind}-{given.seed}-{number}", symlinks=True)
             faults[ending.fault].append(f"--kind {kind} --seed {given.seed} --only {number}   {said}")
             if len(faults[ending.fault]) == 1:
-                print(f"\n{ending.fault}\n  {faults[ending.fault][0]}\n{ending.detail[-1500:]}", flush=True)  # noqa: T201
+                print(f"\n{ending.fault}\n  {faults[ending.fault][0]}\n{ending.detail[-1500:]}", flush=True)
         shutil.rmtree(folder)
-    print(f"\n{'kind':12}{'read':>8}{'refused':>9}{'faults':>8}")  # noqa: T201
+    print(f"\n{'kind':12}{'read':>8}{'refused':>9}{'faults':>8}")
     for kind, found in table.items():
-        print(f"{kind:12}{found['read']:8}{found['refused']:9}{found['fault']:8}")  # noqa: T201
+        print(f"{kind:12}{found['read']:8}{found['refused']:9}{found['fault']:8}")
     total = sum(sum(found.values()) for found in table.values())
-    print(f"\n{total} files of seed {given.seed} in {time.monotonic() - start:.0f} s; slowest {slowest[0]:.1f} s ({slowest[1]}), "  # noqa: T201
+    print(f"\n{total} files of seed {given.seed} in {time.monotonic() - start:.0f} s; slowest {slowest[0]:.1f} s ({slowest[1]}), "
           f"largest {largest[0] >> 20} MB ({largest[1]}); {sum(map(len, faults.values()))} faults of {len(faults)} kinds")  # fmt: skip
     for fault, cases in sorted(faults.items(), key=lambda pair: -len(pair[1])):
-        print(f"  {len(cases):4} {fault}: {cases[0]}")  # noqa: T201
+        print(f"  {len(cases):4} {fault}: {cases[0]}")
     return bool(faults)
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 import slimbit
 from slimbit.artifacts.packed import read_state
+from slimbit.exchange.latency import measure_latency
 from slimbit.frontier.objects import object_path, read_object
 from slimbit.records.errors import InputError
 from slimbit.records.signal_file import read_signal
@@ -253,3 +254,21 @@ def test_pickle_stays_the_reader_that_was_checked() -> None:
     from slimbit.zoo.data import cifar_pickle
 
     assert not issubclass(cifar_pickle._Unpickler, pickle.Unpickler)
+
+
+def test_an_onnx_file_that_loads_and_cannot_be_executed(tmp_path: Path) -> None:
+    """Found by the fuzzer: a Reshape whose sizes only its execution can refuse."""
+    pytest.importorskip("onnxruntime")
+    shape = helper.make_tensor("shape", TensorProto.INT64, (2,), (5, 7))
+    nodes = [helper.make_node("Identity", ["shape"], ["s"]), helper.make_node("Reshape", ["x", "s"], ["y"])]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value("x", TensorProto.FLOAT, ("N", 4))], [value("y", TensorProto.FLOAT, None)], [shape]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "net.onnx"
+    )
+    refused(
+        lambda: measure_latency([tmp_path / "net.onnx"], threads=(1,), seconds=0.01),
+        r"net\.onnx must be a file that .*, got ",
+    )

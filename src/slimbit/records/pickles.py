@@ -6,6 +6,7 @@ the process, and forty, each of which holds the one before twice, take hours. A 
 
 import pickletools
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,13 +51,7 @@ def check_pickle(stream: IO[bytes], where: str) -> bool:
             if name in _TUPLES:
                 count = _TUPLES[name]
                 parts = _to_mark(stack) if count is None else [stack.pop() for _ in range(count)]
-                held = [part or _OTHER for part in parts]
-                depth, size = 1 + max((d for d, _ in held), default=0), 1 + sum(n for _, n in held)
-                if depth > DEEPEST:
-                    raise InputError(f"{where} must hold tuples nested at most {DEEPEST} deep, got more")
-                if size > LARGEST_TUPLE:
-                    raise InputError(f"{where} must hold tuples of at most {LARGEST_TUPLE:,} values, got more")
-                stack.append((depth, size))
+                stack.append(_of_tuple(parts, where))
             elif name == "MARK":
                 stack.append(_MARK)
             elif "PUT" in name or name == "MEMOIZE":
@@ -104,9 +99,20 @@ def check_torch_file(path: Path, where: str) -> None:
                 return
 
 
+def _of_tuple(parts: Sequence[tuple[int, int] | None], where: str) -> tuple[int, int]:
+    """Nesting and values of a tuple, within bounds."""
+    held = [part or _OTHER for part in parts]
+    depth, size = 1 + max((d for d, _ in held), default=0), 1 + sum(n for _, n in held)
+    if depth > DEEPEST:
+        raise InputError(f"{where} must hold tuples nested at most {DEEPEST} deep, got more")
+    if size > LARGEST_TUPLE:
+        raise InputError(f"{where} must hold tuples of at most {LARGEST_TUPLE:,} values, got more")
+    return depth, size
+
+
 def _to_mark(stack: list[tuple[int, int] | None]) -> list[tuple[int, int] | None]:
     """What stands behind the last mark; it and the mark are taken away."""
-    parts = []
+    parts: list[tuple[int, int] | None] = []
     while (part := stack.pop()) is not _MARK:
         parts.append(part)
     return parts
