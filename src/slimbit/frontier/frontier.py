@@ -150,7 +150,9 @@ class Frontier:
         if not isinstance(within, Mapping) or not within:
             raise InputError(f"within must map costs to amounts, like {{'esn_digital': 20e6}}, got {within!r}")
         frontier, names = self.with_costs(within)
-        return best_within(frontier._loadable(), dict(zip(names, within.values(), strict=True)))
+        return best_within(
+            frontier._loadable(), dict(zip(names, within.values(), strict=True)), score_name=self.info.score_name
+        )
 
     def cheapest(
         self, accuracy: float | None = None, metric: CostLike | None = None, *, max_drop: float | None = None
@@ -170,11 +172,11 @@ class Frontier:
             raise InputError(f"accuracy or max_drop must be given, got {'none' if accuracy is None else 'both'}")
         if max_drop is not None:
             if not math.isfinite(max_drop) or max_drop < 0:
-                raise InputError(f"max_drop must be 0 or more points of accuracy, got {max_drop}")
+                raise InputError(f"max_drop must be 0 or more points of {self.info.score_name}, got {max_drop}")
             accuracy = self.info.float_accuracy - max_drop
         assert accuracy is not None
         frontier, (name,) = self.with_costs([metric or self.metric])
-        return cheapest_at_accuracy(frontier._loadable(), name, accuracy)
+        return cheapest_at_accuracy(frontier._loadable(), name, accuracy, score_name=self.info.score_name)
 
     def load(
         self, point: FrontierPoint, *, model: "nn.Module | None" = None, allow_code: bool = False

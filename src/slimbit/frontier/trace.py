@@ -32,6 +32,7 @@ from slimbit.frontier.store import (
 )
 from slimbit.frontier.study import is_server
 from slimbit.frontier.table import FolderTable, RunTable
+from slimbit.frontier.time_limit import time_limit
 from slimbit.frontier.worker import Worker
 from slimbit.measure.named_cost import CostLike, NamedCost, load_cost
 from slimbit.plan.signal import check_signal
@@ -119,7 +120,8 @@ def trace_frontier(
         update={"metric": cost.name, "near": near, "quant": settings.quant.for_metric(cost.name)}
     )
     given_once = {name: getattr(settings, name) for name in OF_PREPARE}
-    root = as_prepared(model, example_input, calibration, **given_once)
+    with time_limit(settings.timeout_seconds, "calibration"):
+        root = as_prepared(model, example_input, calibration, **given_once)
     for name in OF_PREPARE:
         given, there = getattr(settings, name), getattr(root, name)
         if name in settings.model_fields_set and given != there:
@@ -131,7 +133,7 @@ def trace_frontier(
     if all(layer.name in settings.quant.skip for layer in root.spec.layers):
         raise InputError(f"skip must leave a layer of {root.name} to compress, got all of them")
     pruner = _pruner(settings, root, data)
-    scorer, listener = Scorer(evaluate), progress or silent
+    scorer, listener = Scorer(evaluate, settings.metric_name, settings.timeout_seconds), progress or silent
     check_folder(folder)
     fixed = _fixed(settings, root, scorer, signal, pruner) | {"machine": _definition(cost)}
     store = _opened(folder, settings, root, scorer, fixed, listener)
@@ -325,7 +327,7 @@ def _begin(root: PreparedNetwork, scorer: Scorer, fixed: dict[str, Any], study: 
     classes = fixed["classes"]
     if classes is not None and is_near_chance(accuracy, classes):
         raise InputError(
-            f"float accuracy must be well above chance ({100 / classes:.3g} % for {classes} classes), "
+            f"float {scorer.name} must be well above chance ({100 / classes:.3g} % for {classes} classes), "
             f"got {accuracy:.4g} %: check that the data's normalization (normalize=... in the data spec) and the order "
             "of classes are those the network was trained with, and that its weights were loaded"
         )
