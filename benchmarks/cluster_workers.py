@@ -22,7 +22,7 @@ BEGIN = 2 * EVALUATION
 PREPARE = RUN_SECONDS - BEGIN - 16 * (COMPRESSION + EVALUATION) - 7 * (BASELINE + EVALUATION)
 """Sensitivity and range of prices: the rest of that run."""
 OVERHEAD = 0.05
-"""Of a point, on a database server: the aim of benchmarks/cluster_overhead.py."""
+"""Of a point, on a database server: the aim of tests/chaos/cluster_overhead.py."""
 WORKERS = tuple(2**power for power in range(9))
 
 
