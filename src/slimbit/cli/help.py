@@ -28,8 +28,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "flip", "validation_images", "train_images", "precision", "compile_", "channels_last", "keep_weights",
     ),
     "Run": (
-        "out", "config", "seed", "device", "storage", "artifacts", "run_name", "takeover_after", "workers", "retry_failed",
-        "threads", "runtime", "seconds",
+        "out", "config", "seed", "device", "storage", "artifacts", "run_name", "takeover_after", "workers",
+        "retry_failed", "threads", "runtime", "seconds",
     ),
     "Output": ("as_json", "as_csv", "layers", "layer", "versus", "export", "verify"),
 }  # fmt: skip
