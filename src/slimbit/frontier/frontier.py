@@ -126,6 +126,8 @@ class Frontier:
         """
         from slimbit.compress.restore import restored_point
 
+        if not isinstance(point, FrontierPoint):
+            raise InputError(f"point must be one of frontier.points, got {point!r}")
         form = model if model is not None else self._form
         return restored_point(self.info, point, self._store.read, form=form, allow_code=allow_code)
 
