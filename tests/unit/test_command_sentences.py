@@ -39,7 +39,7 @@ def test_what_a_newcomer_guesses_wrong_is_said_in_a_sentence() -> None:
     for call, message in (
         (
             lambda: slimbit.prune(net, image, config=slimbit.TuneConfig()),
-            r"config must be a slimbit\.PruneConfig, got Tune",
+            r"must be a slimbit\.PruneConfig, got TuneC",
         ),
         (lambda: slimbit.quantize(net, image, bits=4, config=slimbit.PruneConfig()), r"must be a slimbit\.QuantConfig"),
         (lambda: slimbit.quantize(net, [image], bits=4), "got list: calibration batches come third"),

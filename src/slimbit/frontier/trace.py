@@ -36,7 +36,7 @@ from slimbit.frontier.worker import Worker
 from slimbit.plan.signal import check_signal
 from slimbit.records.accuracy import Accuracy, is_near_chance
 from slimbit.records.codec import digest
-from slimbit.records.config import PAPER, RunConfig
+from slimbit.records.config import PAPER, RunConfig, check_config
 from slimbit.records.errors import InputError
 from slimbit.records.files import as_path
 from slimbit.records.run import RunInfo, cautions, check_same
@@ -108,6 +108,7 @@ def trace_frontier(
     if evaluate is None or not callable(evaluate):
         raise InputError(f"evaluate must be a function from a network to a number, got {type(evaluate).__name__}")
     folder = as_path(out, "out")
+    check_config(config, RunConfig)
     settings: RunConfig = (config or RunConfig()).with_options({"metric": metric, "points": points})
     settings = settings.model_copy(update={"quant": settings.quant.for_metric(settings.metric)})
     given_once = {name: getattr(settings, name) for name in OF_PREPARE}
