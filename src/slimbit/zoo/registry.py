@@ -154,7 +154,7 @@ def network(name: str, *, weights: "str | os.PathLike[str] | None" = None, class
         return built
     from slimbit.zoo.weights import load_weights
 
-    file = weights
+    file: str | os.PathLike[str] | None = weights
     if weights == "shipped":
         file = None if name.startswith(TIMM) else shipped_weights(name)
     if file is None:
