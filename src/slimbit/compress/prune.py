@@ -31,6 +31,7 @@ from slimbit.compress.tuning import TrainingData, Tuning, tuning_for
 from slimbit.measure.cost import cost
 from slimbit.measure.cost_config import CostConfig
 from slimbit.measure.group_sensitivity import measure_group_sensitivity
+from slimbit.measure.named_cost import load_cost
 from slimbit.measure.planned import budget_in
 from slimbit.numerics.batches import call_network
 from slimbit.numerics.copies import copied
@@ -208,9 +209,11 @@ class Pruner:
 
     def _plan_within(self, budget: Mapping[str, float]) -> KeepPlan:
         found = []
-        for metric, amount in budget.items():
-            counted = CostConfig(bits=self.config.budget_bits) if metric.startswith("esn") else None
-            price = budget_in(self.prepared.survey, metric, counted)
+        for name, amount in budget.items():
+            cost = load_cost(name)
+            needs_bits = name.startswith("esn") or cost.model is not None
+            counted = CostConfig(bits=self.config.budget_bits) if needs_bits else None
+            price = budget_in(self.prepared.survey, cost, counted)
             limit = amount * price(self.plan(1.0)) if amount <= 1 else amount
             found.append(keep_within(self.plan, price, limit))
         # all are of one share each, so the one that keeps least fits every budget

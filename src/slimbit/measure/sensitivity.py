@@ -201,6 +201,18 @@ def _gaussian_divergence(found: Tensor, wanted: Tensor) -> Tensor:
 DIVERGENCES = {"categorical": _categorical_divergence, "gaussian": _gaussian_divergence}
 
 
+def divergence(found: Any, wanted: Any, likelihood: str) -> float:
+    """Kullback-Leibler divergence of a network's outputs from wanted ones, summed over images and heads.
+
+    Args:
+        found: Outputs of a changed network.
+        wanted: Outputs of the original on the same images.
+        likelihood: "categorical" for logits; anything else takes outputs for means of unit Gaussians.
+    """
+    of_head = DIVERGENCES.get(likelihood, _gaussian_divergence)
+    return float(torch.stack([of_head(f, w) for f, w in zip(_heads(found), _heads(wanted), strict=True)]).sum())
+
+
 @dataclass(frozen=True)
 class _Change:
     """A layer's mean sensitivity without gradients: ``KL(p || p') = 1/2 sum_i s_i d_i^2`` for a small change ``d``."""
@@ -220,14 +232,14 @@ class _Change:
 
     @torch.no_grad()
     def _at(self, size: float, piece: Any, draw: int) -> float:
-        before, divergence = self.weight.clone(), DIVERGENCES[self.likelihood]
+        before = self.weight.clone()
         wanted = self._outputs(piece)
         noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(draw)).to(before)
         self.weight.add_(noise * size * before.double().square().mean().sqrt().to(before))
         power = float((self.weight - before).double().square().sum())
         found = self._outputs(piece)
         self.weight.copy_(before)
-        total = float(torch.stack([divergence(f, w) for f, w in zip(found, wanted, strict=True)]).sum())
+        total = divergence(found, wanted, self.likelihood)
         return max(0.0, 2 * total / power) / count_of(piece) if power > 0 and math.isfinite(total) else 0.0
 
     def _outputs(self, piece: Any) -> list[Tensor]:
