@@ -28,6 +28,8 @@ def test_widths_out_of_range_name_the_option(text: str, message: str) -> None:
 
 def test_a_run_without_points_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = SimpleNamespace(points=(), metric="esn_digital", pareto=lambda _: (), network="n", float_accuracy=1.0)
+    empty.with_hardware = lambda *_: empty
+    empty.with_costs = lambda names: (empty, names)
     monkeypatch.setattr("slimbit.frontier.frontier.open_run", lambda *_, **__: empty)
     done = CliRunner().invoke(app, ["points", "RUN"])
     assert done.exit_code == 0
