@@ -198,8 +198,8 @@ def _input(value: Any) -> str:
 def _json(text: str | None) -> dict[str, Any] | None:
     """An entry of a file's metadata; None where there is none or it is damaged."""
     try:
-        found = None if text is None else parse_json(text, "metadata")
-    except InputError:
+        found = None if text is None else parse_json(text, "metadata of the file")
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 

@@ -46,7 +46,7 @@ from slimbit.plan.keep import (
     match_counts,
 )
 from slimbit.records.codec import digest
-from slimbit.records.config import PruneConfig
+from slimbit.records.config import PruneConfig, check_config
 from slimbit.records.errors import InputError
 from slimbit.records.files import as_path, not_written
 from slimbit.records.groups import FilterGroups
@@ -103,6 +103,7 @@ def prune(
     >>> slim.cost.total.macs / slimbit.cost(net, images[:1]).total.macs < 0.3
     True
     """
+    check_config(config, PruneConfig)
     over = {"keep": keep, "by": by, "protect": protect}
     given = config or PruneConfig()
     chosen = PruneConfig(

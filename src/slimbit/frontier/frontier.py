@@ -92,8 +92,7 @@ class Frontier:
         """The same run with the costs of its points on further machines, from their stored cost reports: no new sweep.
 
         Args:
-            machines: As `slimbit.measure.hardware.load_hardware` takes them: names, ``.toml`` files, functions,
-                `slimbit.HardwareModel`.
+            machines: As `slimbit.cost` takes them: names, ``.toml`` files, functions, `slimbit.HardwareModel`.
 
         Returns:
             A frontier whose points have the costs ``hardware:NAME``; None for points with widths that the machine does
@@ -195,6 +194,8 @@ class Frontier:
         """
         from slimbit.compress.restore import restored_point
 
+        if not isinstance(point, FrontierPoint):
+            raise InputError(f"point must be one of frontier.points, got {point!r}")
         form = model if model is not None else self._form
         return restored_point(self.info, point, self._store.read, form=form, allow_code=allow_code)
 

@@ -25,9 +25,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from slimbit.frontier import study as studies
-from slimbit.records.codec import canonical
+from slimbit.records.codec import pretty
 from slimbit.records.errors import InputError, SlimbitError
-from slimbit.records.files import not_written, parse_json, read_text
+from slimbit.records.files import not_written, read_json
 from slimbit.records.point import FrontierPoint, PlannedPoint
 
 LARGEST_HOLDER = 1 << 12
@@ -178,7 +178,7 @@ class FolderTable(RunTable):
         holder = path.with_suffix(".holder")
         with held:
             with contextlib.suppress(OSError):  # it is for people only
-                holder.write_bytes(canonical(this_worker(what or name)))
+                holder.write_text(pretty(this_worker(what or name), indent=None))
             try:
                 yield Claim(name)
             finally:
@@ -202,7 +202,7 @@ class FolderTable(RunTable):
                     continue
             except Timeout:
                 with contextlib.suppress(InputError, ValueError):
-                    found.append(holder_of(parse_json(read_text(path, "holder", limit=LARGEST_HOLDER), str(path))))
+                    found.append(holder_of(read_json(path, "holder", limit=LARGEST_HOLDER)))
             except OSError:
                 continue
         return tuple(found)

@@ -38,7 +38,7 @@ from slimbit.measure.named_cost import CostLike, NamedCost, load_cost
 from slimbit.plan.signal import check_signal
 from slimbit.records.accuracy import Accuracy, is_near_chance
 from slimbit.records.codec import digest
-from slimbit.records.config import PAPER, RunConfig
+from slimbit.records.config import PAPER, RunConfig, check_config
 from slimbit.records.errors import InputError
 from slimbit.records.files import as_path
 from slimbit.records.run import RunInfo, cautions, check_same
@@ -111,6 +111,7 @@ def trace_frontier(
     if evaluate is None or not callable(evaluate):
         raise InputError(f"evaluate must be a function from a network to a number, got {type(evaluate).__name__}")
     folder = as_path(out, "out")
+    check_config(config, RunConfig)
     named = metric if metric is None or isinstance(metric, str) else load_cost(metric).name
     settings: RunConfig = (config or RunConfig()).with_options({"metric": named, "points": points})
     cost = load_cost(settings.metric if metric is None else metric)

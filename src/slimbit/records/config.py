@@ -399,6 +399,12 @@ class FrontierConfig(RunConfig):
         )
 
 
+def check_config(config: object, kind: type[ConfigTable]) -> None:
+    """Raise `InputError` unless settings are of the kind that a function takes, or None."""
+    if config is not None and not isinstance(config, kind):
+        raise InputError(f"config must be a slimbit.{kind.__name__}, got {type(config).__name__}")
+
+
 def matching(pattern: str, names: tuple[str, ...]) -> list[str]:
     """Layer names that a pattern names.
 
