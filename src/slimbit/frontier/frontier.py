@@ -92,7 +92,8 @@ class Frontier:
         """The same run with the costs of its points on further machines, from their stored cost reports: no new sweep.
 
         Args:
-            machines: As `slimbit.measure.hardware.load_hardware` takes them: names, ``.toml`` files, functions, `slimbit.HardwareModel`.
+            machines: As `slimbit.measure.hardware.load_hardware` takes them: names, ``.toml`` files, functions,
+                `slimbit.HardwareModel`.
 
         Returns:
             A frontier whose points have the costs ``hardware:NAME``; None for points with widths that the machine does
