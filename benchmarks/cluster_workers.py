@@ -4,8 +4,9 @@
 
 Workers begin together. One of them scores the float network, and for each keep ratio one prunes and tunes, measures the
 sensitivity and finds the range of prices, while others wait or work on another keep ratio; points are independent, but
-those that refine a curve are decided on when its even sweep is finished. That is what `slimbit frontier` does. Stage
-times are of ResNet-20 on CIFAR-10 (10,000 test images, 2 threads), from the run of benchmarks/frontier_resnet20.py in
+those that refine a curve are decided on when its even sweep is finished. That is what `slimbit frontier` does, but for
+the three points that it measures before the range is known, which would make many workers a little faster. Stage times
+are of ResNet-20 on CIFAR-10 (10,000 test images, 2 threads), from the run of benchmarks/frontier_resnet20.py in
 benchmarks/RESULTS.md: 270 s for 16 points and 7 baselines, 154 s of them 23 evaluations, a point's compression 0.67 of
 one evaluation. The simulation of one worker has to give that run's time, which is asserted.
 """
@@ -22,7 +23,7 @@ BEGIN = 2 * EVALUATION
 PREPARE = RUN_SECONDS - BEGIN - 16 * (COMPRESSION + EVALUATION) - 7 * (BASELINE + EVALUATION)
 """Sensitivity and range of prices: the rest of that run."""
 OVERHEAD = 0.05
-"""Of a point, on a database server: the aim of benchmarks/cluster_overhead.py."""
+"""Of a point, on a database server: the aim of tests/chaos/cluster_overhead.py."""
 WORKERS = tuple(2**power for power in range(9))
 
 

@@ -26,7 +26,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 import slimbit
-from slimbit.apply.mask import mask
 
 KEEP, CLOSE = 0.5, 1e-5
 BEFORE = {
@@ -90,7 +89,7 @@ def row_of(name: str, model: nn.Module, image: Tensor) -> Row:
     pruned = slimbit.prune(model, image, keep=KEEP)
     seconds = time.perf_counter() - start
     assert pruned.keep is not None
-    masked = mask(model, pruned.keep, image)
+    masked = pruned.masked(model, image)
     difference = max(
         float((found - wanted).abs().max() / wanted.abs().max())
         for found, wanted in zip(outputs(pruned.model, image), outputs(masked, image), strict=True)

@@ -17,6 +17,7 @@ from torch.nn.utils import prune as torch_prune
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pruning_case as case
+import slimbit
 from slimbit.apply.mask import held_masks, mask
 from slimbit.apply.reestimate import reestimate
 from slimbit.apply.surgery import prune, rebuild
@@ -444,3 +445,22 @@ def test_reestimation_of_another_original() -> None:
     small = prune(model, plan, x[:1])
     with pytest.raises(InputError, match="channels of '1' must be 3 of the original's by the plan, got 6"):
         reestimate(small, x, original=model)
+
+
+def test_layers_that_return_several_tensors() -> None:
+    class Both(nn.Conv2d):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = super().forward(x)
+            return y, y.relu()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = Both(3, 8, 3), Both(8, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.third(self.second(self.first(x)[1])[0])
+
+    x = case.images()
+    small = slimbit.prune(Net(), x, keep=0.5)
+    assert (small.model.first.out_channels, small.model.second.out_channels) == (4, 3)

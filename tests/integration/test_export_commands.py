@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import slimbit
 from slimbit.cli import app
+from slimbit.records.codec import canonical, digest, sha256
 from slimbit.records.errors import InputError
 from slimbit.records.files import StoreError
 
@@ -65,6 +67,22 @@ def test_banner_is_a_baseline_with_integers(tmp_path: Path) -> None:
     assert slimbit.verify(small.export(tmp_path / "aciq.onnx"), small, images).is_exact  # eight bits fit: mid-tread
     faults = CliRunner().invoke(app, ["frontier", "--baselines", "aciq", "--no-baselines", "--out", str(tmp_path)])
     assert "--baselines must not be given with --no-baselines" in str(faults.exception)
+
+
+def test_a_folder_from_before_a_setting_was_added_is_read(folder: Path, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(folder / "small", older)
+    plan = json.loads((older / "plan.json").read_text())
+    del plan["config"]["activation_codes"], plan["config"]["bit_allocation"]
+    content = canonical(plan)
+    (older / "plan.json").write_bytes(content)
+    data = json.loads((older / "slimbit.json").read_text())
+    del data["digest"]
+    data["plan"]["digest"] = sha256(content)
+    data["files"]["plan.json"] = {"bytes": len(content), "sha256": sha256(content)}
+    (older / "slimbit.json").write_text(json.dumps({**data, "digest": digest(data)}))
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(slimbit.load(older).model(x), slimbit.load(folder / "small").model(x))
 
 
 def test_the_file_says_where_it_comes_from(folder: Path) -> None:

@@ -355,3 +355,58 @@ def test_a_weight_that_is_also_used_transposed_is_pruned_with_what_reads_it(widt
     report = slimbit.cost(Autoencoder(width), torch.zeros(1, 8))
     assert report.total.macs == 8 * width + width * width
     assert [(work.macs, work.parameters) for work in report.other_work] == [(8 * width, ("encoder.weight",))]
+
+
+class Computes(nn.Module):
+    """A function of a weight and an input; where it reads values, its skeleton cannot run."""
+
+    def __init__(self, function, weight, *, reads: bool = False):
+        super().__init__()
+        self.function, self.weight, self.reads = function, weight, reads
+
+    def forward(self, x):
+        assert not self.reads or float(x.sum()) < 1e9
+        return self.function(self.weight, x)
+
+
+def attended(layer, x):
+    q = layer(x).unflatten(-1, (2, 6)).transpose(1, 2)
+    return torch.nn.functional.scaled_dot_product_attention(q, q, q)
+
+
+LSTM = 5 * 4 * 4 * (3 + 4)  # tokens, gates, units, of inputs and state
+PRODUCTS = {
+    "matrix and vector": (lambda w, x: w @ x.flatten(), nn.Parameter(torch.randn(5, 15)), 75),
+    "vectors": (lambda w, x: torch.dot(w, x.flatten()), nn.Parameter(torch.randn(15)), 15),
+    "matrix and vector, and a bias": (lambda w, x: torch.addmv(x[0, :, 0], w, x.flatten()),
+                                      nn.Parameter(torch.randn(5, 15)), 75),
+    "sparse": (lambda w, x: torch.sparse.mm(w.to_sparse(), x.flatten(1).t()), nn.Parameter(torch.randn(7, 15)), 105),
+    "time, batch, channels": (lambda w, x: torch.conv_tbc(x.transpose(0, 1), w, w[0, 0]),
+                              nn.Parameter(torch.randn(3, 3, 4)), 3 * 36),
+    "attention": (attended, nn.Linear(3, 12), 5 * 36 + 2 * (5 * 5 * 12)),
+    "LSTM": (lambda w, x: w(x)[0], nn.LSTM(3, 4, batch_first=True), LSTM),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_every_kind_of_product_is_counted_or_listed(name, reads):
+    function, weight, macs = PRODUCTS[name]
+    assert total_work(slimbit.cost(Computes(function, weight, reads=reads).eval(), torch.ones(1, 5, 3))) == macs
+
+
+@torch.library.custom_op("slimbit_tests::product", mutates_args=())
+def custom_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(x, weight)
+
+
+@custom_product.register_fake
+def _(x, weight):
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+def test_operations_of_other_packages_are_said():
+    net = nn.Sequential(Computes(lambda w, x: custom_product(x, w), nn.Parameter(torch.randn(4, 3))), nn.Linear(4, 2))
+    report = slimbit.cost(net, torch.ones(1, 5, 3))
+    assert report.total.macs == 5 * 8
+    assert report.notes == ("slimbit_tests.product is not counted (1 calls, the first in 0).",)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from slimbit.apply.axes import BoundAxis, bind_axes, is_read_by
 from slimbit.apply.layers import first_input
+from slimbit.numerics.batches import output_tensors
 from slimbit.numerics.copies import copied
 from slimbit.records.keep import KeepPlan
 from slimbit.survey.channel_operation import storage_of
@@ -124,10 +125,11 @@ class _Seen:
         return hook
 
     def _after(self, name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            self._calls[name] += 1
-            self._outputs.append((output, name))
-            self._reads.count[storage_of(output)] = 0  # this memory may have been another's
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            for part in output_tensors(output):
+                self._calls[name] += 1
+                self._outputs.append((part, name))
+                self._reads.count[storage_of(part)] = 0  # this memory may have been another's
 
         return hook
 

@@ -15,7 +15,7 @@ from slimbit.records.codec import pretty
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import StoreError, write_whole
 from slimbit.records.point import FrontierPoint
-from slimbit.records.terminal import quantity
+from slimbit.records.terminal import quantity, shown
 
 VERIFIED_IMAGES = 50
 
@@ -118,7 +118,17 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
         if proof is not None:
             _keep_proof(frontier, exported_file(point.number, small, proof, size=len(content)))
     metrics = tuple(names)
-    _print(point, read_manifest(out), out, metrics=metrics, note=note, as_json=as_json, file=export, proof=proof)
+    _print(
+        point,
+        read_manifest(out),
+        out,
+        metrics=metrics,
+        note=note,
+        as_json=as_json,
+        file=export,
+        proof=proof,
+        name=info.score_name,
+    )
     if export is None or proof is None:
         return
     if not as_json:
@@ -199,6 +209,7 @@ def _print(
     as_json: bool,
     file: Path | None,
     proof: "Verification | None",
+    name: str,
 ) -> None:
     if as_json:
         sizes = {name: entry.bytes for name, entry in manifest.files.items()}
@@ -211,12 +222,13 @@ def _print(
     what = point.label + (", for comparison" if point.baseline else "")
     costs: Mapping[str, float | None] = point.costs
     spent = ", ".join(f"{metric} {quantity(costs[metric])}" for metric in metrics)
-    typer.echo(f"point {point.number} ({what}): accuracy {point.accuracy:g}, {spent}")
+    name = shown(name)
+    typer.echo(f"point {point.number} ({what}): {name} {point.accuracy:g}, {spent}")
     if note:
-        typer.echo(f"accuracy is that of the images which chose the point: {note}")
+        typer.echo(f"{name} is that of the images which chose the point: {note}")
     elif manifest.accuracy is not None and "did not choose" in manifest.accuracy.measured_on:
         found = manifest.accuracy
-        typer.echo(f"accuracy {found.value:.2f} ({found.low:.1f}-{found.high:.1f}): {found.measured_on}")
+        typer.echo(f"{name} {found.value:.2f} ({found.low:.1f}-{found.high:.1f}): {found.measured_on}")
     levels, state = manifest.files["levels.bin"].bytes, manifest.files["state.safetensors"].bytes
     typer.echo(f"wrote {out}: levels and steps {levels:,} bytes, other parameters and statistics {state:,} bytes")
     typer.echo(f"slimbit.load({str(out)!r}).model is the network")

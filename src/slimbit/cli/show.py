@@ -1,6 +1,5 @@
 """`slimbit show`: what a run, a picked or pruned folder, or an exported file is, and what to do with it next."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from slimbit.records.codec import pretty, sha256
 from slimbit.records.errors import InputError, MissingExtraError
-from slimbit.records.files import check_regular
+from slimbit.records.files import check_regular, parse_json
 from slimbit.records.keep import PRUNED
 from slimbit.records.run import RUN_FILE
 from slimbit.records.terminal import quantity, shown
@@ -199,7 +198,7 @@ def _input(value: Any) -> str:
 def _json(text: str | None) -> dict[str, Any] | None:
     """An entry of a file's metadata; None where there is none or it is damaged."""
     try:
-        found = None if text is None else json.loads(text)
+        found = None if text is None else parse_json(text, "metadata of the file")
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

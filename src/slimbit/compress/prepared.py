@@ -46,7 +46,7 @@ from slimbit.survey.module import read_weight, survey_network
 from slimbit.survey.result import Survey
 from slimbit.survey.trace import Inputs
 
-PROBE_IMAGES, PROBE_SAMPLES = 192, 4096
+PROBE_IMAGES, PROBE_SAMPLES = 128, 4096
 JUDGED_IMAGES = 128
 PRUNED_ONLY_BITS = 8
 
@@ -193,8 +193,8 @@ class PreparedNetwork:
 
     @cached_property
     def calibration_digest(self) -> str:
-        """SHA-256 of the calibration images."""
-        return digest_of([inputs_of(batch) for batch in self.batches])
+        """SHA-256 of the calibration images, in whatever order and batches they come (a `DataLoader` may shuffle)."""
+        return sha256(canonical(sorted(map(digest_of, pieces(map(inputs_of, self.batches), 1)))))
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
@@ -251,9 +251,10 @@ class PreparedNetwork:
 
     @property
     def calibration_notes(self) -> tuple[str, ...]:
-        """What calibration found that users should know; () before there was any."""
+        """What calibration and sensitivity found that users should know; () before there was any."""
         found: Calibration | None = self.__dict__.get("calibration")
-        return () if found is None else found.notes
+        measured = () if self._sensitivity is None else self._sensitivity.notes
+        return (*(() if found is None else found.notes), *measured)
 
     @cached_property
     def probe(self) -> tuple[Calibration, Sequence[Any]]:

@@ -12,7 +12,7 @@ from slimbit.compress.model import CompressedModel
 from slimbit.compress.prepared import PreparedNetwork, prepare
 from slimbit.compress.widths import predicted_loss
 from slimbit.measure.named_cost import CostLike, NamedCost, load_amounts, load_cost
-from slimbit.records.config import PAPER, QuantConfig, check_positive
+from slimbit.records.config import PAPER, QuantConfig, check_config, check_positive
 from slimbit.records.cost import CostReport
 from slimbit.records.cost_names import FIXED, check_priceable
 from slimbit.records.errors import InputError
@@ -73,6 +73,7 @@ def quantize(
     >>> small.cost.total.esn_digital <= 200e3, small.plan.policy
     (True, 'optimal')
     """
+    check_config(config, QuantConfig)
     ways = {"bits": bits, "price": price, "budget": budget, "signal": signal}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
@@ -120,6 +121,11 @@ def as_prepared(
         )
     if example_input is None:
         raise InputError("example_input must be given, e.g. torch.zeros(1, 3, 32, 32), got none")
+    if not isinstance(example_input, Tensor | tuple | Mapping):
+        raise InputError(
+            f"example_input must be one example (a tensor, a tuple or a dict), got {type(example_input).__name__}: "
+            "calibration batches come third"
+        )
     if isinstance(model, CompressedModel):
         name, origin, keep = model.spec.name, model.origin, model.keep
         return prepare(network, example_input, calibration, name=name, origin=origin, keep=keep, **settings)

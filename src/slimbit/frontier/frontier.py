@@ -92,8 +92,7 @@ class Frontier:
         """The same run with the costs of its points on further machines, from their stored cost reports: no new sweep.
 
         Args:
-            machines: As `slimbit.measure.hardware.load_hardware` takes them: names, ``.toml`` files, functions,
-                `slimbit.HardwareModel`.
+            machines: As `slimbit.cost` takes them: names, ``.toml`` files, functions, `slimbit.HardwareModel`.
 
         Returns:
             A frontier whose points have the costs ``hardware:NAME``; None for points with widths that the machine does
@@ -151,7 +150,9 @@ class Frontier:
         if not isinstance(within, Mapping) or not within:
             raise InputError(f"within must map costs to amounts, like {{'esn_digital': 20e6}}, got {within!r}")
         frontier, names = self.with_costs(within)
-        return best_within(frontier._loadable(), dict(zip(names, within.values(), strict=True)))
+        return best_within(
+            frontier._loadable(), dict(zip(names, within.values(), strict=True)), score_name=self.info.score_name
+        )
 
     def cheapest(
         self, accuracy: float | None = None, metric: CostLike | None = None, *, max_drop: float | None = None
@@ -171,11 +172,11 @@ class Frontier:
             raise InputError(f"accuracy or max_drop must be given, got {'none' if accuracy is None else 'both'}")
         if max_drop is not None:
             if not math.isfinite(max_drop) or max_drop < 0:
-                raise InputError(f"max_drop must be 0 or more points of accuracy, got {max_drop}")
+                raise InputError(f"max_drop must be 0 or more points of {self.info.score_name}, got {max_drop}")
             accuracy = self.info.float_accuracy - max_drop
         assert accuracy is not None
         frontier, (name,) = self.with_costs([metric or self.metric])
-        return cheapest_at_accuracy(frontier._loadable(), name, accuracy)
+        return cheapest_at_accuracy(frontier._loadable(), name, accuracy, score_name=self.info.score_name)
 
     def load(
         self, point: FrontierPoint, *, model: "nn.Module | None" = None, allow_code: bool = False
@@ -193,6 +194,8 @@ class Frontier:
         """
         from slimbit.compress.restore import restored_point
 
+        if not isinstance(point, FrontierPoint):
+            raise InputError(f"point must be one of frontier.points, got {point!r}")
         form = model if model is not None else self._form
         return restored_point(self.info, point, self._store.read, form=form, allow_code=allow_code)
 

@@ -27,13 +27,15 @@ FIRST_BITS, FIRST_FILTERWISE_BITS = (1.0, 2.0, 0.5), (3.0, 4.0, 2.0)
 """Mean bits per weight of the points that are measured before the range is known. Between twice and half a bit per
 weight, a ResNet-20, a ResNet-50 and an EfficientNet lose from little to most; where every filter has one width for all
 its weights, and no level is zero, between four bits and two."""
-LIKELY, LIKELY_FILTERWISE = (2.0, 0.05), (4.0, 1.05)
-"""Mean bits between which the collapse is looked for first."""
+COLLAPSE, COLLAPSE_FILTERWISE = (1.0, COARSE_BITS), (3.0, 1.05)
+"""Mean bits between which the collapse is looked for first, ..."""
+FLOAT, FLOAT_FILTERWISE = (4.0, 1.0), (6.0, 3.0)
+"""... and the point that is nearly float."""
 STRIDE = 16.0
 FEW_IMAGES = 16
 """Fewer than so many calibration images are no measure of what was fitted to them."""
 TRIES, FURTHER_TRIES = 4, 2
-"""Bisections of the likely range of prices for the cheap end, and between its tries for the dear one."""
+"""Bisections of the likely range of prices for the cheap end, and for the dear one."""
 MOST_STRIDES = 40
 
 
@@ -141,8 +143,8 @@ def find_price_range(
 ) -> PriceRange:
     """The range of prices from nearly float to collapse.
 
-    Costs are predicted from plans alone. Only the two ends need compressed networks, on few images: six, or ten where
-    the network does not collapse between `LIKELY` mean bits per weight.
+    Costs are predicted from plans alone. Only the two ends need compressed networks, on few images: six, and as many
+    again for an end that is not where it is likely to be.
 
     Args:
         prepared: The network.
@@ -154,28 +156,27 @@ def find_price_range(
     fine, coarse = _bounds(bits)
     fidelity = OutputFidelity(prepared, metric, config)
 
-    def last(holds: Callable[[float], bool], low: float, high: float, tries: int) -> tuple[float, float]:
-        """The prices between which ``holds`` turns false, by bisection in log price."""
+    def bisected(holds: Callable[[float], bool], low: float, high: float, tries: int) -> tuple[float, float]:
         for turn in range(tries):
             progress(f"try {turn + 1} of {tries}")
             middle = math.sqrt(low * high)
             low, high = (middle, high) if holds(middle) else (low, middle)
         return low, high
 
-    def lives(price: float) -> bool:
-        return fidelity.agreement(price) > COLLAPSED
+    def last(holds: Callable[[float], bool], likely: tuple[float, float], most: float, tries: int) -> float:
+        """The price up to ``most`` where ``holds`` turns false, looked for between two likely mean bits first."""
+        begin, end = (min(bits.price(value, fine, coarse), most) for value in likely)
+        low, high = bisected(holds, begin, end, tries)
+        if low == begin > fine:  # it held nowhere: it turns false before
+            low, high = bisected(holds, fine, begin, tries)
+        elif high == end < most:
+            low, high = bisected(holds, end, most, tries)
+        return math.sqrt(low * high)
 
-    likely = LIKELY_FILTERWISE if _has_widths(metric) else LIKELY
-    begin, end = (bits.price(value, fine, coarse) for value in likely)
-    low, high = last(lives, begin, end, TRIES)
-    if low == begin or high == end:  # it turned false nowhere in between: on one side of it
-        low, high = last(lives, fine, begin, TRIES) if low == begin else last(lives, end, coarse, TRIES)
-    high = math.sqrt(low * high)
-    known = [price for price in fidelity.tried if price < high]
-    floor = max((p for p in known if fidelity.fidelity(p) >= NEARLY_FLOAT), default=fine)
-    ceiling = min((p for p in known if p > floor and fidelity.fidelity(p) < NEARLY_FLOAT), default=high)
-    low, ceiling = last(lambda price: fidelity.fidelity(price) >= NEARLY_FLOAT, floor, ceiling, FURTHER_TRIES)
-    return PriceRange(math.sqrt(low * ceiling), high)
+    collapse, nearly = (COLLAPSE_FILTERWISE, FLOAT_FILTERWISE) if _has_widths(metric) else (COLLAPSE, FLOAT)
+    high = last(lambda price: fidelity.agreement(price) > COLLAPSED, collapse, coarse, TRIES)
+    low = last(lambda price: fidelity.fidelity(price) >= NEARLY_FLOAT, nearly, high, FURTHER_TRIES)
+    return PriceRange(low, high)
 
 
 def first_prices(prepared: PreparedNetwork, metric: NamedCost, config: QuantConfig) -> list[float]:

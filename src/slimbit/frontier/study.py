@@ -5,7 +5,6 @@ query of our own: Optuna's reader makes objects of every attribute, which takes 
 where this takes 0.1 s. The tables are Optuna's, whose version it checks whenever a storage is opened.
 """
 
-import json
 import math
 import os
 import sqlite3
@@ -25,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from slimbit.frontier.patience import Patience
 from slimbit.records.codec import from_plain, plain
 from slimbit.records.errors import InputError, MissingExtraError, SlimbitError
-from slimbit.records.files import not_written
+from slimbit.records.files import not_written, parse_json
 from slimbit.records.point import FrontierPoint, PlannedPoint
 from slimbit.records.text import fault_of
 
@@ -102,7 +101,7 @@ class RunStudy:
             ):
                 row = found.setdefault(trial, TrialRow(trial, number, TrialState[state], {}))
                 if key is not None:
-                    row.attributes[key] = json.loads(value)
+                    row.attributes[key] = parse_json(value, f"attribute {key} of a trial")
         self._rows |= found
         return self.known()
 
@@ -113,7 +112,7 @@ class RunStudy:
     def notes(self) -> dict[str, Any]:
         """The attributes of the study."""
         with quiet(), reading(self.url):
-            return {key: json.loads(value) for key, value in self._query(_NOTES)}
+            return {key: parse_json(value, f"attribute {key} of the study") for key, value in self._query(_NOTES)}
 
     def set_note(self, name: str, value: Any) -> None:
         """Note something in the study, in one transaction."""

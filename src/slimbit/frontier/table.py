@@ -10,7 +10,6 @@ Promises of every `RunTable`, and what keeps them:
 """
 
 import contextlib
-import json
 import os
 import socket
 from abc import ABC, abstractmethod
@@ -26,8 +25,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from slimbit.frontier import study as studies
+from slimbit.records.codec import pretty
 from slimbit.records.errors import InputError, SlimbitError
-from slimbit.records.files import not_written, read_text
+from slimbit.records.files import not_written, read_json
 from slimbit.records.point import FrontierPoint, PlannedPoint
 
 LARGEST_HOLDER = 1 << 12
@@ -178,7 +178,7 @@ class FolderTable(RunTable):
         holder = path.with_suffix(".holder")
         with held:
             with contextlib.suppress(OSError):  # it is for people only
-                holder.write_text(json.dumps(this_worker(what or name)))
+                holder.write_text(pretty(this_worker(what or name), indent=None))
             try:
                 yield Claim(name)
             finally:
@@ -202,7 +202,7 @@ class FolderTable(RunTable):
                     continue
             except Timeout:
                 with contextlib.suppress(InputError, ValueError):
-                    found.append(holder_of(json.loads(read_text(path, "holder", limit=LARGEST_HOLDER))))
+                    found.append(holder_of(read_json(path, "holder", limit=LARGEST_HOLDER)))
             except OSError:
                 continue
         return tuple(found)

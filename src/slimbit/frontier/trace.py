@@ -32,12 +32,13 @@ from slimbit.frontier.store import (
 )
 from slimbit.frontier.study import is_server
 from slimbit.frontier.table import FolderTable, RunTable
+from slimbit.frontier.time_limit import time_limit
 from slimbit.frontier.worker import Worker
 from slimbit.measure.named_cost import CostLike, NamedCost, load_cost
 from slimbit.plan.signal import check_signal
 from slimbit.records.accuracy import Accuracy, is_near_chance
 from slimbit.records.codec import digest
-from slimbit.records.config import PAPER, RunConfig
+from slimbit.records.config import PAPER, RunConfig, check_config
 from slimbit.records.errors import InputError
 from slimbit.records.files import as_path
 from slimbit.records.run import RunInfo, cautions, check_same
@@ -79,8 +80,8 @@ def trace_frontier(
         model: The trained network; or what `slimbit.prepare` or `slimbit.prune` returned. Not changed.
         example_input: One example with its batch dimension, e.g. ``torch.zeros(1, 3, 32, 32)``; not for a prepared
             network.
-        calibration: Some hundred unlabelled images: a tensor, or batches, the same whenever the run is continued; not
-            for a prepared network.
+        calibration: Some hundred unlabelled images: a tensor, or batches, the same whenever the run is continued, in
+            any order; not for a prepared network.
         evaluate: From a network to a number, higher is better, or to a `slimbit.Accuracy`, which says how many images
             it rests on. A ``digest`` attribute, where there is one, is checked when the run is continued.
         out: Folder of the run (docs/reference/run-folder.md).
@@ -110,6 +111,7 @@ def trace_frontier(
     if evaluate is None or not callable(evaluate):
         raise InputError(f"evaluate must be a function from a network to a number, got {type(evaluate).__name__}")
     folder = as_path(out, "out")
+    check_config(config, RunConfig)
     named = metric if metric is None or isinstance(metric, str) else load_cost(metric).name
     settings: RunConfig = (config or RunConfig()).with_options({"metric": named, "points": points})
     cost = load_cost(settings.metric if metric is None else metric)
@@ -119,7 +121,8 @@ def trace_frontier(
         update={"metric": cost.name, "near": near, "quant": settings.quant.for_metric(cost.name)}
     )
     given_once = {name: getattr(settings, name) for name in OF_PREPARE}
-    root = as_prepared(model, example_input, calibration, **given_once)
+    with time_limit(settings.timeout_seconds, "calibration"):
+        root = as_prepared(model, example_input, calibration, **given_once)
     for name in OF_PREPARE:
         given, there = getattr(settings, name), getattr(root, name)
         if name in settings.model_fields_set and given != there:
@@ -131,7 +134,7 @@ def trace_frontier(
     if all(layer.name in settings.quant.skip for layer in root.spec.layers):
         raise InputError(f"skip must leave a layer of {root.name} to compress, got all of them")
     pruner = _pruner(settings, root, data)
-    scorer, listener = Scorer(evaluate), progress or silent
+    scorer, listener = Scorer(evaluate, settings.metric_name, settings.timeout_seconds), progress or silent
     check_folder(folder)
     fixed = _fixed(settings, root, scorer, signal, pruner) | {"machine": _definition(cost)}
     store = _opened(folder, settings, root, scorer, fixed, listener)
@@ -325,7 +328,7 @@ def _begin(root: PreparedNetwork, scorer: Scorer, fixed: dict[str, Any], study: 
     classes = fixed["classes"]
     if classes is not None and is_near_chance(accuracy, classes):
         raise InputError(
-            f"float accuracy must be well above chance ({100 / classes:.3g} % for {classes} classes), "
+            f"float {scorer.name} must be well above chance ({100 / classes:.3g} % for {classes} classes), "
             f"got {accuracy:.4g} %: check that the data's normalization (normalize=... in the data spec) and the order "
             "of classes are those the network was trained with, and that its weights were loaded"
         )

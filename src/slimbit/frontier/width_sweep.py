@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from slimbit.compress.prepared import PreparedNetwork, prepare
-from slimbit.compress.prune import Pruner, packed_state, pruned_from_state
+from slimbit.compress.prune import Pruner
+from slimbit.compress.prune_stage import packed_state, pruned_from_state
 from slimbit.frontier.price_range import find_price_range, first_prices
 from slimbit.frontier.spacing import (
     bisection_order,

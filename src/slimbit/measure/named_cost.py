@@ -76,8 +76,7 @@ def load_cost(cost: "CostLike | NamedCost", known: Iterable[NamedCost] = (), *, 
 
     Args:
         cost: One of `slimbit.records.cost.METRICS`; ``hardware:NAME`` of a built-in or a known model; or a machine as
-            `slimbit.measure.hardware.load_hardware` takes it: a ``.toml`` file, ``package.module:function``, a
-            function, a model.
+            `slimbit.cost` takes it: a ``.toml`` file, ``package.module:function``, a function, a model.
         known: Costs that ``hardware:NAME`` may mean as well.
         what: What it is for, at the beginning of an error.
 

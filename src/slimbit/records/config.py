@@ -29,6 +29,10 @@ Constants = Literal["fold", "zero"]
 
 NEAR_POINTS = 4
 """Points that are added where the user looks."""
+LONGEST_NAME = 40
+"""Characters of the name of a score, which has to fit a column."""
+LONGEST_TIMEOUT = 1e7
+"""Seconds, some months."""
 SHORT_TRAINING = 40
 """Up to so many epochs the learning rate falls in two steps, as in the paper's 4 epochs; beyond along a cosine."""
 
@@ -300,6 +304,10 @@ class RunConfig(ConfigTable):
             worker was at; that of the worker that begins the run counts.
         stages: Folder of pruned and tuned networks, kept by content, for several runs; None: in the run.
         retry_failed: Whether points that failed earlier are tried again.
+        metric_name: What the score of ``evaluate`` is called in tables and on axes, e.g. "IoU"; None: its ``name``
+            attribute, else "accuracy".
+        timeout_seconds: Most seconds that one call of ``evaluate``, or reading the calibration images, may take; a
+            point beyond that fails. None: no limit.
         quant: How networks are quantized.
         prune: How the networks of ``keep_ratios`` are made; their ratio takes the place of its ``keep``.
 
@@ -325,6 +333,8 @@ class RunConfig(ConfigTable):
     takeover_seconds: Annotated[int, Field(ge=2, le=86400)] = 120
     stages: str | None = None
     retry_failed: bool = False
+    metric_name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME, pattern=r"\S")] | None = None
+    timeout_seconds: Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT)] | None = None
     quant: QuantConfig = QuantConfig()
     prune: PruneConfig = PruneConfig()
 
@@ -387,6 +397,12 @@ class FrontierConfig(RunConfig):
         return RunConfig(
             **{name: getattr(self, name) for name in RunConfig.model_fields if name in self.model_fields_set}
         )
+
+
+def check_config(config: object, kind: type[ConfigTable]) -> None:
+    """Raise `InputError` unless settings are of the kind that a function takes, or None."""
+    if config is not None and not isinstance(config, kind):
+        raise InputError(f"config must be a slimbit.{kind.__name__}, got {type(config).__name__}")
 
 
 def matching(pattern: str, names: tuple[str, ...]) -> list[str]:

@@ -147,6 +147,9 @@ def cautions(stored: RunInfo, asked: Mapping[str, Any], versions: Mapping[str, s
     found = [f"the run began with {changed}: points measured from now on may differ a little"] if changed else []
     if asked.get("evaluate_digest") and not stored.evaluate_digest:
         found.append("the run keeps no digest of its evaluation data: that they are still the same was not checked")
+    name = asked.get("score_name", stored.score_name)
+    if name != stored.score_name:
+        found.append(f"the score of the run is called {stored.score_name}, as when it began, not {name}")
     return found
 
 

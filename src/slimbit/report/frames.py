@@ -176,20 +176,21 @@ def report_data(
     machines = {HARDWARE + name: found for report in reports.values() for name, found in report["hardware"].items()}
     metrics = tuple(_metric_frame(name, done, machines.get(name, {})) for name in names_of_metrics)
     whole = max(map(_filters, reports.values()))
+    score: dict[str, Any] = {
+        "float_accuracy": about.float_accuracy, "unit": about.unit, "score_name": about.score_name
+    }  # fmt: skip
     return ReportData(
         about=about,
-        headlines=headlines(done, reports, names_of_metrics, float_accuracy=about.float_accuracy, unit=about.unit),
-        answers=tuple(
-            found
-            for name in names_of_metrics
-            if (found := answer(done, name, float_accuracy=about.float_accuracy, unit=about.unit))
-        ),
+        headlines=headlines(done, reports, names_of_metrics, **score),
+        answers=tuple(found for name in names_of_metrics if (found := answer(done, name, **score))),
         start=_start(metrics[0], done, about),
         metrics=metrics,
         points=tuple(_point_frame(point, reports.get(point.number), about.unit) for point in points),
         layer_names=names,
         layers={number: _layers_frame(report, names_of_metrics, whole) for number, report in reports.items()},
-        assumptions=assumptions(list(reports.values()), activation_bits=about.activation_bits),
+        assumptions=assumptions(
+            list(reports.values()), activation_bits=about.activation_bits, score_name=about.score_name
+        ),
     )
 
 

@@ -186,6 +186,7 @@ def _by_module(calls: Iterable[Call]) -> list[Call]:
         whole.work.update(call.work)
         whole.slices |= call.slices
         whole.failure = whole.failure or call.failure
+        whole.unknown.update(call.unknown)
         if whole.images is not None and call.images is not None:
             whole.images += call.images
     return list(found.values())
@@ -229,4 +230,4 @@ def _one_image(call: Call, doubled: Call | None, batch: int) -> Call:
         key: macs if doubled is not None and after.work[key] == macs else -(-macs // batch)
         for key, macs in call.work.items()
     })  # fmt: skip
-    return Call(call.path, uses, work, call.slices, call.images, call.failure)
+    return Call(call.path, uses, work, call.slices, call.images, call.failure, call.unknown)

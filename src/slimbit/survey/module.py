@@ -57,12 +57,14 @@ def survey_network(model: nn.Module, example_input: Inputs, *, name: str = "", b
     calls, note = calls_per_image(model, example_input, calls, retrace, batch=batch)
     calls, unlike = as_computed(model, calls)
     layers = layers_of_calls(model, calls)
+    unknown = _unknown(calls)
     spec = NetworkSpec(
         name=name or type(model).__name__,
         layers=tuple(layers.values()),
         other_parameters=_other_parameters(model, layers.values(), unlike),
         other_work=_other_work(calls, layers),
-        notes=(*_notes(model, unlike), *hints(model), *filter(None, [note])),
+        notes=(*_notes(model, unlike), *hints(model), *filter(None, [note]), *unknown.values()),
+        uncounted=tuple(unknown),
         inputs=tuple(tuple(x.shape) for x in tensors_in(example_input)),
     )
     return Survey(spec, lambda layer: read_weight(model, layer))
@@ -238,6 +240,18 @@ def _notes(model: nn.Module, unlike: Mapping[str, str]) -> Iterator[str]:
             f"{kind.__name__} ({len(paths)} modules, the first is {paths[0]}) is not counted as the "
             f"{counted.__name__} it derives from, because it {why}."
         )
+
+
+def _unknown(calls: Iterable[Call]) -> dict[str, str]:
+    """A sentence for each operation of another package: nobody knows what it multiplies."""
+    places: dict[str, list[str]] = {}
+    for call in calls:
+        for operation, count in call.unknown.items():
+            places.setdefault(operation, []).extend([call.path or "the network"] * count)
+    return {
+        operation: f"{operation} is not counted ({len(paths)} calls, the first in {paths[0]})."
+        for operation, paths in places.items()
+    }
 
 
 def _parameters_of(model: nn.Module, layer: LayerSpec) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """One forward pass, watched: which module ran, which weights it used, and how many MACs its operations made."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from slimbit.survey.kinds import Use, images_seen, rule_of
 
@@ -28,6 +29,7 @@ class Call:
         slices: Parameters of which only a part was an operand.
         images: How many images it worked on, where the module knows (`images_seen`).
         failure: Why the rule of its type could not tell what it used ("" = it could).
+        unknown: Operations outside of torch's own, of which nobody knows what they multiply, and how many.
     """
 
     path: str
@@ -36,6 +38,7 @@ class Call:
     slices: set[str] = field(default_factory=set)
     images: int | None = None
     failure: str = ""
+    unknown: Counter[str] = field(default_factory=Counter)
 
 
 def trace_calls(model: nn.Module, example_input: Inputs) -> list[Call]:
@@ -79,6 +82,50 @@ def _watch(module: nn.Module, path: str, calls: list[Call], stack: list[Call]) -
     module.register_forward_hook(leave, prepend=True, with_kwargs=True)  # other hooks may change the output
 
 
+_KNOWN = {"aten", "prim", "prims", "profiler", "quantized"}
+"""Namespaces of operations that multiply nothing but what has a formula, or whose modules `hints` names."""
+
+
+def _matrix_vector(matrix: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _added_matrix_vector(_: Any, matrix: Sequence[int], *__: Any, **___: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _over_time(_: Any, weight: Sequence[int], *__: Any, out_shape: Sequence[int], **___: Any) -> int:
+    return 2 * math.prod(out_shape[:2]) * math.prod(weight)
+
+
+def _sparse_product(_: Any, left: Sequence[int], right: Sequence[int], *__: Any, **___: Any) -> int:
+    return 2 * math.prod(left) * right[-1]
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _recurrent(values: Sequence[int], inputs: Sequence[int], state: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(values[:-1]) * (math.prod(inputs) + math.prod(state))
+
+
+aten = torch.ops.aten
+_FURTHER = {
+    operation: shape_wrapper(formula)  # type: ignore[no-untyped-call] # torch leaves it untyped
+    for formula, operations in {
+        _matrix_vector: (aten.mv, aten.dot, aten.vdot),
+        _added_matrix_vector: (aten.addmv,),
+        _over_time: (aten.conv_tbc,),
+        _sparse_product: (aten._sparse_addmm,),
+        _attention: (aten._scaled_dot_product_flash_attention_for_cpu,),
+        _recurrent: (aten.mkldnn_rnn_layer,),
+    }.items()
+    for operation in operations
+}
+"""Products that torch's counter leaves out; zeros of sparse factors are multiplied like others."""
+
+
 class _WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves it untyped
     """Adds the MACs of every operation that torch's FLOP formulas know to the module on top of the stack."""
 
@@ -90,12 +137,14 @@ class _WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
+        formula = flop_registry.get(func._overloadpacket) or _FURTHER.get(func._overloadpacket)
+        if formula is None and func.namespace not in _KNOWN:
+            self._stack[-1].unknown[f"{func.namespace}.{func._opname}"] += 1
         if formula is not None:
             operation = str(func._overloadpacket).removeprefix("aten.")
             call, parameters = self._stack[-1], []
             for operand in args:
-                if isinstance(operand, Tensor) and _storage(operand) in self._names:
+                if isinstance(operand, Tensor) and operand.layout is torch.strided and _storage(operand) in self._names:
                     name, elements = self._names[_storage(operand)]
                     parameters.append(name)
                     call.slices.update([name] if operand.numel() != elements else [])

@@ -71,7 +71,7 @@ def test_exported_files_are_a_section(open_page, exported_report, width, scheme)
     assert "2.00" in shown.locator("#file-latencies tr").first.text_content()
     assert shown.locator("#file-operations-text").text_content().startswith("2 operations run in integers, 0 in floats")
     shown.select_option("#file", "1")
-    assert shown.locator("#file-verdict").text_content().startswith("Not exact: of 200 images, 198")
+    assert shown.locator("#file-verdict").text_content().startswith("NOT exact: of 200 images, 198")
     assert shown.locator("#file-operations tr").first.text_content() == "softmaxSoftmaxSoftmaxfloats"
     assert shown.locator("#file-differences tr").first.text_content() == "layer1.0.relu3"
     assert shown.locator("#file-saturation tr").first.text_content() == "layer1.0.conv112764,770no"

@@ -1,6 +1,6 @@
 """What sharing a run costs: overhead of a point with 1, 2 and 4 workers, time to read a run, CPU of waiting.
 
-    python benchmarks/cluster_overhead.py [--points 100] [--storage postgresql://user@127.0.0.1/empty_database]
+    python tests/chaos/cluster_overhead.py [--points 100] [--storage postgresql://user@127.0.0.1/empty_database]
 
 Workers claim points, sleep instead of computing, keep one object and finish the point, with the very table and store of
 a real run: in a folder, and on a database server where one is named. The overhead of a point is the time that a worker
