@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test environment lint format types imports docs site slow mutants clean
+.PHONY: demo test environment lint format types imports docs site slow mutants fuzz chaos clean
 
 # $(1): extra. The stamp makes a second run start at once; it is stale when the dependencies change.
 define install
@@ -35,6 +35,16 @@ slow: $(VENV)/dev.stamp
 # Which faults do the tests let pass? Not a gate: it takes minutes.
 mutants: $(VENV)/dev.stamp
 	$(BIN)/python tests/mutants/run.py
+
+SEED ?= 0
+CASES ?= 4000
+KILLS ?= 200
+
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python tests/fuzz/run.py --seed $(SEED) --cases $(CASES)
+
+chaos: $(VENV)/dev.stamp
+	$(BIN)/python tests/chaos/run.py --seed $(SEED) --kills $(KILLS)
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -1,13 +1,12 @@
 """Costs of networks that others wrote, beside torch's own counter: every multiply-accumulate must be accounted for.
 
-    pip install pytorchcv timm monai && python benchmarks/foreign_counts.py      packages that are missing are left out
+    pip install pytorchcv torchvision timm monai && python benchmarks/foreign_counts.py      what is missing is left out
 
 For each network: MACs in layers, MACs listed as other work, and their sum, which must equal half of what
 `torch.utils.flop_counter` says of the same pass, for one image and for a batch of three.
 """
 
 import contextlib
-import importlib
 import importlib.util
 import sys
 import warnings
@@ -18,7 +17,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import slimbit
-from slimbit.zoo.timm_models import timm_model, torchvision_or_placeholders
 
 PYTORCHCV = (
     "shufflenet_g1_w1", "shufflenetv2_w1", "menet108_8x1_g3", "squeezenet_v1_1", "mobilenet_w1", "mobilenetv3_large_w1",
@@ -59,8 +57,7 @@ def main() -> None:
 def networks() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]:
     """Name, builder and input shape of every network whose package is there."""
     with contextlib.suppress(ImportError):
-        with torchvision_or_placeholders():  # it wants a layer that none of these networks has
-            get_model = importlib.import_module("pytorchcv.model_provider").get_model
+        get_model = importlib.import_module("pytorchcv.model_provider").get_model
         for name in PYTORCHCV:
             size = 331 if "nasnet5" in name else 512 if "lednet" in name else 224
             yield name, lambda name=name: get_model(name), (3, size, size)
@@ -73,7 +70,7 @@ def networks() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]
     if importlib.util.find_spec("timm") is not None:
         for name in TIMM:
             size = 256 if "mobilevit" in name else 224
-            yield f"timm {name}", lambda name=name: timm_model(name), (3, size, size)
+            yield f"timm {name}", lambda name=name: slimbit.network(f"timm:{name}"), (3, size, size)
 
 
 def independent(model: nn.Module, example: torch.Tensor) -> int:

@@ -25,10 +25,12 @@ from torch.nn.utils.prune import is_pruned, remove
 
 SWEEPS, DAMPING, RIDGE, STRETCH, FLOOR = 2, 0.01, 0.1, 1.25, 1e-3
 IMAGES_PER_PASS = 4
+LINEAR = nn.Linear(1, 1)
+"""Stands for a linear layer: of what kind a projection of an attention is."""
 
 
 class SelfAttention(nn.Module):
-    """Attention of a sequence to itself, ``(images, tokens, features)``; none of its weights can be compensated."""
+    """Attention of a sequence to itself, ``(images, tokens, features)``: four linear layers and a mixture of values."""
 
     def __init__(self, features: int, heads: int) -> None:
         super().__init__()
@@ -76,11 +78,8 @@ class Reference:
         self.price, self.metric, self.config = price, metric, config
         self.grid = config.grid or ("midrise" if metric == "esn_filterwise" else "midrise_zero")
         self.layers = {layer.name: layer for name, module in self.chain for layer in layers_of(name, module)}
-        self.biases = {
-            name: module.bias.detach().double().numpy().copy()
-            for name, module in self.chain
-            if is_window(module) and module.bias is not None
-        }
+        self.biases = {key: bias for name, module in self.chain for key, bias in biases_of(name, module)}
+        self._float_biases = dict(self.biases)
         self.statistics = {
             name: (module.running_mean.double().numpy().copy(), module.running_var.double().numpy().copy())
             for name, module in self.chain
@@ -97,14 +96,26 @@ class Reference:
     # --- the float network ---
 
     def _float_pass(self) -> None:
+        weights = {key: layer.weight for key, layer in self.layers.items()}
+
+        def visit(name, module, x):
+            self._inputs[name] = x
+            self._outputs[name] = y = self._forward(name, module, x, weights)
+            if is_window(module):
+                self.layers[name].positions = positions_of(module, x, y)
+            return y
+
+        self._walk(visit)
+
+    def _walk(self, visit) -> None:
+        """Visit every module in order with its input; an attention is four linear layers with a mixture between."""
         x = self.images
         for name, module in self.chain:
-            self._inputs[name] = x
-            x = self._forward(name, module, x, {key: layer.weight for key, layer in self.layers.items()})
-            self._outputs[name] = x
-            for layer in layers_of(name, module):
-                known = self.layers[layer.name]
-                known.positions = positions_of(module, self._inputs[name], x)
+            if isinstance(module, SelfAttention):
+                q, k, v = (visit(f"{name}.block.{part}_proj", LINEAR, x) for part in "qkv")
+                x = visit(f"{name}.block.out_proj", LINEAR, mixed(module.block, q, k, v))
+            else:
+                x = visit(name, module, x)
 
     def _forward(self, name, module, x, weights):
         if is_window(module):
@@ -115,10 +126,8 @@ class Reference:
             return (x - mean) / np.sqrt(variance + module.eps) * scale + shift
         if isinstance(module, nn.ReLU):
             return np.maximum(x, 0)
-        if isinstance(module, nn.Flatten):
-            return x.reshape(len(x), -1)
-        assert isinstance(module, SelfAttention), module
-        return attend(name, module, x, weights)
+        assert isinstance(module, nn.Flatten), module
+        return x.reshape(len(x), -1)
 
     def _sensitivities(self, network, images, seed) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -138,23 +147,23 @@ class Reference:
             self.layers[name].sensitivity = total / len(images)
 
     def _factors(self) -> None:
-        """Shares of the sensitivities that compensation leaves: 1 where nothing can be compensated."""
-        if not self.config.compensation:
-            return
-        for name, module in self.chain:
+        """Shares of the sensitivities that compensation leaves."""
+
+        def visit(name, module, x):
             if is_window(module):
-                rows = patches(module, self._inputs[name])
+                rows = patches(module, x)
                 moment, whole = second_moment(rows, centred=self._absorbs(name)), second_moment(rows, centred=False)
                 spread = mean_diagonal(moment).mean() / mean_diagonal(whole).mean()
                 pivots = [pivot for group in damped(moment) for pivot in pivots_of(group)]
                 self.layers[name].factor = max(FLOOR, spread * sum(pivots) / len(pivots))
+            return self._outputs[name]
+
+        if self.config.compensation:
+            self._walk(visit)
 
     def _absorbs(self, name) -> bool:
         """Whether a bias, or the BatchNorm right behind, can take up a shift of a layer's mean output."""
-        names = [key for key, _ in self.chain]
-        place = names.index(name)
-        behind = self.chain[place + 1][1] if place + 1 < len(names) else None
-        return name in self.biases or isinstance(behind, nn.BatchNorm2d)
+        return name in self.biases or self._is_normalized(name)
 
     # --- steps ---
 
@@ -225,26 +234,20 @@ class Reference:
 
     def _quantize(self) -> None:
         layerwise = self.config.statistics == "paired_layerwise"
-        for layer in self.layers.values():  # what no hook reaches is rounded before images pass
-            if layer.name not in dict(self.chain):
-                self._round(layer)
-        x = self.images
-        for name, module in self.chain:
-            if is_window(module):
-                if self.config.compensation:
-                    self._compensate(self.layers[name], name, module, x)
-                else:
-                    self._round(self.layers[name])
-            x = self._corrected(name, module, x) if layerwise else self._step(name, module, x)
+
+        def visit(name, module, x):
+            if is_window(module) and self.config.compensation:
+                self._compensate(self.layers[name], name, module, x)
+            elif is_window(module):
+                self._round(self.layers[name])
+            return self._corrected(name, module, x) if layerwise else self._step(name, module, x)
+
+        self._walk(visit)
         if self.config.statistics in ("paired", "absolute"):
-            x = self.images
-            for name, module in self.chain:
-                x = self._corrected(name, module, x)
+            self._walk(self._corrected)
 
     def _step(self, name, module, x):
-        return self._forward(
-            name, module, x, {key: layer.value() for key, layer in self.layers.items() if layer.steps.size}
-        )
+        return self._forward(name, module, x, {name: self.layers[name].value()} if name in self.layers else {})
 
     def _corrected(self, name, module, x):
         """A module's output after its bias or statistics were corrected."""
@@ -271,9 +274,9 @@ class Reference:
         return y
 
     def _is_normalized(self, name) -> bool:
-        names = [key for key, _ in self.chain]
-        place = names.index(name)
-        return place + 1 < len(names) and isinstance(self.chain[place + 1][1], nn.BatchNorm2d)
+        """Whether a BatchNorm stands right behind a module of the chain."""
+        pairs = itertools.pairwise(self.chain)
+        return any(first == name and isinstance(behind, nn.BatchNorm2d) for (first, _), (_, behind) in pairs)
 
     def _round(self, layer) -> None:
         """Nearest levels one by one, or the cheaper ones that the rate prefers."""
@@ -291,7 +294,7 @@ class Reference:
         moment = second_moment(rows, centred=centred)
         target = layer.weight.reshape(layer.groups, -1, rows.shape[2])
         if self.config.target == "outputs":
-            bias = np.zeros(len(layer.weight)) if name not in self._float_bias else self._float_bias[name]
+            bias = self._float_biases.get(name, 0.0)
             wanted = self._outputs[name]
             wanted = wanted if isinstance(module, nn.Linear) else np.moveaxis(wanted, 1, -1)
             wanted = wanted.reshape(-1, len(layer.weight)) - bias
@@ -304,14 +307,6 @@ class Reference:
             self._brain_surgeon(layer, f, flat[f], h[f // each])
             self._descend(layer, f, flat[f], h[f // each])
         self._finish(layer, flat, h)
-
-    @property
-    def _float_bias(self):
-        return {
-            name: module.bias.detach().double().numpy()
-            for name, module in self.chain
-            if is_window(module) and module.bias is not None
-        }
 
     @staticmethod
     def _fitted(weight, moment, rows, wanted, *, centred):
@@ -414,13 +409,24 @@ def bits_of(level) -> int:
 
 def positions_of(module, x, y) -> int:
     """How often an image meets a weight: at each output position, or input position where transposed."""
-    if isinstance(module, nn.Linear | SelfAttention):
+    if isinstance(module, nn.Linear):
         return math.prod(y.shape[1:-1])
     return math.prod((x if isinstance(module, nn.ConvTranspose2d) else y).shape[2:])
 
 
 def is_window(module) -> bool:
     return isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+
+
+def biases_of(name, module) -> list[tuple[str, np.ndarray]]:
+    """Biases of a module by layer name."""
+    if isinstance(module, SelfAttention):
+        parts = [*module.block.in_proj_bias.split(module.block.embed_dim), module.block.out_proj.bias]
+        keys = [f"{name}.block.{part}_proj" for part in ("q", "k", "v", "out")]
+        return [(key, part.detach().double().numpy().copy()) for key, part in zip(keys, parts, strict=True)]
+    if not is_window(module) or module.bias is None:
+        return []
+    return [(name, module.bias.detach().double().numpy().copy())]
 
 
 def layers_of(name, module, *, gradient=False) -> list[Layer]:
@@ -495,19 +501,15 @@ def outputs(module, x, weight, bias) -> np.ndarray:
     return np.moveaxis(y.reshape(len(x), *output_size(module, x.shape[2:]), len(weight)), -1, 1)
 
 
-def attend(name, module, x, weights) -> np.ndarray:
-    block = module.block
-    shifts = block.in_proj_bias.detach().double().numpy().reshape(3, -1)
-    q, k, v = (x @ weights[f"{name}.block.{part}_proj"].T + shift for part, shift in zip("qkv", shifts, strict=True))
-    heads, size = block.num_heads, block.head_dim
-    mixed = []
-    for h in range(heads):
+def mixed(block, q, k, v) -> np.ndarray:
+    """What the heads of an attention make of queries, keys and values."""
+    size, found = block.head_dim, []
+    for h in range(block.num_heads):
         at = slice(h * size, (h + 1) * size)
         scores = q[..., at] @ k[..., at].swapaxes(1, 2) / math.sqrt(size)
         odds = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed.append(odds / odds.sum(-1, keepdims=True) @ v[..., at])
-    shift = block.out_proj.bias.detach().double().numpy()
-    return np.concatenate(mixed, -1) @ weights[f"{name}.block.out_proj"].T + shift
+        found.append(odds / odds.sum(-1, keepdims=True) @ v[..., at])
+    return np.concatenate(found, -1)
 
 
 def along(values, ndim=4) -> np.ndarray:

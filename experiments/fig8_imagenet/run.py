@@ -5,9 +5,10 @@
 
 IMAGES holds class folders in ``train/`` and ``val/`` (ImageNet as it is distributed, unpacked), or class folders alone,
 which are divided once into calibration and scored images. For each network: the price sweep for ESN_d with the paper's
-plain quantization (``max_abs``, absolute statistics) beside it, for ESN'_d and for ESN_a, and error compensation as in
-GPTQ, with a step per filter and nothing else. Writes results.csv and fig8.png, and prints the tables of README.md.
-``--scale full`` scores all validation images. Interrupt at will: the same command continues.
+plain quantization (``max_abs``, absolute statistics) and the method of Banner et al. beside it, weights only; for
+ESN'_d and for ESN_a; and error compensation as in GPTQ, with a step per filter and nothing else. Writes results.csv and
+fig8.png, and prints the tables of README.md. ``--scale full`` scores all validation images. Interrupt at will: the same
+command continues.
 """
 
 import argparse
@@ -92,7 +93,7 @@ def _run(part: str, prepared: slimbit.PreparedNetwork, evaluate: TopOne, out: Pa
         out=out,
         metric=part,
         points=settings["points"],
-        config=slimbit.RunConfig(baselines=part == "esn_digital"),
+        config=slimbit.RunConfig(baselines=("max_abs", "aciq") if part == "esn_digital" else ()),
         progress=lambda said: print(f"  {said.stage} {said.message}", flush=True),
     )
     for point in frontier.points:

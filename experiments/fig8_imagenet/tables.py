@@ -17,7 +17,8 @@ METRICS = {
     "esn_digital": "ESN_d, bits per image",
     "esn_filterwise": "ESN'_d, bits per image",
 }
-MAX_ABS, GPTQ = "max_abs, absolute statistics", "GPTQ, step per filter"
+MAX_ABS, ACIQ, GPTQ = "max_abs, absolute statistics", "Banner et al., weights only", "GPTQ, step per filter"
+BASELINES = {"max_abs": MAX_ABS, "aciq": ACIQ}
 AT = {"resnet50-v1": (63.0, 74.0), "efficientnet-lite0": (63.0, 72.0)}
 """Accuracies at which costs are compared: the paper's, and about a point below float."""
 RESAMPLED = 2000
@@ -32,7 +33,7 @@ def read_rows(out: Path) -> list[Row]:
         if (folder / "run.json").exists():
             run = slimbit.open_run(folder)
             for point in (point for point in run.points if point.state == "done"):
-                method = MAX_ABS if point.baseline else f"sweep of {part}"
+                method = BASELINES[point.policy] if point.baseline else f"sweep of {part}"
                 rows.append(_row(network, method, point.setting, {**point.to_dict(), "hits": point.hits}))
             if part == "esn_digital":
                 float_row = {"accuracy": run.float_accuracy, "hits": run.info.float_hits}
@@ -69,7 +70,7 @@ def factor_table(rows: Sequence[Row]) -> str:
     for network, accuracies in AT.items():
         for metric in METRICS:
             ours = _curve(rows, network, f"sweep of {metric}", metric)
-            for other in (MAX_ABS, GPTQ):
+            for other in (MAX_ABS, ACIQ, GPTQ):
                 theirs = _curve(rows, network, other, metric)
                 if not ours or not theirs:
                     continue
@@ -130,6 +131,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             for method, style in {
                 **{f"sweep of {name}": "o-" for name in METRICS},
                 MAX_ABS: "s--",
+                ACIQ: "v--",
                 GPTQ: "^--",
             }.items():
                 mine = [row for row in rows if row["network"] == network and row["method"] == method and row[metric]]

@@ -90,8 +90,8 @@ def main() -> None:
         for number in range(arguments.rounds):
             found = one_round(folder / f"round-{number}", postgres, random.Random(arguments.seed + number), expected)
             totals.update(found)
-            print(f"round {number}: " + ", ".join(f"{count} {what}" for what, count in found.items()), flush=True)  # noqa: T201
-    print(f"{arguments.rounds} rounds: " + ", ".join(f"{count} {what}" for what, count in totals.items()))  # noqa: T201
+            print(f"round {number}: " + ", ".join(f"{count} {what}" for what, count in found.items()), flush=True)
+    print(f"{arguments.rounds} rounds: " + ", ".join(f"{count} {what}" for what, count in totals.items()))
     wrong = totals["lost"] + totals["doubled"] + totals["different"] + totals["workers that failed"]
     sys.exit(1 if wrong else 0)
 

@@ -134,7 +134,7 @@ def private_uses(code: str) -> list[str]:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "slimbit":
             names = [alias.name for alias in node.names]
-            private = (node.module or "").split(".")[1:2] not in ([], ["zoo"])
+            private = (node.module or "").split(".")[1:] not in ([], ["zoo"])
             found += [
                 f"{node.module}: {name}"
                 for name in names
@@ -165,6 +165,7 @@ def test_private_uses_are_found() -> None:
     assert private_uses("import slimbit\nslimbit.cost, slimbit.zoo.names()\nfrom slimbit.zoo import names") == []
     assert private_uses("from slimbit.plan.keep import keep_by_norm") == ["slimbit.plan.keep: keep_by_norm"]
     assert private_uses("import slimbit.apply.mask") == ["slimbit.apply.mask"]
+    assert private_uses("from slimbit.zoo.timm_models import timm_model") == ["slimbit.zoo.timm_models: timm_model"]
     assert private_uses("import slimbit\nslimbit.mask(1)\nfrom slimbit import find_filter_groups") == [
         "slimbit: find_filter_groups",
         "slimbit.mask",

@@ -146,6 +146,29 @@ def test_a_manifest_that_lies_is_refused(folder: Path, change: Callable[..., Any
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data["files"]["state.safetensors"].update(bytes=64 << 30), "must have 68719476736 bytes, got"),
+        (lambda data: data["layers"][0].update(shape=[1 << 30]), r"must be \(1073741824,\), got"),
+        (
+            lambda data: [layer.update(shape=[1 << 30]) for layer in data["layers"]],
+            "must have at most 2147483648 weights",
+        ),
+    ],
+)
+def test_a_manifest_that_claims_64_gigabytes_takes_no_memory(
+    folder: Path, change: Callable[..., Any], message: str
+) -> None:
+    sealed(folder, change)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=message):
+        load(folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
 def test_a_huge_network_takes_no_memory(folder: Path) -> None:
     """A vgg7@8 with a million classes has 8 billion weights in its last layer alone."""
     sealed(folder, lambda data: data["network"].update(source="vgg7@8", classes=1_000_000))

@@ -17,10 +17,14 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
 import slimbit
+from slimbit.artifacts.packed import read_state
+from slimbit.exchange.latency import measure_latency
 from slimbit.frontier.objects import object_path, read_object
 from slimbit.records.errors import InputError
 from slimbit.records.signal_file import read_signal
+from slimbit.survey.exported import survey_exported
 from slimbit.survey.onnx_file import survey_onnx
+from slimbit.survey.safetensors_file import survey_safetensors
 from slimbit.training.checkpoint import METADATA_KEY, read_checkpoint
 from slimbit.zoo import open_data, read_card
 from slimbit.zoo.files import read_weights
@@ -53,7 +57,9 @@ def test_an_npz_that_inflates_a_thousand_times(tmp_path: Path, monkeypatch: pyte
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         zeros(archive, "images.npy", header((size >> 10, 1, 32, 32)), size)
         zeros(archive, "labels.npy", header((size >> 10,)), 1 << 20)
-    refused(lambda: open_data(f"npz:{file}"), r"must inflate to at most 100 times its size, got .*d\.npz")
+    refused(
+        lambda: open_data(f"npz:{file}"), r"npz:FILE '.*d\.npz' must inflate to at most 100 times its \S+ bytes, got"
+    )
 
 
 def test_an_npz_whose_header_claims_more_than_there_is(tmp_path: Path) -> None:
@@ -75,7 +81,71 @@ def test_weights_that_inflate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         for member in stored.infolist():
             archive.writestr(member.filename, stored.read(member))
     refused(
-        lambda: read_weights(packed), r"weights file must be complete .*packed\.pth' with \S+ bytes that inflate to"
+        lambda: read_weights(packed), r"weights file '.*packed\.pth' must inflate to at most 4 times its \S+ bytes, got"
+    )
+
+
+def test_a_program_that_inflates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slimbit.survey.exported.ALWAYS_FINE", 1 << 20)
+    file = tmp_path / "net.pt2"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        zeros(archive, "net/models/model.json", b"", 1 << 22)
+    refused(
+        lambda: survey_exported(file, allow_code=True), r"file .*net\.pt2 must inflate to at most 4 times its .*, got"
+    )
+
+
+def test_a_program_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slimbit.survey.exported.LARGEST_PROGRAM", 1 << 16)
+    (tmp_path / "net.pt2").write_bytes(bytes((1 << 16) + 1))
+    refused(lambda: survey_exported(tmp_path / "net.pt2", allow_code=True), "must have at most 65,536 bytes, got")
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "checkpoint.safetensors"])
+def test_metadata_of_safetensors_that_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("slimbit.records.containers.LARGEST_HEADER", 1 << 16)
+    file, text = tmp_path / name, "x" * (1 << 17)
+    save_file({"model/a": torch.zeros(2, 2)}, file, metadata={"slimbit": text, METADATA_KEY: text})
+    for read in (read_weights, read_card, survey_safetensors, read_checkpoint):
+        refused(lambda read=read: read(file), "must have a header of at most 65,536 bytes, got 262,")
+    with pytest.raises(InputError, match="state of net must have a header of at most 65,536 bytes"):
+        read_state(file.read_bytes(), "net")
+
+
+NESTED = "must hold tuples nested at most 64 deep, got more"
+KEYS = {  # of a table: tuples in tuples, which Python hashes without a bound
+    "fine": (b"(" * 60 + b"K\x01" + b"t" * 60, "must hold data and labels, got"),
+    "deep": (b"(" * 5000 + b"K\x01" + b"t" * 5000, NESTED),
+    "as deep as the stack": (b"K\x01" + b"\x85" * 1_000_000, NESTED),
+    "doubled 40 times": (
+        b"K\x01" + b"".join(b"q%ch%c\x86" % (k, k) for k in range(40)),
+        "must hold tuples of at most 1,048,576 values, got more",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", KEYS)
+def test_pickles_with_nested_keys(tmp_path: Path, what: str) -> None:
+    """Red before: a traceback, a crash of the process, no end."""
+    key, match = KEYS[what]
+    content = b"\x80\x02}(" + key + b"K\x01u."
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        (tmp_path / name).write_bytes(content)
+    refused(lambda: open_data(f"cifar10:{tmp_path},normalize=none"), match)
+    (tmp_path / "old.pth").write_bytes(content)
+    refused(lambda: read_weights(tmp_path / "old.pth"), match if what != "fine" else ".")
+    with zipfile.ZipFile(tmp_path / "new.pth", "w") as archive:
+        archive.writestr("net/data.pkl", content)
+    refused(lambda: read_weights(tmp_path / "new.pth"), match if what != "fine" else ".")
+
+
+def test_a_pickle_with_tables_as_keys_of_tables(tmp_path: Path) -> None:
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        (tmp_path / name).write_bytes(b"\x80\x02}(}K\x01u.")
+    refused(
+        lambda: open_data(f"cifar10:{tmp_path},normalize=none"), "must be complete and hold only arrays, got unhashable"
     )
 
 
@@ -184,3 +254,21 @@ def test_pickle_stays_the_reader_that_was_checked() -> None:
     from slimbit.zoo.data import cifar_pickle
 
     assert not issubclass(cifar_pickle._Unpickler, pickle.Unpickler)
+
+
+def test_an_onnx_file_that_loads_and_cannot_be_executed(tmp_path: Path) -> None:
+    """Found by the fuzzer: a Reshape whose sizes only its execution can refuse."""
+    pytest.importorskip("onnxruntime")
+    shape = helper.make_tensor("shape", TensorProto.INT64, (2,), (5, 7))
+    nodes = [helper.make_node("Identity", ["shape"], ["s"]), helper.make_node("Reshape", ["x", "s"], ["y"])]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value("x", TensorProto.FLOAT, ("N", 4))], [value("y", TensorProto.FLOAT, None)], [shape]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "net.onnx"
+    )
+    refused(
+        lambda: measure_latency([tmp_path / "net.onnx"], threads=(1,), seconds=0.01),
+        r"net\.onnx must be a file that .*, got ",
+    )

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from slimbit.cli import app
 from slimbit.records.errors import InputError
-from slimbit.zoo import network, open_data, shipped_weights
+from slimbit.zoo import network, open_data, read_card, shipped_weights
+from slimbit.zoo.files import read_weights
 
 
 def subset(file: Path, most: int, *, shift: int = 0) -> None:
@@ -45,6 +46,34 @@ def test_a_label_beyond_the_outputs(tmp_path: Path) -> None:
     match = re.escape("labels of npz:d.npz must be 0 to 9 for a network of 10 outputs, got 12")
     with pytest.raises(InputError, match=match):
         frontier(f"npz:{tmp_path / 'd.npz'}", tmp_path / "run")
+
+
+def train(data: str, out: Path, network_name: str = "digits_resnet@0.25") -> str:
+    arguments = ["train", network_name, "--data", data, "--epochs", "1", "--batch-size", "32", "--train-images", "64",
+                 "--validation-images", "10", "--out", str(out)]  # fmt: skip
+    return CliRunner().invoke(app, arguments, catch_exceptions=False).output
+
+
+def test_training_on_fewer_labels_has_the_outputs_of_the_network(tmp_path: Path) -> None:
+    subset(tmp_path / "d.npz", 7)
+    train(f"npz:{tmp_path / 'd.npz'}", tmp_path / "run")
+    weights = tmp_path / "run" / "model.safetensors"
+    assert read_weights(weights)["linear.weight"].shape[0] == 10
+    card = read_card(weights)
+    assert card is not None
+    assert card["classes"] == 10
+    train(f"npz:{tmp_path / 'd.npz'},classes=9", tmp_path / "nine")
+    assert read_weights(tmp_path / "nine" / "model.safetensors")["linear.weight"].shape[0] == 9
+
+
+def test_training_refuses_labels_beyond_the_outputs_before_it_begins(tmp_path: Path) -> None:
+    subset(tmp_path / "d.npz", 9, shift=3)
+    match = re.escape("labels of npz:d.npz must be 0 to 9 for a network of 10 outputs, got 12")
+    with pytest.raises(InputError, match=match):
+        train(f"npz:{tmp_path / 'd.npz'}", tmp_path / "run")
+    assert not (tmp_path / "run" / "epochs.jsonl").exists()
+    with pytest.raises(InputError, match=r"labels of npz:d\.npz must be 0 to 8, got 9 at image"):
+        train(f"npz:{tmp_path / 'd.npz'},classes=9", tmp_path / "nine")
 
 
 def test_known_classes_stay_strict() -> None:

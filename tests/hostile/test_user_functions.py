@@ -1,8 +1,12 @@
 """Functions that users give: what they do wrong is undone, refused or said in one sentence."""
 
 import io
+import json
 import random
+import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +15,19 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
+from slimbit.cli import app
+from slimbit.cli.live import Screen
 from slimbit.cli.points import points_table
 from slimbit.compress.prepared import prepare
 from slimbit.frontier.points import Scorer
+from slimbit.frontier.time_limit import time_limit
+from slimbit.frontier.trace import trace_frontier
 from slimbit.numerics import batches
+from slimbit.records.config import RunConfig
 from slimbit.records.errors import InputError
 
 SMALL: dict[str, Any] = {"points": 2, "baselines": False}
@@ -101,6 +111,109 @@ def test_a_score_has_its_own_name(tmp_path: Path) -> None:
     table = console.export_text()
     assert "IoU against esn_digital" in table
     assert "accuracy" not in table
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])["report"]
+    sentences = [*data["assumptions"], *(text for one in data["headlines"] for text in (one["text"], *one["notes"]))]
+    assert any("IoU" in text for text in sentences)
+    assert not any(re.search("accura", text, re.IGNORECASE) for text in sentences)
+    with pytest.raises(InputError, match=r"^IoU must be one that a point reaches, got 101: .* at IoU ") as raised:
+        frontier.cheapest(101)
+    assert "accuracy" not in str(raised.value)
+
+
+def test_the_given_name_counts_before_that_of_evaluate(tmp_path: Path) -> None:
+    class Overlap(case.Agreement):
+        name = "IoU"
+
+    case.trace(tmp_path / "run", evaluate=Overlap(), metric_name="Dice", **SMALL)
+    told: list[str] = []
+    frontier = case.trace(
+        tmp_path / "run", evaluate=Overlap(), progress=lambda progress: told.append(progress.message), **SMALL
+    )
+    assert frontier.info.score_name == "Dice"
+    assert "the score of the run is called Dice, as when it began, not IoU" in told
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_live_view_has_the_name_of_the_score(tmp_path: Path, terminal: bool) -> None:
+    console = Console(width=200, record=True, file=io.StringIO(), force_terminal=terminal)
+    with Screen(console, metric="esn_digital", folder="run", score_name="IoU") as screen:
+        case.trace(tmp_path / "run", progress=screen, metric_name="IoU", **SMALL)
+        shown = console.file.getvalue()
+    assert "IoU" in shown
+    assert "accuracy" not in shown
+
+
+def test_what_is_picked_has_the_name_of_the_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = ["--points", "1", "--no-baselines", "--calibration-images", "20", "--evaluate-images", "50"]
+    said = ""
+    for command in (
+        ["frontier", "digits_resnet", "--data", "digits", "--metric-name", "Dice", *quick, "--out", "run"],
+        ["points", "run"],
+        ["pick", "run", "--max-drop", "50", "--out", "picked"],
+    ):
+        said += CliRunner().invoke(app, command, catch_exceptions=False).output
+    assert "Dice 9" in said
+    assert "accuracy" not in said
+
+
+def test_an_evaluate_that_hangs_ends_in_time(tmp_path: Path) -> None:
+    def hangs(_: nn.Module) -> float:
+        time.sleep(600)
+        return 50.0
+
+    with pytest.raises(InputError, match=r"^evaluate must end within 0\.2 s, got no end$"):
+        case.trace(tmp_path / "float", evaluate=hangs, timeout_seconds=0.2, **SMALL)
+    calls: list[int] = []
+
+    def hangs_later(model: nn.Module) -> float:
+        calls.append(1)
+        return hangs(model) if len(calls) == 3 else 50.0
+
+    points = case.trace(tmp_path / "run", evaluate=hangs_later, timeout_seconds=0.2, **SMALL).points
+    assert [p.error for p in points if p.state == "failed"] == [
+        "InputError: evaluate must end within 0.2 s, got no end"
+    ]
+    assert [p.state for p in points].count("done") == len(points) - 1
+
+
+def test_calibration_that_hangs_ends_in_time(tmp_path: Path) -> None:
+    def blocks() -> Iterator[Tensor]:
+        yield case.images(seed=3)
+        time.sleep(600)
+
+    with pytest.raises(InputError, match=r"^calibration must end within 0\.2 s, got no end$"):
+        trace_frontier(
+            case.network(), torch.zeros(1, 1, 6, 6), blocks(), case.Agreement(), out=tmp_path / "run",
+            config=RunConfig(timeout_seconds=0.2, **SMALL),
+        )  # fmt: skip
+
+
+def test_a_time_limit_ends_what_catches_everything_and_what_is_not_in_the_main_thread() -> None:
+    found: list[str] = []
+
+    def never() -> None:
+        while True:
+            try:
+                sum(range(1000))
+            except Exception:  # noqa: BLE001 - as a careless loop does
+                continue
+
+    def limited() -> None:
+        try:
+            with time_limit(0.1, "evaluate"):
+                never()
+        except InputError as error:
+            found.append(str(error))
+
+    limited()
+    thread = threading.Thread(target=limited, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert found == ["evaluate must end within 0.1 s, got no end"] * 2
+    with time_limit(0.05, "evaluate"):
+        pass
+    time.sleep(0.1)  # nothing comes after the end
 
 
 def test_an_error_without_text_fails_its_point_only(tmp_path: Path) -> None:

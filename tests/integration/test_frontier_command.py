@@ -139,8 +139,8 @@ def test_a_configuration_does_what_options_do(run: tuple[Path, str], place: Path
         (["digitnet:net", "--out", "x"], "--data must be given"),
         (["resnet8", "--data", "digits", "--out", "x"], "--weights must be given for resnet8"),
         (
-            [*OPTIONS, "--metric", "macs", "--out", "x"],
-            "metric must be 'esn_analog', 'esn_digital' or 'esn_filterwise', got 'macs'",
+            [*OPTIONS, "--metric", "parameters", "--out", "x"],
+            "metric must be a cost that bit widths or dropped filters change, got 'parameters'",
         ),
         ([*OPTIONS, "--evaluate-images", "501", "--out", "x"], "at most the 500 test images"),
         ([*OPTIONS, "--config", "none.toml", "--out", "x"], "configuration must exist, got none at none.toml"),

@@ -124,7 +124,7 @@ def test_a_killed_workers_point_is_taken_over_at_once(
     context: ForkServerContext, tmp_path: Path, undisturbed: tuple[dict[str, Any], float]
 ) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
-    case_pause = 30.0
+    case_pause = 120.0
     process = start(context, out, log, pause=case_pause)
     locks = out / "locks"
     while not (locks / "prepare.lock").exists():

@@ -88,7 +88,8 @@ def test_all_parts_run_go_on_and_make_tables(pictures, tmp_path, monkeypatch, ca
     rows = [*csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines())]
     methods = {row["method"] for row in rows}
     assert methods == {
-        "float", tables.MAX_ABS, tables.GPTQ, "sweep of esn_digital", "sweep of esn_filterwise", "sweep of esn_analog"
+        "float", tables.MAX_ABS, tables.ACIQ, tables.GPTQ,
+        "sweep of esn_digital", "sweep of esn_filterwise", "sweep of esn_analog",
     }  # fmt: skip
     assert all(len(row["hits"]) == 4 for row in rows)  # 24 images: three bytes
     assert {row["accuracy"] for row in rows if row["method"] == "float"} == {"100"}
@@ -108,4 +109,5 @@ def test_a_factor_is_read_off_at_equal_accuracy_with_an_interval_of_the_images()
     assert np.isnan(tables.factor_at(ours, theirs, 95.0)).any()
     noisy = [(40.0, np.roll(right[2], 7)), (20.0, np.roll(right[3], 31))]
     factor, low, high = tables.factor_at(ours, noisy, 70.0)
-    assert low < factor == pytest.approx(4.0) < high
+    assert low < factor < high
+    assert factor == pytest.approx(4.0)

@@ -153,9 +153,9 @@ def test_nothing_fits(made: tuple[Path, Agreement], ask: Callable[..., Any], tmp
         ((), "one of --budget, --min-accuracy, --max-drop must be given, got none"),
         (("--budget", "macs=1", "--min-accuracy", "1"), "must be given, got --budget and --min-accuracy"),
         (("--budget", "esn_digitl=20M"), "did you mean esn_digital"),
-        (("--budget", "20M"), "must be METRIC=VALUE"),
-        (("--budget", "macs=20 bananas"), "must be METRIC=VALUE"),
-        (("--budget", "macs=-1"), "must be METRIC=VALUE"),
+        (("--budget", "20M"), "must be COST=VALUE"),
+        (("--budget", "macs=20 bananas"), "must be COST=VALUE"),
+        (("--budget", "macs=-1"), "must be COST=VALUE"),
         (("--budget", "macs=1G", "--network", "resnet8"), r"of the network of point \d+ of resnet8@0.25 must be"),
         (("--budget", "macs=1G", "--weights", "nowhere.pth"), "weights file must exist"),
     ],
@@ -191,5 +191,5 @@ def test_amounts(text: str, amount: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "m", "=1", "m=", "m=nan", "m=inf", "m=1e999", "m=1m", "m=1_0", "m=0x1", "m=1M=2"])
 def test_no_amounts(text: str) -> None:
-    with pytest.raises(InputError, match="METRIC=VALUE"):
+    with pytest.raises(InputError, match="COST=VALUE"):
         parse_budget(text)

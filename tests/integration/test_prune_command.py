@@ -212,7 +212,7 @@ def test_only_the_dead(tmp_path: Path) -> None:
         (("--constants", "new"), "constants must be one of"),
         (("--budget", "macs=2"), "budget must be at least"),
         (("--budget", "latency=1M"), "metric must be one of"),
-        (("--budget", "parameters=0.5"), "metric must be one of macs"),
+        (("--budget", "parameters=0.5"), "metric must be one that a keep plan counts, as weight_bytes or macs, got"),
         (("--distill",), "--tune-epochs must be given with --distill, got none"),
         (("--tune-epochs", 1, "--admm-epochs", 7), "--by admm must be given with --admm-epochs, got norm"),
         (("--protect", "layer9*"), "must match layers, got 'layer9"),

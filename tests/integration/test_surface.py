@@ -58,14 +58,17 @@ def same_bits(one: slimbit.CompressedModel, other: slimbit.CompressedModel) -> N
         assert torch.equal(layer.steps, other.layers[name].steps), name
 
 
-@pytest.mark.parametrize("metric", ["esn_digital", "esn_analog", "esn_filterwise"])
+@pytest.mark.parametrize("metric", ["esn_digital", "esn_analog", "esn_filterwise", "weight_bytes"])
 def test_a_budget_is_met_by_the_exact_cost_and_used(prepared: slimbit.PreparedNetwork, metric: str) -> None:
     amount = 0.3 * slimbit.cost(prepared, bits=8).total[metric]
     small = slimbit.quantize(prepared, budget={metric: amount})
     assert 0.97 * amount < small.cost.total[metric] <= amount
     assert isinstance(small.plan.setting, Price)
     assert small.plan.setting.metric == metric
-    if metric != "esn_filterwise":  # whose pruned filters a recount from weights alone takes for zeros
+    if metric not in (
+        "esn_filterwise",
+        "weight_bytes",
+    ):  # whose pruned filters a recount from weights alone takes for zeros
         assert recounted(small)[metric] == pytest.approx(small.cost.total[metric], rel=1e-9)
 
 
@@ -93,19 +96,19 @@ def test_a_budget_of_what_no_price_is_for(prepared: slimbit.PreparedNetwork) -> 
     [
         ({}, "one of bits, price, budget, signal must be given, got none"),
         ({"bits": 4, "price": 1e-9}, "one of bits, price, budget, signal must be given, got bits and price"),
-        ({"budget": {}}, "budget must map cost metrics to amounts"),
-        ({"budget": 20e6}, "budget must map cost metrics to amounts"),
+        ({"budget": {}}, "budget must map costs to amounts"),
+        ({"budget": 20e6}, "budget must map costs to amounts"),
         ({"budget": {"esn_digitl": 20e6}}, "got 'esn_digitl'; did you mean esn_digital"),
         ({"budget": {"esn_digital": -1}}, "budget of esn_digital must be a positive number, got -1"),
         ({"budget": {"esn_digital": True}}, "budget of esn_digital must be a positive number, got True"),
         (
-            {"budget": {"macs": 10}},
-            "budget must be one that a network fits, got .*: the (least is|nearest found costs) macs",
+            {"budget": {"parameters": 10}},
+            "budget must be one that a network fits, got .*: the (least is|nearest found costs) parameters",
         ),
         ({"price": 0}, "price must be a positive number, got 0"),
         (
-            {"price": 1e-9, "metric": "macs"},
-            "metric must be one of esn_analog, esn_digital, esn_filterwise, got 'macs'",
+            {"price": 1e-9, "metric": "parameters"},
+            "metric must be a cost that bit widths or dropped filters change, got 'parameters'",
         ),
         ({"bits": 17}, "bits must be from 1 to 16, got 17"),
         ({"bits": 4, "example_input": torch.zeros(1, 1, 8, 8)}, "must not be given for a prepared network"),

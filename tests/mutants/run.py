@@ -54,7 +54,7 @@ MUTANTS = (
            "0.5 * s * error + charge * cost <", "0.5 * s * error <", (PASS, KINDS), "rise and not zero"),
     Mutant("no sweeps of coordinate descent", "apply/quantize.py", "SWEEPS = 2", "SWEEPS = 0", (PASS,), "ESN_d"),
     Mutant("ridge 1.0", "apply/quantize.py", "RIDGE = 0.1", "RIDGE = 1.0", (PASS,), "ESN_d"),
-    Mutant("stretch 1.0", "plan/steps.py", "STRETCH = 1.25", "STRETCH = 1.0", (PASS,), "ESN'_d"),
+    Mutant("stretch 1.0", "plan/steps.py", "STRETCH = 1.25", "STRETCH = 1.0", (PASS,), "_d and not ESN_d"),
     Mutant("no clamp of a refitted step", "numerics/rounding.py",
            ", 0.0).clamp(min=0)", ", 0.0)", (ROUNDING,), "refit"),
     Mutant("sampled positions rounded down", "numerics/moments.py",

@@ -94,7 +94,12 @@ def test_options_leave_records_within_settings_as_they_are() -> None:
         ("baselines = 1", "baselines must be a list, got 1"),
         ("baselines = ['acid']", r"baselines\.0 must be 'max_abs' or 'aciq', got 'acid'"),
         ("baselines = ['aciq', 'aciq']", "baselines must be named once, got aciq, aciq"),
-        ("metric = 'macs'", "metric must be 'esn_analog', 'esn_digital' or 'esn_filterwise', got 'macs'"),
+        (
+            "metric = 'mac'",
+            r"metric must be one of parameters, macs, .*, hardware:NAME, .* got 'mac'; did you mean macs",
+        ),
+        ("metric = 'parameters'", "metric must be a cost that bit widths or dropped filters change, got 'parameters'"),
+        ("metric = 8", "metric must be a valid string, got 8"),
         ("[quant]\nrounding = 'up'", r"quant\.rounding must be 'nearest' or 'rate_aware', got 'up'"),
         ("quant = 3", "quant must be a table with the fields of QuantConfig, got 3"),
         ("[quant]\nskip = [1]", r"quant\.skip\.0 must be a valid string, got 1"),

@@ -107,3 +107,18 @@ def test_a_broken_timm_is_said(tmp_path):
     package(tmp_path, "timm", 'raise OSError("libjpeg is missing")')
     done = run("from slimbit.zoo.timm_models import timm_model; timm_model('tiny')", tmp_path)
     assert "InputError: timm must be importable, got OSError: libjpeg is missing" in done.stderr.splitlines()[-1]
+
+
+def test_network_takes_names_of_timm_and_they_are_saved_by_name(tmp_path):
+    package(tmp_path, "timm", TIMM)
+    code = f"""
+        import torch, slimbit
+        net, images = slimbit.network("timm:tiny", classes=3).eval(), torch.randn(4, 3, 8, 8)
+        small = slimbit.quantize(net, images[:1], images, bits=4)
+        again = slimbit.load(small.save({str(tmp_path / "small")!r}))
+        assert again.origin.source == "timm:tiny"
+        assert torch.equal(again.model(images), small.model(images))
+        slimbit.network("timm:tiny", weights="shipped")
+    """
+    done = run(code, tmp_path)
+    assert "weights of timm:tiny must be a file, got 'shipped': none come with Slimbit" in done.stderr.splitlines()[-1]

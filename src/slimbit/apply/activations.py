@@ -9,13 +9,13 @@ outputs of layers that nothing else reads, stay float.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slimbit.apply.dataflow import FlowForward
+from slimbit.apply.dataflow import FlowForward, Watch
 from slimbit.numerics.activation_range import activation_step, affine_step, rounded
 from slimbit.numerics.batches import Forward, call_network, checked_batches
 from slimbit.numerics.copies import copied, plain_network
@@ -159,6 +159,88 @@ def _follows_layer(flow: Dataflow, stage: Stage) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class ActivationSamples:
+    """What is known of a network's values from unlabelled images; made by `sample_activations`.
+
+    Attributes:
+        flow: The network.
+        entries: Of the values of each quantization point, by its name.
+    """
+
+    flow: Dataflow
+    entries: Mapping[str, Tensor]
+    _known: dict[tuple[str, int, RangeMethod, Codes], ActivationQuantizer] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def quantizer(
+        self, point: QuantizationPoint, bits: int, method: RangeMethod, codes: Codes = "unsigned"
+    ) -> ActivationQuantizer:
+        """The quantizer of a point at a width, before ties are avoided; its step is looked for once."""
+        key = point.value, bits, method, codes
+        if key not in self._known:
+            entries, zero = self.entries[point.value], 0
+            signed = bool((entries < 0).any()) if point.signed is None else point.signed
+            if signed and codes == "affine":
+                step, zero = affine_step(entries, bits=bits, method=method)
+                signed = False
+            else:
+                signed = signed or codes == "signed"
+                step = activation_step(entries, bits=bits, signed=signed, method=method, most=point.most)
+            self._known[key] = ActivationQuantizer(
+                value=point.value, bits=bits, step=step, zero_point=zero, signed=signed
+            )
+        return self._known[key]
+
+
+def sample_activations(
+    model: nn.Module, flow: Dataflow, batches: Iterable[Any], *, forward: Forward = call_network
+) -> ActivationSamples:
+    """Entries of every quantized value, from unlabelled images that pass through the float network.
+
+    Args:
+        model: The float network; not changed.
+        flow: Its dataflow.
+        batches: Unlabelled images.
+        forward: How the network is called on a batch.
+
+    Raises:
+        InputError: No images, or values that are not finite.
+    """
+    points = quantization_points(flow, MOST_BITS)
+    return ActivationSamples(flow, _sampled(model, flow, points, checked_batches(batches), forward))
+
+
+def quantizers_of(
+    samples: ActivationSamples,
+    bits: int,
+    method: RangeMethod = "mse",
+    codes: Codes = "unsigned",
+    *,
+    widths: Mapping[str, int] | None = None,
+) -> tuple[ActivationQuantizer, ...]:
+    """Quantizers of every value.
+
+    Steps of sums, products, poolings and functions are moved by less than 0.1 % where otherwise some combination of
+    codes lay so close to a rounding tie that the order of float operations decided: every runtime gets the same
+    integers.
+
+    Args:
+        samples: Of the network's values.
+        bits: Width of what layers read.
+        method: How ranges are chosen.
+        codes: Which codes, see `slimbit.records.config.QuantConfig`.
+        widths: Other widths of some of them, by the quantizer's name.
+    """
+    known = widths or {}
+    found = {
+        point.value: samples.quantizer(point, known.get(point.value, point.bits), method, codes)
+        for point in quantization_points(samples.flow, bits)
+    }
+    return without_ties(samples.flow, found)
+
+
 def measure_activations(
     model: nn.Module,
     flow: Dataflow,
@@ -169,41 +251,21 @@ def measure_activations(
     codes: Codes = "unsigned",
     forward: Forward = call_network,
 ) -> tuple[ActivationQuantizer, ...]:
-    """Steps of every quantized value, from unlabelled images that pass through the float network.
+    """`quantizers_of` values that are sampled for it alone: all that layers read at one width."""
+    quantization_points(flow, bits)  # refuses a width out of range before any image passes through
+    return quantizers_of(sample_activations(model, flow, batches, forward=forward), bits, method, codes)
 
-    Steps of sums, products, poolings and functions are moved by less than 0.1 % where otherwise some combination of
-    codes lay so close to a rounding tie that the order of float operations decided: every runtime gets the same
-    integers.
 
-    Args:
-        model: The float network; not changed.
-        flow: Its dataflow.
-        batches: Unlabelled images.
-        bits: Width of what layers read.
-        method: How ranges are chosen.
-        codes: Which codes, see `slimbit.records.config.QuantConfig`.
-        forward: How the network is called on a batch.
+def watched_network(model: nn.Module, flow: Dataflow, watch: Watch) -> nn.Module:
+    """A copy of a network that shows every value by name to ``watch`` and goes on with what that returns."""
+    network = plain_network(copied(model)).eval()
+    network.forward = FlowForward(network, flow, watch)
+    return network
 
-    Raises:
-        InputError: No images, or values that are not finite.
-    """
-    points = quantization_points(flow, bits)
-    samples = _sampled(model, flow, points, checked_batches(batches), forward)
-    quantizers: dict[str, ActivationQuantizer] = {}
-    for point in points:
-        sample = samples[point.value]
-        signed = bool((sample < 0).any()) if point.signed is None else point.signed
-        zero = 0
-        if signed and codes == "affine":
-            step, zero = affine_step(sample, bits=point.bits, method=method)
-            signed = False
-        else:
-            signed = signed or codes == "signed"
-            step = activation_step(sample, bits=point.bits, signed=signed, method=method, most=point.most)
-        quantizers[point.value] = ActivationQuantizer(
-            value=point.value, bits=point.bits, step=step, zero_point=zero, signed=signed
-        )
-    return without_ties(flow, quantizers)
+
+def made_values(flow: Dataflow, points: Iterable[QuantizationPoint]) -> dict[str, str]:
+    """The quantization point of each value that is computed, not only moved."""
+    return {value: point.value for point in points for value in point.members if _is_made(flow, value)}
 
 
 def without_ties(flow: Dataflow, quantizers: Mapping[str, ActivationQuantizer]) -> tuple[ActivationQuantizer, ...]:
@@ -280,8 +342,7 @@ def _sampled(
     model: nn.Module, flow: Dataflow, points: Iterable[QuantizationPoint], batches: tuple[Any, ...], forward: Forward
 ) -> dict[str, Tensor]:
     """Entries of the values of each point: evenly spaced ones, and the largest and smallest of every batch."""
-    network = plain_network(copied(model)).eval()
-    owner = {value: point.value for point in points for value in point.members if _is_made(flow, value)}
+    owner = made_values(flow, points)
     found: dict[str, list[Tensor]] = {point.value: [] for point in points}
     shares = {point.value: sum(x == point.value for x in owner.values()) for point in points}
 
@@ -295,7 +356,7 @@ def _sampled(
             found[point] += [entries[::stride].float().cpu(), torch.stack([entries.min(), entries.max()]).float().cpu()]
         return value
 
-    network.forward = FlowForward(network, flow, watch)
+    network = watched_network(model, flow, watch)
     with torch.no_grad():
         for batch in batches:
             forward(network, batch)

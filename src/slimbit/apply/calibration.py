@@ -115,6 +115,7 @@ class Calibration:
         inputs: Mapping[int, Tensor],
         *,
         outputs: bool = False,
+        products: bool = True,
         shared: PatchSums | None = None,
     ) -> PatchSums:
         """Sums over what a layer reads at the sampled positions.
@@ -124,6 +125,7 @@ class Calibration:
             inputs: Its input in each batch that came there.
             outputs: Whether products with the float outputs are wanted; none are made where the layer met other
                 positions than in the float network.
+            products: Whether products of inputs are wanted; else only their mean.
             shared: Sums over the same patches, made for another layer.
         """
         window, name = bound.window, bound.spec.name
@@ -134,7 +136,7 @@ class Calibration:
         ]
         positions = self.positions(bound, counts)
         targets = self.rows.get(name) if outputs and self.counts.get(name) == tuple(counts) else None
-        sums = PatchSums(shared)
+        sums = PatchSums(shared, products=products)
         if shared is not None and targets is None:
             sums.count = shared.count
             return sums

@@ -133,14 +133,23 @@ class LayerwisePass:
         first = found.same_input.get(name, name)
         known = self._shared is not None and self._shared[0] == first and are_same(self._shared[1], states)
         shared = self._shared[2] if self._shared is not None and known else None
-        sums = found.patch_sums(self.bounds[name], values, outputs=self.plan.config.target == "outputs", shared=shared)
+        config = self.plan.config
+        sums = found.patch_sums(
+            self.bounds[name],
+            values,
+            outputs=config.compensation and config.target == "outputs",
+            products=config.compensation,
+            shared=shared,
+        )
         if name in found.same_input.values():
             self._shared = name, states, sums
         return sums
 
     def _quantize(self, name: str, sums: PatchSums | None) -> None:
         bound = self.bounds[name]
-        moments = None if sums is None else sums.moments(centred=self._mean_is_free(name))
+        moments = None
+        if sums is not None and self.plan.config.compensation:
+            moments = sums.moments(centred=self._mean_is_free(name))
         layer = self.plan.layer(name)
         self.done[name] = quantize_layer(bound.weight(), layer, self.plan, moments=moments, mask=bound.mask())
         if self.plan.config.bias_correction and sums is not None:

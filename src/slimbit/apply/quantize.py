@@ -19,6 +19,7 @@ from slimbit.numerics.rounding import (
     round_levels,
     weighted_error,
 )
+from slimbit.records.cost_names import allocation_of
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan, LayerPlan
 
@@ -41,7 +42,7 @@ def quantizer_of(plan: LayerPlan, metric: str | None, weights: Tensor) -> Quanti
         plan.grid,
         tensor(plan.limits, "limits") if plan.limits else None,
         tensor(plan.rate, "rate") if plan.rate else 0.0,
-        "esn_analog" if metric == "esn_analog" else "esn_digital",
+        "esn_analog" if metric is not None and allocation_of(metric) == "analog" else "esn_digital",
     )
 
 

@@ -16,6 +16,7 @@ from slimbit.artifacts.packing import Packed, coding_grid, pack_levels, unpack_l
 from slimbit.numerics.copies import plain_network
 from slimbit.numerics.grid import GRIDS, filters_stored, layer_weight
 from slimbit.numerics.levels import LayerLevels
+from slimbit.records.containers import check_safetensors_header
 from slimbit.records.errors import InputError, closest
 from slimbit.records.keep import KeepPlan
 from slimbit.records.network import LayerSpec, NetworkSpec
@@ -104,6 +105,7 @@ def read_state(content: bytes, where: str) -> dict[str, Tensor]:
     Raises:
         InputError: The bytes are damaged.
     """
+    check_safetensors_header(content[:8], len(content), f"state of {where}")
     try:
         return load_tensors(content)
     # Beside its own error the reader lets through whatever torch raises at impossible shapes and types.

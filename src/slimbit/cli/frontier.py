@@ -12,7 +12,7 @@ from slimbit.cli.points import clampings, failures, points_table
 from slimbit.records.config import FrontierConfig
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.training import AugmentConfig
-from slimbit.sources.networks import check_trusted_data, check_trusted_network
+from slimbit.sources.networks import check_trusted_cost, check_trusted_data, check_trusted_network
 
 if TYPE_CHECKING:
     from slimbit.frontier.frontier import Frontier
@@ -38,7 +38,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one input; default: the data's.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="esn_digital (default), esn_analog or esn_filterwise.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="COST",
+            help="Cost to save: esn_digital (default) or any other metric of slimbit cost, hardware:NAME, a .toml file "
+            "or package.module:function.",
+            show_default=False,
+        ),
     ] = None,
     points: Annotated[
         int | None,
@@ -110,6 +116,16 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         str | None,
         typer.Option(help="Codes of activations: unsigned (default), signed (for TensorRT) or affine (zero points)."),
     ] = None,
+    metric_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the score is called in tables and on axes; default accuracy."),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Most seconds to score a network; a point beyond fails. Default: no limit."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images that are calibrated with, or scored, at once; default: by their size.")
@@ -178,6 +194,8 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "baselines": _baselines(baselines, none=no_baselines),
         "signal": None if signal is None else str(signal),
         "signal_epochs": None if signal_epochs is None else parse_epochs(signal_epochs),
+        "metric_name": metric_name,
+        "timeout_seconds": timeout,
         "seed": seed,
         "batch_size": batch_size,
         "memory_gib": memory,
@@ -191,6 +209,8 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     base: FrontierConfig = FrontierConfig() if config is None else FrontierConfig.from_toml(config)
     check_trusted_network(None if network else base.network, str(config), allow_code=allow_code)
     check_trusted_data(None if data else base.data, str(config), allow_code=allow_code)
+    for cost in (*(() if metric else (base.metric,)), *(() if near else base.near)):
+        check_trusted_cost(cost, str(config), allow_code=allow_code)
     result = trace(base.with_options(options), out, allow_code=allow_code)
     Console().print(points_table(result, result.points, result.metric), *clampings(result.points))
     for line in failures(result.points):
@@ -209,7 +229,9 @@ def _baselines(text: str | None, *, none: bool) -> tuple[str, ...] | None:
 def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "Frontier":
     """Trace what the settings name, shown as it goes."""
     from slimbit.compress.prepared import prepare
+    from slimbit.frontier.points import Scorer
     from slimbit.frontier.trace import trace_frontier
+    from slimbit.measure.named_cost import load_cost
     from slimbit.numerics.batches import zeros_like_input
     from slimbit.sources.network_and_data import open_network_and_data
     from slimbit.sources.networks import device_named
@@ -238,12 +260,15 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
         batch_size=settings.batch_size,
         memory_gib=settings.memory_gib,
     )
-    with Screen(Console(), metric=settings.metric, folder=str(out)) as screen:
+    if settings.evaluate_images is not None:
+        evaluate = found.data.evaluator(settings.evaluate_images, batch_size=settings.batch_size)
+    else:
+        evaluate = found.data.selection(settings.select_images, batch_size=settings.batch_size)[0]
+    name = Scorer(evaluate, settings.metric_name).name
+    with Screen(Console(), metric=load_cost(settings.metric).name, folder=str(out), score_name=name) as screen:
         return trace_frontier(
             prepared,
-            evaluate=found.data.evaluator(settings.evaluate_images, batch_size=settings.batch_size)
-            if settings.evaluate_images is not None
-            else found.data.selection(settings.select_images, batch_size=settings.batch_size)[0],
+            evaluate=evaluate,
             out=out,
             config=settings.run(),
             data=found.data,

@@ -9,7 +9,7 @@ from typer.models import OptionInfo
 PANELS: dict[str, tuple[str, ...]] = {
     "Network and data": (
         "network", "weights", "data", "input_", "batch", "batch_size", "memory", "calibration_images", "augment",
-        "select_images", "evaluate_images", "images", "score", "allow_code",
+        "select_images", "evaluate_images", "images", "score", "metric_name", "allow_code",
     ),
     "Compression": (
         "bits", "policy", "grid", "formula", "per", "activation_bits", "activation_codes", "hardware", "target",
@@ -28,8 +28,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "flip", "validation_images", "train_images", "precision", "compile_", "channels_last", "keep_weights",
     ),
     "Run": (
-        "out", "config", "seed", "device", "storage", "artifacts", "run_name", "takeover_after", "workers", "retry_failed",
-        "threads", "runtime", "seconds",
+        "out", "config", "seed", "device", "storage", "artifacts", "run_name", "takeover_after", "workers",
+        "retry_failed", "timeout", "threads", "runtime", "seconds",
     ),
     "Output": ("as_json", "as_csv", "layers", "layer", "versus", "export", "verify"),
 }  # fmt: skip

@@ -33,10 +33,11 @@ class Screen:
         console: Where to.
         metric: Cost metric to show.
         folder: The run, named when it is interrupted.
+        score_name: What is called accuracy elsewhere.
     """
 
-    def __init__(self, console: Console, *, metric: str, folder: str) -> None:
-        self.console, self.metric, self.folder = console, metric, folder
+    def __init__(self, console: Console, *, metric: str, folder: str, score_name: str = "accuracy") -> None:
+        self.console, self.metric, self.folder, self.score_name = console, metric, folder, shown(score_name)
         self._points: tuple[FrontierPoint, ...] = ()
         self._state = (0, 0)
         self._said = ""
@@ -83,7 +84,7 @@ class Screen:
         """One line per finished point and per stage, for logs."""
         if progress.point is not None:
             point = progress.point
-            result = f"failed: {point.error}" if point.state == "failed" else f"accuracy {point.accuracy:.2f}"
+            result = f"failed: {point.error}" if point.state == "failed" else f"{self.score_name} {point.accuracy:.2f}"
             cost = "" if point.state == "failed" else f", {self.metric} {self._row(point)[2]}"
             self._line(f"{progress.done}/{progress.total} {point.label}: {result}{cost}, {left}")
         elif progress.stage == "start":
@@ -101,7 +102,7 @@ class Screen:
 
     def _table(self) -> Table:
         unit = UNITS.get(self.metric)
-        heads = {"cost": f"{self.metric} ({unit})" if unit else self.metric}
+        heads = {"cost": f"{self.metric} ({unit})" if unit else self.metric, "accuracy": self.score_name}
         table = Table(*(Column(heads.get(name, name), no_wrap=name != "point") for name in self._columns))
         for point in self._points[-SHOWN:]:
             table.add_row(

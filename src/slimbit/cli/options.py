@@ -50,16 +50,16 @@ def tune_options(epochs: int | None, *, config: Path | None = None, **settings: 
 
 
 def parse_budget(text: str) -> tuple[str, float]:
-    """Metric and amount of ``METRIC=VALUE``.
+    """Cost and amount of ``COST=VALUE``.
 
-    >>> parse_budget("esn_digital=1.5G")
-    ('esn_digital', 1500000000.0)
+    >>> parse_budget("esn_digital=1.5G"), parse_budget("edge-npu.toml=2M")
+    (('esn_digital', 1500000000.0), ('edge-npu.toml', 2000000.0))
     """
     metric, _, amount = text.partition("=")
     match = AMOUNT.fullmatch(amount.strip())
     value = math.inf if match is None else float(match[1] + (match[2] or "")) * FACTORS[match[3]]
     if not metric.strip() or math.isinf(value):
-        raise InputError(f"--budget must be METRIC=VALUE like esn_digital=20M, 1.5G or 300k, got {text!r}")
+        raise InputError(f"--budget must be COST=VALUE like esn_digital=20M, 1.5G or 300k, got {text!r}")
     return metric.strip(), value
 
 

@@ -15,7 +15,7 @@ from slimbit.records.codec import pretty
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import StoreError, write_whole
 from slimbit.records.point import FrontierPoint
-from slimbit.records.terminal import quantity
+from slimbit.records.terminal import quantity, shown
 
 VERIFIED_IMAGES = 50
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from slimbit.artifacts.manifest import Manifest
     from slimbit.compress.model import CompressedModel
     from slimbit.frontier.frontier import Frontier
+    from slimbit.measure.named_cost import CostLike
     from slimbit.records.run import RunInfo
     from slimbit.records.verification import ExportedFile, Verification
 
@@ -38,11 +39,24 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
     budget: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="METRIC=VALUE", help="Most accurate point within it, e.g. esn_digital=20M; repeatable, all hold."
+            metavar="COST=VALUE",
+            help="Most accurate point within it, e.g. esn_digital=20M: a metric, hardware:NAME, a .toml file or "
+            "package.module:function; repeatable, all hold.",
         ),
     ] = None,
+    hardware: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A machine that --budget hardware:NAME or --metric names, as in slimbit points; repeatable.",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="COST", help="Cost that is least with --min-accuracy and --max-drop; default: the run's."),
+    ] = None,
     min_accuracy: Annotated[
-        float | None, typer.Option(help="Cheapest point of at least this accuracy, by the run's metric.")
+        float | None, typer.Option(help="Cheapest point of at least this accuracy, by --metric.")
     ] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="Cheapest point at most so many points of accuracy below the float network.")
@@ -79,9 +93,15 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
         raise InputError(f"one of {', '.join(ways)} must be given, got {' and '.join(given) or 'none'}")
     if export is not None and export.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--export must be a file outside of --out, got {export}")
-    frontier = open_run(run, storage=storage)
-    within = dict(map(parse_budget, budget or ()))
-    point = frontier.best(within) if within else frontier.cheapest(min_accuracy, max_drop=max_drop)
+    if budget and metric is not None:
+        raise InputError(
+            "--metric must be given with --min-accuracy or --max-drop, got --budget, which names its costs"
+        )
+    frontier = open_run(run, storage=storage).with_hardware(*(hardware or ()))
+    asked = dict(map(parse_budget, budget or ()))
+    frontier, names = frontier.with_costs(asked or [metric or frontier.metric])
+    within: dict[CostLike, float] = dict(zip(names, asked.values(), strict=False))
+    point = frontier.best(within) if within else frontier.cheapest(min_accuracy, names[0], max_drop=max_drop)
     info = frontier.info
     form = _form(frontier, run, network, weights, allow_code=allow_code)
     small = frontier.load(point, model=form, allow_code=allow_code)
@@ -97,8 +117,18 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
         _save_both(small, out, export, content)
         if proof is not None:
             _keep_proof(frontier, exported_file(point.number, small, proof, size=len(content)))
-    metrics = tuple(within) or (frontier.metric,)
-    _print(point, read_manifest(out), out, metrics=metrics, note=note, as_json=as_json, file=export, proof=proof)
+    metrics = tuple(names)
+    _print(
+        point,
+        read_manifest(out),
+        out,
+        metrics=metrics,
+        note=note,
+        as_json=as_json,
+        file=export,
+        proof=proof,
+        name=info.score_name,
+    )
     if export is None or proof is None:
         return
     if not as_json:
@@ -179,6 +209,7 @@ def _print(
     as_json: bool,
     file: Path | None,
     proof: "Verification | None",
+    name: str,
 ) -> None:
     if as_json:
         sizes = {name: entry.bytes for name, entry in manifest.files.items()}
@@ -191,12 +222,13 @@ def _print(
     what = point.label + (", for comparison" if point.baseline else "")
     costs: Mapping[str, float | None] = point.costs
     spent = ", ".join(f"{metric} {quantity(costs[metric])}" for metric in metrics)
-    typer.echo(f"point {point.number} ({what}): accuracy {point.accuracy:g}, {spent}")
+    name = shown(name)
+    typer.echo(f"point {point.number} ({what}): {name} {point.accuracy:g}, {spent}")
     if note:
-        typer.echo(f"accuracy is that of the images which chose the point: {note}")
+        typer.echo(f"{name} is that of the images which chose the point: {note}")
     elif manifest.accuracy is not None and "did not choose" in manifest.accuracy.measured_on:
         found = manifest.accuracy
-        typer.echo(f"accuracy {found.value:.2f} ({found.low:.1f}-{found.high:.1f}): {found.measured_on}")
+        typer.echo(f"{name} {found.value:.2f} ({found.low:.1f}-{found.high:.1f}): {found.measured_on}")
     levels, state = manifest.files["levels.bin"].bytes, manifest.files["state.safetensors"].bytes
     typer.echo(f"wrote {out}: levels and steps {levels:,} bytes, other parameters and statistics {state:,} bytes")
     typer.echo(f"slimbit.load({str(out)!r}).model is the network")

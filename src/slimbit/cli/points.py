@@ -34,11 +34,26 @@ def points(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     pareto: Annotated[bool, typer.Option("--pareto", help="Only points that no other point dominates.")] = False,
-    metric: Annotated[str | None, typer.Option(help="Cost metric of the Pareto front; default: the run's.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COST",
+            help="Cost of the Pareto front: a metric, hardware:NAME, a .toml file or package.module:function; default: "
+            "the run's.",
+        ),
+    ] = None,
+    hardware: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Show the cost on this machine, too, as in slimbit cost: a name, a .toml file or "
+            "package.module:function; repeatable. The run need not know it.",
+        ),
+    ] = None,
     workers: Annotated[bool, typer.Option("--workers", help="List who works on what instead.")] = False,
     storage: Annotated[str | None, typer.Option(help="Address of the study, where it is not RUN/study.db.")] = None,
 ) -> None:
-    """List the points of a run: accuracy against every cost metric; or its workers."""
+    """List the points of a run: accuracy against every cost; or its workers."""
     if as_json + as_csv + workers > 1:
         raise InputError("only one of --json, --csv and --workers must be given, got several")
     if workers:
@@ -46,14 +61,14 @@ def points(
         return
     from slimbit.frontier.frontier import open_run
 
-    frontier = open_run(run, storage=storage)
-    chosen = metric or frontier.metric
+    frontier = open_run(run, storage=storage).with_hardware(*(hardware or ()))
+    frontier, (chosen,) = frontier.with_costs([metric or frontier.metric])
     rows = [row for row in point_rows(frontier, chosen) if row["pareto"] or not pareto]
     if as_json:
         about = {"network": frontier.network, "metric": chosen, "float_accuracy": frontier.float_accuracy}
         typer.echo(pretty({"schema": SCHEMA, **about, "points": rows}))
     elif as_csv:
-        typer.echo(_csv(rows), nl=False)
+        typer.echo(_csv(rows, _machines(frontier)), nl=False)
     else:
         if not frontier.points:
             typer.echo(f"{run} has no finished point yet: the command that made it continues it")
@@ -94,9 +109,13 @@ def _front(frontier: "Frontier", metric: str) -> set[int]:
     return {point.number for point in frontier.pareto(metric)}
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
+def _machines(frontier: "Frontier") -> list[str]:
+    return [name for name in frontier.costs if name not in METRICS]
+
+
+def _csv(rows: Sequence[dict[str, Any]], machines: Sequence[str]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, (*COLUMNS, *machines), extrasaction="ignore", restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, "clamped": " ".join(row["clamped"])} for row in rows)
     return text.getvalue()
@@ -125,7 +144,7 @@ def points_table(frontier: "Frontier", listed: Sequence[FrontierPoint], metric: 
         cells |= {shown(frontier.info.score_name): _accuracy} | ({} if narrow else {"95 %": between})
         cells |= {name: partial(_shown_cost, name) for name in costs}
         for name in cells:
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(shown(name), justify="right", no_wrap=True)
         table.add_column("point", overflow="fold")
         for p in rows:
             table.add_row(*(cell(p) for cell in cells.values()), shown(p.label), style="dim" if p.baseline else "")
@@ -133,7 +152,8 @@ def points_table(frontier: "Frontier", listed: Sequence[FrontierPoint], metric: 
 
     def tables(width: int) -> Iterator[Table]:
         if width >= WIDE:
-            yield table([metric, *(name for name in BESIDE if name != metric)])
+            yield table([metric, *(name for name in (*_machines(frontier), *BESIDE) if name != metric)])
+        yield table([metric, *(name for name in _machines(frontier) if name != metric)])
         yield table([metric])
         yield table([metric], narrow=True)
 

@@ -111,10 +111,13 @@ def train_from(settings: TrainConfig, out: Path, *, screen: "TrainScreen | None"
         raise InputError("--data must be given, e.g. --data cifar10:DIR, got none")
     check_runnable(settings.network)
     weights = None if settings.weights is None else Path(settings.weights)
-    data = open_data(settings.data, card=None if weights is None else read_card(weights))
+    card = (read_card(weights) if weights is not None else None) or {}
+    data = open_data(settings.data, card=card or None)
     text = settings.input or "x".join(map(str, data.input_shape))
+    # labels at hand may be those of a subset: they never decide how many outputs there are
+    classes = card.get("classes") if data.open_classes else data.classes
     model, _ = model_of(
-        settings.network, weights=weights, input_text=text, classes=data.classes, seed=settings.seed, trained=False
+        settings.network, weights=weights, input_text=text, classes=classes, seed=settings.seed, trained=False
     )
     begun = "" if weights is None else sha256(weights.read_bytes())
     return train_model(model, data, out=out, config=settings, fingerprint=begun, progress=screen)

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimbit.apply.activations import measure_activations, read_widths
+from slimbit.apply.activations import ActivationSamples, quantizers_of, read_widths, sample_activations
 from slimbit.apply.calibration import Calibration, calibrate
 from slimbit.apply.compensation import compensation_factors
 from slimbit.apply.layers import bind, weights_of
 from slimbit.apply.quantize import plain_levels
+from slimbit.compress.widths import value_losses, width_costs
 from slimbit.measure.cost import cost_of_survey
 from slimbit.measure.cost_config import CostConfig
+from slimbit.measure.named_cost import CostLike, NamedCost, load_cost
 from slimbit.measure.sensitivity import DIVERGENCES, Likelihood, measure_sensitivity
 from slimbit.numerics.batches import Regrouped, as_called, checked_batches, count_of, inputs_of, pieces
 from slimbit.numerics.copies import plain_network, unwrapped
@@ -25,10 +27,12 @@ from slimbit.plan.aciq import step_by_aciq
 from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.signal import step_by_signal
 from slimbit.plan.steps import step_by_price, step_by_range
+from slimbit.plan.widths import WidthCosts, widths_by_price
 from slimbit.records.activations import ActivationQuantizer
 from slimbit.records.codec import canonical, sha256
 from slimbit.records.config import PAPER, QuantConfig, check_positive
 from slimbit.records.cost import CostReport
+from slimbit.records.cost_names import allocation_of, check_priceable
 from slimbit.records.dataflow import Dataflow
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
@@ -42,7 +46,7 @@ from slimbit.survey.module import read_weight, survey_network
 from slimbit.survey.result import Survey
 from slimbit.survey.trace import Inputs
 
-PROBE_IMAGES, PROBE_SAMPLES = 192, 4096
+PROBE_IMAGES, PROBE_SAMPLES = 128, 4096
 JUDGED_IMAGES = 128
 PRUNED_ONLY_BITS = 8
 
@@ -168,7 +172,9 @@ class PreparedNetwork:
     memory_gib: float | None = None
     _sensitivity: Sensitivity | None = field(default=None, repr=False)
     _predicted: dict[str, CostReport] = field(default_factory=dict, repr=False)
-    _activations: dict[tuple[int, str, str], tuple[ActivationQuantizer, ...]] = field(default_factory=dict, repr=False)
+    _activations: dict[tuple[Any, ...], tuple[ActivationQuantizer, ...]] = field(default_factory=dict, repr=False)
+    _value_losses: dict[tuple[int, str, str], dict[str, tuple[float, ...]]] = field(default_factory=dict, repr=False)
+    _width_costs: dict[tuple[NamedCost, QuantConfig], WidthCosts] = field(default_factory=dict, repr=False)
 
     @property
     def spec(self) -> NetworkSpec:
@@ -245,9 +251,10 @@ class PreparedNetwork:
 
     @property
     def calibration_notes(self) -> tuple[str, ...]:
-        """What calibration found that users should know; () before there was any."""
+        """What calibration and sensitivity found that users should know; () before there was any."""
         found: Calibration | None = self.__dict__.get("calibration")
-        return () if found is None else found.notes
+        measured = () if self._sensitivity is None else self._sensitivity.notes
+        return (*(() if found is None else found.notes), *measured)
 
     @cached_property
     def probe(self) -> tuple[Calibration, Sequence[Any]]:
@@ -268,22 +275,44 @@ class PreparedNetwork:
         """What it computes between input and output, operation by operation; needed for quantized activations."""
         return read_dataflow(self.model, self.example_input, name=self.name)
 
-    def activations(self, config: QuantConfig) -> tuple[ActivationQuantizer, ...]:
-        """How the values between layers become integers, measured once per width; none where they stay float."""
+    @cached_property
+    def activation_samples(self) -> ActivationSamples:
+        """Entries of the values between layers."""
+        self._needs_images("the ranges of activations")
+        return sample_activations(self.model, self.flow, self.batches)
+
+    def activations(
+        self, config: QuantConfig, widths: Mapping[str, int] | None = None
+    ) -> tuple[ActivationQuantizer, ...]:
+        """How the values between layers become integers, measured once per width; none where they stay float.
+
+        Args:
+            config: Width of what layers read, and how ranges are chosen.
+            widths: Other widths of some of them, by the quantizer's name.
+        """
         if config.activation_bits is None:
             return ()
-        key = config.activation_bits, config.activation_range, config.activation_codes
+        codes = config.activation_codes
+        key = config.activation_bits, config.activation_range, codes, tuple(sorted((widths or {}).items()))
         if key not in self._activations:
-            self._needs_images("the ranges of activations")
-            self._activations[key] = measure_activations(
-                self.model,
-                self.flow,
-                self.batches,
-                bits=config.activation_bits,
-                method=config.activation_range,
-                codes=config.activation_codes,
+            self._activations[key] = quantizers_of(
+                self.activation_samples, config.activation_bits, config.activation_range, codes, widths=widths
             )
         return self._activations[key]
+
+    def value_losses(self, config: QuantConfig) -> dict[str, tuple[float, ...]]:
+        """Predicted loss of rounding the values of each quantizer to 2, 3, ... bits; measured once."""
+        assert config.activation_bits is not None
+        key = config.activation_bits, config.activation_range, config.activation_codes
+        if key not in self._value_losses:
+            self._value_losses[key] = value_losses(self, self.activation_samples, config)
+        return self._value_losses[key]
+
+    def width_costs(self, cost: NamedCost, config: QuantConfig) -> WidthCosts:
+        """What every layer costs at every width; worked out once."""
+        if (cost, config) not in self._width_costs:
+            self._width_costs[cost, config] = width_costs(self, cost, config)
+        return self._width_costs[cost, config]
 
     def inputs(self, config: QuantConfig, *, priced: bool) -> PlanInputs:
         """What policies look at: of bit widths the weights alone, of prices the sensitivity as well."""
@@ -314,9 +343,16 @@ class PreparedNetwork:
 
     # --- plans ---
 
-    def plan_at(self, price: float, metric: str, config: QuantConfig) -> CompressionPlan:
-        """The plan of a price."""
-        return self._complete(step_by_price(self.inputs(config, priced=True), price, metric, config))
+    def plan_at(self, price: float, metric: CostLike | NamedCost, config: QuantConfig) -> CompressionPlan:
+        """The plan of a price for any cost."""
+        cost = load_cost(metric)
+        check_priceable(cost.name)
+        config = config.for_metric(cost.name)
+        inputs = self.inputs(config, priced=True)
+        if allocation_of(cost.name) != "table":
+            return self._complete(step_by_price(inputs, price, cost.name, config))
+        plan, widths = widths_by_price(inputs, price, cost.name, config, self.width_costs(cost, config))
+        return replace(plan, activations=self.activations(config, widths))
 
     def plan_bits(self, bits: float, config: QuantConfig = PAPER) -> CompressionPlan:
         """The plan of a bit width: policy ``aciq`` where it is a mean of filters, else of all layers alike."""
@@ -366,9 +402,10 @@ class PreparedNetwork:
 
     def forget(self) -> None:
         """Let go of what was measured for the plans; it is measured again where it is asked for again."""
-        for name in ("calibration", "probe", "compensation_factors", "_repaired", "_unrepaired"):
+        for name in ("calibration", "probe", "compensation_factors", "activation_samples", "_repaired", "_unrepaired"):
             self.__dict__.pop(name, None)
-        self._predicted.clear()
+        for known in (self._predicted, self._width_costs):
+            known.clear()
 
 
 def digest_of(values: Any) -> str:

@@ -4,7 +4,6 @@
 computed twice and a run that was killed goes on where it stood.
 """
 
-import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +14,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -24,16 +21,17 @@ from slimbit.apply.layers import weights_of
 from slimbit.apply.mask import held_masks
 from slimbit.apply.reestimate import reestimate
 from slimbit.apply.surgery import prune as cut
-from slimbit.apply.surgery import rebuild
 from slimbit.artifacts.manifest import NetworkReference
 from slimbit.artifacts.rebuild import rebuild as build_network
 from slimbit.compress.model import CompressedModel
 from slimbit.compress.prepared import PreparedNetwork, digest_of
+from slimbit.compress.prune_stage import PruneStage, read_stage, write_stage
 from slimbit.compress.quantize import as_prepared
 from slimbit.compress.tuning import TrainingData, Tuning, tuning_for
 from slimbit.measure.cost import cost
 from slimbit.measure.cost_config import CostConfig
 from slimbit.measure.group_sensitivity import measure_group_sensitivity
+from slimbit.measure.named_cost import load_cost
 from slimbit.measure.planned import budget_in
 from slimbit.numerics.batches import call_network
 from slimbit.numerics.copies import copied
@@ -47,11 +45,10 @@ from slimbit.plan.keep import (
     keep_within,
     match_counts,
 )
-from slimbit.records.codec import digest, from_json, json_file, sha256, with_schema
-from slimbit.records.codec import record as stored_record
+from slimbit.records.codec import digest
 from slimbit.records.config import PruneConfig
 from slimbit.records.errors import InputError
-from slimbit.records.files import as_path, not_written, read_regular, write_whole
+from slimbit.records.files import as_path, not_written
 from slimbit.records.groups import FilterGroups
 from slimbit.records.keep import KeepPlan
 from slimbit.records.signal import EpochSignal
@@ -60,8 +57,6 @@ from slimbit.survey.filter_groups import NEVER_CALLED, find_filter_groups
 from slimbit.survey.module import survey_network
 from slimbit.survey.trace import Inputs
 
-DONE, NETWORK, SCHEMA = "pruned.json", "network.safetensors", 1
-LARGEST = 1 << 26
 Progress = Callable[[str], None]
 
 
@@ -213,9 +208,11 @@ class Pruner:
 
     def _plan_within(self, budget: Mapping[str, float]) -> KeepPlan:
         found = []
-        for metric, amount in budget.items():
-            counted = CostConfig(bits=self.config.budget_bits) if metric.startswith("esn") else None
-            price = budget_in(self.prepared.survey, metric, counted)
+        for name, amount in budget.items():
+            cost = load_cost(name)
+            needs_bits = name.startswith("esn") or cost.model is not None
+            counted = CostConfig(bits=self.config.budget_bits) if needs_bits else None
+            price = budget_in(self.prepared.survey, cost, counted)
             limit = amount * price(self.plan(1.0)) if amount <= 1 else amount
             found.append(keep_within(self.plan, price, limit))
         # all are of one share each, so the one that keeps least fits every budget
@@ -235,7 +232,7 @@ class Pruner:
         """
         return self._result(self._carry_out(plan, folder, progress))
 
-    def _carry_out(self, plan: KeepPlan, folder: Path, progress: Progress) -> "PruneStage":
+    def _carry_out(self, plan: KeepPlan, folder: Path, progress: Progress) -> PruneStage:
         source, content = self.prepared.model, self.content(plan)
         residuals: tuple[float, ...] = ()
         if self.config.by == "admm" and plan.axes:
@@ -248,7 +245,7 @@ class Pruner:
             )
         return PruneStage(small.eval(), plan, residuals)
 
-    def stage(self, plan: KeepPlan, stages: Path, progress: Progress) -> "PruneStage":
+    def stage(self, plan: KeepPlan, stages: Path, progress: Progress) -> PruneStage:
         """`prune` in a folder of ``stages`` that is named after its content; one process at a time works there.
 
         Raises:
@@ -262,10 +259,10 @@ class Pruner:
         except OSError as error:
             raise not_written(folder, error) from error
         with lock:
-            found = self._stored(folder)
+            found = read_stage(self.prepared.model, folder)
             if found is None:
                 found = self._carry_out(plan, folder, progress)
-                _store(folder, found)
+                write_stage(folder, found)
             return found
 
     def content(self, plan: KeepPlan) -> str:
@@ -340,7 +337,7 @@ class Pruner:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"pruned {self.prepared.name} must run on its images, got {reason}{hint}") from error
 
-    def _result(self, stage: "PruneStage") -> CompressedModel:
+    def _result(self, stage: PruneStage) -> CompressedModel:
         example, before = self.prepared.example_input, self.prepared.keep
         return CompressedModel(
             model=stage.network,
@@ -351,65 +348,3 @@ class Pruner:
             origin=self.prepared.origin,
             residuals=stage.residuals,
         )
-
-    def _stored(self, folder: Path) -> "PruneStage | None":
-        """What an earlier call has finished."""
-        file = folder / DONE
-        if not file.exists():
-            return None
-        content = read_regular(file, "pruned network", limit=LARGEST)
-        found = from_json(_StageRecord, content, where=str(file), schema=SCHEMA)
-        weights = (folder / NETWORK).read_bytes() if (folder / NETWORK).is_file() else b""
-        if sha256(weights) != found.network:
-            raise InputError(f"{file} must name the network beside it, got another or none: delete {folder}")
-        return PruneStage(pruned_from_state(self.prepared.model, found.plan, weights), found.plan, found.residuals)
-
-
-@dataclass(frozen=True)
-class PruneStage:
-    """A pruning that is finished; the plan leads from the prepared network."""
-
-    network: nn.Module
-    plan: KeepPlan
-    residuals: tuple[float, ...]
-
-
-@stored_record
-class _StageRecord:
-    """``pruned.json``: a finished pruning.
-
-    Attributes:
-        network: SHA-256 of its weights.
-        residuals: Of ADMM, by epoch.
-        plan: What stayed.
-    """
-
-    network: str
-    residuals: tuple[float, ...]
-    plan: KeepPlan
-
-
-def pruned_from_state(model: nn.Module, plan: KeepPlan, content: bytes) -> nn.Module:
-    """The pruned network that `packed_state` packed.
-
-    Raises:
-        InputError: Damaged bytes, or those of another network.
-    """
-    try:
-        state = load(content)
-    except SafetensorError as error:
-        raise InputError(f"weights of a pruned network must be complete safetensors, got {error}") from error
-    return rebuild(model, plan, state).eval()
-
-
-def packed_state(network: nn.Module) -> bytes:
-    """A network's state dict as safetensors."""
-    return save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()})
-
-
-def _store(folder: Path, stage: PruneStage) -> None:
-    content = packed_state(stage.network)
-    finite = tuple(value for value in stage.residuals if math.isfinite(value))
-    found = _StageRecord(network=sha256(content), residuals=finite, plan=stage.plan)
-    write_whole(folder / NETWORK, content)
-    write_whole(folder / DONE, json_file(with_schema(found, SCHEMA)))

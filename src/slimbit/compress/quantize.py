@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from slimbit.apply.compress import compress
-from slimbit.apply.quantize import plain_levels
 from slimbit.compress.model import CompressedModel
 from slimbit.compress.prepared import PreparedNetwork, prepare
-from slimbit.plan.steps import METRICS as PRICED
+from slimbit.compress.widths import predicted_loss
+from slimbit.measure.named_cost import CostLike, NamedCost, load_amounts, load_cost
 from slimbit.records.config import PAPER, QuantConfig, check_positive
-from slimbit.records.cost import METRICS, CostReport
-from slimbit.records.errors import InputError, closest
+from slimbit.records.cost import CostReport
+from slimbit.records.cost_names import FIXED, check_priceable
+from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
 from slimbit.records.signal import EpochSignal
 from slimbit.survey.trace import Inputs
@@ -33,9 +34,9 @@ def quantize(
     *,
     bits: float | None = None,
     price: float | None = None,
-    budget: Mapping[str, float] | None = None,
+    budget: Mapping[CostLike, float] | None = None,
     signal: EpochSignal | None = None,
-    metric: str | None = None,
+    metric: CostLike | None = None,
     config: QuantConfig | None = None,
     seed: int = 0,
 ) -> CompressedModel:
@@ -44,8 +45,8 @@ def quantize(
     Exactly one of ``bits``, ``price``, ``budget`` and ``signal`` says how far:
 
     * ``bits=b``: ``step = max|W| / 2^(b-1)`` in every layer, levels clipped to b bits.
-    * ``price=p``: steps that minimize predicted loss + ``p`` x cost (closed forms, see docs/glossary.md).
-    * ``budget={"esn_digital": 20e6}``: the smallest price whose network costs at most that, in every metric named.
+    * ``price=p``: steps, or widths, that minimize predicted loss + ``p`` x cost (see docs/glossary.md).
+    * ``budget={"esn_digital": 20e6}``: the smallest price whose network costs at most that, in every cost named.
     * ``signal=epoch``: levels that cost, layer by layer, what the signal-to-noise ratio of a training epoch was worth
       (Prune or quantize? (2019), Appendix B); carried out as plainly as the paper does unless ``config`` says more.
 
@@ -55,9 +56,11 @@ def quantize(
         calibration: Some hundred unlabelled images: a tensor, or batches; not for a prepared network.
         bits: Bit width, 1 to 16; may be fractional.
         price: Loss (nats) one is willing to pay per unit of ``metric``.
-        budget: Largest cost per image, by cost metric.
+        budget: Largest cost per image, by cost: a metric of the cost report or a machine, as for ``metric``.
         signal: Record of a training epoch of this network, from `slimbit.SignalTracker`.
-        metric: Cost that steps are optimal for: "esn_digital" (default), "esn_analog" or "esn_filterwise".
+        metric: Cost that steps and widths are optimal for; default: those of the budget, else "esn_digital". Any metric
+            of the cost report that widths change, or a machine: ``hardware:NAME``, a ``.toml`` file,
+            ``package.module:function``, a `slimbit.HardwareModel` or a function.
         config: Grid, compensation, statistics and so on.
         seed: Of sampled labels and positions; not for a prepared network.
 
@@ -74,8 +77,9 @@ def quantize(
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         raise InputError(f"one of {', '.join(ways)} must be given, got {' and '.join(given) or 'none'}")
-    if metric is not None and metric not in PRICED:
-        raise InputError(f"metric must be one of {', '.join(PRICED)}, got {metric!r}{closest(str(metric), PRICED)}")
+    cost = None if metric is None else load_cost(metric)
+    if cost is not None:
+        check_priceable(cost.name)
     prepared = as_prepared(model, example_input, calibration, seed=seed)
     if signal is not None:
         return quantized(prepared, prepared.plan_signal(signal, config or PAPER))
@@ -84,8 +88,8 @@ def quantize(
         return quantized(prepared, prepared.plan_bits(bits, config))
     if price is not None:
         check_positive("price", price)
-        return quantized(prepared, prepared.plan_at(price, metric or "esn_digital", config))
-    return _within_budget(prepared, _checked_budget(budget), metric, config)
+        return quantized(prepared, prepared.plan_at(price, cost or "esn_digital", config))
+    return _within_budget(prepared, _checked_budget(budget), cost, config)
 
 
 def as_prepared(
@@ -141,52 +145,56 @@ def quantized(prepared: PreparedNetwork, plan: CompressionPlan) -> CompressedMod
     )
 
 
-def _checked_budget(budget: Mapping[str, float] | None) -> dict[str, float]:
+def _checked_budget(budget: Mapping[CostLike, float] | None) -> dict[NamedCost, float]:
     if not isinstance(budget, Mapping) or not budget:
-        raise InputError(f"budget must map cost metrics to amounts, like {{'esn_digital': 20e6}}, got {budget!r}")
-    for name, amount in budget.items():
-        if name not in METRICS:
-            raise InputError(f"budget must be of {', '.join(METRICS)}, got {name!r}{closest(str(name), METRICS)}")
-        check_positive(f"budget of {name}", amount)
-    return dict(budget)
+        raise InputError(f"budget must map costs to amounts, like {{'esn_digital': 20e6}}, got {budget!r}")
+    found = load_amounts(budget)
+    for cost, amount in found.items():
+        check_positive(f"budget of {cost.name}", amount)
+    return found
 
 
 def _within_budget(
-    prepared: PreparedNetwork, budget: dict[str, float], metric: str | None, config: QuantConfig
+    prepared: PreparedNetwork, budget: dict[NamedCost, float], metric: NamedCost | None, config: QuantConfig
 ) -> CompressedModel:
-    """The smallest price that fits; of the metrics that a price may be for, the one with the least predicted loss."""
-    metrics = [metric] if metric else [name for name in budget if name in PRICED] or ["esn_digital"]
+    """The smallest price that fits; of the costs that a price may be for, the one with the least predicted loss."""
+    priced = [cost for cost in budget if cost.name not in FIXED]
+    metrics = [metric] if metric else priced or [load_cost("esn_digital")]
     aims, result = dict(budget), None
     for _ in range(ROUNDS):
-        plans = [_plan_within(prepared, aims, name, config) for name in metrics]
-        plan = min(plans, key=lambda plan: predicted_loss(prepared, plan))
+        plans = [_plan_within(prepared, aims, cost, config) for cost in metrics]
+        plan = min(plans, key=lambda plan: predicted_loss(prepared, plan)) if len(plans) > 1 else plans[0]
         result = quantized(prepared, plan)
-        over = {name: _amount(result.cost, name) / amount for name, amount in budget.items()}
+        over = {cost: _amount(result.cost, cost) / amount for cost, amount in budget.items()}
         if max(over.values()) <= 1:
             return result
         # the prediction rounds plainly: aim lower by what it was off
-        aims = {name: aims[name] / max(1.0, over[name]) * 0.998 for name in aims}
+        aims = {cost: aims[cost] / max(1.0, over[cost]) * 0.998 for cost in aims}
     assert result is not None
-    found = ", ".join(f"{name} {_amount(result.cost, name):g}" for name in budget)
-    raise InputError(f"budget must be one that a network fits, got {budget}: the nearest found costs {found}")
+    found = ", ".join(f"{cost.name} {_amount(result.cost, cost):g}" for cost in budget)
+    raise InputError(f"budget must be one that a network fits, got {_shown(budget)}: the nearest found costs {found}")
+
+
+def _shown(budget: Mapping[NamedCost, float]) -> dict[str, float]:
+    return {cost.name: amount for cost, amount in budget.items()}
 
 
 def _plan_within(
-    prepared: PreparedNetwork, budget: dict[str, float], metric: str, config: QuantConfig
+    prepared: PreparedNetwork, budget: dict[NamedCost, float], metric: NamedCost, config: QuantConfig
 ) -> CompressionPlan:
     """The plan of the smallest price whose predicted costs are within the budget, by bisection in log price."""
 
     def fits(price: float) -> CompressionPlan | None:
         plan = prepared.plan_at(price, metric, config)
         report = prepared.predicted(plan)
-        return plan if all(_amount(report, name) <= amount for name, amount in budget.items()) else None
+        return plan if all(_amount(report, cost) <= amount for cost, amount in budget.items()) else None
 
     low, high = CHEAPEST, DEAREST
     best = fits(high)
     if best is None:
         report = prepared.predicted(prepared.plan_at(high, metric, config))
-        least = ", ".join(f"{name} {_amount(report, name):g}" for name in budget)
-        raise InputError(f"budget must be one that a network fits, got {budget}: the least is {least}")
+        least = ", ".join(f"{cost.name} {_amount(report, cost):g}" for cost in budget)
+        raise InputError(f"budget must be one that a network fits, got {_shown(budget)}: the least is {least}")
     for _ in range(STEPS):
         if high / low < 1.001:
             break
@@ -196,21 +204,8 @@ def _plan_within(
     return best
 
 
-def _amount(report: CostReport, metric: str) -> float:
-    value = report.total[metric]
+def _amount(report: CostReport, cost: NamedCost) -> float:
+    value = cost.total(report)
     if value is None:
-        raise InputError(f"{metric} of {report.network} must exist to be a budget, got none: a layer stays float")
+        raise InputError(f"{cost.name} of {report.network} must exist to be a budget, got none: a layer stays float")
     return float(value)
-
-
-def predicted_loss(prepared: PreparedNetwork, plan: CompressionPlan) -> float:
-    """``1/2 sum s ||w - step q||^2`` over the filters, times what compensation leaves: the predicted loss."""
-    inputs = prepared.inputs(plan.config, priced=True)
-    sensitivity, total = inputs.checked_sensitivity(), 0.0
-    for layer in plan.layers:
-        weights = inputs.weights[layer.name].float()
-        rounded = plain_levels(weights, layer, mask=prepared.masks.get(layer.name))
-        gap = (weights - rounded.weights()).double().square().flatten(1).sum(1)
-        s = gap.new_tensor(sensitivity.filters[layer.name])
-        total += 0.5 * float((s * gap).sum()) * inputs.compensation_factors.get(layer.name, 1.0)
-    return total

@@ -11,7 +11,7 @@ from slimbit.artifacts.packed import PackedModel, unpack_model
 from slimbit.artifacts.rebuild import rebuild
 from slimbit.compress.load import form_of, program_of
 from slimbit.compress.model import CompressedModel
-from slimbit.compress.prune import pruned_from_state
+from slimbit.compress.prune_stage import pruned_from_state
 from slimbit.measure.cost import cost
 from slimbit.numerics.batches import zeros_like_input
 from slimbit.records.codec import from_json
@@ -107,7 +107,7 @@ def restored_pruned(
     Args:
         info: The run.
         keep: What is left of the original.
-        state: Its weights, see `slimbit.compress.prune.packed_state`.
+        state: Its weights, see `slimbit.compress.prune_stage.packed_state`.
         form: A network of the original's form; None: it is built by its name.
         allow_code: Whether code that the run names may be run to build it.
 

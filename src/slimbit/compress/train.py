@@ -65,7 +65,7 @@ def train(
         card: dict[str, Any] = {
             **({"network": settings.network} if settings.network else {}),
             "normalize": {"mean": list(norm.mean), "std": list(norm.std)} if norm.name == "custom" else norm.name,
-            "classes": data.classes,
+            "classes": split.test.outputs(model),
             **({"held_out": split.held} if split.held else {}),
             "description": f"slimbit train {settings.network or type(model).__name__}, {settings.epochs} epochs of "
             f"{len(split.images)} images of {data.name}, {split.held} others held out{chosen}, "

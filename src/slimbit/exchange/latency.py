@@ -88,8 +88,12 @@ def measure_latency(
 
 def _take_turns(candidates: list[_Candidate], seconds: float) -> None:
     for candidate in candidates:
-        for _ in range(WARM_UP):
-            candidate.run()
+        try:
+            for _ in range(WARM_UP):
+                candidate.run()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{candidate.file} must be a file that the runtime can execute, got {reason}") from error
     begin = time.perf_counter()
     while time.perf_counter() - begin < seconds * len(candidates) or len(candidates[0].seconds) < FEWEST_PASSES:
         for candidate in candidates:

@@ -19,6 +19,7 @@ from slimbit.exchange.reference import Reference, stored_array
 from slimbit.numerics.batches import inputs_of
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.verification import Fusion, NodeExecution, SaturationCheck, Verification
+from slimbit.survey.files import reading
 
 Array = NDArray[Any]
 CHUNK = 50
@@ -68,18 +69,20 @@ def verify_onnx(
         raise MissingExtraError("onnxruntime", "onnx", "verifying an ONNX file")
     path = Path(file)
     model = load_model(path)
-    _check_quantized(model, path)
-    session, watching, version = _open(model, precise=precise, threads=threads) if in_runtime else (None, None, "")
-    reference = Reference(model)
-    inputs = [value.name for value in model.graph.input]
-    watched = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    saturation = tuple(saturation_checks(model))
+    with reading(path, "quantized ONNX"):
+        _check_quantized(model, path)
+        session, watching, version = _open(model, precise=precise, threads=threads) if in_runtime else (None, None, "")
+        reference = Reference(model)
+        inputs = [value.name for value in model.graph.input]
+        watched = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+        saturation = tuple(saturation_checks(model))
     tally = _Tally(labels)
     for batch in _chunks(images):
         given = dict(zip(inputs, batch, strict=False))
         _check_shapes(model, given)
-        outputs, codes = reference.run(given, keep=True)
-        tally.add(outputs, outputs if session is None else session.run(None, given))
+        with reading(path, "quantized ONNX"):  # whatever a graph can be, both execute
+            outputs, codes = reference.run(given, keep=True)
+            tally.add(outputs, outputs if session is None else session.run(None, given))
         if watching is not None:
             tally.compare(codes, dict(zip(watched, watching.run(watched, given), strict=True)))
         if network is not None:

@@ -1,12 +1,20 @@
 """A traced frontier: its points, the one that fits, and the model behind it."""
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimbit.frontier.select import best_within, cheapest_at_accuracy, pareto_front
 from slimbit.frontier.store import RunStore, open_store
+from slimbit.measure.hardware import HardwareLike, load_hardware
+from slimbit.measure.named_cost import CostLike, NamedCost, load_cost
+from slimbit.records.codec import from_json
+from slimbit.records.cost import METRICS, CostReport
+from slimbit.records.cost import SCHEMA as COST_SCHEMA
+from slimbit.records.cost_names import HARDWARE
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
@@ -34,9 +42,16 @@ class Frontier:
     True
     """
 
-    def __init__(self, store: RunStore, *, form: "nn.Module | None" = None) -> None:
-        self._store, self._form = store, form
-        self.points: tuple[FrontierPoint, ...] = store.points()
+    def __init__(
+        self,
+        store: RunStore,
+        *,
+        form: "nn.Module | None" = None,
+        machines: tuple[NamedCost, ...] = (),
+        given: tuple[str, ...] = (),
+    ) -> None:
+        self._store, self._form, self._machines, self._given = store, form, machines, given
+        self.points: tuple[FrontierPoint, ...] = tuple(self._on_machines(point) for point in store.points())
 
     @property
     def info(self) -> RunInfo:
@@ -56,8 +71,13 @@ class Frontier:
 
     @property
     def metric(self) -> str:
-        """Cost metric that the sweep was for."""
+        """Cost that the sweep was for: a metric, or ``hardware:`` and the name of a machine."""
         return self.info.metric
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """Names of the costs that points have: all metrics, and the machines of the run or of `with_hardware`."""
+        return tuple(dict.fromkeys((*METRICS, *(name for point in self.points for name in point.costs))))
 
     @property
     def float_accuracy(self) -> float:
@@ -66,35 +86,82 @@ class Frontier:
 
     def refresh(self) -> "Frontier":
         """The same run with the points that are finished by now."""
-        return Frontier(self._store, form=self._form)
+        return Frontier(self._store, form=self._form, machines=self._machines, given=self._given)
 
-    def pareto(self, metric: str | None = None) -> tuple[FrontierPoint, ...]:
+    def with_hardware(self, *machines: HardwareLike) -> "Frontier":
+        """The same run with the costs of its points on further machines, from their stored cost reports: no new sweep.
+
+        Args:
+            machines: As `slimbit.load_hardware` takes them: names, ``.toml`` files, functions, `slimbit.HardwareModel`.
+
+        Returns:
+            A frontier whose points have the costs ``hardware:NAME``; None for points with widths that the machine does
+            not run.
+
+        Raises:
+            InputError: There is no such machine, it fails on a layer, or two have one name.
+        """
+        named = [NamedCost(HARDWARE + model.name, model) for model in map(load_hardware, machines)]
+        names = [*(one.name for one in self._machines), *(one.name for one in named)]
+        if len({*names}) < len(names):
+            raise InputError(f"names of machines must differ, got {', '.join(names)}")
+        given = tuple(os.fspath(one) for one in machines if isinstance(one, str | os.PathLike))
+        return Frontier(self._store, form=self._form, machines=(*self._machines, *named), given=(*self._given, *given))
+
+    def with_costs(self, costs: Iterable[CostLike]) -> "tuple[Frontier, list[str]]":
+        """The same run with whatever machines these costs name, and the names under which its points have them.
+
+        Args:
+            costs: As in `best`.
+
+        Raises:
+            InputError: There is no such cost; the sentence lists what there is.
+        """
+        frontier, names = self, []
+        for cost in costs:
+            # what the run says of itself is taken by name: opening a run of somebody else runs no code
+            known = [NamedCost(name) for name in (self.metric, *frontier.costs) if name not in METRICS]
+            named = load_cost(cost, (*frontier._machines, *known))
+            if named.model is not None and not any(named.is_same(machine) for machine in frontier._machines):
+                frontier = frontier.with_hardware(named.model)
+            names.append(named.name)
+        return frontier, names
+
+    def pareto(self, metric: CostLike | None = None) -> tuple[FrontierPoint, ...]:
         """The points that no other point dominates, from the cheapest to the dearest.
 
         Args:
-            metric: Cost metric; default: the run's.
+            metric: A cost as in `best`; default: the run's.
         """
-        return pareto_front(self.points, metric or self.metric)
+        frontier, (name,) = self.with_costs([metric or self.metric])
+        return pareto_front(frontier.points, name)
 
-    def best(self, within: Mapping[str, float]) -> FrontierPoint:
-        """The most accurate point that costs at most so much in every metric named.
+    def best(self, within: Mapping[CostLike, float]) -> FrontierPoint:
+        """The most accurate point that costs at most so much in every cost named.
 
         Args:
-            within: Largest cost by metric, e.g. ``{"esn_digital": 31e6, "esn_analog": 19e6}``.
+            within: Largest amount by cost: a metric, the machine of the run or of `with_hardware` as
+                ``hardware:NAME``, a built-in machine, or any other as a ``.toml`` file, a function or a
+                `slimbit.HardwareModel`, e.g. ``{"esn_digital": 31e6, "edge-npu.toml": 2e6}``.
 
         Raises:
-            InputError: No point fits; the message names the cheapest one.
+            InputError: No point fits; the message names the cheapest one. Or there is no such cost.
         """
-        return best_within(self._loadable(), within)
+        if not isinstance(within, Mapping) or not within:
+            raise InputError(f"within must map costs to amounts, like {{'esn_digital': 20e6}}, got {within!r}")
+        frontier, names = self.with_costs(within)
+        return best_within(
+            frontier._loadable(), dict(zip(names, within.values(), strict=True)), score_name=self.info.score_name
+        )
 
     def cheapest(
-        self, accuracy: float | None = None, metric: str | None = None, *, max_drop: float | None = None
+        self, accuracy: float | None = None, metric: CostLike | None = None, *, max_drop: float | None = None
     ) -> FrontierPoint:
         """The cheapest point of at least that accuracy, or of one not much below the float network's.
 
         Args:
             accuracy: As ``evaluate`` returns it.
-            metric: Cost metric; default: the run's.
+            metric: A cost as in `best`; default: the run's.
             max_drop: Instead of an accuracy: by how much it may be below that of the float network.
 
         Raises:
@@ -105,10 +172,11 @@ class Frontier:
             raise InputError(f"accuracy or max_drop must be given, got {'none' if accuracy is None else 'both'}")
         if max_drop is not None:
             if not math.isfinite(max_drop) or max_drop < 0:
-                raise InputError(f"max_drop must be 0 or more points of accuracy, got {max_drop}")
+                raise InputError(f"max_drop must be 0 or more points of {self.info.score_name}, got {max_drop}")
             accuracy = self.info.float_accuracy - max_drop
         assert accuracy is not None
-        return cheapest_at_accuracy(self._loadable(), metric or self.metric, accuracy)
+        frontier, (name,) = self.with_costs([metric or self.metric])
+        return cheapest_at_accuracy(frontier._loadable(), name, accuracy, score_name=self.info.score_name)
 
     def load(
         self, point: FrontierPoint, *, model: "nn.Module | None" = None, allow_code: bool = False
@@ -196,8 +264,18 @@ class Frontier:
         """
         from slimbit.report.page import write_report
 
+        def cost_data(point: FrontierPoint) -> Mapping[str, Any]:
+            return self._cost_report(point).to_dict()
+
         return write_report(
-            self.info, self.points, self._store.read, run=str(self.path), exported=self.exported(), out=out
+            self.info,
+            self.points,
+            self._store.read,
+            run=str(self.path),
+            exported=self.exported(),
+            out=out,
+            read_cost=cost_data if self._machines else None,
+            hardware=self._given,
         )
 
     def to_pandas(self) -> Any:
@@ -211,6 +289,23 @@ class Frontier:
         except ImportError as error:
             raise MissingExtraError("pandas", "pandas", "to_pandas") from error
         return pd.DataFrame([point.to_dict() for point in self.points])
+
+    def _on_machines(self, point: FrontierPoint) -> FrontierPoint:
+        """A point with its costs on the machines that were added."""
+        if not self._machines or "cost" not in point.objects:
+            return point
+        report = self._cost_report(point)
+        names = [(machine.name, machine.name.removeprefix(HARDWARE)) for machine in self._machines]
+        found = {name: report.hardware[short].total if short in report.hardware else None for name, short in names}
+        return replace(point, costs={**point.costs, **found})
+
+    def _cost_report(self, point: FrontierPoint) -> CostReport:
+        """The stored cost report of a point, with the machines that run its widths."""
+        where = f"cost of point {point.number} of run {self.path}"
+        report = from_json(CostReport, self._store.read(point.objects["cost"], "json"), where=where, schema=COST_SCHEMA)
+        for machine in self._machines:
+            report = machine.in_report_or_not(report)
+        return report
 
     def _loadable(self) -> list[FrontierPoint]:
         """A failed point has no levels."""

@@ -16,11 +16,14 @@ import torch
 from torch import nn
 
 from slimbit.compress.quantize import quantized
+from slimbit.frontier.time_limit import time_limit
 from slimbit.frontier.width_sweep import WidthSweep
 from slimbit.records.accuracy import Accuracy, wilson_interval
 from slimbit.records.codec import canonical, from_json, with_schema
+from slimbit.records.config import LONGEST_NAME
 from slimbit.records.cost import METRICS
 from slimbit.records.cost import SCHEMA as COST_SCHEMA
+from slimbit.records.cost_names import HARDWARE
 from slimbit.records.errors import InputError
 from slimbit.records.files import StoreError
 from slimbit.records.plan import CompressionPlan
@@ -28,7 +31,7 @@ from slimbit.records.point import FrontierPoint, PlannedPoint
 from slimbit.records.text import clipped, fault_of
 
 Evaluate = Callable[[nn.Module], Any]
-LONGEST_REASON, LONGEST_NAME = 500, 40
+LONGEST_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,13 @@ class Scorer:
     Attributes:
         evaluate: From a network to a number, higher is better, or to an `Accuracy`. It may also say as attributes how
             many ``images`` and ``classes`` it scores; then the number is a percentage.
+        given_name: What the score is called, over the ``name`` attribute; None: not given.
+        timeout_seconds: Most wall time of one call; None: no limit.
     """
 
     evaluate: Evaluate
+    given_name: str | None = None
+    timeout_seconds: float | None = None
 
     @property
     def images(self) -> int | None:
@@ -61,7 +68,7 @@ class Scorer:
     @property
     def name(self) -> str:
         """What the score is called in tables and on axes."""
-        value = getattr(self.evaluate, "name", None)
+        value = self.given_name or getattr(self.evaluate, "name", None)
         return clipped(value, LONGEST_NAME) if isinstance(value, str) and value.strip() else "accuracy"
 
     @property
@@ -75,12 +82,13 @@ class Scorer:
         A network that ``evaluate`` leaves in training mode, as loops that train as well do, is put back.
 
         Raises:
-            InputError: ``evaluate`` returned something else than a finite number, or changed weights or statistics:
-                its score would be that of another network than the one that is kept.
+            InputError: ``evaluate`` returned something else than a finite number, did not end in time, or changed
+                weights or statistics: its score would be that of another network than the one that is kept.
         """
         modes, before = {module: module.training for module in network.modules()}, _checksums(network)
         try:
-            value = self.evaluate(network)
+            with time_limit(self.timeout_seconds, "evaluate"):
+                value = self.evaluate(network)
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -176,10 +184,11 @@ def _measured(
     with clock.stage("compress"):
         result = quantized(sweep.prepared, plan)
     with clock.stage("store"):
-        packed = result.packed()
+        packed, machine = result.packed(), sweep.plan.cost
+        cost = machine.in_report_or_not(result.cost)  # a baseline may have widths that the machine does not run
         objects = {
             **point.objects,
-            "cost": store.write(canonical(with_schema(result.cost, COST_SCHEMA)), "json"),
+            "cost": store.write(canonical(with_schema(cost, COST_SCHEMA)), "json"),
             "layers": store.write(canonical(list(packed.entries)), "json"),
             "levels": store.write(packed.levels, "bin"),
             "state": store.write(packed.state, "safetensors"),
@@ -194,7 +203,8 @@ def _measured(
         accuracy_high=high,
         images=score.images if isinstance(score, Accuracy) else None,
         hits=score.hits if isinstance(score, Accuracy) else "",
-        costs={name: result.cost.total[name] for name in METRICS},
+        costs={name: result.cost.total[name] for name in METRICS}
+        | {HARDWARE + name: found.total for name, found in cost.hardware.items()},
         objects=objects,
         seconds=clock.seconds,
     )

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from slimbit.apply.compress import compress
 from slimbit.compress.prepared import PreparedNetwork
 from slimbit.frontier.spacing import price_for
+from slimbit.measure.named_cost import NamedCost
 from slimbit.numerics.batches import call_network, output_heads
 from slimbit.numerics.copies import copied
+from slimbit.plan.widths import price_bounds
 from slimbit.records.config import QuantConfig
+from slimbit.records.cost_names import allocation_of
 
 FINE_BITS, COARSE_BITS = 8.0, 0.02
 """Mean bits per weight between which every useful price lies: as good as float, and next to nothing left."""
@@ -24,13 +27,15 @@ FIRST_BITS, FIRST_FILTERWISE_BITS = (1.0, 2.0, 0.5), (3.0, 4.0, 2.0)
 """Mean bits per weight of the points that are measured before the range is known. Between twice and half a bit per
 weight, a ResNet-20, a ResNet-50 and an EfficientNet lose from little to most; where every filter has one width for all
 its weights, and no level is zero, between four bits and two."""
-LIKELY, LIKELY_FILTERWISE = (2.0, 0.05), (4.0, 1.05)
-"""Mean bits between which the collapse is looked for first."""
+COLLAPSE, COLLAPSE_FILTERWISE = (1.0, COARSE_BITS), (3.0, 1.05)
+"""Mean bits between which the collapse is looked for first, ..."""
+FLOAT, FLOAT_FILTERWISE = (4.0, 1.0), (6.0, 3.0)
+"""... and the point that is nearly float."""
 STRIDE = 16.0
 FEW_IMAGES = 16
 """Fewer than so many calibration images are no measure of what was fitted to them."""
 TRIES, FURTHER_TRIES = 4, 2
-"""Bisections of the likely range of prices for the cheap end, and between its tries for the dear one."""
+"""Bisections of the likely range of prices for the cheap end, and for the dear one."""
 MOST_STRIDES = 40
 
 
@@ -53,12 +58,12 @@ class OutputFidelity:
 
     Attributes:
         prepared: The network.
-        metric: Cost metric that prices are for.
+        metric: Cost that prices are for.
         config: How plans are carried out.
     """
 
     prepared: PreparedNetwork
-    metric: str
+    metric: NamedCost
     config: QuantConfig
     tried: dict[float, tuple[float, float]] = field(default_factory=dict)
 
@@ -79,11 +84,13 @@ class OutputFidelity:
         if price not in self.tried:
             prepared = self.prepared
             plan = prepared.plan_at(price, self.metric, self.config)
-            plan = replace(plan, activations=())  # what they lose is the same at every price
+            if allocation_of(self.metric.name) != "table":
+                plan = replace(plan, activations=())  # what they lose is the same at every price
             if prepared.images < FEW_IMAGES:  # they fit any statistics and compensation: judge plain rounding
                 plain = {"compensation": False, "target": "weights", "statistics": "stored"}
                 plan = replace(plan, config=plan.config.model_copy(update=plain))
-            result = compress(prepared.model, plan, prepared.spec, self._calibration)
+            flow = prepared.flow if plan.activations else None
+            result = compress(prepared.model, plan, prepared.spec, self._calibration, flow=flow)
             found = self._outputs(result.model)
             fidelity = fidelity_of(_side_by_side(found), _side_by_side(self._float))
             classifies = prepared.sensitivity.likelihood == "categorical"
@@ -132,52 +139,51 @@ def kappa_of(found: Tensor, wanted: Tensor) -> float | None:
 
 
 def find_price_range(
-    prepared: PreparedNetwork, metric: str, config: QuantConfig, progress: Callable[[str], None]
+    prepared: PreparedNetwork, metric: NamedCost, config: QuantConfig, progress: Callable[[str], None]
 ) -> PriceRange:
     """The range of prices from nearly float to collapse.
 
-    Costs are predicted from plans alone. Only the two ends need compressed networks, on few images: six, or ten where
-    the network does not collapse between `LIKELY` mean bits per weight.
+    Costs are predicted from plans alone. Only the two ends need compressed networks, on few images: six, and as many
+    again for an end that is not where it is likely to be.
 
     Args:
         prepared: The network.
-        metric: Cost metric that prices are for.
+        metric: Cost that prices are for.
         config: How plans are carried out.
         progress: Called before each try.
     """
     bits = PredictedBits(prepared, metric, config)
-    fine, coarse = _bracket(bits)
+    fine, coarse = _bounds(bits)
     fidelity = OutputFidelity(prepared, metric, config)
 
-    def last(holds: Callable[[float], bool], low: float, high: float, tries: int) -> tuple[float, float]:
-        """The prices between which ``holds`` turns false, by bisection in log price."""
+    def bisected(holds: Callable[[float], bool], low: float, high: float, tries: int) -> tuple[float, float]:
         for turn in range(tries):
             progress(f"try {turn + 1} of {tries}")
             middle = math.sqrt(low * high)
             low, high = (middle, high) if holds(middle) else (low, middle)
         return low, high
 
-    def lives(price: float) -> bool:
-        return fidelity.agreement(price) > COLLAPSED
+    def last(holds: Callable[[float], bool], likely: tuple[float, float], most: float, tries: int) -> float:
+        """The price up to ``most`` where ``holds`` turns false, looked for between two likely mean bits first."""
+        begin, end = (min(bits.price(value, fine, coarse), most) for value in likely)
+        low, high = bisected(holds, begin, end, tries)
+        if low == begin > fine:  # it held nowhere: it turns false before
+            low, high = bisected(holds, fine, begin, tries)
+        elif high == end < most:
+            low, high = bisected(holds, end, most, tries)
+        return math.sqrt(low * high)
 
-    likely = LIKELY_FILTERWISE if metric == "esn_filterwise" else LIKELY
-    begin, end = (bits.price(value, fine, coarse) for value in likely)
-    low, high = last(lives, begin, end, TRIES)
-    if low == begin or high == end:  # it turned false nowhere in between: on one side of it
-        low, high = last(lives, fine, begin, TRIES) if low == begin else last(lives, end, coarse, TRIES)
-    high = math.sqrt(low * high)
-    known = [price for price in fidelity.tried if price < high]
-    floor = max((p for p in known if fidelity.fidelity(p) >= NEARLY_FLOAT), default=fine)
-    ceiling = min((p for p in known if p > floor and fidelity.fidelity(p) < NEARLY_FLOAT), default=high)
-    low, ceiling = last(lambda price: fidelity.fidelity(price) >= NEARLY_FLOAT, floor, ceiling, FURTHER_TRIES)
-    return PriceRange(math.sqrt(low * ceiling), high)
+    collapse, nearly = (COLLAPSE_FILTERWISE, FLOAT_FILTERWISE) if _has_widths(metric) else (COLLAPSE, FLOAT)
+    high = last(lambda price: fidelity.agreement(price) > COLLAPSED, collapse, coarse, TRIES)
+    low = last(lambda price: fidelity.fidelity(price) >= NEARLY_FLOAT, nearly, high, FURTHER_TRIES)
+    return PriceRange(low, high)
 
 
-def first_prices(prepared: PreparedNetwork, metric: str, config: QuantConfig) -> list[float]:
+def first_prices(prepared: PreparedNetwork, metric: NamedCost, config: QuantConfig) -> list[float]:
     """Prices of the points that are measured before the range is known, by mean bits per weight; none is compressed."""
     bits = PredictedBits(prepared, metric, config)
-    fine, coarse = _bracket(bits)
-    wanted = FIRST_FILTERWISE_BITS if metric == "esn_filterwise" else FIRST_BITS
+    fine, coarse = _bounds(bits)
+    wanted = FIRST_FILTERWISE_BITS if _has_widths(metric) else FIRST_BITS
     return [bits.price(value, fine, coarse) for value in wanted]
 
 
@@ -189,12 +195,12 @@ class PredictedBits:
 
     Attributes:
         prepared: The network.
-        metric: Cost metric that prices are for.
+        metric: Cost that prices are for.
         config: How plans are carried out.
     """
 
     prepared: PreparedNetwork
-    metric: str
+    metric: NamedCost
     config: QuantConfig
     known: dict[float, float] = field(default_factory=dict)
 
@@ -217,6 +223,20 @@ class PredictedBits:
         above = [price for price, there in self.known.items() if there >= bits and low <= price <= high]
         below = [price for price, there in self.known.items() if there < bits and low <= price <= high]
         return price_for(self, bits, max(above, default=low), min(below, default=high))
+
+
+def _has_widths(metric: NamedCost) -> bool:
+    """Whether a price decides on whole widths, of filters or layers, instead of steps."""
+    return allocation_of(metric.name) in ("filterwise", "table")
+
+
+def _bounds(bits: PredictedBits) -> tuple[float, float]:
+    """Prices between which every useful one lies."""
+    config = bits.config.for_metric(bits.metric.name)
+    if allocation_of(bits.metric.name) != "table":
+        return _bracket(bits)
+    inputs = bits.prepared.inputs(config, priced=True)
+    return price_bounds(inputs, config, bits.prepared.width_costs(bits.metric, config))
 
 
 def _bracket(bits: Callable[[float], float]) -> tuple[float, float]:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from slimbit.numerics.pareto import pareto_mask
-from slimbit.records.cost import METRICS
-from slimbit.records.errors import InputError, closest
+from slimbit.records.cost_names import check_cost_name
+from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
 
 
@@ -13,11 +13,10 @@ def measured(points: Iterable[FrontierPoint], *metrics: str) -> tuple[FrontierPo
     """The points that have an accuracy and costs of those names; failed ones are left out.
 
     Raises:
-        InputError: No such metric.
+        InputError: No such cost.
     """
     for metric in metrics:
-        if metric not in METRICS:
-            raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}{closest(metric, METRICS)}")
+        check_cost_name(metric, "metric")
     return tuple(
         p for p in points if p.state == "done" and p.accuracy is not None and all(_has(p, metric) for metric in metrics)
     )
@@ -49,8 +48,16 @@ def pareto_front(points: Iterable[FrontierPoint], metric: str) -> tuple[Frontier
     return tuple(sorted(front, key=lambda p: (_cost(p, metric), p.number)))
 
 
-def cheapest_at_accuracy(points: Iterable[FrontierPoint], metric: str, accuracy: float) -> FrontierPoint:
+def cheapest_at_accuracy(
+    points: Iterable[FrontierPoint], metric: str, accuracy: float, *, score_name: str = "accuracy"
+) -> FrontierPoint:
     """The cheapest point of at least that accuracy; of equally cheap ones the most accurate.
+
+    Args:
+        points: Any, baselines included.
+        metric: Cost metric.
+        accuracy: The least.
+        score_name: What is called accuracy here, for the message.
 
     Raises:
         InputError: No point is that accurate; the message names the most accurate one.
@@ -60,13 +67,21 @@ def cheapest_at_accuracy(points: Iterable[FrontierPoint], metric: str, accuracy:
     if not good:
         best = max(found, key=lambda p: (_accuracy(p), -_cost(p, metric), -p.number))
         raise InputError(
-            f"accuracy must be one that a point reaches, got {accuracy:g}: the most accurate is {_named(best, metric)}"
+            f"{score_name} must be one that a point reaches, got {accuracy:g}: the most accurate is "
+            f"{_named(best, metric, score_name=score_name)}"
         )
     return min(good, key=lambda p: (_cost(p, metric), -_accuracy(p), p.number))
 
 
-def best_within(points: Iterable[FrontierPoint], within: Mapping[str, float]) -> FrontierPoint:
+def best_within(
+    points: Iterable[FrontierPoint], within: Mapping[str, float], *, score_name: str = "accuracy"
+) -> FrontierPoint:
     """The most accurate point that costs at most so much in every metric; of equally accurate ones the cheapest.
+
+    Args:
+        points: Any, baselines included.
+        within: Largest cost by metric.
+        score_name: What is called accuracy here, for the message.
 
     Raises:
         InputError: No metric, or no point that is so cheap; the message names the cheapest one.
@@ -80,7 +95,8 @@ def best_within(points: Iterable[FrontierPoint], within: Mapping[str, float]) ->
         return min(fitting, key=lambda p: (-_accuracy(p), _cost(p, first), p.number))
     asked = ", ".join(f"{metric} {amount:g}" for metric, amount in within.items())
     least = min(found, key=lambda p: (_excess(p, within), -_accuracy(p), p.number))
-    raise InputError(f"budget must be one that a point fits, got {asked}: the cheapest is {_named(least, *within)}")
+    named = _named(least, *within, score_name=score_name)
+    raise InputError(f"budget must be one that a point fits, got {asked}: the cheapest is {named}")
 
 
 def _excess(point: FrontierPoint, within: Mapping[str, float]) -> float:
@@ -94,9 +110,9 @@ def _some(points: Sequence[FrontierPoint], metrics: tuple[str, ...]) -> Sequence
     return points
 
 
-def _named(point: FrontierPoint, *metrics: str) -> str:
+def _named(point: FrontierPoint, *metrics: str, score_name: str) -> str:
     costs = ", ".join(f"{metric} {_cost(point, metric):g}" for metric in metrics)
-    return f"point {point.number} ({point.label}) with {costs} at accuracy {_accuracy(point):g}"
+    return f"point {point.number} ({point.label}) with {costs} at {score_name} {_accuracy(point):g}"
 
 
 def _has(point: FrontierPoint, metric: str) -> bool:

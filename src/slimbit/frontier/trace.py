@@ -32,7 +32,9 @@ from slimbit.frontier.store import (
 )
 from slimbit.frontier.study import is_server
 from slimbit.frontier.table import FolderTable, RunTable
+from slimbit.frontier.time_limit import time_limit
 from slimbit.frontier.worker import Worker
+from slimbit.measure.named_cost import CostLike, NamedCost, load_cost
 from slimbit.plan.signal import check_signal
 from slimbit.records.accuracy import Accuracy, is_near_chance
 from slimbit.records.codec import digest
@@ -58,7 +60,7 @@ def trace_frontier(
     evaluate: Evaluate | None = None,
     *,
     out: str | Path,
-    metric: str | None = None,
+    metric: CostLike | None = None,
     points: int | None = None,
     config: RunConfig | None = None,
     data: TrainingData | None = None,
@@ -83,7 +85,8 @@ def trace_frontier(
         evaluate: From a network to a number, higher is better, or to a `slimbit.Accuracy`, which says how many images
             it rests on. A ``digest`` attribute, where there is one, is checked when the run is continued.
         out: Folder of the run (docs/reference/run-folder.md).
-        metric: Cost to save: "esn_digital", "esn_analog" or "esn_filterwise"; over that of ``config``.
+        metric: Cost to save; over that of ``config``. A metric of the cost report, ``hardware:NAME``, a ``.toml`` file,
+            ``package.module:function``, a `slimbit.HardwareModel` or a function.
         points: Number of points of each network, those for comparison not counted; over that of ``config``.
         config: Everything else.
         data: What pruned networks learn from, where ``config.prune.tune`` says that they do.
@@ -108,10 +111,17 @@ def trace_frontier(
     if evaluate is None or not callable(evaluate):
         raise InputError(f"evaluate must be a function from a network to a number, got {type(evaluate).__name__}")
     folder = as_path(out, "out")
-    settings: RunConfig = (config or RunConfig()).with_options({"metric": metric, "points": points})
-    settings = settings.model_copy(update={"quant": settings.quant.for_metric(settings.metric)})
+    named = metric if metric is None or isinstance(metric, str) else load_cost(metric).name
+    settings: RunConfig = (config or RunConfig()).with_options({"metric": named, "points": points})
+    cost = load_cost(settings.metric if metric is None else metric)
+    near = {name if name == "accuracy" else load_cost(name, (cost,), what="near").name: amount
+            for name, amount in settings.near.items()}  # fmt: skip
+    settings = settings.model_copy(
+        update={"metric": cost.name, "near": near, "quant": settings.quant.for_metric(cost.name)}
+    )
     given_once = {name: getattr(settings, name) for name in OF_PREPARE}
-    root = as_prepared(model, example_input, calibration, **given_once)
+    with time_limit(settings.timeout_seconds, "calibration"):
+        root = as_prepared(model, example_input, calibration, **given_once)
     for name in OF_PREPARE:
         given, there = getattr(settings, name), getattr(root, name)
         if name in settings.model_fields_set and given != there:
@@ -123,15 +133,17 @@ def trace_frontier(
     if all(layer.name in settings.quant.skip for layer in root.spec.layers):
         raise InputError(f"skip must leave a layer of {root.name} to compress, got all of them")
     pruner = _pruner(settings, root, data)
-    scorer, listener = Scorer(evaluate), progress or silent
+    scorer, listener = Scorer(evaluate, settings.metric_name, settings.timeout_seconds), progress or silent
     check_folder(folder)
-    store = _opened(folder, settings, root, scorer, _fixed(settings, root, scorer, signal, pruner), listener)
+    fixed = _fixed(settings, root, scorer, signal, pruner) | {"machine": _definition(cost)}
+    store = _opened(folder, settings, root, scorer, fixed, listener)
     assert store.info is not None
     worker = Worker(
         store,
         store.info,
         root,
         settings,
+        cost=cost,
         signal=signal,
         pruner=pruner,
         stages=folder / STAGES if settings.stages is None else Path(settings.stages),
@@ -272,6 +284,12 @@ def _fixed(
     }
 
 
+def _definition(cost: NamedCost) -> str:
+    """What tells machines of one name apart; of a function only its name can be kept."""
+    model = cost.model
+    return "" if model is None else model.definition or model.source
+
+
 def _classes(root: PreparedNetwork, scorer: Scorer) -> int | None:
     """Number of classes: what ``evaluate`` says, or the network's outputs where it knows labels only."""
     if not getattr(scorer.evaluate, "open_classes", False) or not isinstance(root.example_input, Tensor):
@@ -309,7 +327,7 @@ def _begin(root: PreparedNetwork, scorer: Scorer, fixed: dict[str, Any], study: 
     classes = fixed["classes"]
     if classes is not None and is_near_chance(accuracy, classes):
         raise InputError(
-            f"float accuracy must be well above chance ({100 / classes:.3g} % for {classes} classes), "
+            f"float {scorer.name} must be well above chance ({100 / classes:.3g} % for {classes} classes), "
             f"got {accuracy:.4g} %: check that the data's normalization (normalize=... in the data spec) and the order "
             "of classes are those the network was trained with, and that its weights were loaded"
         )

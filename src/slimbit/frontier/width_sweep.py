@@ -1,13 +1,15 @@
 """The points of one keep ratio of a run: of the network as it was given, or of a pruned one."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from slimbit.compress.prepared import PreparedNetwork, prepare
-from slimbit.compress.prune import Pruner, packed_state, pruned_from_state
+from slimbit.compress.prune import Pruner
+from slimbit.compress.prune_stage import packed_state, pruned_from_state
 from slimbit.frontier.price_range import find_price_range, first_prices
 from slimbit.frontier.spacing import (
     bisection_order,
@@ -18,9 +20,11 @@ from slimbit.frontier.spacing import (
     without_nearest,
 )
 from slimbit.frontier.store import RunStore
+from slimbit.measure.named_cost import NamedCost
 from slimbit.records.codec import canonical, from_json
 from slimbit.records.codec import record as stored_record
 from slimbit.records.config import ACIQ, NEAR_POINTS, PAPER, RunConfig
+from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.records.plan import CompressionPlan
@@ -52,6 +56,15 @@ def sweep_size(points: int) -> int:
     return points - points // REFINED_SHARE
 
 
+def near_stage(name: str, amount: float) -> str:
+    """Name of the points near an accuracy or a cost; it is also part of file names.
+
+    >>> near_stage("accuracy", 91.0), near_stage("hardware:chips/edge.py:cost", 2e6)
+    ('near-accuracy-91', 'near-hardware_chips_edge.py_cost-2e+06')
+    """
+    return f"near-{re.sub(r'[^A-Za-z0-9_.]+', '_', name)}-{amount:g}"
+
+
 def _key(keep_ratio: float, name: str) -> str:
     return name if keep_ratio == 1 else f"width-{keep_ratio:g}-{name}"
 
@@ -64,11 +77,13 @@ class SweepPlan:
         store: The run.
         config: What the run consists of.
         keep_ratio: Share of the filters that is kept; 1 = the network as it was given.
+        cost: Cost that the run saves, `RunConfig.metric`.
     """
 
     store: RunStore
     config: RunConfig
     keep_ratio: float
+    cost: NamedCost
 
     def key(self, name: str) -> str:
         """The name of something of this keep ratio within the run."""
@@ -101,7 +116,7 @@ class SweepPlan:
         """Stages beyond sweep and refinement that the settings ask for, with their number of points."""
         more = self.config.points - self.begun_with
         stages = {f"more-{self.config.points}": more} if more > 0 else {}
-        return stages | {f"near-{name}-{amount:g}": NEAR_POINTS for name, amount in self.config.near.items()}
+        return stages | {near_stage(name, amount): NEAR_POINTS for name, amount in self.config.near.items()}
 
     def is_done(self, finished: set[str]) -> bool:
         """Whether every point is decided on and finished."""
@@ -196,7 +211,7 @@ class WidthSweep:
         """Keep the plans of the points that are measured before the range of prices is known, if there are any."""
         if self.plan.begun_with < ENOUGH_POINTS:
             return
-        metric, quant = self.plan.config.metric, self.plan.config.quant
+        metric, quant = self.plan.cost, self.plan.config.quant
         plans = [self.prepared.plan_at(price, metric, quant) for price in first_prices(self.prepared, metric, quant)]
         self._keep_points("first", self._different("first", plans))
 
@@ -211,7 +226,7 @@ class WidthSweep:
             InputError: A network whose cost is nothing.
         """
         config, prepared = self.plan.config, self.prepared
-        metric, quant = config.metric, config.quant
+        metric, quant = self.plan.cost, config.quant
         span = find_price_range(prepared, metric, quant, report)
         costs: dict[float, float] = {}
 
@@ -228,7 +243,7 @@ class WidthSweep:
 
         dearest = cost_of(span.low)
         if dearest <= 0:
-            raise InputError(f"{metric} of {prepared.name} must be above 0 to be saved, got 0")
+            raise InputError(f"{metric.name} of {prepared.name} must be above 0 to be saved, got 0")
         first = self.plan.planned("first") or ()
         known = [cost_of(point.price) for point in first if point.price is not None]
         cheapest = max(cost_of(span.high), LEAST_SHARE * dearest)
@@ -250,8 +265,8 @@ class WidthSweep:
             self._keep_points(
                 "signal", [(f"signal-{epoch.epoch}", prepared.plan_signal(epoch, plain)) for epoch in signal]
             )
-        earlier = {self._read(point).layers for point in first}
-        chosen = self._different("sweep", [plan for plan in plans if plan.layers not in earlier])
+        earlier = {_decided(self._read(point)) for point in first}
+        chosen = self._different("sweep", [plan for plan in plans if _decided(plan) not in earlier])
         self._keep_points("sweep", chosen, span=asdict(span))
 
     def _read(self, point: PlannedPoint) -> CompressionPlan:
@@ -274,12 +289,14 @@ class WidthSweep:
             count: How many.
             measured: All finished points with a price.
         """
-        kind, name, amount = [*stage.split("-", 2), "", ""][:3]
-        if kind == "more":
-            prices = refinement_prices(self._places(measured, self.plan.config.metric), count)
+        config = self.plan.config
+        near = next(((name, x) for name, x in config.near.items() if near_stage(name, x) == stage), None)
+        if near is None:
+            prices = refinement_prices(self._places(measured, config.metric), count)
         else:
-            metric = self.plan.config.metric if name == "accuracy" else name
-            prices = nearby_prices(self._places(measured, metric), count, float(amount), by_cost=name != "accuracy")
+            name, amount = near
+            metric = config.metric if name == "accuracy" else name
+            prices = nearby_prices(self._places(measured, metric), count, amount, by_cost=name != "accuracy")
         found = self._plan_at(stage, prices, measured)
         self.plan.store.note(self.plan.key("added"), [*self.plan.added(), stage], grows=True)
         return found
@@ -295,9 +312,9 @@ class WidthSweep:
     def _plan_at(self, stage: str, prices: Iterable[float], measured: Sequence[FrontierPoint]) -> int:
         """Keep the plans of prices, but for those that a point has already."""
         config, read = self.plan.config, self.plan.store.read
-        known = {from_json(CompressionPlan, read(p.plan, "json"), where=p.key).layers for p in measured}
-        plans = [self.prepared.plan_at(price, config.metric, config.quant) for price in prices]
-        chosen = self._different(stage, [plan for plan in plans if plan.layers not in known])
+        known = {_decided(from_json(CompressionPlan, read(p.plan, "json"), where=p.key)) for p in measured}
+        plans = [self.prepared.plan_at(price, self.plan.cost, config.quant) for price in prices]
+        chosen = self._different(stage, [plan for plan in plans if _decided(plan) not in known])
         self._keep_points(stage, chosen)
         return len(chosen)
 
@@ -305,7 +322,7 @@ class WidthSweep:
         """Prices that differ too little to lead to another plan make one point."""
         decided: dict[tuple[object, ...], CompressionPlan] = {}
         for plan in plans:
-            decided.setdefault(plan.layers, plan)
+            decided.setdefault(_decided(plan), plan)
         return [(f"{stage}-{i:02d}", plan) for i, plan in enumerate(decided.values())]
 
     def _keep_points(self, stage: str, named: Iterable[tuple[str, CompressionPlan]], **about: Any) -> None:
@@ -338,7 +355,12 @@ def pruned_objects(store: RunStore, points: Sequence[FrontierPoint], keep_ratio:
     return plan, store.read(note.network, "safetensors")
 
 
-def priced_cost(report: Any, metric: str, skip: tuple[str, ...]) -> float:
+def _decided(plan: CompressionPlan) -> tuple[object, ...]:
+    """What tells plans of one run apart."""
+    return plan.layers, plan.activations
+
+
+def priced_cost(report: CostReport, cost: NamedCost, skip: tuple[str, ...]) -> float:
     """Cost of the layers that a price decides on: a skipped layer has no analog cost, and its digital one is fixed."""
-    values = [layer[metric] for layer in report.layers if layer.name not in skip]
+    values = [cost.of_layer(layer) for layer in report.layers if layer.name not in skip]
     return math.fsum(value for value in values if value is not None)

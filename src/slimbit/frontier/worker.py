@@ -13,6 +13,7 @@ from slimbit.frontier.progress import Listener, Progress, Stage
 from slimbit.frontier.store import FIRST_WAIT, LONGEST_WAIT, RunStore
 from slimbit.frontier.table import Claim, ClaimLost
 from slimbit.frontier.width_sweep import SweepPlan, WidthSweep
+from slimbit.measure.named_cost import NamedCost
 from slimbit.records.config import RunConfig
 from slimbit.records.point import FrontierPoint, PlannedPoint, keep_label
 from slimbit.records.run import RunInfo
@@ -30,6 +31,7 @@ class Worker:
         info: What it is about.
         root: The network as it was given.
         config: What the run consists of.
+        cost: Cost that it saves.
         signal: Training epochs that give further points.
         pruner: Makes the networks of smaller keep ratios.
         stages: Folder of what is pruned and tuned.
@@ -44,6 +46,7 @@ class Worker:
         root: PreparedNetwork,
         config: RunConfig,
         *,
+        cost: NamedCost,
         signal: Sequence[EpochSignal],
         pruner: Pruner | None,
         stages: Path,
@@ -53,7 +56,7 @@ class Worker:
         self.store, self.info, self.root, self.config = store, info, root, config
         self.signal, self.pruner, self.stages = signal, pruner, stages
         self.scorer, self.listener = scorer, listener
-        self._plans = [SweepPlan(store, config, ratio) for ratio in config.keep_ratios]
+        self._plans = [SweepPlan(store, config, ratio, cost) for ratio in config.keep_ratios]
         self._sweeps: dict[float, WidthSweep] = {}
         self._tries: list[float] = []
         self._noted: set[str] = set()

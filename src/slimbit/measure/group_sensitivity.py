@@ -11,13 +11,14 @@ only ``a`` minus its mean over images and positions counts.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from slimbit.measure.sensitivity import Likelihood, likelihood_of, outputs_of
+from slimbit.measure.sensitivity import Likelihood, categorical, likelihood_of, outputs_of, temperature_of
 from slimbit.numerics.batches import Forward, call_network, checked_batches, count_of, pieces
 from slimbit.numerics.copies import plain_network
 from slimbit.numerics.moments import ChannelMoments, channel_moments, check_finite, merge_moments
@@ -67,10 +68,12 @@ def measure_group_sensitivity(
     check_choice("constants", constants, get_args(Constants))
     sample = likelihood_of(likelihood)
     network = plain_network(model).requires_grad_(requires_grad=True)
+    images, parts = 0, checked_batches(batches)
+    if likelihood == "categorical":
+        sample = partial(categorical, temperature=temperature_of(network, parts, forward))
     readers = [(group, member) for group in filter_groups.groups for member in group.of("inputs")]
     watch = _InputProbes(network, tuple(dict.fromkeys(member.name for _, member in readers)))
     total = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in filter_groups.groups}
-    images, parts = 0, checked_batches(batches)
     if constants == "fold":
         with torch.no_grad():
             for piece in pieces(parts, IMAGES_PER_PASS):

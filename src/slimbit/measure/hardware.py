@@ -11,6 +11,7 @@ from slimbit._imports import import_named
 from slimbit.measure.hardware_models import MODELS, CostFunction, HardwareModel, sparse_model
 from slimbit.measure.hardware_toml import read_hardware_toml
 from slimbit.records.cost import HardwareCost, LayerCost
+from slimbit.records.cost_names import HARDWARE
 from slimbit.records.errors import InputError, closest
 from slimbit.records.text import fault_of
 
@@ -40,9 +41,10 @@ def load_hardware(model: HardwareLike) -> HardwareModel:
     """Find a hardware cost model.
 
     Args:
-        model: A built-in name; the path of a ``.toml`` file (docs/how-to/own-hardware-model.md); a Python
-            function from `LayerCost` to a number; where to import one from, ``package.module:function`` or
-            ``path/to/file.py:function``, which runs that code; or a `HardwareModel`, returned as it is.
+        model: A built-in name, also as ``hardware:NAME``; the path of a ``.toml`` file
+            (docs/how-to/own-hardware-model.md); a Python function from `LayerCost` to a number; where to import one
+            from, ``package.module:function`` or ``path/to/file.py:function``, which runs that code; or a
+            `HardwareModel`, returned as it is.
 
     Raises:
         InputError: If there is no such model, or the file or function cannot be used.
@@ -93,6 +95,7 @@ def hardware_cost(model: HardwareModel, layers: Sequence[LayerCost]) -> Hardware
 
 
 def _by_text(text: str) -> HardwareModel:
+    text = text.removeprefix(HARDWARE)
     if text in MODELS:
         return MODELS[text]
     if text.lower().endswith(".toml"):

@@ -19,6 +19,10 @@ CostFunction = Callable[[LayerCost], float]
 EnergyFunction = Callable[[LayerCost], float | None]
 
 
+class UnfitError(InputError):
+    """A machine cannot run a layer at these widths."""
+
+
 @dataclass(frozen=True)
 class HardwareModel:
     """What one machine pays for a layer.
@@ -30,6 +34,7 @@ class HardwareModel:
         energy: Energy per image of one layer in picojoules, or None for a layer it cannot tell.
         source: Where the formula comes from.
         description: One line on the machine.
+        definition: What a file says of the machine, as JSON; "" where code does.
 
     >>> HardwareModel("one cycle per weight", "cycles", lambda layer: layer.weights).unit
     'cycles'
@@ -41,6 +46,7 @@ class HardwareModel:
     energy: EnergyFunction | None = None
     source: str = ""
     description: str = ""
+    definition: str = ""
 
 
 HOROWITZ = "Horowitz, ISSCC 2014 (45 nm, 0.9 V)"
@@ -91,7 +97,7 @@ def _simd_lane(layer: LayerCost) -> int:
     for lane in SIMD_COST:
         if bits <= lane:
             return lane
-    raise InputError(f"layer {layer.name!r} must have at most 32 bits for hardware model 'simd', got {bits}")
+    raise UnfitError(f"layer {layer.name!r} must have at most 32 bits for hardware model 'simd', got {bits}")
 
 
 def _simd(layer: LayerCost) -> float:

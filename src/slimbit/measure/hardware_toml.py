@@ -8,10 +8,9 @@ from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from slimbit.measure.hardware_models import MODELS, HardwareModel, skipping_cost, slices
-from slimbit.records.codec import from_plain, record
+from slimbit.measure.hardware_models import MODELS, HardwareModel, UnfitError, skipping_cost, slices
+from slimbit.records.codec import canonical, from_plain, record
 from slimbit.records.cost import LayerCost
-from slimbit.records.errors import InputError
 from slimbit.records.files import read_toml_table
 
 MAX_BYTES = 1_000_000
@@ -110,7 +109,7 @@ class HardwareTable:
         fitting = [mode for mode in self.mode if mode.holds(layer)]
         if not fitting:
             widest = ", ".join(f"{mode.weight_bits}x{mode.activation_bits}" for mode in self.mode[:8])
-            raise InputError(
+            raise UnfitError(
                 f"layer {layer.name!r} must fit a mode of hardware model {self.name!r} ({widest} bits),"
                 f" got {layer.weight_bits}x{layer.activation_bits} bits"
             )
@@ -148,4 +147,5 @@ def read_hardware_toml(path: Path) -> HardwareModel:
         table.picojoules if table.mode[0].picojoules_per_mac is not None else None,
         table.source or str(path),
         table.description,
+        canonical(table).decode(),
     )

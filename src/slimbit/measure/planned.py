@@ -1,14 +1,15 @@
 """What a network will cost once a keep plan is carried out, before anything is cut."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from slimbit.measure.cost import cost_of_survey
 from slimbit.measure.cost_config import CostConfig
-from slimbit.records.cost import METRICS, CostReport
-from slimbit.records.errors import InputError, closest
+from slimbit.measure.named_cost import CostLike, NamedCost, load_cost
+from slimbit.records.cost import CostReport
+from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.records.network import LayerSpec
 from slimbit.survey.result import Survey
@@ -47,26 +48,27 @@ def weights_left(layer: LayerSpec, plan: KeepPlan) -> Tensor | None:
     return left
 
 
-def budget_in(survey: Survey, metric: str, counting: CostConfig | None = None) -> Callable[[KeepPlan], float]:
-    """A function from a plan to one metric of its cost, for `slimbit.plan.keep.keep_within`.
+def budget_in(
+    survey: Survey, metric: CostLike | NamedCost, counting: CostConfig | None = None
+) -> Callable[[KeepPlan], float]:
+    """A function from a plan to one cost of what it leaves, for `slimbit.plan.keep.keep_within`.
 
     Args:
         survey: Of the network before pruning.
-        metric: One of `slimbit.records.cost.METRICS`.
+        metric: A metric of the cost report, or a machine, as in `slimbit.measure.named_cost.load_cost`.
         counting: How to count; ESN metrics need ``bits``.
 
     Raises:
-        InputError: A metric that does not exist, or that these weights do not have.
+        InputError: A cost that does not exist, or that these weights do not have.
     """
-    known = [name for name in METRICS if name != "parameters"]
-    if metric not in known:
-        raise InputError(f"metric must be one of {', '.join(known)}, got {metric!r}{closest(metric, known)}")
+    named = load_cost(metric)
+    if named.name == "parameters":
+        raise InputError("metric must be one that a keep plan counts, as weight_bytes or macs, got 'parameters'")
 
     def cost(plan: KeepPlan) -> float:
-        total: Mapping[str, float | None] = cost_of_plan(survey, plan, counting).to_dict()["total"]
-        value = total.get(metric)
+        value = named.total(cost_of_plan(survey, plan, counting))
         if value is None:
-            raise InputError(f"{metric} must be counted at a bit width, got float weights")
+            raise InputError(f"{named.name} must be counted at a bit width, got float weights")
         return float(value)
 
     return cost

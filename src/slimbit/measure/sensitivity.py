@@ -8,6 +8,7 @@ vanish in the mean, ``E (sum_n g_n)^2 = sum_n E g_n^2``.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +52,9 @@ def measure_sensitivity(
         images_per_pass: Images that share one backward pass; 1 has the least variance per image.
         forward: How to call the network on a batch.
 
+    Where a network is certain of all its answers, no sampled label says anything: outputs are then softened, and the
+    record says by how much, see `temperature_of`.
+
     Returns:
         One number per filter and layer. A layer that matters although no gradient arrives (it runs under
         ``torch.no_grad``, or before an arg-max) gets one number for all filters, by a random change of its weights;
@@ -64,8 +68,11 @@ def measure_sensitivity(
     network = copied(model).eval()
     layers = [layer for layer in spec.layers if not layer.shared_with]
     weights = _weights(network, layers)
-    total = [torch.zeros(layer.filters, dtype=torch.float64) for layer in layers]
     images, found = 0, checked_batches(batches)
+    temperature = temperature_of(network, found, forward) if likelihood == "categorical" else 1.0
+    if temperature != 1:
+        sample = partial(categorical, temperature=temperature)
+    total = [torch.zeros(layer.filters, dtype=torch.float64) for layer in layers]
     with torch.enable_grad(), safe_gradients(network):
         for piece in pieces(found, images_per_pass):
             images += count_of(piece)
@@ -80,15 +87,71 @@ def measure_sensitivity(
     piece = next(pieces(found, PERTURBED_IMAGES))
     for k, layer in enumerate(layers):
         if name in DIVERGENCES and not bool(total[k].any()):
-            change = _Change(network, weights[k].detach()[slice(*(layer.rows or (None,)))], name, forward)
-            total[k] += images * change.sensitivity(piece)
+            rows = weights[k].detach()[slice(*(layer.rows or (None,)))]
+            total[k] += images * _Change(network, rows, name, forward, temperature).sensitivity(piece)
     if not any(bool(t.any()) for t in total):
         raise InputError("outputs of the network must depend on its weights, got no layer that changes them")
-    return Sensitivity({x.name: tuple((t / images).tolist()) for x, t in zip(layers, total, strict=True)}, images, name)
+    filters = {x.name: tuple((t / images).tolist()) for x, t in zip(layers, total, strict=True)}
+    return Sensitivity(filters, images, name, temperature)
 
 
-def categorical(outputs: Any, generator: torch.Generator) -> Tensor:
-    """Negative log-likelihood of labels sampled from ``softmax(outputs)``, classes along dimension 1.
+SURPRISES = 0.1
+"""Labels other than the predicted one that must be expected among all that are sampled; with fewer the sensitivity is
+that of a label nobody draws. A digits network with outputs ten times as large had sensitivities of 1e-21, and every
+budget gave it next to no bits."""
+SOFT = 0.01
+"""Share of other labels that outputs are softened to then: that of an ordinary classifier on its training images."""
+HOTTEST = 1e9
+PROBED_IMAGES = 32
+
+
+def temperature_of(network: nn.Module, batches: Iterable[Any], forward: Forward = call_network) -> float:
+    """What logits are divided by so that labels sampled from them say something: 1 for all but saturated networks.
+
+    Where fewer than `SURPRISES` sampled labels would differ from the prediction, the smallest temperature at which a
+    share `SOFT` of them does. What is measured then is how far logits move beside their own size.
+
+    Args:
+        network: In evaluation mode.
+        batches: Unlabelled images.
+        forward: How to call the network on a batch.
+
+    >>> sure, images = nn.Linear(1, 2, bias=False), torch.tensor([[100.0], [-50.0]])
+    >>> _ = torch.nn.init.constant_(sure.weight[:1], 1.0), torch.nn.init.constant_(sure.weight[1:], -1.0)
+    >>> round(temperature_of(sure, [images])), temperature_of(sure, [images / 100])
+    (26, 1.0)
+    """
+    expected, rows = 0.0, 0
+    kept: list[Tensor] = []
+    with torch.no_grad():
+        for piece in pieces(batches, PROBED_IMAGES):
+            for head in _heads(outputs_of(network, piece, forward)):
+                logits = _logits(head)
+                check_finite(logits, "output of the network")
+                expected += _surprise(logits, 1.0) * len(logits)
+                rows += len(logits)
+                kept.append((logits - logits.amax(1, keepdim=True))[:: max(1, len(logits) // 4096)].cpu())
+            if expected >= SURPRISES:
+                return 1.0
+    if all(logits.shape[1] < 2 for logits in kept) or not any(bool(logits.any()) for logits in kept):
+        return 1.0  # one class only, or outputs that are all alike
+    low, high = 1.0, HOTTEST
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        soft = sum(_surprise(logits, middle) * len(logits) for logits in kept) / sum(map(len, kept))
+        low, high = (middle, high) if soft < SOFT else (low, middle)
+    return high
+
+
+def _surprise(logits: Tensor, temperature: float) -> float:
+    """Mean probability of every label but the most likely one, summed without cancellation."""
+    odds = (logits.double() / temperature).softmax(1)
+    odds.scatter_(1, logits.argmax(1, keepdim=True), 0.0)
+    return float(odds.sum(1).mean())
+
+
+def categorical(outputs: Any, generator: torch.Generator, *, temperature: float = 1.0) -> Tensor:
+    """Negative log-likelihood of labels sampled from ``softmax(outputs / temperature)``, classes along dimension 1.
 
     One output per image is the logit of a yes; several heads are independent and add up.
 
@@ -97,7 +160,7 @@ def categorical(outputs: Any, generator: torch.Generator) -> Tensor:
     """
     losses = []
     for head in _heads(outputs):
-        logits = _logits(head)
+        logits = _logits(head) / temperature
         check_finite(logits, "output of the network")
         labels = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator).reshape(-1)
         losses.append(F.cross_entropy(logits, labels.to(logits.device), reduction="sum"))
@@ -138,6 +201,18 @@ def _gaussian_divergence(found: Tensor, wanted: Tensor) -> Tensor:
 DIVERGENCES = {"categorical": _categorical_divergence, "gaussian": _gaussian_divergence}
 
 
+def divergence(found: Any, wanted: Any, likelihood: str) -> float:
+    """Kullback-Leibler divergence of a network's outputs from wanted ones, summed over images and heads.
+
+    Args:
+        found: Outputs of a changed network.
+        wanted: Outputs of the original on the same images.
+        likelihood: "categorical" for logits; anything else takes outputs for means of unit Gaussians.
+    """
+    of_head = DIVERGENCES.get(likelihood, _gaussian_divergence)
+    return float(torch.stack([of_head(f, w) for f, w in zip(_heads(found), _heads(wanted), strict=True)]).sum())
+
+
 @dataclass(frozen=True)
 class _Change:
     """A layer's mean sensitivity without gradients: ``KL(p || p') = 1/2 sum_i s_i d_i^2`` for a small change ``d``."""
@@ -146,6 +221,7 @@ class _Change:
     weight: Tensor
     likelihood: str
     forward: Forward
+    temperature: float = 1.0
 
     def sensitivity(self, piece: Any) -> float:
         for size in PERTURBATIONS:
@@ -156,15 +232,18 @@ class _Change:
 
     @torch.no_grad()
     def _at(self, size: float, piece: Any, draw: int) -> float:
-        before, divergence = self.weight.clone(), DIVERGENCES[self.likelihood]
-        wanted = _heads(self.forward(self.network, piece))
+        before = self.weight.clone()
+        wanted = self._outputs(piece)
         noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(draw)).to(before)
         self.weight.add_(noise * size * before.double().square().mean().sqrt().to(before))
         power = float((self.weight - before).double().square().sum())
-        found = _heads(self.forward(self.network, piece))
+        found = self._outputs(piece)
         self.weight.copy_(before)
-        total = float(torch.stack([divergence(f, w) for f, w in zip(found, wanted, strict=True)]).sum())
+        total = divergence(found, wanted, self.likelihood)
         return max(0.0, 2 * total / power) / count_of(piece) if power > 0 and math.isfinite(total) else 0.0
+
+    def _outputs(self, piece: Any) -> list[Tensor]:
+        return [head / self.temperature for head in _heads(self.forward(self.network, piece))]
 
 
 def outputs_of(network: nn.Module, batch: Any, forward: Forward) -> Any:

@@ -6,6 +6,7 @@ the closed forms; they hold while the error is uniform in a step.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -107,3 +108,42 @@ def best_widths(table: WidthTable, price: float, *, sensitivity: Tensor, macs_pe
     widths = torch.arange(table.error.shape[1], dtype=torch.float64, device=table.error.device)
     loss = 0.5 * sensitivity.double().reshape(-1, 1) * table.error + price * macs_per_filter * widths
     return loss.argmin(dim=1)
+
+
+def loss_at_widths(
+    table: WidthTable,
+    price: float,
+    *,
+    sensitivity: Tensor,
+    cost: Tensor,
+    widths: Sequence[int],
+    compensation_factor: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Predicted loss + price x cost of a layer whose filters share one width or are dropped, at every choice of widths.
+
+    ``sum_f min(1/2 r s_f error_f(b) + price * cost(b, a) / filters, 1/2 s_f ||w_f||^2)``: a filter stays where its
+    share of the layer's cost is less than what losing it costs. Compensation repairs the share ``1 - r`` of a rounding
+    error, and nothing of a filter that is gone.
+
+    Args:
+        table: See `width_table`.
+        price: Loss per unit of cost.
+        sensitivity: ``s``, one or one per filter.
+        cost: Of the whole layer, a row for each of ``widths`` and a column for each width of its inputs; infinite
+            where the machine does not run that.
+        widths: Of weights; a width at which every weight is zero is none.
+        compensation_factor: ``r``.
+
+    Returns:
+        The sum, shaped as ``cost``, and which filters stay, shape ``(filters, *cost.shape)``.
+
+    >>> table = width_table(torch.tensor([[1.0, -1.0], [0.1, -0.1]]), widths=1)
+    >>> cost, s = torch.tensor([[4.0]]), torch.tensor(2.0)
+    >>> loss, stays = loss_at_widths(table, 0.1, sensitivity=s, cost=cost, widths=(1,))
+    >>> [round(x, 3) for x in loss[0].tolist()], stays[:, 0, 0].tolist()  # 0.1 x 4 / 2, and 1/2 x 2 x 0.02
+    ([0.22], [True, False])
+    """
+    half = 0.5 * sensitivity.double().reshape(-1, 1, 1) * table.error[:, :, None]
+    kept = compensation_factor * half[:, list(widths)] + price * cost.double() / len(table.error)
+    gone = half[:, :1].expand_as(kept)
+    return torch.minimum(kept, gone).sum(0), kept < gone

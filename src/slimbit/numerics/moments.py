@@ -305,6 +305,7 @@ class PatchSums:
 
     Args:
         shared: Sums over the same patches that another layer has made; only products with outputs are added then.
+        products: Whether products of patches are wanted; else only their mean is known.
 
     >>> sums = PatchSums()
     >>> sums.add(torch.tensor([[[1.0]], [[3.0]]]))
@@ -312,8 +313,8 @@ class PatchSums:
     (5.0, 1.0)
     """
 
-    def __init__(self, shared: "PatchSums | None" = None) -> None:
-        self.count, self._shared = 0, shared
+    def __init__(self, shared: "PatchSums | None" = None, *, products: bool = True) -> None:
+        self.count, self._shared, self._products = 0, shared, products
         self._shift: Tensor | None = None if shared is None else shared._shift
         self._inputs: Tensor | None = None if shared is None else shared._inputs
         self._mean: Tensor | None = None if shared is None else shared._mean
@@ -326,13 +327,15 @@ class PatchSums:
         wide = rows.dtype if features > LARGE else torch.float64
         if self._shift is None:
             self._shift = rows.mean(dim=0)
-        if self._inputs is None or self._mean is None:
-            self._inputs = rows.new_zeros(rows.shape[1], features, features, dtype=wide)
+        if self._mean is None:
             self._mean = rows.new_zeros(rows.shape[1], features, dtype=torch.float64)
+        if self._inputs is None and self._products:
+            self._inputs = rows.new_zeros(rows.shape[1], features, features, dtype=wide)
         rows = rows - self._shift
         by_group = rows.transpose(0, 1)
         if self._shared is None:
-            _add_products(self._inputs, by_group)
+            if self._inputs is not None:
+                _add_products(self._inputs, by_group)
             self._mean += rows.sum(dim=0)
         if outputs is not None:
             grouped = outputs.to(rows.dtype).reshape(len(rows), rows.shape[1], -1).transpose(0, 1)

@@ -12,12 +12,11 @@ from slimbit.numerics.rounding import level_cost
 from slimbit.numerics.steps import max_abs_step, sigma
 from slimbit.plan.inputs import PlanInputs
 from slimbit.records.config import PAPER, Grid, QuantConfig
+from slimbit.records.cost_names import Allocation, allocation_of, check_cost_name, check_priceable
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec
 from slimbit.records.plan import CompressionPlan, LayerPlan
 from slimbit.records.setting import Bits, Price, Setting, Sigma
-
-METRICS = ("esn_analog", "esn_digital", "esn_filterwise")
 
 
 def step_by_range(inputs: PlanInputs, bits: float, config: QuantConfig = PAPER) -> CompressionPlan:
@@ -67,42 +66,57 @@ def step_by_deviation(inputs: PlanInputs, k: float, config: QuantConfig = PAPER)
 def step_by_price(inputs: PlanInputs, price: float, metric: str, config: QuantConfig | None = None) -> CompressionPlan:
     """Policy ``optimal``: the closed forms of `slimbit.numerics.allocate`, or widths per filter for ESN'_d.
 
+    For other costs see `slimbit.plan.widths.widths_by_price`.
+
     Args:
         inputs: Layers, weights, and the sensitivity.
         price: Loss (nats) one is willing to pay per unit of the metric; cost falls when it grows.
-        metric: "esn_analog", "esn_digital" or "esn_filterwise".
+        metric: "esn_analog", "esn_digital", "esn_filterwise", or what is counted as one of them: "mean_bits",
+            "weight_bytes", and the machines "hardware:analog_class_b", "hardware:ideal_digital" and
+            "hardware:filterwise".
         config: Grid, granularity, layers to skip, and how the plan will be carried out. ESN'_d always has one step
             per filter. Rate-aware rounding is aware of this price.
 
     Raises:
         InputError: Unknown metric, a price that is not positive, no sensitivity, or ESN'_d with ``midrise_zero``.
     """
-    _check_price(price, metric)
+    check_price(price, metric)
+    form = allocation_of(metric)
+    assert form != "table", "widths_by_price is for these"
     config = (config or QuantConfig()).for_metric(metric)
     sensitivity = inputs.checked_sensitivity()
     setting = Price(float(price), metric)
-    if metric == "esn_filterwise":
-        return make_plan("optimal", inputs, _filterwise_steps(inputs, price, config), config, setting)
+    if form == "filterwise":
+        return make_plan("optimal", inputs, _filterwise_steps(inputs, price, metric, config), config, setting)
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         s = sensitivity.filters[layer.name] if config.granularity == "filter" else (sensitivity.layer(layer.name),)
-        left = _compensation_factor(inputs, layer, config)
-        c = inputs.positions(layer, config.per)
+        left = compensation_factor(inputs, layer, config)
+        c = _multiplicity(inputs, layer, metric, config)
         parts = _parts(weights, config)
-        chosen = [_priced_step(metric, price, c, part, left * value) for part, value in zip(parts, s, strict=True)]
+        chosen = [_priced_step(form, price, c, part, left * value) for part, value in zip(parts, s, strict=True)]
         plan = layer_plan(layer, weights, chosen, config, rate=_rates(config, price * c, s))
-        plan = _as_integers(plan, weights, config)
-        return _prune_what_pays(plan, weights, metric=metric, charge=price * c, sensitivity=s)
+        plan = as_integers(plan, weights, config)
+        return _prune_what_pays(plan, weights, form=form, charge=price * c, sensitivity=s)
 
     return make_plan("optimal", inputs, steps, config, setting)
 
 
-def _compensation_factor(inputs: PlanInputs, layer: LayerSpec, config: QuantConfig) -> float:
+def _multiplicity(inputs: PlanInputs, layer: LayerSpec, metric: str, config: QuantConfig) -> float:
+    """Units of the metric that one bit of one weight of the layer costs."""
+    if metric == "mean_bits":
+        return 1.0 / sum(other.weights for other in inputs.spec.layers if not other.shared_with)
+    if metric == "weight_bytes":
+        return 1.0 / 8.0
+    return inputs.positions(layer, config.per)
+
+
+def compensation_factor(inputs: PlanInputs, layer: LayerSpec, config: QuantConfig) -> float:
     """Share of the layer's sensitivity that compensation will leave."""
     return inputs.compensation_factors.get(layer.name, 1.0) if config.compensation else 1.0
 
 
-def _priced_step(metric: str, price: float, c: float, weights: Tensor, sensitivity: float) -> float:
+def _priced_step(form: Allocation, price: float, c: float, weights: Tensor, sensitivity: float) -> float:
     """The closed form; a weight that no image reaches (sensitivity 0) or that costs nothing gets a bound instead."""
     variance = float(weights.double().square().mean())
     if c == 0:  # looked up, not multiplied: a fine step, since it costs nothing
@@ -111,7 +125,7 @@ def _priced_step(metric: str, price: float, c: float, weights: Tensor, sensitivi
     finest = widest / 2**16  # levels must fit into the 16 bits of the store
     if sensitivity <= 0:
         return widest
-    if metric == "esn_analog":
+    if form == "analog":
         step = analog_step(price, positions=c, variance=variance, sensitivity=sensitivity)
     else:
         step = digital_step(price, positions=c, sensitivity=sensitivity)
@@ -119,7 +133,7 @@ def _priced_step(metric: str, price: float, c: float, weights: Tensor, sensitivi
 
 
 def _prune_what_pays(
-    plan: LayerPlan, weights: Tensor, *, metric: str, charge: float, sensitivity: tuple[float, ...]
+    plan: LayerPlan, weights: Tensor, *, form: Allocation, charge: float, sensitivity: tuple[float, ...]
 ) -> LayerPlan:
     """On the grid without zero, drop filters whose levels cost more than they save (0 bits of water-filling)."""
     if plan.grid != "midrise":
@@ -128,7 +142,7 @@ def _prune_what_pays(
     levels = to_levels(weights, step, grid=plan.grid)
     s = weights.new_tensor(sensitivity).double()
     error = (weights - levels * along_filters(step, levels)).double().square().flatten(1).sum(1)
-    cost = level_cost(levels, "esn_analog" if metric == "esn_analog" else "esn_digital").double().flatten(1).sum(1)
+    cost = level_cost(levels, "esn_analog" if form == "analog" else "esn_digital").double().flatten(1).sum(1)
     stays = 0.5 * s * error + charge * cost < 0.5 * s * weights.double().square().flatten(1).sum(1)
     if bool(stays.all()):
         return plan
@@ -136,17 +150,16 @@ def _prune_what_pays(
 
 
 def _filterwise_steps(
-    inputs: PlanInputs, price: float, config: QuantConfig
+    inputs: PlanInputs, price: float, metric: str, config: QuantConfig
 ) -> Callable[[LayerSpec, Tensor], LayerPlan]:
     sensitivity, grid = inputs.checked_sensitivity(), grid_of(config)
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         table = inputs.width_table(layer, grid)
-        s = weights.new_tensor(sensitivity.filters[layer.name]) * _compensation_factor(inputs, layer, config)
-        macs = inputs.positions(layer, config.per) * layer.weights / layer.filters
+        s = weights.new_tensor(sensitivity.filters[layer.name]) * compensation_factor(inputs, layer, config)
+        macs = _multiplicity(inputs, layer, metric, config) * layer.weights / layer.filters
         widths = best_widths(table, price, sensitivity=s, macs_per_filter=macs)
-        plan = _by_width(layer, table, widths.tolist(), grid, stretch=STRETCH if config.compensation else 1.0)
-        return _as_integers(plan, weights, config)
+        return as_integers(by_width(layer, table, widths.tolist(), config), weights, config)
 
     return steps
 
@@ -156,7 +169,7 @@ LARGEST_INTEGER = 63
 without VNNI add them."""
 
 
-def _as_integers(plan: LayerPlan, weights: Tensor, config: QuantConfig) -> LayerPlan:
+def as_integers(plan: LayerPlan, weights: Tensor, config: QuantConfig) -> LayerPlan:
     """Steps wide enough for integers of at most `LARGEST_INTEGER` where activations are integers, too.
 
     A half-numbered level is twice as large as an integer.
@@ -176,7 +189,9 @@ first and none of the second, so a wider step serves better: the divergence from
 fell by a fifth at 97M and 75M bits (ESN'_d), about the same for 1.15 and 1.3."""
 
 
-def _by_width(layer: LayerSpec, table: WidthTable, widths: list[int], grid: Grid, *, stretch: float) -> LayerPlan:
+def by_width(layer: LayerSpec, table: WidthTable, widths: list[int], config: QuantConfig) -> LayerPlan:
+    """The entry of a layer whose filters have these widths; 0 = dropped."""
+    grid, stretch = grid_of(config), STRETCH if config.compensation else 1.0
     steps = tuple(stretch * float(table.step[f, b]) for f, b in enumerate(widths))
     limits = tuple(largest_level(max(b, 1), grid) for b in widths)
     kept = tuple(f for f, b in enumerate(widths) if b > 0)
@@ -233,8 +248,9 @@ def make_plan(
     return CompressionPlan(network=inputs.spec.name, policy=policy, layers=layers, setting=setting, config=config)
 
 
-def _check_price(price: float, metric: str) -> None:
-    if metric not in METRICS:
-        raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+def check_price(price: float, metric: str) -> None:
+    """Raise `InputError` for an unknown metric, one that no width changes, or a price that is not positive."""
+    check_cost_name(metric, "metric")
+    check_priceable(metric)
     if not (isinstance(price, int | float) and math.isfinite(price) and price > 0):
         raise InputError(f"price must be a positive number, got {price!r}")

@@ -282,8 +282,9 @@ def _rule(fault: ErrorDetails) -> str:
         name = context.get("class_name", "_")
         return "a table (a JSON object)" if name.startswith("_") else f"a table with the fields of {name}"
     if fault["type"] in ("string_too_short", "string_too_long"):
-        bound = context.get("min_length"), context.get("max_length")
-        return f"text of at {f'most {bound[1]}' if bound[0] is None else f'least {bound[0]}'} characters"
+        least = fault["type"] == "string_too_short"
+        bound = f"least {context['min_length']}" if least else f"most {context['max_length']}"
+        return f"text of at {bound} characters"
     if fault["type"] in ("too_short", "too_long"):
         least = fault["type"] == "too_short"
         length = f"at least {context['min_length']}" if least else f"at most {context['max_length']}"

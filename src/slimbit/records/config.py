@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
 from slimbit.records.activations import FEWEST_BITS, MOST_BITS, Codes, RangeMethod
 from slimbit.records.codec import ConfigTable
-from slimbit.records.cost import METRICS
+from slimbit.records.cost_names import allocation_of, check_cost_name, check_priceable
 from slimbit.records.errors import InputError, closest
 from slimbit.records.network import NetworkSpec, Per
 from slimbit.records.signal import EpochSignal
@@ -22,8 +22,6 @@ Target = Literal["weights", "outputs"]
 Statistics = Literal["stored", "absolute", "paired", "paired_layerwise"]
 Baseline = Literal["max_abs", "aciq"]
 """Plain quantization that a run is compared with: the paper's quantize-only, or Banner et al. (arXiv 1810.05723)."""
-Metric = Literal["esn_analog", "esn_digital", "esn_filterwise"]
-"""Cost metrics that a price can be for."""
 By = Literal["norm", "signal", "fisher", "admm", "dead"]
 """What ranks filters."""
 Scope = Literal["layer", "global"]
@@ -31,6 +29,10 @@ Constants = Literal["fold", "zero"]
 
 NEAR_POINTS = 4
 """Points that are added where the user looks."""
+LONGEST_NAME = 40
+"""Characters of the name of a score, which has to fit a column."""
+LONGEST_TIMEOUT = 1e7
+"""Seconds, some months."""
 SHORT_TRAINING = 40
 """Up to so many epochs the learning rate falls in two steps, as in the paper's 4 epochs; beyond along a cosine."""
 
@@ -51,7 +53,7 @@ class QuantConfig(ConfigTable):
 
     Attributes:
         grid: Grid of the levels; None = the one that suits: ``midrise_zero`` where zeros cost nothing (a price for
-            ESN_a or ESN_d), ``midrise`` at given bit widths and for ESN'_d.
+            ESN_a or ESN_d), ``midrise`` at given bit widths and for ESN'_d, ``midtread`` for machines.
         granularity: One step per layer, or one per filter. ESN'_d always has one per filter.
         skip: Layers that stay float; none by default, first and last layer included.
         rounding: "nearest", or "rate_aware": a cheaper level where that costs less accuracy than it saves.
@@ -70,7 +72,8 @@ class QuantConfig(ConfigTable):
             "paired_layerwise" behind each layer before the next one is quantized.
         per: Weighting of cost: "mac" counts a weight at every output position, "parameter" once.
         activation_bits: Width of what layers read, 2 to 8; network inputs, and values that no layer reads, have 8 bits.
-            The network then computes in integers, see `slimbit.apply.integers`. None: activations stay float.
+            A price for a cost that falls with these widths (bit operations, machines) chooses them as well, up to that
+            one. The network then computes in integers, see `slimbit.apply.integers`. None: activations stay float.
         activation_codes: "unsigned" codes where a value is never negative, else signed ones around zero; "signed" ones
             everywhere, which TensorRT asks for; or "affine": unsigned with a zero point where a value can be negative.
         activation_range: How the range of an activation is chosen from the calibration images, see
@@ -113,19 +116,24 @@ class QuantConfig(ConfigTable):
     def for_metric(self, metric: str | None) -> Self:
         """The same with a grid: the one that was chosen, or that suits a metric (None: a given bit width).
 
+        ``midrise_zero`` where zeros cost nothing, ``midrise`` at given bit widths and where widths are per filter,
+        ``midtread`` for machines and whatever else counts operands: its levels are the integers that they multiply.
+
         Raises:
             InputError: A grid or a rounding that the metric cannot be saved with.
 
         >>> QuantConfig().for_metric("esn_digital").grid, QuantConfig().for_metric(None).grid
         ('midrise_zero', 'midrise')
         """
-        chosen = self.grid or ("midrise_zero" if metric in ("esn_analog", "esn_digital") else "midrise")
-        if metric == "esn_filterwise":
+        form = None if metric is None else allocation_of(metric)
+        suits: dict[str | None, Grid] = {"analog": "midrise_zero", "digital": "midrise_zero", "table": "midtread"}
+        chosen = self.grid or suits.get(form, "midrise")
+        if form in ("filterwise", "table"):
             if chosen == "midrise_zero":
-                raise InputError("grid must be midrise or midtread for esn_filterwise, got midrise_zero")
+                raise InputError(f"grid must be midrise or midtread for {metric}, got midrise_zero")
             if self.rounding == "rate_aware":
                 raise InputError(
-                    "rounding must be nearest for esn_filterwise, whose cost is not one of levels, got rate_aware"
+                    f"rounding must be nearest for {metric}, whose cost is not one of levels, got rate_aware"
                 )
         return self.model_copy(update={"grid": chosen})
 
@@ -271,7 +279,8 @@ class RunConfig(ConfigTable):
     """What a run that traces a frontier consists of.
 
     Attributes:
-        metric: Cost metric of the sweep.
+        metric: Cost that is saved: a metric of the cost report, ``hardware:NAME``, the ``.toml`` file of a machine, or
+            ``package.module:function``.
         points: Number of points of each network, those for comparison not counted; a finished run that is continued
             with a larger number gets the others where its curve bends.
         near: Where further points are wanted, by accuracy or cost metric: ``{"accuracy": 91}`` adds `NEAR_POINTS`.
@@ -295,6 +304,10 @@ class RunConfig(ConfigTable):
             worker was at; that of the worker that begins the run counts.
         stages: Folder of pruned and tuned networks, kept by content, for several runs; None: in the run.
         retry_failed: Whether points that failed earlier are tried again.
+        metric_name: What the score of ``evaluate`` is called in tables and on axes, e.g. "IoU"; None: its ``name``
+            attribute, else "accuracy".
+        timeout_seconds: Most seconds that one call of ``evaluate``, or reading the calibration images, may take; a
+            point beyond that fails. None: no limit.
         quant: How networks are quantized.
         prune: How the networks of ``keep_ratios`` are made; their ratio takes the place of its ``keep``.
 
@@ -303,7 +316,7 @@ class RunConfig(ConfigTable):
     (8, True, ('fc',))
     """
 
-    metric: Metric = "esn_digital"
+    metric: str = "esn_digital"
     points: Annotated[int, Field(ge=1, le=1000)] = 16
     near: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     baselines: Baselines = ("max_abs",)
@@ -320,19 +333,21 @@ class RunConfig(ConfigTable):
     takeover_seconds: Annotated[int, Field(ge=2, le=86400)] = 120
     stages: str | None = None
     retry_failed: bool = False
+    metric_name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME, pattern=r"\S")] | None = None
+    timeout_seconds: Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT)] | None = None
     quant: QuantConfig = QuantConfig()
     prune: PruneConfig = PruneConfig()
 
     @model_validator(mode="after")
     def _together(self) -> Self:
+        check_cost_name(self.metric, "metric")
+        check_priceable(self.metric)
         self.quant.for_metric(self.metric)
         alike = len({f"{ratio:g}" for ratio in self.keep_ratios}) < len(self.keep_ratios)
         if alike:  # results are kept by these names
             raise InputError(f"keep_ratios must differ in six digits, got {list(self.keep_ratios)}")
         for name in self.near:
-            if name != "accuracy" and name not in METRICS:
-                known = ("accuracy", *METRICS)
-                raise InputError(f"near must be of {', '.join(known)}, got {name!r}{closest(name, known)}")
+            check_cost_name(name, "near", more=("accuracy",))
         if len({*self.baselines}) < len(self.baselines):
             raise InputError(f"baselines must be named once, got {', '.join(self.baselines)}")
         if self.signal_epochs is not None and self.signal is None:

@@ -21,7 +21,8 @@ class RunInfo:
         network: Name of the network.
         network_digest: SHA-256 of its weights and buffers.
         origin: Where network and data came from.
-        metric: Cost metric of the sweep.
+        metric: Cost that the sweep is for: a metric, or ``hardware:`` and the name of a machine.
+        machine: What the machine's file says, as JSON; of a built-in one or a function its source; "" for a metric.
         points: Points asked for when it began, baselines not counted; more may have been added.
         baselines: What the run is compared with.
         signal_epochs: Training epochs whose signal-to-noise ratio gave steps.
@@ -53,6 +54,7 @@ class RunInfo:
     network_digest: str
     origin: NetworkOrigin = NetworkOrigin()
     metric: str
+    machine: str = ""
     points: int
     baselines: Baselines
     signal_epochs: tuple[int, ...] = ()
@@ -85,7 +87,7 @@ class RunInfo:
 
 
 FIXED = (
-    "network_digest", "network", "metric", "baselines", "signal_epochs", "signal_digest",
+    "network_digest", "network", "metric", "machine", "baselines", "signal_epochs", "signal_digest",
     "calibration_images", "calibration_digest", "evaluate_images", "evaluate_digest", "seed", "likelihood", "quant",
     "keep_ratios", "prune", "training",
 )  # fmt: skip
@@ -145,6 +147,9 @@ def cautions(stored: RunInfo, asked: Mapping[str, Any], versions: Mapping[str, s
     found = [f"the run began with {changed}: points measured from now on may differ a little"] if changed else []
     if asked.get("evaluate_digest") and not stored.evaluate_digest:
         found.append("the run keeps no digest of its evaluation data: that they are still the same was not checked")
+    name = asked.get("score_name", stored.score_name)
+    if name != stored.score_name:
+        found.append(f"the score of the run is called {stored.score_name}, as when it began, not {name}")
     return found
 
 

@@ -51,7 +51,14 @@ class Answer:
     stretches: tuple[Stretch, ...]
 
 
-def answer(points: Sequence[FrontierPoint], metric: str, *, float_accuracy: float, unit: str = "") -> Answer | None:
+def answer(
+    points: Sequence[FrontierPoint],
+    metric: str,
+    *,
+    float_accuracy: float,
+    unit: str = "",
+    score_name: str = "accuracy",
+) -> Answer | None:
     """Which ratio is best at which cost, and what pruning alone is worth.
 
     A pruned network counts as better where its front, interpolated on log cost, lies above that of the network as it
@@ -63,6 +70,7 @@ def answer(points: Sequence[FrontierPoint], metric: str, *, float_accuracy: floa
         metric: Cost metric.
         float_accuracy: Of the network before compression.
         unit: Unit of accuracy.
+        score_name: What is called accuracy here.
 
     Returns:
         None for a run of one ratio, or without points of this metric.
@@ -86,7 +94,7 @@ def answer(points: Sequence[FrontierPoint], metric: str, *, float_accuracy: floa
         return f"{quantity(float(f'{cost:.2g}'))} {PLURALS.get(cost_unit, cost_unit)}".strip()
 
     gain = _gain(fronts, [(cost, _advised(stretches, cost)) for cost in costs], brief, space=space)
-    sentences = [_advice(stretches, brief), *gain, *_alone(points, fronts, metric)]
+    sentences = [_advice(stretches, brief), *gain, *_alone(points, fronts, metric, score_name)]
     return Answer(metric=metric, text=" ".join(sentences), stretches=stretches)
 
 
@@ -187,7 +195,7 @@ def _gain(
     return [f"At {brief(cost)} that gives {after:.2f}{space} instead of {before:.2f}{space}."] if gain > 0 else []
 
 
-def _alone(points: Sequence[FrontierPoint], fronts: Mapping[float, Curve], metric: str) -> list[str]:
+def _alone(points: Sequence[FrontierPoint], fronts: Mapping[float, Curve], metric: str, score_name: str) -> list[str]:
     """What pruning alone costs, against the front of everything else at the same accuracy."""
     everything = [pair for front in fronts.values() for pair in front]
     factors = []
@@ -202,4 +210,4 @@ def _alone(points: Sequence[FrontierPoint], fronts: Mapping[float, Curve], metri
         return []
     (least, _), (most, _) = min(factors), max(factors)
     said = dict.fromkeys(map(times, (least, most)))
-    return [f"Pruning alone, at 8 bits, costs {' to '.join(said)} times as much at equal accuracy."]
+    return [f"Pruning alone, at 8 bits, costs {' to '.join(said)} times as much at equal {score_name}."]

@@ -4,16 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def assumptions(reports: Sequence[Mapping[str, Any]], *, activation_bits: int | None = None) -> tuple[str, ...]:
+def assumptions(
+    reports: Sequence[Mapping[str, Any]], *, activation_bits: int | None = None, score_name: str = "accuracy"
+) -> tuple[str, ...]:
     """What to know before quoting: what is compressed, what zeros cost, how weights are weighted.
 
     Args:
         reports: JSON data of the cost reports of every finished point.
         activation_bits: Width that the run quantizes activations to; None where they stay float.
+        score_name: What is called accuracy here.
     """
     grids = {layer["grid"] for report in reports for layer in report["layers"]}
     widths = sorted({layer["activation_bits"] for report in reports for layer in report["layers"]})
-    texts = [_weights_only(widths) if activation_bits is None else _integers(activation_bits)]
+    texts = [_weights_only(widths, score_name) if activation_bits is None else _integers(activation_bits, score_name)]
     if grids & {"midrise_zero", "midtread"}:
         texts.append(ZEROS_ARE_FREE)
     if "midrise_zero" in grids:
@@ -23,18 +26,18 @@ def assumptions(reports: Sequence[Mapping[str, Any]], *, activation_bits: int | 
     return (*texts, *sorted(common))
 
 
-def _weights_only(activation_bits: Sequence[int]) -> str:
+def _weights_only(activation_bits: Sequence[int], score_name: str) -> str:
     return (
-        "Weights only. Activations, biases and normalization stay float, and accuracy was measured that way. Bit "
+        f"Weights only. Activations, biases and normalization stay float, and {score_name} was measured that way. Bit "
         f"operations nevertheless count activations at {' or '.join(map(str, activation_bits))} bits."
     )
 
 
-def _integers(bits: int) -> str:
+def _integers(bits: int, score_name: str) -> str:
     return (
         f"Activations {bits} bits, integer arithmetic. What layers read has {bits} bits; inputs of the network, and "
-        "what only additions read, have 8; logits stay float. Accuracy is that of the integers, which an exported file "
-        "computes bit for bit, and bit operations count these widths."
+        f"what only additions read, have 8; logits stay float. The {score_name} is that of the integers, which an "
+        "exported file computes bit for bit, and bit operations count these widths."
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.cost import SCHEMA
+from slimbit.records.cost_names import HARDWARE
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint, point_label
 from slimbit.records.terminal import MISSING, UNITS, quantity
@@ -172,22 +173,24 @@ def report_data(
     reports = {point.number: _checked(point, read_cost(point)) for point in done}
     names = _layer_names(reports)
     names_of_metrics = _metric_names(about.metric, done)
-    metrics = tuple(_metric_frame(name, done) for name in names_of_metrics)
+    machines = {HARDWARE + name: found for report in reports.values() for name, found in report["hardware"].items()}
+    metrics = tuple(_metric_frame(name, done, machines.get(name, {})) for name in names_of_metrics)
     whole = max(map(_filters, reports.values()))
+    score: dict[str, Any] = {
+        "float_accuracy": about.float_accuracy, "unit": about.unit, "score_name": about.score_name
+    }  # fmt: skip
     return ReportData(
         about=about,
-        headlines=headlines(done, reports, names_of_metrics, float_accuracy=about.float_accuracy, unit=about.unit),
-        answers=tuple(
-            found
-            for name in names_of_metrics
-            if (found := answer(done, name, float_accuracy=about.float_accuracy, unit=about.unit))
-        ),
+        headlines=headlines(done, reports, names_of_metrics, **score),
+        answers=tuple(found for name in names_of_metrics if (found := answer(done, name, **score))),
         start=_start(metrics[0], done, about),
         metrics=metrics,
         points=tuple(_point_frame(point, reports.get(point.number), about.unit) for point in points),
         layer_names=names,
         layers={number: _layers_frame(report, names_of_metrics, whole) for number, report in reports.items()},
-        assumptions=assumptions(list(reports.values()), activation_bits=about.activation_bits),
+        assumptions=assumptions(
+            list(reports.values()), activation_bits=about.activation_bits, score_name=about.score_name
+        ),
     )
 
 
@@ -216,8 +219,10 @@ def _metric_names(first: str, points: Sequence[FrontierPoint]) -> list[str]:
     return chosen or [name for name in known if values[name]][:1]
 
 
-def _metric_frame(name: str, points: Sequence[FrontierPoint]) -> MetricFrame:
-    label, text = LABELS.get(name, (name, ""))
+def _metric_frame(name: str, points: Sequence[FrontierPoint], machine: CostData) -> MetricFrame:
+    label, text = LABELS.get(
+        name, (name.removeprefix(HARDWARE), ", ".join(filter(None, ("machine", machine.get("source")))))
+    )
     rows = [
         (cost, point.number, point.accuracy)
         for point in points
@@ -225,7 +230,7 @@ def _metric_frame(name: str, points: Sequence[FrontierPoint]) -> MetricFrame:
     ]
     mask = pareto_mask([accuracy for _, _, accuracy in rows], [cost for cost, _, _ in rows])
     front = sorted(row for row, stays in zip(rows, mask, strict=True) if stays)
-    unit = UNITS.get(name, "")
+    unit: str = UNITS.get(name) or machine.get("unit", "")
     return MetricFrame(
         name=name,
         label=label,
@@ -284,16 +289,18 @@ def _layers_frame(report: CostData, metrics: Iterable[str], whole: int) -> Layer
         mean_bits=tuple(_short(layer["mean_bits"]) for layer in layers),
         widest=tuple(layer["weight_bits"] for layer in layers),
         decibels=tuple(_short(10 * math.log10(ratio)) if ratio else None for ratio in ratios),
-        shares={metric: shares for metric in metrics if (shares := _shares(layers, metric))},
+        shares={metric: shares for metric in metrics if (shares := _shares(report, metric))},
         filters=_histogram(
             chain((bits for x in layers for bits in x["filter_bits"]), repeat(0, whole - _filters(report)))
         ),
     )
 
 
-def _shares(layers: Sequence[CostData], metric: str) -> tuple[float, ...]:
+def _shares(report: CostData, metric: str) -> tuple[float, ...]:
     """Share of each layer in the sum of a metric; empty where the layers do not have it."""
-    values = [layer.get(metric) for layer in layers]
+    layers = report["layers"]
+    machine = report["hardware"].get(metric.removeprefix(HARDWARE), {}) if metric.startswith(HARDWARE) else {}
+    values = machine.get("layers") or [layer.get(metric) for layer in layers]
     if metric == "mean_bits":  # a mean adds up only when weighted
         values = [layer["mean_bits"] * layer["weights"] for layer in layers]
     if any(value is None for value in values):

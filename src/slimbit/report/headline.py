@@ -66,6 +66,7 @@ def headlines(
     *,
     float_accuracy: float,
     unit: str = "",
+    score_name: str = "accuracy",
 ) -> tuple[Headline, ...]:
     """How many times cheaper than 8 bits the run's own points are, at accuracies a little below that of the network.
 
@@ -77,12 +78,14 @@ def headlines(
         metrics: Cost metrics.
         float_accuracy: Of the network before compression.
         unit: Unit of accuracy; without one a "point" is a hundredth of the float accuracy.
+        score_name: What is called accuracy here.
     """
     reference = _reference(points, reports)
     ours = [point for point in points if not point.baseline]
     scale = 1.0 if unit else abs(float_accuracy) / 100
+    name = score_name
     return tuple(
-        _headline(drop, float_accuracy - drop * scale, ours, reference, reports, metrics=metrics, unit=unit)
+        _headline(drop, float_accuracy - drop * scale, ours, reference, reports, metrics=metrics, unit=unit, name=name)
         for drop in DROPS
     )
 
@@ -96,6 +99,7 @@ def _headline(
     *,
     metrics: Sequence[str],
     unit: str,
+    name: str,
 ) -> Headline:
     space = f" {unit}" if unit else ""
     what = f"{drop:g} point{'' if drop == 1 else 's'}" if unit else f"{drop:g} % of the float score"
@@ -104,7 +108,7 @@ def _headline(
         return Headline(drop=drop, text=f"{begin}: this run has no 8-bit network to compare with.")
     factors = tuple(_factor(metric, reference.costs.get(metric), target, ours) for metric in metrics)
     chosen = _cheapest(ours, metrics[0] if metrics else "", target)
-    notes = ["Interpolated on log cost along the Pareto front; accuracies are estimates with an interval."]
+    notes = [f"Interpolated on log cost along the Pareto front; each {name} is an estimate with an interval."]
     parts = []
     if factors and factors[0].factor is not None:
         parts.append(f"{factors[0].text} cheaper than {REFERENCE_BITS} bits")
@@ -116,8 +120,8 @@ def _headline(
         notes += _pairwise(chosen, reference)
     if not parts:
         best = max((p.accuracy for p in ours if p.accuracy is not None), default=None)
-        reached = "none was measured" if best is None else f"the most accurate one has {best:.2f}{space}"
-        return Headline(drop=drop, text=f"{begin}: no point of the sweep is so accurate; {reached}.")
+        reached = "none was measured" if best is None else f"the best one has {best:.2f}{space}"
+        return Headline(drop=drop, text=f"{begin}: no point of the sweep reaches that; {reached}.")
     return Headline(drop=drop, text=f"{begin}: {', '.join(parts)}", factors=factors, notes=tuple(notes))
 
 

@@ -14,7 +14,7 @@ from slimbit.records.run import RunInfo
 from slimbit.records.verification import ExportedFile
 from slimbit.report.exported import exported_frames
 from slimbit.report.figures import accuracy_figure, baseline_policies, histogram_figure, keep_ratios_of, template
-from slimbit.report.frames import ReportData, ReportFacts, report_data
+from slimbit.report.frames import CostData, ReportData, ReportFacts, report_data
 from slimbit.report.html import composed
 
 
@@ -26,6 +26,8 @@ def write_report(
     run: str,
     exported: Sequence[ExportedFile] = (),
     out: str | Path | None = None,
+    read_cost: Callable[[FrontierPoint], CostData] | None = None,
+    hardware: Sequence[str] = (),
 ) -> Path:
     """Write the report of a run: one HTML file that needs no network.
 
@@ -36,6 +38,8 @@ def write_report(
         run: Its folder, as commands should name it.
         exported: What was proved of files that were written of its points.
         out: File to write; default ``report.html`` in the run's folder.
+        read_cost: Gives the JSON data of a point's `CostReport`; default: what is stored.
+        hardware: Machines that were added to it, as commands name them.
 
     Returns:
         The file.
@@ -52,7 +56,8 @@ def write_report(
 
     baselines = [data(point, "plan").get("config", {}) for point in points if point.baseline]
     facts = about(info, run, points, baselines=baselines)
-    text = page(report_data(facts, points, lambda point: data(point, "cost")), exported)
+    shown = report_data(facts, points, read_cost or (lambda point: data(point, "cost")))
+    text = page(shown, exported, hardware=hardware)
     file = as_path(out, "out") if out is not None else Path(run) / "report.html"
     write_whole(file, text.encode())
     return file
@@ -115,18 +120,28 @@ def about(
     )
 
 
-def page(data: ReportData, exported: Sequence[ExportedFile] = ()) -> str:
+def page(data: ReportData, exported: Sequence[ExportedFile] = (), *, hardware: Sequence[str] = ()) -> str:
     """The HTML text of a report; equal data give equal text.
+
+    Args:
+        data: What it shows.
+        exported: What was proved of files that were written of its points.
+        hardware: Machines that commands must name beside the run.
 
     See `slimbit.report.html.composed` for how it is kept safe from hostile names.
     """
     return composed(
-        "page", title=f"{data.about.network}: {data.about.score_name} against cost", data=contents(data, exported)
+        "page",
+        title=f"{data.about.network}: {data.about.score_name} against cost",
+        data=contents(data, exported, hardware=hardware),
     )
 
 
-def contents(data: ReportData, exported: Sequence[ExportedFile] = ()) -> dict[str, Any]:
+def contents(
+    data: ReportData, exported: Sequence[ExportedFile] = (), *, hardware: Sequence[str] = ()
+) -> dict[str, Any]:
     """Everything that the page's script draws."""
+    named = [shlex.quote(data.about.run), *(f"--hardware {shlex.quote(machine)}" for machine in hardware)]
     return {
         "report": asdict(data),
         "figures": {metric.name: accuracy_figure(data, metric.name) for metric in data.metrics},
@@ -136,7 +151,7 @@ def contents(data: ReportData, exported: Sequence[ExportedFile] = ()) -> dict[st
             for theme in ("light", "dark")
         },
         "exported": [asdict(one) for one in exported_frames(exported, data)],
-        "pick": f"slimbit pick {shlex.quote(data.about.run)}",
+        "pick": f"slimbit pick {' '.join(named)}",
     }
 
 

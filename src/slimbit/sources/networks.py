@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimbit._imports import import_callable
+from slimbit.records.cost_names import HARDWARE
 from slimbit.records.errors import InputError
 from slimbit.records.files import expanded
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS
@@ -245,6 +246,19 @@ def check_trusted_data(spec: str | None, file: str, *, allow_code: bool) -> None
     raise InputError(
         f"data spec named by {file} must be one that runs no code, got {spec}: where the file is trusted, "
         "add --allow-code, or type it with --data"
+    )
+
+
+def check_trusted_cost(cost: str, file: str, *, allow_code: bool) -> None:
+    """The same for a cost: ``package.module:function`` runs code.
+
+    >>> check_trusted_cost("hardware:loom", "run.toml", allow_code=False)
+    """
+    if allow_code or ":" not in cost.removeprefix(HARDWARE) or cost.lower().endswith(".toml"):
+        return
+    raise InputError(
+        f"cost named by {file} must be one that runs no code, got {cost}: where the file is trusted, add --allow-code, "
+        "or type it with --metric"
     )
 
 

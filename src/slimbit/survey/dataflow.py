@@ -16,7 +16,8 @@ from slimbit.numerics.copies import plain_network
 from slimbit.records.dataflow import Dataflow
 from slimbit.records.errors import InputError
 from slimbit.records.text import fault_of
-from slimbit.survey.dataflow_rules import BATCH, FlowReader
+from slimbit.survey import dataflow_rules  # noqa: F401 - registers the rules
+from slimbit.survey.dataflow_reader import BATCH, FlowReader
 from slimbit.survey.trace import Inputs
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
+from slimbit.records.containers import check_inflation
 from slimbit.records.errors import InputError
+from slimbit.records.files import read_regular
 from slimbit.survey.batch import check_batch
 from slimbit.survey.collect import with_clear_errors
 from slimbit.survey.exported_graph import GraphReader
@@ -19,6 +21,10 @@ from slimbit.survey.result import Survey
 
 _KIND = "torch.export (.pt2)"
 _PROGRAM_FILES = ("models/model.json", "serialized_exported_program.json")
+LARGEST_PROGRAM = 1 << 34
+"""Bytes of a program's file."""
+ALWAYS_FINE = 1 << 26
+"""Bytes that an archive may hold whatever its own size."""
 _LOUD = ("torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize")
 
 
@@ -73,7 +79,9 @@ def survey_exported(
 
 
 def _load(file: Path) -> ExportedProgram:
-    content = file.read_bytes()
+    content = read_regular(file, f"the {_KIND} file", limit=LARGEST_PROGRAM)
+    # torch stores weights as they are; only its small texts are compressed
+    check_inflation(io.BytesIO(content), len(content), f"the {_KIND} file {file}", times=4, always=ALWAYS_FINE)
     if not zipfile.is_zipfile(io.BytesIO(content)):
         raise InputError(f"{file} must be a {_KIND} file, got something that is no zip archive")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from slimbit.records.containers import check_safetensors
 from slimbit.records.errors import InputError
 from slimbit.records.network import LayerSpec, NetworkSpec, OtherParameter
 from slimbit.survey.collect import module_name
@@ -48,6 +49,7 @@ def survey_safetensors(path: str | Path) -> Survey:
         2
     """
     file = existing_file(path, "safetensors")
+    check_safetensors(file, "the safetensors file")
     with reading(file, "safetensors"):
         shapes = _floating_shapes(file)
     layers: dict[str, LayerSpec] = {}

@@ -12,8 +12,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from slimbit.records.codec import canonical, from_json, record
+from slimbit.records.containers import check_safetensors
 from slimbit.records.errors import InputError
-from slimbit.records.files import check_regular, write_whole
+from slimbit.records.files import write_whole
 
 METADATA_KEY = "slimbit-training"
 
@@ -76,7 +77,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     """
     if not path.exists():
         return None
-    check_regular(path, "checkpoint")
+    check_safetensors(path, "checkpoint")
     tensors: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as content:

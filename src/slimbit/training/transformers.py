@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save
 
+from slimbit.records.containers import check_safetensors
 from slimbit.records.errors import MissingExtraError
 from slimbit.records.files import write_whole
 from slimbit.records.signal import EpochSignal
@@ -53,6 +54,7 @@ class SignalCallback(TrainerCallback):
         self.tracker = SignalTracker(kwargs["model"], self._example_input, start_epoch=start)
         stored = _state_file(args, state)
         if state.global_step and stored.exists():
+            check_safetensors(stored, "state of the tracker")
             with reading(stored, "safetensors"):
                 tensors = load_file(stored)
             self.tracker.load_state_dict(tensors)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slimbit.records.errors import InputError, MissingExtraError
-from slimbit.records.files import append_whole, write_whole
+from slimbit.records.files import append_whole, read_text, write_whole
 from slimbit.records.signal import DEAD_THRESHOLDS, EpochSignal, LayerSignal
 from slimbit.records.signal_file import read_signal, signal_line
 
@@ -96,7 +96,7 @@ class CsvWriter:
 
     def _before(self, epoch: int) -> str:
         path = self._file.path
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = read_text(path, "signal file") if path.exists() else ""
         text = text[: text.rfind("\n") + 1]  # the last line may be unfinished
         header, *rows = list(csv.reader(io.StringIO(text))) or [list(COLUMNS)]
         if tuple(header) != COLUMNS:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from slimbit.records.codec import canonical, from_json, plain, record
+from slimbit.records.containers import check_safetensors
 from slimbit.records.errors import InputError
 from slimbit.records.files import read_text
 
@@ -61,6 +62,7 @@ def _read(file: Path) -> str:
 def _metadata(file: Path) -> Mapping[str, str]:
     from safetensors import SafetensorError, safe_open
 
+    check_safetensors(file, "weights file")
     try:
         with safe_open(file, framework="np") as content:
             return content.metadata() or {}

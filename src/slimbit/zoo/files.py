@@ -3,9 +3,7 @@
 import os
 import pickle
 import re
-import struct
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from slimbit.records.containers import check_inflation, check_safetensors
 from slimbit.records.errors import InputError
+from slimbit.records.files import check_regular
+from slimbit.records.pickles import check_torch_file
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar")  # .tar: many training scripts write NAME.pth.tar
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")
@@ -95,6 +96,7 @@ def _check_readable(file: Path) -> None:
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    check_safetensors(file, "weights file")
     try:
         return load_file(file)
     # Beside its own error the reader lets through whatever torch raises at impossible shapes and types.
@@ -104,7 +106,10 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(file: Path) -> object:
-    _check_inflation(file)
+    # ``torch.save`` compresses nothing: an archive that does may fill the memory with a few bytes
+    what = f"weights file {str(file)!r}"
+    check_inflation(file, check_regular(file, "weights file"), what, times=MOST_INFLATION, always=ALWAYS_FINE)
+    check_torch_file(file, what)
     try:
         with warnings.catch_warnings():
             # About old protocols and TorchScript: such a file loads, or the error below says why not.
@@ -113,21 +118,6 @@ def _read_torch(file: Path) -> object:
     # A damaged pickle makes torch's reader raise anything (KeyError, struct.error, MemoryError, ...).
     except Exception as error:
         raise InputError(f"weights file {str(file)!r} {_torch_fault(error)}") from error
-
-
-def _check_inflation(file: Path) -> None:
-    """``torch.save`` compresses nothing: an archive that does may fill the memory with a few bytes."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            total = sum(member.file_size for member in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
-        return  # an older format, or damaged: torch's own reader says so
-    there = file.stat().st_size
-    if total > max(ALWAYS_FINE, MOST_INFLATION * there):
-        raise InputError(
-            f"weights file must be complete and undamaged, as torch.save wrote it, got {str(file)!r} with {there:,} "
-            f"bytes that inflate to {total:,}"
-        )
 
 
 def _torch_fault(error: Exception) -> str:

@@ -17,6 +17,7 @@ CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 SMALLEST_WIDTH, LARGEST_WIDTH = 0.05, 8.0
 """0.05 still leaves one filter of 16; above 8 the networks no longer fit into ordinary memory."""
 MOST_CLASSES = 1_000_000
+TIMM = "timm:"
 LONGEST_SHOWN = 60
 
 
@@ -109,7 +110,7 @@ def default_classes(name: str) -> int:
 
 
 def network(name: str, *, weights: "str | os.PathLike[str] | None" = None, classes: int | None = None) -> "nn.Module":
-    """A network of the zoo: with weights of a file in evaluation mode, else new ones in training mode.
+    """A network of the zoo, or of timm: with weights of a file in evaluation mode, else new ones in training mode.
 
     New weights are random (He initialization from torch's global generator).
 
@@ -118,10 +119,10 @@ def network(name: str, *, weights: "str | os.PathLike[str] | None" = None, class
     stages (Prune or quantize? (2019)), ``resnet20-A`` pads with zeros, ``resnet20-B`` projects in stages 2 and 3.
 
     Args:
-        name: One of `names`, with or without ``@width``; the width lies between 0.05 and 8.
+        name: One of `names`, with or without ``@width``; the width lies between 0.05 and 8. Or ``timm:NAME``.
         weights: A ``.safetensors`` file, or ``.pth``, ``.pt``, ``.th``, ``.tar`` as ``torch.save`` writes them; or
             "shipped" for those that come with Slimbit.
-        classes: Outputs; by default 10 for 32x32 images and 1000 for ImageNet networks.
+        classes: Outputs; by default 10 for 32x32 images and 1000 for ImageNet networks, of timm the network's own.
 
     Returns:
         A module from images ``(batch, *default_input(name))`` to logits ``(batch, classes)``.
@@ -129,24 +130,33 @@ def network(name: str, *, weights: "str | os.PathLike[str] | None" = None, class
     Raises:
         InputError: There is no such network or width, ``classes`` is no whole number from 1 to a million, or the file
             cannot be read or does not fit.
+        MissingExtraError: timm is not installed.
 
     >>> model = network("resnet20-A@0.5", classes=100)
     >>> tuple(model.linear.weight.shape)
     (100, 32)
     """
-    entry, width = _lookup(name)
-    classes = entry.classes if classes is None else classes
-    if not isinstance(classes, int) or isinstance(classes, bool) or not 1 <= classes <= MOST_CLASSES:
+    whole = isinstance(classes, int) and not isinstance(classes, bool)
+    if classes is not None and not (whole and 1 <= classes <= MOST_CLASSES):
         raise InputError(f"classes must be a whole number from 1 to {MOST_CLASSES}, got {classes!r}")
     from slimbit.numerics.strided import protect_gradients
 
-    built = protect_gradients(entry.build(classes=classes, width=width))
+    if isinstance(name, str) and name.startswith(TIMM):
+        from slimbit.zoo.timm_models import timm_model
+
+        built = protect_gradients(timm_model(name.removeprefix(TIMM), classes=classes))
+    else:
+        entry, width = _lookup(name)
+        classes = entry.classes if classes is None else classes
+        built = protect_gradients(entry.build(classes=classes, width=width))
     built.zoo_name, built.zoo_classes = name, classes  # type: ignore[assignment] # how it is built again, for what is saved
     if weights is None:
         return built
     from slimbit.zoo.weights import load_weights
 
-    file = shipped_weights(name) if weights == "shipped" else weights
+    file: str | os.PathLike[str] | None = weights
+    if weights == "shipped":
+        file = None if name.startswith(TIMM) else shipped_weights(name)
     if file is None:
         raise InputError(f"weights of {name} must be a file, got 'shipped': none come with Slimbit")
     return load_weights(built, file).eval()

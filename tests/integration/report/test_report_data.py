@@ -79,7 +79,7 @@ def test_headline_says_when_the_accuracy_is_not_reached(invented_run):
     data = report_data(invented_run.about, keep, invented_run.read_cost)
     for found in data.headlines:
         assert found.factors == ()
-        assert found.text.endswith("no point of the sweep is so accurate; the most accurate one has 78.90 %.")
+        assert found.text.endswith("no point of the sweep reaches that; the best one has 78.90 %.")
 
 
 def test_headline_without_baselines(invented_run):

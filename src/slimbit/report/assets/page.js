@@ -35,6 +35,10 @@
       .map((kind) => report.points.filter((p) => p.kind === kind || (kind === "baseline" && p.kind === "pruned")).length);
     const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
     at("network").textContent = about.network;
+    const first = about.score_name === about.score_name.toLowerCase()
+      ? about.score_name[0].toUpperCase() + about.score_name.slice(1) : about.score_name; // mAP and IoU stay as they are
+    for (const place of document.querySelectorAll(".score"))
+      place.textContent = place.classList.contains("first") ? first : about.score_name;
     at("summary").textContent = [
       `Float ${about.score_name} ${about.float_accuracy.toFixed(2)}${about.unit && ` ${about.unit}`}`,
       ...(about.activation_bits ? [`activations ${about.activation_bits} bits, integer arithmetic`] : []),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from slimbit.records.errors import InputError
 from slimbit.records.files import read_regular
+from slimbit.records.pickles import check_pickle
 
 INTEGER = re.compile(r"[|<>=]?[iu][1248]")
 LARGEST_FILE = 1 << 30
@@ -49,6 +50,7 @@ def read_python_batch(file: Path, label_key: bytes, pixels: int) -> tuple[NDArra
 
 def _load(file: Path) -> dict[Any, Any]:
     stored = read_regular(file, "python batch", limit=LARGEST_FILE)
+    check_pickle(io.BytesIO(stored), f"python batch {str(file)!r}")
     try:
         content = _Unpickler(io.BytesIO(stored), encoding="bytes").load()
     # A damaged pickle makes the reader raise anything (KeyError, struct.error, MemoryError, ...).

@@ -1,5 +1,6 @@
 """Top-1 accuracy of any classifier on the test images of a data set."""
 
+import copy
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,22 @@ class Evaluator:
             right = (logits.argmax(1) == self._labels[chosen].to(logits.device)) & ~logits.isnan().any(1)
             found.append(right)
         return torch.cat(found).cpu()
+
+    def outputs(self, model: nn.Module) -> int:
+        """Number of classes: the outputs of the network, where nothing but labels is known of them.
+
+        Args:
+            model: Not changed; a copy of it gets one image.
+
+        Raises:
+            InputError: There are labels beyond the outputs.
+        """
+        if not self.open_classes:
+            return self.classes
+        device, dtype = _place(model)
+        batch = normalized(self._data, self._images, self._order[:1], device=device).to(dtype)
+        with torch.no_grad():
+            return int(self._checked(copy.deepcopy(model).eval()(batch), 1).shape[1])
 
     def _checked(self, outputs: Any, images: int) -> Tensor:
         logits = getattr(outputs, "logits", outputs)  # Transformers models return a record

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slimbit.records.containers import check_inflation
 from slimbit.records.errors import InputError
+from slimbit.records.files import check_regular
 from slimbit.zoo.data.arrays import as_images, as_labels
 from slimbit.zoo.data.dataset import DataSet, Part
 from slimbit.zoo.data.normalization import resolve
@@ -40,13 +42,13 @@ def open_npz(request: Request) -> DataSet:
         train, test = (_part(arrays, f"{word}_", file, layout) for word in ("train", "test"))
     else:
         train, test = _divided(_part(arrays, "", file, layout), request.share("test", TEST_SHARE))
-    labels = [part.labels for part in (train, test) if part.labels is not None]
+    labels, known = [part.labels for part in (train, test) if part.labels is not None], request.whole("classes")
     return DataSet(
         name=f"npz:{file.name}",
         train=train,
         test=test,
-        classes=max(2, 1 + max(int(part.max()) for part in labels)),
-        open_classes=True,
+        classes=known or max(2, 1 + max(int(part.max()) for part in labels)),
+        open_classes=known is None,
         normalization=resolve(request, train.images.shape[1], default="none"),
     )
 
@@ -70,14 +72,10 @@ def _part(arrays: dict[str, NDArray[Any]], prefix: str, file: Path, layout: str)
 
 def _check_sizes(file: Path) -> None:
     """Before anything is held in memory: how much it will be, and that every array is as large as its header says."""
+    what = f"FILE of npz:FILE {str(file)!r}"
+    check_inflation(file, check_regular(file, "FILE of npz:FILE"), what, times=MOST_INFLATION, always=ALWAYS_FINE)
     with zipfile.ZipFile(file) as archive:
         members = [member for member in archive.infolist() if member.filename.removesuffix(".npy") in (*PARTS, *WHOLE)]
-        total, there = sum(member.file_size for member in members), file.stat().st_size
-        if total > max(ALWAYS_FINE, MOST_INFLATION * there):
-            raise InputError(
-                f"FILE of npz:FILE must inflate to at most {MOST_INFLATION} times its size, got {str(file)!r} with "
-                f"{total:,} bytes of arrays in {there:,}"
-            )
         for member in members:
             with archive.open(member) as stream:
                 version = np.lib.format.read_magic(stream)

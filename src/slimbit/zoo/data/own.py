@@ -32,12 +32,13 @@ def open_own(request: Request) -> DataSet:
     what = [f"{part} of {request.location}" for part in ("calibration images", "test images", "test labels")]
     calibration, test = (as_images(_array(result[n], what[n]), what[n]) for n in (0, 1))
     labels = as_labels(_array(result[2], what[2]), len(test), what[2])
+    known = request.whole("classes")
     return DataSet(
         name=request.location,
         train=Part(calibration, None),
         test=Part(test, labels),
-        classes=max(2, 1 + int(labels.max())),
-        open_classes=True,
+        classes=known or max(2, 1 + int(labels.max())),
+        open_classes=known is None,
         normalization=resolve(request, test.shape[1], default="none"),
     )
 

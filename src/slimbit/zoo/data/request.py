@@ -35,9 +35,9 @@ KINDS: Mapping[str, _Kind] = {
     "cifar10": _Kind("cifar:open_cifar", "cifar10:DIR", _NORMALIZE),
     "cifar100": _Kind("cifar:open_cifar", "cifar100:DIR", _NORMALIZE),
     "images": _Kind("folder:open_folder", "images:DIR", (*_PICTURES, "test")),
-    "npz": _Kind("npz:open_npz", "npz:FILE", (*_NORMALIZE, "layout", "test")),
+    "npz": _Kind("npz:open_npz", "npz:FILE", (*_NORMALIZE, "classes", "layout", "test")),
     "hub": _Kind("hub:open_hub", "hub:NAME", (*_PICTURES, "config", "image", "label", "train", "test")),
-    "callable": _Kind("own:open_own", "package.module:callable", _NORMALIZE),
+    "callable": _Kind("own:open_own", "package.module:callable", (*_NORMALIZE, "classes")),
 }
 
 
