@@ -1,6 +1,6 @@
 """Pruning of networks that others wrote: what is cut, what stays whole, and whether the result computes the same.
 
-    pip install pytorchcv monai && python benchmarks/prune_zoo.py [NAME ...] [--out FILE.csv]
+    pip install pytorchcv torchvision monai && python benchmarks/prune_zoo.py [NAME ...] [--out FILE.csv]
 
 For each network (those of `foreign_counts.py` that the installed packages have): its cost must equal that of torch's
 own counter; half of the filters of every group are removed; the smaller network must cost what torch's counter says of
@@ -12,6 +12,7 @@ last one always does. Weights are random, and BatchNorms are set to do something
 import argparse
 import copy
 import csv
+import importlib
 import sys
 import time
 import warnings
@@ -28,6 +29,7 @@ from torch.nn.modules.conv import _ConvNd
 import slimbit
 
 KEEP, CLOSE = 0.5, 1e-5
+mask = importlib.import_module("slimbit.apply.mask").mask  # no public name: only comparisons need a masked network
 BEFORE = {
     "shufflenetv2_w1": 22, "mixnet_s": 105, "igcv3_w1": 98, "dicenet_w1": 121, "dpn68": 27, "sknet50": 65,
     "lednet_cityscapes": 34,
