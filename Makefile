@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test environment lint format types imports docs slow fuzz chaos clean
+.PHONY: demo test environment lint format types imports docs site slow mutants fuzz chaos clean
 
 # $(1): extra. The stamp makes a second run start at once; it is stale when the dependencies change.
 define install
@@ -27,7 +27,7 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/slimbit demo
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
@@ -42,6 +42,10 @@ fuzz: $(VENV)/dev.stamp
 chaos: $(VENV)/dev.stamp
 	$(BIN)/python tests/chaos/run.py --seed $(SEED) --kills $(KILLS)
 
+# Which faults do the tests let pass? Not a gate: it takes minutes.
+mutants: $(VENV)/dev.stamp
+	$(BIN)/python tests/mutants/run.py
+
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 
@@ -54,8 +58,14 @@ imports: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
+# Every example of the pages runs, every link leads somewhere, every term is spelt as in the glossary.
 docs: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q --no-header docs README.md CONTRIBUTING.md --doctest-glob='*.md'
+	$(BIN)/python -m pytest -q --no-header -n auto --dist worksteal docs README.md CONTRIBUTING.md --doctest-glob='*.md'
+	$(BIN)/codespell --dictionary - --dictionary docsite/terms.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(VENV)/site
+
+site: $(VENV)/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -8,6 +8,7 @@ For each network: MACs in layers, MACs listed as other work, and their sum, whic
 
 import contextlib
 import importlib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import slimbit
+from slimbit.zoo.timm_models import timm_model, torchvision_or_placeholders
 
 PYTORCHCV = (
     "shufflenet_g1_w1", "shufflenetv2_w1", "menet108_8x1_g3", "squeezenet_v1_1", "mobilenet_w1", "mobilenetv3_large_w1",
@@ -57,7 +59,8 @@ def main() -> None:
 def networks() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]:
     """Name, builder and input shape of every network whose package is there."""
     with contextlib.suppress(ImportError):
-        get_model = importlib.import_module("pytorchcv.model_provider").get_model
+        with torchvision_or_placeholders():  # it wants a layer that none of these networks has
+            get_model = importlib.import_module("pytorchcv.model_provider").get_model
         for name in PYTORCHCV:
             size = 331 if "nasnet5" in name else 512 if "lednet" in name else 224
             yield name, lambda name=name: get_model(name), (3, size, size)
@@ -68,8 +71,6 @@ def networks() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]
             yield f"monai UNet, {norm}", lambda s=sizes: nets.UNet(3, 1, 2, **s), (1, 32, 32, 32)
             yield f"monai SegResNet, {norm}", lambda n=norm: nets.SegResNet(3, 8, 1, 2, norm=n), (1, 32, 32, 32)
     if importlib.util.find_spec("timm") is not None:
-        from slimbit.zoo.timm_models import timm_model
-
         for name in TIMM:
             size = 256 if "mobilevit" in name else 224
             yield f"timm {name}", lambda name=name: timm_model(name), (3, size, size)

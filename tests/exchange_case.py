@@ -12,6 +12,7 @@ from slimbit.apply.compress import Compressed, compress
 from slimbit.apply.layers import weights_of
 from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_range
+from slimbit.records.activations import Codes
 from slimbit.records.config import QuantConfig
 from slimbit.records.dataflow import Dataflow
 from slimbit.survey.dataflow import read_dataflow
@@ -186,16 +187,28 @@ def inputs(name: str, count: int, *, seed: int = 1) -> tuple[Tensor, ...]:
 
 
 def compressed(
-    name: str, *, bits: int = 6, activation_bits: int = 8, grid: str = "midrise", alive: bool = False
+    name: str,
+    *,
+    bits: int = 6,
+    activation_bits: int = 8,
+    grid: str = "midrise",
+    alive: bool = False,
+    codes: Codes = "unsigned",
 ) -> tuple[Compressed, Dataflow, tuple[Tensor, ...]]:
     """A network of that name in integers, its dataflow, and images that it was not calibrated on."""
     images = inputs(name, 24)
-    result, flow = quantized(built(name, alive=alive), *images, bits=bits, activation_bits=activation_bits, grid=grid)
+    network = built(name, alive=alive)
+    result, flow = quantized(network, *images, bits=bits, activation_bits=activation_bits, grid=grid, codes=codes)
     return result, flow, inputs(name, 16, seed=2)
 
 
 def quantized(
-    network: nn.Module, *images: Tensor, bits: int = 6, activation_bits: int = 8, grid: str = "midrise"
+    network: nn.Module,
+    *images: Tensor,
+    bits: int = 6,
+    activation_bits: int = 8,
+    grid: str = "midrise",
+    codes: Codes = "unsigned",
 ) -> tuple[Compressed, Dataflow]:
     """Any network in integers, by plain rounding, and its dataflow."""
     example = tuple(x[:1] for x in images)
@@ -203,5 +216,5 @@ def quantized(
     plain = QuantConfig(grid=grid, compensation=False, statistics="stored")
     plan = step_by_range(PlanInputs(spec=spec, weights=weights_of(network, spec)), bits, plain)
     batch = dict(zip(flow.inputs, images, strict=True)) if len(images) > 1 else images[0]
-    plan = replace(plan, activations=measure_activations(network, flow, [batch], bits=activation_bits))
+    plan = replace(plan, activations=measure_activations(network, flow, [batch], bits=activation_bits, codes=codes))
     return compress(network, plan, spec, [batch], flow=flow), flow

@@ -18,7 +18,7 @@ from pruning_case import halved
 from slimbit.apply.surgery import prune
 from slimbit.measure.group_sensitivity import measure_group_sensitivity
 from slimbit.records.training import TrainConfig
-from slimbit.survey.ties import tied_filters
+from slimbit.survey.filter_groups import find_filter_groups
 from slimbit.training.run import train_network
 from training_case import task_of
 
@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
 
         images = torch.cat(list(data.calibration(63))).contiguous(memory_format=torch.channels_last)
         units = measure_group_sensitivity(
-            network, tied_filters(network, example), [images], generator=torch.Generator().manual_seed(0)
+            network, find_filter_groups(network, example), [images], generator=torch.Generator().manual_seed(0)
         )
         print("ranked", digest({name: torch.tensor(values) for name, values in units.items()}))  # noqa: T201
 

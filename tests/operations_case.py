@@ -22,10 +22,10 @@ from slimbit.numerics.copies import plain_network
 from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.steps import step_by_range
 from slimbit.records.errors import InputError
+from slimbit.survey.channel_rules import RULES
+from slimbit.survey.filter_groups import find_filter_groups
 from slimbit.survey.module import read_weight, survey_network
 from slimbit.survey.onnx_macs import ELEMENTWISE, OTHERS, PRODUCTS
-from slimbit.survey.tie_rules import RULES
-from slimbit.survey.ties import tied_filters
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "operations.md"
 
@@ -129,12 +129,24 @@ OPERATIONS: dict[str, Callable[[], nn.Module]] = {
     "scale by its own mean (SE)": lambda: Between(lambda x: x * x.mean((2, 3), keepdim=True).sigmoid()),
     "concatenation": lambda: Between(lambda x: torch.cat([x, F.relu(x)], 1), 16),
     "split and concatenation": lambda: Between(lambda x: torch.cat([half.relu() for half in x.chunk(2, 1)], 1)),
-    "channel shuffle": lambda: Between(lambda x: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)),
+    "channel shuffle (view and transpose)": lambda: Between(
+        lambda x: x.view(len(x), 2, x.shape[1] // 2, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+    ),
+    "channel shuffle, all sizes in the code": lambda: Between(
+        lambda x: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
+    ),
     "PixelShuffle": lambda: Between(lambda x: F.pixel_shuffle(x, 2), 2),
     "GLU": lambda: Between(lambda x: F.glu(x, 1), 4),
     "depthwise convolution": lambda: Between(F.relu, part=nn.Conv2d(8, 8, 3, groups=8)),
     "grouped convolution": lambda: Between(F.relu, part=nn.Conv2d(8, 8, 3, groups=2)),
     "transposed convolution": lambda: Between(F.relu, part=nn.ConvTranspose2d(8, 8, 2)),
+    "convolution over channels (ECA)": lambda: Between(
+        F.relu,
+        part=Uses(
+            lambda x, e: x * e(x.mean((2, 3))[:, None]).transpose(1, 2)[..., None].sigmoid(),
+            nn.Conv1d(1, 1, 3, padding=1),
+        ),
+    ),
     "softmax over positions": lambda: Between(lambda x: x.flatten(2).softmax(-1).unflatten(2, (6, 6))),
     "softmax over channels": lambda: Between(lambda x: x.softmax(1)),
     "mean over channels": lambda: Between(lambda x: x.mean(1, keepdim=True), 1),
@@ -198,10 +210,10 @@ def operation_row(name: str) -> Row:
     model, example = OPERATIONS[name]().eval(), example_of(IMAGE)
     report = slimbit.cost(model, example)
     assert report.total.macs + sum(work.macs for work in report.other_work) == independent_macs(model, example)
-    ties = tied_filters(model, example)
-    if any(member.name == "before" for group in ties.groups for member in group.members):
+    filter_groups = find_filter_groups(model, example)
+    if any(member.name == "before" for group in filter_groups.groups for member in group.members):
         return Row(name, "yes", "yes", "yes")
-    return Row(name, "yes", "no", "yes", ties.fixed["before"])
+    return Row(name, "yes", "no", "yes", filter_groups.fixed["before"])
 
 
 def independent_macs(model: nn.Module, example: Tensor) -> int:
@@ -226,7 +238,7 @@ def _prunable(model: nn.Module, example: Tensor) -> set[str]:
     kind = layers[-1].kind.replace("_transpose", "") if layers else ""
     reader = convolutions[kind](output.shape[1], 3, 1) if kind in convolutions else nn.Linear(output.shape[-1], 3)
     try:
-        groups = tied_filters(nn.Sequential(model, reader), example).groups
+        groups = find_filter_groups(nn.Sequential(model, reader), example).groups
     except InputError:
         return set()
     members = {member.name for group in groups for member in group.members if member.role == "filters"}

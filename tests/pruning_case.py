@@ -8,10 +8,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from slimbit.apply.layers import weights_of
 from slimbit.plan.keep import keep_by_norm
 from slimbit.records.config import PruneConfig
-from slimbit.records.groups import Ties
+from slimbit.records.groups import FilterGroups
 from slimbit.records.keep import KeepPlan
+from slimbit.survey.filter_groups import find_filter_groups
 from slimbit.survey.module import survey_network
-from slimbit.survey.ties import tied_filters
 
 
 def lively(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -32,10 +32,10 @@ def images(count: int = 2, *, side: int = 8, channels: int = 3, seed: int = 0) -
     return torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(seed))
 
 
-def halved(model: nn.Module, example: Tensor, **keeping: object) -> tuple[Ties, KeepPlan]:
-    ties = tied_filters(model, example, name="net")
+def halved(model: nn.Module, example: Tensor, **keeping: object) -> tuple[FilterGroups, KeepPlan]:
+    filter_groups = find_filter_groups(model, example, name="net")
     weights = weights_of(model, survey_network(model, example).spec)
-    return ties, keep_by_norm(ties, weights, PruneConfig(**keeping))
+    return filter_groups, keep_by_norm(filter_groups, weights, PruneConfig(**keeping))
 
 
 class InvertedResidual(nn.Module):

@@ -128,7 +128,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.head_dim, self.scale, self.way = heads, 4, 0.5, way
         inner = heads * self.head_dim
-        if way == "stacked":
+        if way in ("stacked", "unpacked"):
             self.qkv = nn.Linear(width, 3 * inner)
         else:
             self.query, self.key, self.value = (nn.Linear(width, inner) for _ in range(3))
@@ -137,19 +137,20 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         tokens = x.flatten(2).transpose(1, 2)
-        if self.way == "stacked":
+        if self.way in ("stacked", "unpacked"):
             y = self.qkv(tokens).reshape(b, h * w, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-            q, k, v = y.unbind(0)
+            q, k, v = y.unbind(0) if self.way == "stacked" else y  # an iterator that stops where it should not
         else:
             q, k, v = (
                 layer(tokens).view(b, h * w, -1, self.head_dim).transpose(1, 2)
                 for layer in (self.query, self.key, self.value)
             )
-        if self.way == "fused":
+        if self.way in ("fused", "unpacked"):
             y = F.scaled_dot_product_attention(q, k, v)
         else:
             y = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
-        y = self.proj(y.transpose(1, 2).reshape(b, h * w, -1))
+        inner = self.num_heads * self.head_dim if self.way == "unpacked" else -1
+        y = self.proj(y.transpose(1, 2).reshape(b, h * w, inner))
         return x + y.transpose(1, 2).reshape(b, c, h, w)
 
 
@@ -286,6 +287,7 @@ STRUCTURES = {
         columns=nn.Parameter(torch.rand(8, 1, 8)),
     ),
     "attention heads by attribute": lambda: Attention(8, 3, "stacked"),
+    "attention heads, unpacked": lambda: Attention(8, 3, "unpacked"),
     "attention heads that follow": lambda: Attention(8, 3, "apart"),
     "fused attention": lambda: Attention(8, 3, "fused"),
     "selective kernel": lambda: SelectiveKernel(8),

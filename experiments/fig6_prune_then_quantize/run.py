@@ -53,7 +53,11 @@ SCALES = {
 TRAINED_LONG = ("long", "paper")
 """Scales that begin with the network of 100 epochs."""
 LONGER = ["--distill", "--scope", "global"]
-WAYS = {"paper": ["--baselines"], "longer": ["--baselines", *LONGER], "joint": ["--no-baselines", *LONGER]}
+WAYS = {
+    "paper": ["--baselines", "max_abs"],
+    "longer": ["--baselines", "max_abs", *LONGER],
+    "joint": ["--no-baselines", *LONGER],
+}
 """Options of each joint frontier, by the name of its folder."""
 PARTS = (*WAYS, "whole", "admm")
 
@@ -185,7 +189,7 @@ def _sweep_folder(folder: Path, arguments: argparse.Namespace) -> None:
     """A pruned network in the paper's way."""
     slimbit_command(
         "frontier",
-        *(str(folder), "--data", _data(arguments), "--baselines", *_scored({}), *_swept(1, 0)),
+        *(str(folder), "--data", _data(arguments), "--baselines", "max_abs", *_scored({}), *_swept(1, 0)),
         out=folder.with_name(f"{folder.name}-0"),
     )
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import optuna
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
 from slimbit.frontier.frontier import Frontier, open_run
 from slimbit.records.cost import METRICS
+from slimbit.records.point import FrontierPoint
 from slimbit.records.run import SCHEMA, RunInfo
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "run-folder.md"
@@ -61,11 +63,14 @@ def test_a_trial_per_point_with_both_values(opened: Frontier) -> None:
     for trial, point in zip(study.trials, points, strict=True):
         assert trial.state.name == "COMPLETE"
         assert trial.values == [point.accuracy, point.costs["esn_digital"]]
+        assert trial.user_attrs.keys() == {"key", "point"}
         assert trial.user_attrs["key"] == point.key
-        assert trial.user_attrs["objects"].keys() == {"plan", "cost", "layers", "levels", "state"}
-        assert set(METRICS) <= set(trial.user_attrs)
-        assert trial.user_attrs["provenance"]["versions"].keys() == {"slimbit", "torch", "optuna", "python"}
-        assert trial.user_attrs["seconds"].keys() == {"compress", "store", "evaluate"}
+        stored = trial.user_attrs["point"]
+        assert stored.keys() == {f.name for f in fields(FrontierPoint)} - {"number", "state"}
+        assert stored["objects"].keys() == {"plan", "cost", "layers", "levels", "state"}
+        assert stored["costs"].keys() == set(METRICS)
+        assert stored["provenance"]["versions"].keys() == {"slimbit", "torch", "optuna", "python"}
+        assert stored["seconds"].keys() == {"compress", "store", "evaluate"}
         assert trial.params == ({"price": point.price} if point.price else {"bits": float(point.key[-1])})
 
 

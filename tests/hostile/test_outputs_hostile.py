@@ -37,7 +37,7 @@ def test_an_odd_name_is_one_folder_and_comes_back(tmp_path: Path, name: str) -> 
     study.create_study(url, "frontier", "esn_digital")
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
     assert [entry.name for entry in folder.iterdir()] == ["study.db"]
-    assert study.load_study(url, "frontier").study_name == "frontier"
+    assert study.load_study(url, "frontier").study.study_name == "frontier"
 
 
 def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:

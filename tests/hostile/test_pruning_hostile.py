@@ -26,7 +26,7 @@ from slimbit.compress.tuning import Tuning
 from slimbit.records.config import PruneConfig, TuneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.keep import AxisKeep, KeepPlan, plan_of_units
-from slimbit.survey.ties import tied_filters
+from slimbit.survey.filter_groups import find_filter_groups
 from slimbit.training.images import TrainImages
 from slimbit.training.objectives import distillation
 from slimbit.training.run import train_network
@@ -138,9 +138,9 @@ class Steered(nn.Module):
 def test_control_flow_that_reads_values() -> None:
     """The path that the example takes is found; what it does not reach stays, and a cut through it is refused."""
     model, x = Steered().eval(), case.images()
-    ties = tied_filters(model, x[:1])
-    assert ties.fixed["right"] == "it is never called"
-    assert ties.fixed["body.0"] == "mean does not keep channels apart"
+    filter_groups = find_filter_groups(model, x[:1])
+    assert filter_groups.fixed["right"] == "it is never called"
+    assert filter_groups.fixed["body.0"] == "mean does not keep channels apart"
     _, plan = case.halved(model, x[:1])
     both(model, plan, x)
     assert {axis.name for axis in plan.axes} == {"left", "head"}
@@ -256,7 +256,7 @@ def test_outputs_that_are_no_floating_point_numbers_are_those_of_the_masked_netw
 
 def test_a_pass_that_fails() -> None:
     with pytest.raises(InputError, match=r"module '0' of Sequential must run on the example input, got RuntimeError"):
-        tied_filters(plain(), torch.zeros(1, 4, 8, 8))
+        find_filter_groups(plain(), torch.zeros(1, 4, 8, 8))
 
 
 class Numbers(nn.Module):
@@ -334,8 +334,8 @@ def test_modules_called_twice() -> None:
 
     torch.manual_seed(0)
     model, x = case.lively(Net()), case.images()
-    ties, plan = case.halved(model, x[:1])
-    assert [g.layers for g in ties.groups] == [("stem", "block.0")]
+    filter_groups, plan = case.halved(model, x[:1])
+    assert [g.layers for g in filter_groups.groups] == [("stem", "block.0")]
     small = both(model, plan, x)
     assert small.again is small.block
 
@@ -356,9 +356,9 @@ def test_computed_weights(kind: str) -> None:
             make(model[place])
     model.eval()
     outputs(model, x)
-    ties = tied_filters(model, x[:1])
-    assert [g.layers for g in ties.groups] == [("0",), ("3",)]
-    plan = plan_of_units(ties, {"0": (1, 2, 5), "3": (0, 3)}, policy="mine")
+    filter_groups = find_filter_groups(model, x[:1])
+    assert [g.layers for g in filter_groups.groups] == [("0",), ("3",)]
+    plan = plan_of_units(filter_groups, {"0": (1, 2, 5), "3": (0, 3)}, policy="mine")
     small = both(model, plan, x)
     assert {"0.weight", "0.bias"} <= set(dict(small.named_parameters()))
     if kind == "torch mask":
@@ -394,7 +394,7 @@ def test_wrappers() -> None:
     model, x = plain(), case.images()
     _, plan = case.halved(model, x[:1])
     assert torch.equal(outputs(prune(nn.DataParallel(model), plan, x[:1]), x), outputs(prune(model, plan, x[:1]), x))
-    assert [g.name for g in tied_filters(nn.DataParallel(model), x[:1]).groups] == ["0", "3"]
+    assert [g.name for g in find_filter_groups(nn.DataParallel(model), x[:1]).groups] == ["0", "3"]
 
 
 def test_hooks_of_the_users_own_and_results_that_lie_about() -> None:
@@ -425,9 +425,9 @@ def test_several_inputs_and_outputs_of_any_kind() -> None:
 
     model = Net().eval()
     example = {"image": case.images(1), "words": torch.tensor([[1, 2]])}
-    ties = tied_filters(model, example)
-    assert ties.groups == ()
-    assert ties.fixed["image"] == "it is an output of the network"
+    filter_groups = find_filter_groups(model, example)
+    assert filter_groups.groups == ()
+    assert filter_groups.fixed["image"] == "it is an output of the network"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from slimbit.frontier import store, study
 from slimbit.frontier.frontier import open_run
 from slimbit.frontier.objects import object_path, read_object, write_object
 from slimbit.frontier.store import begin_store, check_folder
+from slimbit.frontier.table import FolderTable
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import StoreError, write_whole
 
@@ -78,12 +79,8 @@ def test_damaged_object_is_named_and_not_returned(run: Path, role: str, how: str
 EDITS = {
     "state of a trial": "UPDATE trials SET state = 'X'",
     "text of an entry": "UPDATE trial_user_attributes SET value_json = '{'",
-    "accuracy": "UPDATE trial_values SET value = NULL",
-    "kind of a value": "UPDATE trial_values SET value_type = 'ODD'",
-    "distribution": "UPDATE trial_params SET distribution_json = '{}'",
-    "direction": "UPDATE study_directions SET direction = 'UP'",
-    "date": "UPDATE trials SET datetime_start = 'x'",
-    "table": "DROP TABLE trial_params",
+    "table": "DROP TABLE trial_user_attributes",
+    "column": "ALTER TABLE trial_user_attributes RENAME COLUMN value_json TO text",
     "revision": "UPDATE alembic_version SET version_num = 'v9.9.9.a'",
 }
 
@@ -95,6 +92,23 @@ def test_an_edited_study_is_named(run: Path, what: str) -> None:
         connection.commit()
     with pytest.raises(InputError, match=r"study .*study\.db must be readable and whole, as Optuna \S+ writes it, got"):
         open_run(run).points  # noqa: B018 - reads them
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "UPDATE trial_values SET value = NULL",
+        "UPDATE trial_params SET distribution_json = '{}'",
+        "UPDATE trials SET datetime_start = 'x'",
+        "DROP TABLE trial_params",
+    ],
+)
+def test_what_only_a_dashboard_reads_does_not_change_points(run: Path, edit: str) -> None:
+    before = open_run(run).points
+    with closing(sqlite3.connect(run / "study.db")) as connection:
+        connection.execute(edit)
+        connection.commit()
+    assert open_run(run).points == before
 
 
 @pytest.mark.parametrize("address", ["postgresql://user:secret@host:notaport/x", "nothing"])
@@ -174,39 +188,47 @@ def test_numbers_that_are_none_are_refused_in_run_json(run: Path) -> None:
         open_run(run)
 
 
-def test_numbers_that_are_none_are_refused_in_a_trial(run: Path) -> None:
+def change_points(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what every trial holds as its point."""
     with closing(sqlite3.connect(run / "study.db")) as connection:
-        connection.execute("UPDATE trial_user_attributes SET value_json = 'NaN' WHERE key = 'esn_analog'")
+        query = "SELECT trial_user_attribute_id, value_json FROM trial_user_attributes WHERE key = 'point'"
+        for number, text in connection.execute(query).fetchall():
+            changed = json.dumps(change(json.loads(text)))
+            update = "UPDATE trial_user_attributes SET value_json = ? WHERE trial_user_attribute_id = ?"
+            connection.execute(update, (changed, number))
         connection.commit()
+
+
+def test_numbers_that_are_none_are_refused_in_a_trial(run: Path) -> None:
+    change_points(run, lambda point: {**point, "costs": {**point["costs"], "esn_analog": float("nan")}})
     said = r"trial 0 of study .*study\.db must hold finite numbers and text only, got nan at costs\.esn_analog"
     with pytest.raises(InputError, match=said):
         open_run(run).points  # noqa: B018 - reading them is what fails
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "value"),
     [
-        ("esn_digital", '"x"'),
-        ("accuracy", '"high"'),
-        ("esn_analog", "true"),
-        ("setting", '{"kind": "knob"}'),
-        ("seconds", "[1]"),
-        ("policy", "3"),
+        ("costs", {"esn_digital": "x"}),
+        ("costs", {"esn_analog": True}),
+        ("accuracy", "high"),
+        ("setting", {"kind": "knob"}),
+        ("seconds", [1]),
+        ("policy", 3),
     ],
 )
-def test_wrong_types_in_a_trial_are_refused_by_name(run: Path, name: str, text: str) -> None:
-    with closing(sqlite3.connect(run / "study.db")) as connection:
-        connection.execute("UPDATE trial_user_attributes SET value_json = ? WHERE key = ?", (text, name))
-        connection.commit()
+def test_wrong_types_in_a_trial_are_refused_by_name(run: Path, name: str, value: object) -> None:
+    change_points(run, lambda point: {**point, name: value})
     with pytest.raises(InputError, match=rf"{name}\S* of trial 0 of study .*study\.db must be"):
         open_run(run)
 
 
 def test_a_trial_of_somebody_else_is_refused(run: Path) -> None:
-    with closing(sqlite3.connect(run / "study.db")) as connection:
-        connection.execute("DELETE FROM trial_user_attributes WHERE key = 'objects'")
-        connection.commit()
+    change_points(run, lambda point: {**point, "objects": {}})
     with pytest.raises(InputError, match=r"trial 0 of study .* must hold objects, got none"):
+        open_run(run)
+    change_points(run, lambda point: [])
+    with pytest.raises(InputError, match=r"trial 0 of study .* must hold a point, got none"):
         open_run(run)
 
 
@@ -222,7 +244,8 @@ def test_a_run_does_not_settle_in_somebody_elses_place(tmp_path: Path, make: Cal
 def test_a_report_is_part_of_a_run_folder(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("")
     check_folder(tmp_path)
-    assert begin_store(tmp_path, storage=None, metric="esn_digital", check=lambda _: None).info is None
+    table = FolderTable(tmp_path)
+    assert begin_store(table, storage=None, metric="esn_digital", check=lambda _: None).info is None
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write to")
@@ -282,10 +305,10 @@ def test_full_disk_is_one_sentence_and_the_run_continues(
 def test_full_disk_under_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -> None:
     import optuna
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise optuna.exceptions.StorageInternalError("commit") from sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(optuna.Study, "add_trial", full)
+    monkeypatch.setattr(optuna.storages.RDBStorage, "create_new_trial", full)
     with pytest.raises(StoreError, match=r"study\.db .*: database or disk is full"):
         case.trace(tmp_path / "run", **SMALL)
     monkeypatch.undo()

@@ -15,8 +15,8 @@ from slimbit.cli import app
 from slimbit.plan.keep import keep_by_norm
 from slimbit.records.config import PruneConfig
 from slimbit.records.training import TrainConfig
+from slimbit.survey.filter_groups import find_filter_groups
 from slimbit.survey.module import survey_network
-from slimbit.survey.ties import tied_filters
 from slimbit.training.objectives import distillation
 from slimbit.training.run import train_network
 
@@ -58,8 +58,8 @@ def test_a_frontier_is_the_same_but_for_rounding(tmp_path: Path) -> None:
 def test_pruning_stays_on_the_device() -> None:
     network = slimbit.network("resnet8").eval().to(GPU)
     images = torch.randn(8, 3, 32, 32, device=GPU)
-    ties = tied_filters(network, images)
-    plan = keep_by_norm(ties, weights_of(network, survey_network(network, images).spec), PruneConfig(keep=0.5))
+    filter_groups = find_filter_groups(network, images)
+    plan = keep_by_norm(filter_groups, weights_of(network, survey_network(network, images).spec), PruneConfig(keep=0.5))
     small = reestimate(slimbit.prune(network, plan, images), [images], original=network, plan=plan)
     assert {value.device.type for value in small.state_dict().values()} == {"cuda"}
     assert small(images).shape == (8, 10)

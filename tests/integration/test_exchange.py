@@ -164,13 +164,13 @@ def test_pruned_networks_export_smaller_and_exact(tmp_path: Path) -> None:
     from slimbit.apply.layers import weights_of
     from slimbit.apply.surgery import prune
     from slimbit.plan.keep import keep_by_norm
-    from slimbit.survey.ties import tied_filters
+    from slimbit.survey.filter_groups import find_filter_groups
     from slimbit.zoo import network, open_data
 
     whole, data = network("digits_resnet", weights="shipped"), open_data("digits")
     images = data.calibration(64)[0]
     weights = weights_of(whole, survey_network(whole, images[:1]).spec)
-    small = prune(whole, keep_by_norm(tied_filters(whole, images[:1]), weights), images[:1])
+    small = prune(whole, keep_by_norm(find_filter_groups(whole, images[:1]), weights), images[:1])
     sizes = []
     for model in (whole, small):
         result, flow = quantized(model, images)

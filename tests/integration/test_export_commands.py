@@ -1,5 +1,6 @@
 """From a run to a verified file, as a user types it."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -48,12 +49,90 @@ def test_a_loaded_model_gives_what_the_file_gives(folder: Path) -> None:
     assert widths == {8}
 
 
+def test_banner_is_a_baseline_with_integers(tmp_path: Path) -> None:
+    few = ("--points", "1", "--select-images", "40", "--calibration-images", "20")
+    told = run(*COMMAND, *few, "--activation-bits", "4", "--baselines", "aciq", "--out", tmp_path / "run")
+    assert "aciq, 4 bits" in told
+    frontier = slimbit.open_run(tmp_path / "run")
+    assert frontier.info.baselines == ("aciq",)
+    assert [p.key for p in frontier.points if p.baseline] == [f"aciq-{bits}" for bits in range(8, 1, -1)]
+    eight = next(p for p in frontier.points if p.key == "aciq-8")
+    small = frontier.load(eight)
+    assert small.plan is not None
+    assert small.plan.config.activation_range == "aciq_laplace"
+    assert {layer.activation_bits for layer in small.cost.layers} == {4, 8}
+    images = torch.rand(5, 1, 8, 8)
+    assert slimbit.verify(small.export(tmp_path / "aciq.onnx"), small, images).is_exact  # eight bits fit: mid-tread
+    faults = CliRunner().invoke(app, ["frontier", "--baselines", "aciq", "--no-baselines", "--out", str(tmp_path)])
+    assert "--baselines must not be given with --no-baselines" in str(faults.exception)
+
+
 def test_the_file_says_where_it_comes_from(folder: Path) -> None:
     small = slimbit.load(folder / "small")
     stored = {entry.key: entry.value for entry in onnx.load(str(folder / "small.onnx")).metadata_props}
     assert small.plan is not None
     assert stored["slimbit.plan"] == small.plan.digest()
     assert json.loads(stored["slimbit.cost"])["esn_digital"] == small.cost.total.esn_digital
+
+
+def test_show_and_cost_of_everything_that_is_written(folder: Path) -> None:
+    small = slimbit.load(folder / "small")
+    assert small.plan is not None
+    assert small.accuracy is not None
+    plan, esn = small.plan.digest()[:16], small.cost.total.esn_digital
+    small.export(folder / "whole.onnx", as_float=True)
+    told = {
+        name: json.loads(run("show", folder / name, "--json")) for name in ("run", "small", "small.onnx", "whole.onnx")
+    }
+    assert {name: one["kind"] for name, one in told.items()} == {
+        "run": "run", "small": "model", "small.onnx": "onnx", "whole.onnx": "onnx",
+    }  # fmt: skip
+    assert told["small"]["plan digest"] == told["small.onnx"]["plan digest"] == plan
+    assert told["small"]["accuracy"] == told["small.onnx"]["accuracy"]
+    assert told["small"]["accuracy"].startswith(f"{small.accuracy.value:.2f} (")
+    assert told["small"]["esn_digital"] == told["small.onnx"]["esn_digital"]
+    assert told["whole.onnx"]["form"] == "floats"
+    assert "esn_digital" not in told["whole.onnx"]  # its weights are floats, whatever they were before
+    assert told["whole.onnx"]["accuracy"] == "not measured"
+    assert told["run"]["exported files"].startswith("small.onnx of point ")
+    assert told["small.onnx"]["inputs"] == "x 1x8x8, batches of any size"
+    assert told["small.onnx"]["next"][0] == f"slimbit verify {folder / 'small.onnx'} DIR"
+    assert "next: slimbit export" in run("show", folder / "small")
+    for name in ("small", "small.onnx"):
+        assert json.loads(run("cost", folder / name, "--json"))["total"]["esn_digital"] == esn
+    assert json.loads(run("cost", folder / "small", "--json", "--hardware", "loom"))["hardware"]["loom"]["total"] > 0
+    assert json.loads(run("cost", folder / "run", "--json")) == json.loads(run("points", folder / "run", "--json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("show", "nowhere"), "PATH must be a run, a folder of slimbit pick or prune, or an exported .onnx file"),
+        (("cost", "{small}", "--bits", "4"), "--bits must not be given for folder .*, which holds its cost"),
+        (("cost", "{run}", "--hardware", "loom"), "--hardware must not be given for run .*, whose points are counted"),
+    ],
+)
+def test_what_show_and_cost_refuse(folder: Path, arguments: tuple[str, ...], said: str) -> None:
+    named = [text.format(small=folder / "small", run=folder / "run") for text in arguments]
+    with pytest.raises(InputError, match=said):
+        CliRunner().invoke(app, named, catch_exceptions=False)
+
+
+def test_pick_keeps_the_proof_in_the_run_and_in_json(folder: Path, tmp_path: Path) -> None:
+    arguments = ("--max-drop", "5", "--out", tmp_path / "again", "--export", tmp_path / "again.onnx", "--json")
+    data = json.loads(run("pick", folder / "run", *arguments))
+    proof = data["export"]["verification"]
+    assert proof["is_exact"]
+    assert proof["images"] == proof["equal_to_reference"] == 50
+    assert proof["accuracy"] == proof["reference_accuracy"] > 50  # of images that did not choose the point
+    (kept,) = slimbit.open_run(folder / "run").exported()
+    assert (kept.point, kept.verification.file) == (data["point"]["number"], "again.onnx")
+    assert kept.bytes == data["export"]["bytes"] == (tmp_path / "again.onnx").stat().st_size
+    page = slimbit.open_run(folder / "run").report(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "again.onnx: point" in page
+    run("pick", folder / "run", *arguments[:3], folder / "small", "--export", folder / "small.onnx")
+    with pytest.raises(InputError, match="point of an exported file must be one of the run's, got 99"):
+        slimbit.open_run(folder / "run").add_exported(dataclasses.replace(kept, point=99))
 
 
 def test_commands_from_the_picked_folder(folder: Path) -> None:
@@ -88,7 +167,7 @@ def test_a_changed_file_is_found_out(folder: Path) -> None:
     ("arguments", "said"),
     [
         (("--format", "tflite"), "--format must be one of onnx, qonnx"),
-        (("--target", "tensorrt"), "got tensorrt: it takes only signed codes around zero"),
+        (("--target", "tensorrt"), "must be signed codes of 8 bits around zero for tensorrt, got unsigned"),
         (("--target", "openvno"), "did you mean openvino"),
         (("--target", "finn"), "--target finn must be given with --format qonnx, got --format onnx"),
         (("--target", "openvino", "--int4"), "--int4 must be given for a runtime that stores weights in four bits"),

@@ -320,3 +320,18 @@ def test_layers_that_stay_float_leave_every_metric_and_are_no_part_of_the_analog
     assert len(set(costs.values())) > 4
     assert all(cost is not None and cost > 0 for cost in costs.values())
     assert frontier.pareto()
+
+
+def test_first_points_are_measured_before_the_range_of_prices_is_looked_for(tmp_path):
+    said: list[Progress] = []
+    run = case.trace(tmp_path / "run", points=10, baselines=False, progress=said.append)
+    keys = [p.key for p in run.points]
+    assert keys[:3] == ["first-00", "first-01", "first-02"]
+    assert len(keys) == 10
+    stages = [progress.stage for progress in said]
+    third = [k for k, progress in enumerate(said) if progress.point is not None][2]
+    assert third < stages.index("range")
+    assert stages.count("start") == 1
+    costs = {p.key: p.costs["esn_digital"] for p in run.points}
+    assert costs["first-01"] > costs["first-00"] > costs["first-02"]  # two bits per weight, one, and half of one
+    assert [p.key for p in case.trace(tmp_path / "run", points=10, baselines=False).points] == keys

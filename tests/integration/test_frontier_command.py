@@ -223,3 +223,24 @@ def test_live_screen_shows_points_and_time_left() -> None:
         "1 min 0 s left",
     ):
         assert piece in shown
+
+
+def test_batch_size_and_memory_are_options_and_settings_that_do_not_change_results(run, tmp_path):
+    from slimbit.frontier.frontier import open_run
+
+    (tmp_path / "settings.toml").write_text("batch_size = 7\nmemory_gib = 0.5\n")
+    given = runner.invoke(
+        slimbit.cli.app,
+        ["frontier", *OPTIONS, "--out", str(tmp_path / "run"), "--config", str(tmp_path / "settings.toml"),
+         "--no-baselines"],
+    )  # fmt: skip
+    assert given.exit_code == 0, given.output
+    assert "100 calibration images, 7 at a time" in " ".join(given.output.split())
+
+    def results(folder: Path) -> dict[str, tuple[Any, ...]]:
+        return {p.key: (p.accuracy, p.costs) for p in open_run(folder).points if not p.baseline}
+
+    assert results(tmp_path / "run") == results(run[0])
+    wrong = runner.invoke(slimbit.cli.app, ["frontier", *OPTIONS, "--out", str(tmp_path / "other"), "--memory", "0"])
+    assert isinstance(wrong.exception, InputError)
+    assert str(wrong.exception) == "memory_gib must be greater than 0, got 0.0"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import slimbit
 from slimbit.apply.calibration import calibrate, samples_of
 from slimbit.apply.compensation import compensation_factors
 from slimbit.apply.compress import Compressed, compress
@@ -246,20 +247,72 @@ def test_threads_work_under_the_settings_of_the_caller():
     assert seen == [(torch.bfloat16, False, "meta")] * 2
 
 
-def test_images_that_do_not_fit_into_memory_are_left_out_and_it_says_so():
+def test_what_does_not_fit_into_memory_is_kept_in_half_precision_then_left_out_and_it_says_so():
     net, x = network(), images(40)
     spec = survey_network(net, x[:1]).spec
-    each = live_bytes(net, x[:4], lambda model, batch: model(batch), set(net.modules())) / 4
+    live = live_bytes(net, x[:4], lambda model, batch: model(batch), set(net.modules()))
+    each, half = live.whole / 4, live.halved / 4
     # input and output of the widest layer of one image, 8 + 8 channels of 6 x 6, and the branch beside it
     assert 2 * 8 * 36 * 4 <= each <= 4 * 8 * 36 * 4
+    assert each / 2 < half < each
     whole = calibrate(net, spec, x, memory_bytes=int(40 * each))
-    assert whole.notes == ()
+    assert (whole.notes, whole.halved) == ((), False)
     assert sum(map(len, whole.batches)) == 40
-    part = calibrate(net, spec, x, memory_bytes=int(10.5 * each))
+    halved = calibrate(net, spec, x, memory_bytes=int(40 * half) + 1)
+    assert halved.halved
+    assert halved.notes[0].startswith("calibration keeps waiting activations in half precision: those of all images ")
+    assert sum(map(len, halved.batches)) == 40
+    assert len(halved.batches) > 1
+    for name, rows in whole.rows.items():  # float16 has 11 bits
+        assert torch.allclose(halved.rows[name], rows, atol=float(rows.abs().max()) * 2**-9), name
+    part = calibrate(net, spec, x, memory_bytes=int(10.5 * half))
     assert sum(map(len, part.batches)) == 10
-    assert part.notes[0].startswith("calibration uses 10 of 40 images: all of them need ")
+    assert "half precision, and uses 10 of 40 images: those of all images need " in part.notes[0]
     wanted = calibrate(net, spec, x[:10])
-    assert all(torch.equal(part.rows[name], wanted.rows[name]) for name in wanted.rows)
+    assert all(
+        torch.allclose(part.rows[name], rows, atol=float(rows.abs().max()) * 2**-9)
+        for name, rows in wanted.rows.items()
+    )
+
+
+def test_memory_of_waiting_batches_is_given_back_in_half_precision_and_is_whole_again_when_they_go_on():
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            shortcut = self.first(x)
+            sizes.append((shortcut, shortcut.clone()))
+            return self.second(shortcut * 2) + shortcut
+
+    sizes: list[tuple[Tensor, Tensor]] = []
+    net, stored = Held().eval(), []
+
+    def act(*_: object) -> None:
+        stored.extend(tensor.untyped_storage().nbytes() for tensor, _ in sizes)
+
+    lockstep = Lockstep(net, images(9).split(3), lambda model, batch: model(batch[:, :2]), act, halved=True)
+    net.second.register_forward_pre_hook(lambda _, args: lockstep.wait("second", args[0]))
+    lockstep.run(lambda _: 0)
+    assert stored == [0, 0, 0]  # the shortcut waits in half precision beside the layer's input
+    for tensor, before in sizes:
+        assert torch.allclose(tensor, before, rtol=0, atol=float(before.abs().max()) * 2**-11)
+        assert not torch.equal(tensor, before)
+
+
+def test_batch_size_and_memory_reach_calibration_from_the_public_functions():
+    net, x = network(), images(24)
+    prepared = slimbit.prepare(net, x[:1], x, batch_size=5, memory_gib=1.0)
+    assert [len(batch) for batch in prepared.calibration.batches] == [5, 5, 5, 5, 4]
+    assert prepared.division == "24 calibration images, 5 at a time"
+    tight = slimbit.prepare(net, x[:1], x, memory_gib=6000 * 12 / (1 << 30))
+    small = slimbit.quantize(tight, bits=4)
+    assert any("half precision" in note for note in small.cost.notes)
+    with pytest.raises(InputError, match="memory_gib must be a positive number, got 0"):
+        slimbit.prepare(net, x[:1], x, memory_gib=0)
+    with pytest.raises(InputError, match="batch_size must be a whole number of 1 or more, got True"):
+        slimbit.prepare(net, x[:1], x, batch_size=True)
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True])

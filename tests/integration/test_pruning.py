@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pruning_case as case
+import slimbit
 from slimbit import zoo
 from slimbit.apply.compress import compress
 from slimbit.apply.layers import bind, weights_of
@@ -275,3 +276,36 @@ def test_reestimation() -> None:
         rows = list(plan.axis(name, "norm").kept)
         found, wanted = paired.get_submodule(name), masked.get_submodule(name)
         assert torch.allclose(found.running_mean, wanted.running_mean[rows], atol=1e-4)
+
+
+def test_paired_statistics_start_from_the_stored_ones() -> None:
+    """Folding moves running means; what it took is measured again, so it must not count twice."""
+    model, _ = zoo_network("resnet8")
+    moved = copy.deepcopy(model)
+    moved.bn1.running_mean += 3
+    moved.bn1.running_var *= 2
+    again = reestimate(moved, case.images(16, side=32, seed=3), original=model)
+    assert torch.allclose(again.bn1.running_mean, model.bn1.running_mean, atol=1e-5)
+    assert torch.allclose(again.bn1.running_var, model.bn1.running_var, rtol=1e-5)
+
+
+class Gated(nn.Module):
+    """Channels that are scaled by something which depends on the image: a removed one is no constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.first, self.second = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu() * self.gate(x).sigmoid())
+
+
+def test_what_is_no_constant_is_not_folded() -> None:
+    torch.manual_seed(0)
+    model, x = Gated().eval(), torch.randn(2, 1, 5, 5)
+    nn.init.constant_(model.first.bias, 1.0)
+    plain = nn.Sequential(model.first, nn.ReLU(), model.second)
+    for network, is_constant in ((model, False), (plain, True)):
+        settings = (slimbit.PruneConfig(constants=way, statistics="stored") for way in ("fold", "zero"))
+        folded, dropped = (slimbit.prune(network, x[:1], config=config).model for config in settings)
+        assert torch.equal(folded(x), dropped(x)) != is_constant

@@ -18,10 +18,10 @@ from slimbit.apply.surgery import prune, rebuild
 from slimbit.plan.keep import keep_by_score
 from slimbit.records.codec import canonical, from_json
 from slimbit.records.config import PruneConfig
-from slimbit.records.groups import Ties
+from slimbit.records.groups import FilterGroups
 from slimbit.records.keep import KeepPlan, kept_macs
+from slimbit.survey.filter_groups import find_filter_groups
 from slimbit.survey.module import survey_network
-from slimbit.survey.ties import tied_filters
 from structures import STRUCTURES, Shell
 
 
@@ -34,17 +34,17 @@ def network(name: str) -> nn.Module:
         return model
 
 
-def scored(ties: Ties, ratio: float, seed: int, constants: str) -> KeepPlan:
+def scored(filter_groups: FilterGroups, ratio: float, seed: int, constants: str) -> KeepPlan:
     """Which units stay is drawn."""
     numbers = random.Random(seed)
-    scores = {group.name: [numbers.random() for _ in range(group.units)] for group in ties.groups}
-    return keep_by_score(ties, scores, PruneConfig(keep=ratio, constants=constants), policy="drawn")
+    scores = {group.name: [numbers.random() for _ in range(group.units)] for group in filter_groups.groups}
+    return keep_by_score(filter_groups, scores, PruneConfig(keep=ratio, constants=constants), policy="drawn")
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_every_layer_loses_filters(name: str) -> None:
-    ties = tied_filters(network(name), case.images(1))
-    assert ties.fixed == {"head": "it is an output of the network"}
+    filter_groups = find_filter_groups(network(name), case.images(1))
+    assert filter_groups.fixed == {"head": "it is an output of the network"}
 
 
 @pytest.mark.parametrize("constants", ["fold", "zero"])
@@ -52,9 +52,9 @@ def test_every_layer_loses_filters(name: str) -> None:
 def test_masks_and_surgery_agree(name: str, constants: str) -> None:
     model, x = network(name), case.images(2, seed=3)
     state = copy.deepcopy(model.state_dict())
-    ties = tied_filters(model, x[:1])
+    filter_groups = find_filter_groups(model, x[:1])
     for seed, ratio in enumerate((0.5, 0.7, 0.01)):
-        plan = scored(ties, ratio, seed, constants)
+        plan = scored(filter_groups, ratio, seed, constants)
         small, masked = prune(model, plan, x[:1]), mask(model, plan, x[:1])
         assert_equal(small, masked, x)
         with torch.no_grad():

@@ -12,6 +12,7 @@ from torch.nn.utils import prune as torch_prune
 
 import slimbit
 from slimbit.records.codec import plain
+from slimbit.records.origin import NetworkOrigin, Normalization
 from slimbit.records.setting import Bits, Price
 
 BUDGET = 150e3
@@ -271,3 +272,90 @@ def test_every_form_of_a_network_costs_the_same() -> None:
     assert slimbit.cost(slim).total == slim.cost.total == slimbit.cost(slim.model, images(1)).total
     assert slimbit.cost("digits_resnet", bits=4).total == slimbit.cost(network(), images(1), bits=4).total
     assert "digits_resnet" in str(small.cost)
+
+
+def test_a_pruning_within_budgets_keeps_what_fits_all_of_them() -> None:
+    """Each budget alone is used up to the next filter; together the tighter one decides."""
+    whole = slimbit.cost(network(), images(1), bits=8).total
+    found = {}
+    for name, budget in {
+        "macs": {"macs": 0.6},
+        "bits": {"esn_digital": 0.3},
+        "both": {"macs": 0.6, "esn_digital": 0.3},
+    }.items():
+        slim = slimbit.prune(network(), images(1), config=slimbit.PruneConfig(budget=budget))
+        found[name] = slimbit.cost(slim.model, images(1), bits=8).total
+    assert 0.4 * whole.macs < found["macs"].macs <= 0.6 * whole.macs
+    assert 0.2 * whole.esn_digital < found["bits"].esn_digital <= 0.3 * whole.esn_digital
+    assert found["both"] == found["bits"]
+    with pytest.raises(slimbit.InputError, match="one of keep and budget may be given, got both"):
+        slimbit.prune(network(), images(1), keep=0.5, config=slimbit.PruneConfig(budget={"macs": 0.5}))
+    with pytest.raises(slimbit.InputError, match="budget must not be given for a frontier"):
+        slimbit.RunConfig(keep_ratios=(1, 0.5), prune=slimbit.PruneConfig(budget={"macs": 0.5}))
+
+
+@pytest.mark.parametrize("way", ["quantized", "pruned"])
+def test_what_was_measured_and_what_inputs_need_come_back_with_the_folder(way: str, tmp_path: Path) -> None:
+    origin = NetworkOrigin(
+        source="digits_resnet", input_shape=(1, 8, 8), data="digits", normalization=Normalization((0.3,), (0.4,))
+    )
+    prepared = slimbit.prepare(network(), images(1), images(), origin=origin)
+    small = slimbit.quantize(prepared, bits=4) if way == "quantized" else slimbit.prune(prepared, keep=0.5)
+    small = small.with_accuracy(lambda _: slimbit.Accuracy(75.0, 16), measured_on="sixteen images")
+    again = slimbit.load(small.save(tmp_path / "small"))
+    assert again.accuracy == small.accuracy
+    assert again.accuracy.low < 75 < again.accuracy.high
+    assert again.origin.normalization == origin.normalization
+    assert again.origin.weights_digest == prepared.digest
+    assert again.card() | {"data": "digits"} == small.card()
+    assert small.card()["normalize"] == {"mean": [0.3], "std": [0.4]}
+    assert way in repr(small)
+    assert "accuracy 75.00" in repr(small)
+    assert "64 calibration images" in repr(prepared)
+    if way == "pruned":
+        assert slimbit.zoo.read_card(tmp_path / "small/model.safetensors") == small.card()
+        masked = small.masked(network(), images(1))
+        assert torch.allclose(
+            slimbit.prune(network(), images(1), keep=0.5).model(images()), masked(images()), atol=1e-4
+        )
+        assert slimbit.cost(masked, images(1), bits=4).total.macs == slimbit.cost(small, bits=4).total.macs
+    else:
+        with pytest.raises(slimbit.InputError, match="must be a pruned network to have masks"):
+            small.masked(network(), images(1))
+    for value in (True, float("nan"), "good"):
+        with pytest.raises(slimbit.InputError, match="evaluate must return a finite number"):
+            small.with_accuracy(lambda _, value=value: value)
+
+
+def test_a_folder_of_something_else_says_what_is_needed(frontier: slimbit.Frontier, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path, message in (
+        (tmp_path / "none", r"slimbit\.json .* or prune\.json .*, got nothing"),
+        (tmp_path / "empty", "got one without"),
+        (frontier.path, r"got a run: slimbit\.open_run opens it"),
+    ):
+        with pytest.raises(slimbit.InputError, match=message):
+            slimbit.load(path)
+
+
+def test_every_config_reads_toml_and_training_comes_with_recipes(tmp_path: Path) -> None:
+    for config, text in (
+        (slimbit.QuantConfig(skip=("fc",)), 'skip = ["fc"]'),
+        (slimbit.PruneConfig(budget={"macs": 0.5}), "budget = {macs = 0.5}"),
+        (slimbit.TuneConfig(epochs=3), "epochs = 3"),
+        (slimbit.RunConfig(points=3), "points = 3"),
+        (slimbit.TrainConfig(epochs=3), "epochs = 3"),
+    ):
+        file = tmp_path / "settings.toml"
+        file.write_text(text)
+        assert type(config).from_toml(file) == config
+        file.write_text("unheard_of = 1")
+        with pytest.raises(
+            slimbit.InputError, match=r"settings\.toml: settings must hold only known keys, got unheard_of"
+        ):
+            type(config).from_toml(file)
+    assert slimbit.TrainConfig.from_recipe("resnet20-quick").scale == "quick"
+    with pytest.raises(
+        slimbit.InputError, match="recipe must be one that comes with Slimbit, got 'resnet20-quik'; did you"
+    ):
+        slimbit.TrainConfig.from_recipe("resnet20-quik")

@@ -1,4 +1,4 @@
-"""Random little networks: whatever is tied how, masks equal surgery, and brute force finds the same ties."""
+"""Random little networks: whatever is tied how, masks equal surgery, and brute force finds the same filter_groups."""
 
 import sys
 from pathlib import Path
@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import pruning_case as case
 from slimbit.apply.mask import mask
 from slimbit.apply.surgery import prune
-from slimbit.records.groups import Ties
+from slimbit.records.groups import FilterGroups
 from slimbit.records.keep import plan_of_units
-from slimbit.survey.ties import tied_filters
+from slimbit.survey.filter_groups import find_filter_groups
 
 STEPS = ("conv", "sum", "cat", "depthwise", "grouped", "gate", "shared", "norm", "up", "same", "shuffle", "halves",
          "glu", "groups", "scale", "blur")  # fmt: skip
@@ -107,9 +107,9 @@ def programs(*without: str) -> st.SearchStrategy[list[tuple[str, int, int]]]:
 @given(programs(), st.integers(0, 99), st.data())
 def test_masks_equal_surgery(steps: list[tuple[str, int, int]], seed: int, data: st.DataObject) -> None:
     model, x = network(steps, seed), case.images(2, side=4)
-    ties = tied_filters(model, x[:1])
-    steps = [data.draw(st.integers(1, family.steps)) for family in ties.families]
-    counts = ties.fit_near(steps).counts if steps else {}
+    filter_groups = find_filter_groups(model, x[:1])
+    steps = [data.draw(st.integers(1, family.steps)) for family in filter_groups.families]
+    counts = filter_groups.fit_near(steps).counts if steps else {}
     kept = {
         group.name: data.draw(
             st.sets(
@@ -117,9 +117,9 @@ def test_masks_equal_surgery(steps: list[tuple[str, int, int]], seed: int, data:
             ),
             label=group.name,
         )
-        for group in ties.groups
+        for group in filter_groups.groups
     }
-    plan = plan_of_units(ties, kept, policy="random", constants=data.draw(st.sampled_from(("fold", "zero"))))
+    plan = plan_of_units(filter_groups, kept, policy="random", constants=data.draw(st.sampled_from(("fold", "zero"))))
     with torch.no_grad():
         found, wanted = prune(model, plan, x[:1])(x), mask(model, plan, x[:1])(x)
     assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5 * max(1.0, float(wanted.abs().max())))
@@ -127,24 +127,24 @@ def test_masks_equal_surgery(steps: list[tuple[str, int, int]], seed: int, data:
 
 @settings(max_examples=25, deadline=None)
 @given(programs("groups"), st.integers(0, 99))
-def test_ties_by_brute_force(steps: list[tuple[str, int, int]], seed: int) -> None:
+def test_groups_by_brute_force(steps: list[tuple[str, int, int]], seed: int) -> None:
     """Change one filter of one layer: exactly the inputs of its unit change, in layers that read it directly.
 
     Behind a group normalization half of the values are negative, and ``relu`` hides their change.
     """
     model, x = network(steps, seed), case.images(1, side=4)
-    ties = tied_filters(model, x)
+    filter_groups = find_filter_groups(model, x)
     readers = {
         name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
     }
-    for group in ties.groups:
+    for group in filter_groups.groups:
         for unit in range(group.units):
             wanted = {(m.name, c) for m in group.of("inputs") for c in m.channels[unit]}
-            assert changed_inputs(model, readers, x, group_filters(ties, group.name, unit)) == wanted
+            assert changed_inputs(model, readers, x, group_filters(filter_groups, group.name, unit)) == wanted
 
 
-def group_filters(ties: Ties, name: str, unit: int) -> dict[str, tuple[int, ...]]:
-    return {m.name: m.channels[unit] for m in ties.group(name).of("filters")}
+def group_filters(filter_groups: FilterGroups, name: str, unit: int) -> dict[str, tuple[int, ...]]:
+    return {m.name: m.channels[unit] for m in filter_groups.group(name).of("filters")}
 
 
 def changed_inputs(

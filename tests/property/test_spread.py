@@ -56,3 +56,15 @@ def test_refinement_prices_do_not_depend_on_the_order_of_arrival(points: list, c
     prices = [price for _, _, price in points]
     assert all(min(prices) * (1 - 1e-9) <= place <= max(prices) * (1 + 1e-9) for place in places)
     assert len(places) in (0, count)
+
+
+def test_a_wide_gap_is_cut_before_a_narrow_one_that_bends_more() -> None:
+    """A line is off by h^2 |f''| / 8: in log cost 0, 1, 5, 7, 8 that is most over the gap of 4.
+
+    Slopes are 3 (0.375 once the start is lifted to a quarter of the way down), 0, 0 and 0.5; the bends between them
+    2 * 0.375 / 5 = 0.15, 0 and 2 * 0.5 / 3 = 0.33. The gaps are off by 0.019, 4^2 * 0.15 / 8 = 0.3,
+    2^2 * 0.33 / 8 = 0.17 and 0.04.
+    """
+    curve = [(0, 90.0), (1, 93.0), (5, 93.0), (7, 93.0), (8, 93.5)]
+    points = [(math.exp(cost), accuracy, math.exp(-cost)) for cost, accuracy in curve]
+    assert refinement_prices(points, 1) == [pytest.approx(math.exp(-3))]

@@ -14,9 +14,9 @@ from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError
 from slimbit.records.keep import plan_of_units
 from slimbit.records.network import LayerSpec, NetworkSpec
+from slimbit.survey.filter_groups import find_filter_groups
 from slimbit.survey.module import survey_network
 from slimbit.survey.result import Survey
-from slimbit.survey.ties import tied_filters
 from slimbit.training.positions import PositionsWatch
 
 
@@ -345,12 +345,12 @@ class Autoencoder(nn.Module):
 @pytest.mark.parametrize("width", [8, 6])
 def test_a_weight_that_is_also_used_transposed_is_pruned_with_what_reads_it(width):
     model, x = Autoencoder(width), torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-    ties = tied_filters(model, x[:1])
-    (group,) = ties.groups  # what the encoder makes, the middle layer's inputs and outputs are all its filters
+    filter_groups = find_filter_groups(model, x[:1])
+    (group,) = filter_groups.groups  # what the encoder makes, the middle layer's inputs and outputs are all its filters
     assert {(member.name, member.role) for member in group.members} == {
         ("encoder", "filters"), ("middle", "inputs"), ("middle", "filters")
     }  # fmt: skip
-    plan = plan_of_units(ties, {"encoder": range(width // 2)}, policy="half")
+    plan = plan_of_units(filter_groups, {"encoder": range(width // 2)}, policy="half")
     torch.testing.assert_close(cut(model, plan, x[:1])(x), mask(model, plan, x[:1])(x))
     report = slimbit.cost(Autoencoder(width), torch.zeros(1, 8))
     assert report.total.macs == 8 * width + width * width

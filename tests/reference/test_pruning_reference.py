@@ -20,8 +20,8 @@ from slimbit.plan.keep import keep_by_fisher
 from slimbit.records.config import PruneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.keep import kept_macs, plan_of_units
+from slimbit.survey.filter_groups import find_filter_groups
 from slimbit.survey.module import survey_network
-from slimbit.survey.ties import tied_filters
 
 NETWORKS = ("resnet14", "resnet8-A", "vgg7@0.25", "mobilenet_v2@0.25", "resnet50@0.25")
 
@@ -56,7 +56,7 @@ def test_macs_of_the_smaller_network(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["resnet14", "vgg7@0.25", "mobilenet_v2@0.25", "resnet50@0.25", "densenet_bc_100_12@0.3"]
 )
-def test_ties_are_those_of_torch_pruning(name: str) -> None:
+def test_groups_are_those_of_torch_pruning(name: str) -> None:
     """The same filters of the same layers, with the same inputs and norms, in every group that it finds."""
     tp = pytest.importorskip("torch_pruning")
     model, _ = zoo_network(name)
@@ -74,7 +74,7 @@ def test_ties_are_those_of_torch_pruning(name: str) -> None:
                 for dep, places in unit if isinstance(dep.target.module, nn.Conv2d | nn.Linear)
             ))  # fmt: skip
     ours = set()
-    for group in tied_filters(model, x).groups:
+    for group in find_filter_groups(model, x).groups:
         members = [m for m in group.members if m.role in ("filters", "inputs")]
         unit = next(u for u in range(group.units) if 1 in members[0].channels[u])
         depthwise = {m.name for m in members if getattr(model.get_submodule(m.name), "groups", 1) > 1}
@@ -85,16 +85,16 @@ def test_ties_are_those_of_torch_pruning(name: str) -> None:
     assert ours == found
 
 
-def slow_scores(model: nn.Module, ties, x: Tensor, order: str) -> dict[str, list[float]]:
+def slow_scores(model: nn.Module, filter_groups, x: Tensor, order: str) -> dict[str, list[float]]:
     """Image by image, label by label sampled alike, from gradients of the weights that read each unit."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         labels = torch.multinomial(model(x).softmax(1), 1, generator=generator).reshape(-1)
-    totals = {group.name: [0.0] * group.units for group in ties.groups}
+    totals = {group.name: [0.0] * group.units for group in filter_groups.groups}
     for image, label in zip(x, labels, strict=True):
         model.zero_grad()
         nn.functional.cross_entropy(model(image[None]), label[None]).backward()
-        for group in ties.groups:
+        for group in filter_groups.groups:
             for unit in range(group.units):
                 total = 0.0
                 for member in group.of("inputs"):
@@ -113,13 +113,13 @@ def slow_scores(model: nn.Module, ties, x: Tensor, order: str) -> dict[str, list
 @pytest.mark.parametrize("name", ["dense", "inverted residual"])
 def test_group_sensitivity_is_that_of_single_images(name: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = case.foreign(name), case.images(6)
-    ties = tied_filters(model, x[:1])
-    wanted = slow_scores(model, ties, x, order)
+    filter_groups = find_filter_groups(model, x[:1])
+    wanted = slow_scores(model, filter_groups, x, order)
     model.zero_grad()
     for size in (4, 32):
         monkeypatch.setattr(group_sensitivity, "IMAGES_PER_PASS", size)
         generator = torch.Generator().manual_seed(5)
-        found = measure_group_sensitivity(model, ties, x, generator=generator, order=order, constants="zero")
+        found = measure_group_sensitivity(model, filter_groups, x, generator=generator, order=order, constants="zero")
         for key, values in wanted.items():
             assert found[key] == pytest.approx(values, rel=1e-3, abs=1e-9)
     assert all(p.grad is None for p in model.parameters())
@@ -128,23 +128,23 @@ def test_group_sensitivity_is_that_of_single_images(name: str, order: str, monke
 def test_sensitivity_predicts_what_removal_does() -> None:
     """The second-order score of a unit is about the divergence that its removal causes: same order of units."""
     model, x = case.foreign("dense"), case.images(64)
-    ties = tied_filters(model, x[:1])
+    filter_groups = find_filter_groups(model, x[:1])
     scores = measure_group_sensitivity(
-        model, ties, x, generator=torch.Generator().manual_seed(0), constants="zero", order="second"
+        model, filter_groups, x, generator=torch.Generator().manual_seed(0), constants="zero", order="second"
     )
     predicted, real = [], []
     with torch.no_grad():
         wanted = model(x).double().log_softmax(1)
-        for group in ties.groups:
+        for group in filter_groups.groups:
             for unit in range(group.units):
                 others = {group.name: [u for u in range(group.units) if u != unit]}
-                lesser = mask(model, plan_of_units(ties, others, policy="one", constants="zero"))
+                lesser = mask(model, plan_of_units(filter_groups, others, policy="one", constants="zero"))
                 found = lesser(x).double().log_softmax(1)
                 predicted.append(scores[group.name][unit])
                 real.append(float((wanted.exp() * (wanted - found)).sum(1).mean()))
     ranks = [torch.tensor(v).argsort().argsort().double() for v in (predicted, real)]
     assert float(torch.corrcoef(torch.stack(ranks))[0, 1]) > 0.8
-    plan = keep_by_fisher(ties, scores, PruneConfig(keep=0.5))
+    plan = keep_by_fisher(filter_groups, scores, PruneConfig(keep=0.5))
     assert plan.policy == "fisher"
 
 
@@ -156,9 +156,11 @@ def test_means_that_are_kept_cost_nothing() -> None:
         model[0].weight[2] = 0
         model[0].bias[2] = 2.0
     x = case.images(16)
-    ties = tied_filters(model, x[:1])
+    filter_groups = find_filter_groups(model, x[:1])
     found = {
-        way: measure_group_sensitivity(model, ties, x, generator=torch.Generator().manual_seed(0), constants=way)["0"]
+        way: measure_group_sensitivity(
+            model, filter_groups, x, generator=torch.Generator().manual_seed(0), constants=way
+        )["0"]
         for way in ("fold", "zero")
     }
     assert found["fold"][2] == pytest.approx(0.0, abs=1e-12)
@@ -178,6 +180,6 @@ def test_sensitivity_needs_gradients_at_every_reader() -> None:
             return self.head(x.mean((2, 3)))
 
     model = Frozen()
-    ties = tied_filters(model, case.images(1))
+    filter_groups = find_filter_groups(model, case.images(1))
     with pytest.raises(InputError, match="outputs must depend on the input of layer 'b' with a gradient, got none"):
-        measure_group_sensitivity(model, ties, case.images(4), generator=torch.Generator())
+        measure_group_sensitivity(model, filter_groups, case.images(4), generator=torch.Generator())

@@ -408,3 +408,16 @@ def test_compensation_leaves_the_share_that_its_factor_predicts(seed):
     left = float(weighted_error(weights, levels * step, h).mean())
     plain = 12 * 0.05**2 / 12 * 1.0  # 12 columns, each step^2 / 12 at a mean diagonal of 1
     assert left / plain == pytest.approx(compensation_factor(h), rel=0.03)
+
+
+def test_a_refitted_step_is_never_negative():
+    """Levels against their weights would fit best with a negative step: the caller keeps the old one instead."""
+    weights, levels = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]), torch.tensor([[-1.0, 0], [1, 1], [0, 0]])
+    assert refit_step(weights, levels, torch.eye(2)[None]).tolist() == [0.0, 1.5, 0.0]
+
+
+def test_sampled_positions_reach_the_last_one():
+    """Ten positions, four samples: the middles of four stretches of 2.5 are 1.25, 3.75, 6.25 and 8.75."""
+    assert sampled_positions(10, 4).tolist() == [1, 3, 6, 8]
+    jittered = torch.stack([sampled_positions(10, 4, generator(seed)) for seed in range(200)])
+    assert jittered.unique().tolist() == list(range(10))

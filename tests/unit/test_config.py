@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from slimbit.records.config import FrontierConfig, PruneConfig, QuantConfig, RunConfig, TuneConfig, read_config
+from slimbit.records.config import FrontierConfig, PruneConfig, QuantConfig, RunConfig, TuneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.signal import EpochSignal, LayerSignal
 
@@ -17,7 +17,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def read(folder: Path, text: str) -> FrontierConfig:
-    return read_config(FrontierConfig, written(folder, text))
+    return FrontierConfig.from_toml(written(folder, text))
 
 
 def test_everything_can_be_set(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         flip = false
         """,
     )
-    assert (found.network, found.points, found.baselines, found.keep_ratios) == ("resnet20-A", 8, False, (1.0, 0.5))
+    assert (found.network, found.points, found.baselines, found.keep_ratios) == ("resnet20-A", 8, (), (1.0, 0.5))
     assert found.quant == QuantConfig(rounding="rate_aware", statistics="paired", grid="midtread", skip=("fc",))
     tune = TuneConfig(epochs=2, distill=True, train={"augment": {"flip": False}})
     assert found.prune == PruneConfig(by="fisher", protect=("layer3.*",), tune=tune)
@@ -91,7 +91,9 @@ def test_options_leave_records_within_settings_as_they_are() -> None:
         ("points = 0", r"points must be greater than or equal to 1, got 0"),
         ("points = '8'", "points must be a valid integer, got '8'"),
         ("points = true", "points must be a valid integer, got True"),
-        ("baselines = 1", "baselines must be a valid boolean, got 1"),
+        ("baselines = 1", "baselines must be a list, got 1"),
+        ("baselines = ['acid']", r"baselines\.0 must be 'max_abs' or 'aciq', got 'acid'"),
+        ("baselines = ['aciq', 'aciq']", "baselines must be named once, got aciq, aciq"),
         ("metric = 'macs'", "metric must be 'esn_analog', 'esn_digital' or 'esn_filterwise', got 'macs'"),
         ("[quant]\nrounding = 'up'", r"quant\.rounding must be 'nearest' or 'rate_aware', got 'up'"),
         ("quant = 3", "quant must be a table with the fields of QuantConfig, got 3"),
@@ -127,10 +129,10 @@ def test_faults_are_told_with_file_and_key(tmp_path: Path, text: str, said: str)
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="configuration must exist"):
-        read_config(FrontierConfig, tmp_path / "none.toml")
+        FrontierConfig.from_toml(tmp_path / "none.toml")
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="must be UTF-8 text"):
-        read_config(FrontierConfig, tmp_path / "x.toml")
+        FrontierConfig.from_toml(tmp_path / "x.toml")
 
 
 def test_a_fault_has_one_sentence_whoever_builds_the_settings(tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def test_a_run_says_it_once(tmp_path):
             return 100 * float((network(x).argmax(1) == model(x).argmax(1)).double().mean())
 
     slimbit.trace_frontier(model, x[:1], x, evaluate, out=tmp_path / "run", points=2, progress=listen)
-    assert [note.partition("(")[0] for note in said] == [
+    assert said[0] == "16 calibration images, 16 at a time"
+    assert [note.partition("(")[0] for note in said[1:]] == [
         "on the calibration images the inputs of 1 of 4 layers do not vary "
     ]
 

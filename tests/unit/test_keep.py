@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import pruning_case as case
 import slimbit
 from slimbit.records.errors import InputError
-from slimbit.records.groups import FilterGroup, Member, Ties
+from slimbit.records.groups import FilterGroup, FilterGroups, Member
 from slimbit.records.keep import AxisKeep, KeepPlan, kept_macs, plan_of_units
 from slimbit.records.network import LayerSpec, NetworkSpec
 from slimbit.records.signal import EpochSignal, LayerSignal
@@ -34,7 +34,7 @@ A = FilterGroup(
 C = FilterGroup(
     name="c", units=3, members=(member("c", "filters", 6, (0, 1), (2, 3), (4, 5)), member("d", "inputs", 3))
 )
-TIES = Ties(network="net", groups=(A, C), fixed={"d": "it is an output of the network"})
+TIES = FilterGroups(network="net", groups=(A, C), fixed={"d": "it is an output of the network"})
 WEIGHTS = {
     "a": torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 0.0]]),  # squared norms 1, 4, 9, 0
     "b": torch.tensor([[3.0], [0.0], [0.0], [2.0]]),  # 9, 0, 0, 4: tied sums 10, 4, 9, 4
@@ -135,7 +135,7 @@ def test_only_the_dead_go() -> None:
     plan = keep_live_filters(TIES, weights)
     assert units(plan) == {"a": (0, 2, 3), "b": (0, 2, 3), "c": (0, 1)}
     wide = Member(name="wide", role="filters", size=40, channels=tuple((k,) for k in range(40)))
-    many = Ties(network="net", groups=(FilterGroup(name="wide", units=40, members=(wide,)),), fixed={})
+    many = FilterGroups(network="net", groups=(FilterGroup(name="wide", units=40, members=(wide,)),), fixed={})
     alive = torch.zeros(40, 1).index_fill_(0, torch.tensor([3, 30]), 1.0)  # fewer than the percentile can see
     assert units(keep_live_filters(many, {"wide": alive})) == {"wide": (3, 30)}
     assert keep_live_filters(TIES, weights, constants="zero").constants == "zero"

@@ -120,7 +120,7 @@ def test_a_writer_refuses_a_file_of_something_else(tmp_path: Path) -> None:
     path.write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match=r"must have the columns layer, epoch, .*, got a, b"):
         CsvWriter(path)(record(1))
-    with pytest.raises(InputError, match=r"line 1 of .* must be a record of one epoch in JSON"):
+    with pytest.raises(InputError, match=r"line 1 of .* must be complete JSON"):
         JsonLinesWriter(path)(record(1))
     assert path.read_text() == "a,b\n1,2\n"
     with pytest.raises(StoreError, match="could not be written"):

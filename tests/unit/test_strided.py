@@ -27,8 +27,8 @@ from slimbit.measure.group_sensitivity import measure_group_sensitivity
 from slimbit.measure.sensitivity import measure_sensitivity
 from slimbit.numerics import gradient_check
 from slimbit.numerics.strided import protect_gradients, safe_gradients, without_unread
+from slimbit.survey.filter_groups import find_filter_groups
 from slimbit.survey.module import survey_network
-from slimbit.survey.ties import tied_filters
 
 MATRIX = Path(__file__).parents[1] / "gradient_matrix.py"
 
@@ -165,7 +165,7 @@ def test_sensitivities_are_safe() -> None:
     spec, generator = survey_network(network, example).spec, torch.Generator().manual_seed(0)
     with Faulty() as watch:
         measure_sensitivity(network, spec, [images(8)], generator=generator)
-        measure_group_sensitivity(network, tied_filters(network, example), [images(8)], generator=generator)
+        measure_group_sensitivity(network, find_filter_groups(network, example), [images(8)], generator=generator)
     assert watch.convolutions >= 8
     assert watch.found == []
 

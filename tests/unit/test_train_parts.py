@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from slimbit.records.config import read_config
 from slimbit.records.errors import InputError
+from slimbit.records.recipes import recipe_names
 from slimbit.records.training import AugmentConfig, TrainConfig
 from slimbit.training.checkpoint import Checkpoint, check_fits, read_checkpoint, write_checkpoint
 from slimbit.training.images import Batches, Share, TrainImages
-from slimbit.training.recipes import recipe, recipe_names
 from slimbit.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
@@ -63,14 +62,14 @@ def test_constant_stays():
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipes_are_valid_and_say_their_scale(name):
-    found = recipe(name)
+    found = TrainConfig.from_recipe(name)
     assert found.scale == name.rpartition("-")[2]
     assert math.isfinite(learning_rate(found, 0, 10))
 
 
 def test_an_unknown_recipe_names_its_like():
     with pytest.raises(InputError, match=r"must be one that comes with Slimbit, got 'fig4-quik'; did you mean fig4"):
-        recipe("fig4-quik")
+        TrainConfig.from_recipe("fig4-quik")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +89,7 @@ def test_wrong_settings_are_told_with_their_key(tmp_path, text, message):
     file = tmp_path / "train.toml"
     file.write_text(text)
     with pytest.raises(InputError, match=message):
-        read_config(TrainConfig, file)
+        TrainConfig.from_toml(file)
 
 
 def test_options_win_over_the_file_and_leave_the_rest():

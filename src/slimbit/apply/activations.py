@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from slimbit.apply.dataflow import FlowForward
-from slimbit.numerics.activation_range import activation_step, rounded
+from slimbit.numerics.activation_range import activation_step, affine_step, rounded
 from slimbit.numerics.batches import Forward, call_network, checked_batches
 from slimbit.numerics.copies import copied, plain_network
 from slimbit.numerics.operations import NEVER_NEGATIVE
 from slimbit.numerics.requantize import untied
-from slimbit.records.activations import MOST_BITS, ActivationQuantizer, RangeMethod, check_activation_bits
+from slimbit.records.activations import MOST_BITS, ActivationQuantizer, Codes, RangeMethod, check_activation_bits
 from slimbit.records.dataflow import Dataflow, Operation, Stage, stages_of
 from slimbit.records.errors import InputError
 from slimbit.records.network import NetworkSpec
@@ -166,6 +166,7 @@ def measure_activations(
     *,
     bits: int,
     method: RangeMethod = "mse",
+    codes: Codes = "unsigned",
     forward: Forward = call_network,
 ) -> tuple[ActivationQuantizer, ...]:
     """Steps of every quantized value, from unlabelled images that pass through the float network.
@@ -180,6 +181,7 @@ def measure_activations(
         batches: Unlabelled images.
         bits: Width of what layers read.
         method: How ranges are chosen.
+        codes: Which codes, see `slimbit.records.config.QuantConfig`.
         forward: How the network is called on a batch.
 
     Raises:
@@ -191,8 +193,16 @@ def measure_activations(
     for point in points:
         sample = samples[point.value]
         signed = bool((sample < 0).any()) if point.signed is None else point.signed
-        step = activation_step(sample, bits=point.bits, signed=signed, method=method, most=point.most)
-        quantizers[point.value] = ActivationQuantizer(value=point.value, bits=point.bits, step=step, signed=signed)
+        zero = 0
+        if signed and codes == "affine":
+            step, zero = affine_step(sample, bits=point.bits, method=method)
+            signed = False
+        else:
+            signed = signed or codes == "signed"
+            step = activation_step(sample, bits=point.bits, signed=signed, method=method, most=point.most)
+        quantizers[point.value] = ActivationQuantizer(
+            value=point.value, bits=point.bits, step=step, zero_point=zero, signed=signed
+        )
     return without_ties(flow, quantizers)
 
 

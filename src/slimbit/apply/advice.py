@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from slimbit.records.groups import FilterGroup, Ties
+from slimbit.records.groups import FilterGroup, FilterGroups
 from slimbit.records.keep import KeepPlan, plan_of_units
-from slimbit.survey.ties import tied_filters
+from slimbit.survey.filter_groups import find_filter_groups
 from slimbit.survey.trace import Inputs
 
 
@@ -27,18 +27,18 @@ def layers_to_protect(
         Names of layers; none where the plan does not remove whole units of the network's groups, so that it is the plan
         that is wrong.
     """
-    ties = tied_filters(model, example_input)
-    kept = {group.name: _kept(group, plan) for group in ties.groups}
-    losing = [group for group in ties.groups if len(kept[group.name]) < group.units]
-    if not all(kept.values()) or _removed(_part(ties, plan, losing, kept)) != _removed(plan):
+    filter_groups = find_filter_groups(model, example_input)
+    kept = {group.name: _kept(group, plan) for group in filter_groups.groups}
+    losing = [group for group in filter_groups.groups if len(kept[group.name]) < group.units]
+    if not all(kept.values()) or _removed(_part(filter_groups, plan, losing, kept)) != _removed(plan):
         return []
     clusters: dict[object, list[FilterGroup]] = {}
     for group in losing:
-        family = ties.family_of(group.name)
+        family = filter_groups.family_of(group.name)
         clusters.setdefault(group.name if family is None else family, []).append(group)
-    failing = [groups for groups in clusters.values() if not works(_part(ties, plan, groups, kept))]
+    failing = [groups for groups in clusters.values() if not works(_part(filter_groups, plan, groups, kept))]
     rest = [groups for groups in clusters.values() if groups not in failing]
-    while rest and not works(_part(ties, plan, [group for groups in rest for group in groups], kept)):
+    while rest and not works(_part(filter_groups, plan, [group for groups in rest for group in groups], kept)):
         failing.append(rest.pop())
     return list(dict.fromkeys(layer for groups in failing for group in groups for layer in group.layers))
 
@@ -53,10 +53,12 @@ def _kept(group: FilterGroup, plan: KeepPlan) -> list[int]:
     return sorted(units)
 
 
-def _part(ties: Ties, plan: KeepPlan, groups: Sequence[FilterGroup], kept: dict[str, list[int]]) -> KeepPlan:
+def _part(
+    filter_groups: FilterGroups, plan: KeepPlan, groups: Sequence[FilterGroup], kept: dict[str, list[int]]
+) -> KeepPlan:
     """The part of a plan that concerns some groups."""
     some = {group.name: kept[group.name] for group in groups}
-    return plan_of_units(ties, some, policy=plan.policy, constants=plan.constants)
+    return plan_of_units(filter_groups, some, policy=plan.policy, constants=plan.constants)
 
 
 def _removed(plan: KeepPlan) -> dict[tuple[str, str], set[int]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from slimbit.apply.attention import open_attention
 from slimbit.apply.layers import Bound, bind, first_input
 from slimbit.apply.lockstep import Lockstep
 from slimbit.numerics.batches import Forward, Regrouped, call_network, checked_batches, count_of
@@ -68,9 +69,11 @@ class Calibration:
         rows: Outputs without bias at the sampled positions, ``(positions, filters)``, by layer name.
         counts: Number of output positions in each batch, by layer name.
         same_input: The first of the layers that read the very same patches, by the name of each other one.
-        normalized: Layers whose output goes straight into a BatchNorm.
+        normalized: Layers whose output goes straight into a BatchNorm, and the path of that.
         reused: BatchNorms that are called more than once in a pass.
         events: Layers and BatchNorms in order of first use: ``("layer" | "batchnorm", name)``.
+        halved: Whether what a batch holds while it waits is kept in half precision.
+        division: How many images are worked on at once, in words.
         notes: What users should know, in words: images that do not fit into memory, layers whose inputs do not vary.
     """
 
@@ -83,9 +86,11 @@ class Calibration:
     rows: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     same_input: dict[str, str] = field(default_factory=dict)
-    normalized: set[str] = field(default_factory=set)
+    normalized: dict[str, str] = field(default_factory=dict)
     reused: set[str] = field(default_factory=set)
     events: list[tuple[str, str]] = field(default_factory=list)
+    halved: bool = False
+    division: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -181,7 +186,8 @@ def calibrate(
         batch_size: Images whose activations are worked on at once; default: as many as have activations of 128 MiB.
             What cannot be cut or joined stays as it is.
         memory_bytes: What the activations of all images may take while they wait; default: half of what is free. If
-            they need more, only the first images are used, and ``notes`` says so.
+            they need more, they are kept in half precision; if that is too much, too, only the first images are
+            used. ``notes`` says so.
         forward: How to call the network on a batch, for anything but a tensor, a tuple or a mapping; batches are then
             used as they are.
 
@@ -190,11 +196,11 @@ def calibrate(
     """
     if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
         raise InputError(f"batch size must be a whole number of 1 or more, got {batch_size!r}")
-    network = copied(model).eval()
+    network = open_attention(copied(model).eval())
     bounds = {name: b for name, b in bind(network, spec).items() if b.window is not None}
-    parts, notes = _divided(network, checked_batches(batches), bounds, batch_size, memory_bytes, forward)
-    found = Calibration(parts, forward, samples, seed, notes=notes)
-    watch = _Watch(found, bounds, network)
+    parts, halved, notes = _divided(network, checked_batches(batches), bounds, batch_size, memory_bytes, forward)
+    found = Calibration(parts, forward, samples, seed, halved=halved, division=_in_words(parts), notes=notes)
+    watch = _CalibrationHooks(found, bounds, network)
     watch.run()
     constant = watch.constant_inputs()
     if not constant or sum(map(count_of, parts)) < FEWEST_IMAGES:
@@ -212,26 +218,44 @@ def _divided(
     batch_size: int | None,
     memory_bytes: int | None,
     forward: Forward,
-) -> tuple[Sequence[Any], tuple[str, ...]]:
-    """Batches of a good size, of as many images as fit into memory, and notes where that is not all of them."""
+) -> tuple[Sequence[Any], bool, tuple[str, ...]]:
+    """Batches of a good size, of as many images as fit into memory.
+
+    Returns:
+        The batches, whether waiting ones are kept in half precision, and notes where they are or images are left out.
+    """
     cut = forward is call_network
     probe = Regrouped(batches, PROBED)[0] if cut else batches[0]
     stops = {*(b.module for b in bounds.values()), *batchnorms(network).values()}
-    each = live_bytes(network, probe, forward, stops) / count_of(probe)
+    live = live_bytes(network, probe, forward, stops)
+    whole, half = (max(1.0, each / count_of(probe)) for each in (live.whole, live.halved))
     device = next((x.device for x in network.state_dict().values() if isinstance(x, Tensor)), torch.device("cpu"))
     limit = free_bytes(device) // 2 if memory_bytes is None else memory_bytes
     images = sum(map(count_of, batches))
-    fitting = max(1, int(limit // max(each, 1)))
-    size = batch_size or max(1, min(int(min(BATCH_BYTES, limit) // max(each, 1)), images))
+    halved = whole * images > limit
+    fitting = max(1, int(limit // (half if halved else whole)))
+    # where others are halved, the batch that runs is whole: it must be a small one
+    size = batch_size or max(1, min(int(min(BATCH_BYTES, limit / (WHOLE_PART if halved else 1)) // whole), images))
     parts: Sequence[Any] = Regrouped(batches, size, fitting) if cut else _fitting(batches, fitting)
     used = parts.images if isinstance(parts, Regrouped) else sum(map(count_of, parts))
-    if used >= images:
-        return parts, ()
-    needed, allowed = each * images / GIB, limit / GIB
+    if not halved:
+        return parts, False, ()
+    needed, allowed = whole * images / GIB, limit / GIB
+    less = "" if used >= images else f", and uses {used} of {images} images"
     note = (
-        f"calibration uses {used} of {images} images: all of them need {needed:.3g} GiB, and {allowed:.3g} are allowed"
+        f"calibration keeps waiting activations in half precision{less}: "
+        f"those of all images need {needed:.3g} GiB, and {allowed:.3g} are allowed"
     )
-    return parts, (note,)
+    return parts, True, (note,)
+
+
+WHOLE_PART = 8
+"""One part in so many of the memory is for the batch that runs, where those that wait are kept in half precision."""
+
+
+def _in_words(parts: Sequence[Any]) -> str:
+    images, most = sum(map(count_of, parts)), count_of(parts[0])
+    return f"{images} calibration images, {most} at a time"
 
 
 def _fitting(batches: tuple[Any, ...], images: int) -> tuple[Any, ...]:
@@ -240,13 +264,13 @@ def _fitting(batches: tuple[Any, ...], images: int) -> tuple[Any, ...]:
     return batches[: max(1, sum(end <= images for end in ends))]
 
 
-class _Watch:
+class _CalibrationHooks:
     """Hooks that note what the batches do in the float network."""
 
     def __init__(self, found: Calibration, bounds: Mapping[str, Bound], network: nn.Module) -> None:
         self.found, self.bounds, self.network = found, bounds, network
         self.norms = batchnorms(network)
-        self.lockstep = Lockstep(network, found.batches, found.forward, self._note)
+        self.lockstep = Lockstep(network, found.batches, found.forward, self._note, halved=found.halved)
         self.recent: dict[int, list[tuple[Tensor, int, str]]] = {}
         self.inputs: dict[str, dict[int, TensorState]] = {}
         self.ranges: dict[str, Range] = {}
@@ -292,7 +316,7 @@ class _Watch:
                 return
             # another version: something, e.g. a ReLU, has changed the output in place
             self.found.normalized.update(
-                layer
+                (layer, name)
                 for output, version, layer in self.recent.get(self.lockstep.current, ())
                 if output is values and output._version == version
             )

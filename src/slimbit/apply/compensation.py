@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from slimbit.apply.attention import open_attention
 from slimbit.apply.calibration import Calibration
 from slimbit.apply.layers import bind, first_input
 from slimbit.apply.lockstep import Lockstep
@@ -30,7 +31,7 @@ def compensation_factors(model: nn.Module, spec: NetworkSpec, calibration: Calib
     Returns:
         A number in (0, 1] by layer name; layers that hooks do not reach are left out (nothing repairs them).
     """
-    network = copied(model).eval()
+    network = open_attention(copied(model).eval())
     bounds = bind(network, spec)
     shares: dict[str, float] = {}
 
@@ -45,7 +46,7 @@ def compensation_factors(model: nn.Module, spec: NetworkSpec, calibration: Calib
         # a layer whose input never varies would look free of charge: keep a floor, so that its step stays finite
         shares[name] = max(spread * compensation_factor(damped(inputs)), FLOOR)
 
-    lockstep = Lockstep(network, calibration.batches, calibration.forward, measure)
+    lockstep = Lockstep(network, calibration.batches, calibration.forward, measure, halved=calibration.halved)
     for name in calibration.reached:
         bounds[name].module.register_forward_pre_hook(_hook(name, lockstep), with_kwargs=True)
     lockstep.run(calibration.reached.index)

@@ -1,6 +1,5 @@
 """The one entry: a float network and a plan in, a compressed network and its levels out."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from slimbit.apply.activations import with_quantized_values
+from slimbit.apply.attention import opened_attention
 from slimbit.apply.calibration import Calibration, calibrate
 from slimbit.apply.integers import IntegerNetwork, IntegerProgram, integer_program
 from slimbit.apply.layers import bind
@@ -17,6 +17,7 @@ from slimbit.apply.quantize import quantize_layer
 from slimbit.numerics.batches import inputs_of
 from slimbit.numerics.copies import copied
 from slimbit.numerics.levels import LayerLevels
+from slimbit.records.codec import sha256
 from slimbit.records.dataflow import Dataflow
 from slimbit.records.errors import InputError, closest
 from slimbit.records.network import NetworkSpec
@@ -45,13 +46,11 @@ class Compressed:
 
     def digest(self) -> str:
         """SHA-256 over the plan, every level and every step: equal results, equal digests."""
-        total = hashlib.sha256(self.plan.digest().encode())
-        for name in sorted(self.layers):
-            total.update(name.encode())
-            doubled = (self.layers[name].levels * 2).to(torch.int32).cpu().contiguous()
-            total.update(doubled.numpy().tobytes())
-            total.update(self.layers[name].steps.double().cpu().contiguous().numpy().tobytes())
-        return total.hexdigest()
+        parts = [self.plan.digest().encode()]
+        for name, layer in sorted(self.layers.items()):
+            doubled = (layer.levels * 2).to(torch.int32).cpu().contiguous().numpy().tobytes()
+            parts += [name.encode(), doubled, layer.steps.double().cpu().contiguous().numpy().tobytes()]
+        return sha256(parts)
 
 
 def compress(
@@ -80,9 +79,8 @@ def compress(
         InputError: A plan for another network, missing calibration, values that are not finite, or quantized
             activations of a network with operations that have no integer form.
     """
-    needs = plan.config.compensation or plan.config.statistics != "stored"
-    if calibration is None and needs:
-        raise InputError("calibration must be given for compensation or new statistics, got none")
+    if calibration is None and plan.config.needs_images:
+        raise InputError("calibration must be given for compensation, bias correction or new statistics, got none")
     if calibration is not None and not isinstance(calibration, Calibration):
         calibration = calibrate(model, spec, calibration)
     names = tuple(layer.name for layer in spec.layers)
@@ -94,7 +92,8 @@ def compress(
         flow = flow or _flow_of(model, calibration)
         # what later layers are calibrated on has passed through the integers of the earlier ones
         with_quantized_values(network, flow, plan.activations)
-    done = _carry_out(network, plan, spec, calibration)
+    with opened_attention(network):
+        done = _carry_out(network, plan, spec, calibration)
     program = None
     if plan.activations:
         assert flow is not None
@@ -117,7 +116,8 @@ def _carry_out(
     """Quantize ``network`` in place and return its layers in the plan's order."""
     bounds = bind(network, spec)
     planned = {layer.name: bounds[layer.name] for layer in plan.layers}
-    reached = calibration.reached if calibration is not None and plan.config.compensation else ()
+    reads = plan.config.compensation or plan.config.bias_correction
+    reached = calibration.reached if calibration is not None and reads else ()
     plain: dict[str, LayerLevels] = {}
     for name, bound in planned.items():
         if bound.window is None or name not in reached:
@@ -127,7 +127,7 @@ def _carry_out(
         return plain
     layerwise = LayerwisePass(network, plan, planned, calibration)
     layerwise.done.update(plain)
-    if plan.config.compensation or plan.config.statistics == "paired_layerwise":
+    if reads or plan.config.statistics == "paired_layerwise":
         layerwise.quantize()
     if plan.config.statistics in ("absolute", "paired"):
         layerwise.correct()

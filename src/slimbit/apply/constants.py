@@ -21,8 +21,8 @@ from slimbit.apply.axes import BoundAxis, bind_axes, is_read_by
 from slimbit.apply.layers import first_input
 from slimbit.numerics.copies import copied
 from slimbit.records.keep import KeepPlan
-from slimbit.survey.tie_operation import storage_of
-from slimbit.survey.tie_run import call
+from slimbit.survey.channel_operation import storage_of
+from slimbit.survey.channel_run import call
 from slimbit.survey.trace import Inputs
 
 TOLERANCE, INTERIOR = 1e-3, 0.6

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimbit.apply.attention import OpenAttention
 from slimbit.numerics.copies import mask_of
 from slimbit.numerics.grid import filters_stored, layer_weight
 from slimbit.numerics.moments import Window
@@ -23,15 +24,17 @@ class Bound:
 
     Attributes:
         spec: Its description.
-        module: The module that holds the weight.
+        module: The module that multiplies with the weight.
         parameter: The weight itself.
-        window: Geometry for patches; None for weights that no hook can compensate (attention, embeddings, ...).
+        window: Geometry for patches; None for weights that no hook can compensate (embeddings, recurrent layers, ...).
+        owner: The module that holds the weight.
     """
 
     spec: LayerSpec
     module: nn.Module
     parameter: Tensor
     window: Window | None
+    owner: nn.Module
 
     def weight(self) -> Tensor:
         """The weight, filters first, detached, at least float32."""
@@ -46,7 +49,7 @@ class Bound:
 
     def mask(self) -> Tensor | None:
         """Which weights a pruning mask keeps, filters first; None where there is no mask."""
-        mask = mask_of(self.module, self.spec.weight_key.rpartition(".")[2])
+        mask = mask_of(self.owner, self.spec.weight_key.rpartition(".")[2])
         return None if mask is None else layer_weight(mask, self.spec)
 
     def batched(self, values: Tensor) -> Tensor:
@@ -88,7 +91,9 @@ def _bind(model: nn.Module, layer: LayerSpec) -> Bound:
     shape = tuple(layer_weight(parameter, layer).shape)
     if shape != layer.shape:
         raise InputError(f"weight of layer {layer.name!r} must be {layer.shape}, got {shape}")
-    return Bound(layer, module, parameter, window_of(module) if name == "weight" else None)
+    if isinstance(module, OpenAttention):
+        return Bound(layer, module.get_submodule(layer.name.rpartition(".")[2]), parameter, Window(), module)
+    return Bound(layer, module, parameter, window_of(module) if name == "weight" else None, module)
 
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -6,12 +6,13 @@ corrected, and at every BatchNorm: see `slimbit.apply.lockstep`.
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from slimbit.apply.calibration import Calibration, TensorState, are_same, batchnorms, state_of
 from slimbit.apply.layers import Bound, first_input
 from slimbit.apply.lockstep import Lockstep
-from slimbit.apply.quantize import quantize_layer
+from slimbit.apply.quantize import mean_shift, quantize_layer
 from slimbit.apply.statistics import correct_batchnorm, correct_bias
 from slimbit.numerics.levels import LayerLevels
 from slimbit.numerics.moments import PatchSums, channel_moments, check_finite
@@ -66,7 +67,9 @@ class LayerwisePass:
         if not events:
             return
         calibration = self.calibration
-        lockstep = Lockstep(self.network, calibration.batches, calibration.forward, self._act)
+        lockstep = Lockstep(
+            self.network, calibration.batches, calibration.forward, self._act, halved=calibration.halved
+        )
         handles = [self._hook(event, lockstep) for event in events]
         order = {event: place for place, event in enumerate(events)}
         try:
@@ -138,10 +141,29 @@ class LayerwisePass:
     def _quantize(self, name: str, sums: PatchSums | None) -> None:
         bound = self.bounds[name]
         moments = None if sums is None else sums.moments(centred=self._mean_is_free(name))
-        self.done[name] = quantize_layer(
-            bound.weight(), self.plan.layer(name), self.plan, moments=moments, mask=bound.mask()
-        )
+        layer = self.plan.layer(name)
+        self.done[name] = quantize_layer(bound.weight(), layer, self.plan, moments=moments, mask=bound.mask())
+        if self.plan.config.bias_correction and sums is not None:
+            self._add_to_outputs(name, mean_shift(bound.weight(), self.done[name], layer), sums.mean())
         bound.store(self.done[name].weights())
+
+    def _add_to_outputs(self, name: str, shift: Tensor, inputs: Tensor) -> None:
+        """Move a bias, or the mean of the BatchNorm behind, by what a shift of all weights adds to the mean output.
+
+        Args:
+            name: Of the layer; one that has neither stays as it is.
+            shift: Of every weight, shape ``(filters,)``.
+            inputs: Mean of what it reads, ``(groups, features)``.
+        """
+        added = (shift.reshape(len(inputs), -1) * inputs.sum(dim=1, keepdim=True)).flatten()
+        bias, norm = self.bounds[name].bias(), self.calibration.normalized.get(name, "")
+        with torch.no_grad():
+            if bias is not None:
+                bias.add_(added.to(bias))
+            elif norm and norm not in self.calibration.reused:
+                mean = self._norms[norm].running_mean
+                assert mean is not None
+                mean.sub_(added.to(mean))
 
     def _mean_is_free(self, name: str) -> bool:
         """Whether statistics or a bias will be moved to absorb a shift of this layer's mean output."""

@@ -3,18 +3,21 @@
 Each batch's forward pass runs in a thread of its own, but only one thread runs at any time: a pass runs until it
 reaches a place where all batches are needed, e.g. the input of a layer that is quantized next, and hands over to the
 next batch. Once all are there (or have ended elsewhere), what is to be done is done once, and all go on. The result is
-that of one large batch; only what is between two places is held in memory, and nothing is computed twice.
+that of one large batch; only what is between two places is held in memory, and nothing is computed twice. Where memory
+is short, what a waiting batch holds is kept in half precision, but for the tensor that it waits with.
 """
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slimbit.numerics.batches import Forward
+from slimbit.numerics.batches import Forward, count_of
+from slimbit.numerics.memory import LiveTensors, keep_in_half, tensors_of, watch_tensors
 
 Act = Callable[[Any, dict[int, Tensor]], Any]
 """From a place and the value of each batch that came there, by number, to an answer that all of them get."""
@@ -25,12 +28,21 @@ class Lockstep:
 
     With one batch there are no threads.
 
+    Args:
+        network: In evaluation mode.
+        batches: What it is called on.
+        forward: How.
+        act: What is done at a place.
+        halved: Whether waiting batches keep what they hold in half precision.
+
     Attributes:
         current: Number of the batch that is running.
     """
 
-    def __init__(self, network: nn.Module, batches: Sequence[Any], forward: Forward, act: Act) -> None:
-        self.network, self.batches, self.forward = network, batches, forward
+    def __init__(
+        self, network: nn.Module, batches: Sequence[Any], forward: Forward, act: Act, *, halved: bool = False
+    ) -> None:
+        self.network, self.batches, self.forward, self.halved = network, batches, forward, halved
         self.current = 0
         self._act = act
         self._passes: list[_Pass] = []
@@ -66,7 +78,13 @@ class Lockstep:
         if len(self.batches) == 1:
             self._forward(0)
             return
-        self._passes = [_Pass(self._forward, number) for number in range(len(self.batches))]
+        live = [LiveTensors() for _ in self.batches] if self.halved else []
+        fixed = {x.untyped_storage().data_ptr() for x in tensors_of((*self.network.state_dict().values(),))}
+        self._passes = [
+            _Pass(self._forward, number, partial(self._held, live[number], number, fixed) if live else None)
+            for number in range(len(self.batches))
+        ]
+        handles = watch_tensors(self.network, lambda _, values: live[self.current].add(values)) if live else []
         try:
             moving = list(self._passes)
             while moving:
@@ -83,7 +101,22 @@ class Lockstep:
         finally:
             for each in self._passes:
                 each.stop()
+            for handle in handles:
+                handle.remove()
             self._passes = []
+
+    def _held(self, live: LiveTensors, number: int, fixed: set[int], value: Tensor | None) -> list[Tensor]:
+        """What a waiting pass may keep in half precision: rows of its images, and nobody else's."""
+        batch = self.batches[number]
+        not_ours = {x.untyped_storage().data_ptr() for x in tensors_of((batch, value))} | fixed
+        count = count_of(batch)
+        return [
+            tensor
+            for tensor in live.alive()
+            # a table of positions, say, that all batches read has no row for each image
+            if tensor.ndim and count > 1 and len(tensor) and len(tensor) % count == 0
+            if tensor.untyped_storage().data_ptr() not in not_ours
+        ]
 
     def _forward(self, number: int) -> None:
         with torch.no_grad():
@@ -93,8 +126,12 @@ class Lockstep:
 class _Pass:
     """The forward pass of one batch, in a thread that runs only between `resume` and the next `wait`."""
 
-    def __init__(self, forward: Callable[[int], None], number: int) -> None:
+    def __init__(
+        self, forward: Callable[[int], None], number: int, held: Callable[[Tensor | None], list[Tensor]] | None = None
+    ) -> None:
         self.number, self.done = number, False
+        self._held = held
+        self._whole_again: Callable[[], None] | None = None
         self.place: Any = None
         self.answer: Any = None
         self._value: Tensor | None = None
@@ -106,6 +143,9 @@ class _Pass:
 
     def resume(self) -> None:
         """Let the pass run until it waits or ends; raises what it raised."""
+        if self._whole_again is not None:
+            self._whole_again()
+            self._whole_again = None
         if self._thread.ident is None:
             self._thread.start()
         else:
@@ -113,6 +153,8 @@ class _Pass:
         self._ran.acquire()
         if self._error is not None:
             raise self._error
+        if self._held is not None and not self.done:
+            self._whole_again = keep_in_half(self._held(self._value))
 
     def wait(self, place: Hashable, value: Tensor) -> Any:
         """Called in the thread: hand over, until resumed."""
@@ -136,6 +178,8 @@ class _Pass:
         if self._thread.ident is None or self.done:
             return
         self._stopped = True
+        if self._whole_again is not None:
+            self._whole_again()  # the network's own code may look at them while it unwinds
         while self._thread.is_alive():  # a pass may meet several places while it unwinds
             self._run.release()
             self._thread.join(timeout=0.1)

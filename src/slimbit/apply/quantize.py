@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from slimbit.numerics.aciq import norm_ratio
 from slimbit.numerics.grid import to_weights
 from slimbit.numerics.levels import LayerLevels
 from slimbit.numerics.moments import PatchMoments
@@ -93,7 +94,29 @@ def quantize_layer(
         h = damped(torch.eye(weights[0].numel())[None]) if h is None else h
         step = _refitted(target, levels, h, step)
     levels = _cut(levels, layer)
+    if plan.config.bias_correction:
+        step = step * norm_ratio(weights, to_weights(levels, step))
     return _result(weights, levels, step, h, layer)
+
+
+def mean_shift(weights: Tensor, found: LayerLevels, layer: LayerPlan) -> Tensor:
+    """What bias correction adds to every weight of a filter, ``xi_f mu_f``: levels have no room for it.
+
+    ``xi_f (Wq_f + mu_f)`` of `slimbit.numerics.aciq.bias_corrected` is ``step_f q_f + xi_f mu_f``, with
+    ``step_f = xi_f`` times the planned one.
+
+    Args:
+        weights: Float, filters first.
+        found: From `quantize_layer` with bias correction.
+        layer: The layer's plan.
+
+    Returns:
+        Shape ``(filters,)``.
+    """
+    planned = quantizer_of(layer, None, weights).step
+    means = (x.double().flatten(1).mean(dim=1) for x in (weights, to_weights(found.levels, planned)))
+    before, after = means
+    return (found.steps / planned).double() * (before - after)
 
 
 def _are_finite(moments: PatchMoments) -> bool:

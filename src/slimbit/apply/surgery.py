@@ -16,7 +16,7 @@ from slimbit.numerics.copies import copied, plain_network
 from slimbit.numerics.strided import protect_gradients
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
-from slimbit.survey.tie_run import call
+from slimbit.survey.channel_run import call
 from slimbit.survey.trace import Inputs
 
 
@@ -57,7 +57,7 @@ def prune(model: nn.Module, plan: KeepPlan, example_input: Inputs) -> nn.Module:
 
     layers = layers_to_protect(model, plan, example_input, works)
     if not layers:
-        raise InputError(f"{wrong}: the plan must remove whole units of the groups that tied_filters finds")
+        raise InputError(f"{wrong}: the plan must remove whole units of the groups that find_filter_groups finds")
     raise InputError(f"{wrong}: protect {', '.join(map(repr, layers))}")
 
 

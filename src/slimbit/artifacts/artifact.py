@@ -1,6 +1,5 @@
 """Ship a compressed network as a folder: packed levels, everything else of its state, plan, cost, and hashes."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from slimbit.artifacts.manifest import (
     PlanSummary,
 )
 from slimbit.artifacts.packed import PackedModel
+from slimbit.records.codec import sha256
 from slimbit.records.cost import METRICS, CostReport
 from slimbit.records.errors import InputError
 from slimbit.records.files import read_regular, write_folder
@@ -75,10 +75,7 @@ def write_artifact(
         ),
         cost={metric: cost.total[metric] for metric in METRICS},
         layers=packed.entries,
-        files={
-            name: FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-            for name, content in contents.items()
-        },
+        files={name: FileEntry(bytes=len(content), sha256=sha256(content)) for name, content in contents.items()},
         provenance=dict(provenance or {}),
     )
     _write_folder(folder, {MANIFEST: manifest.to_bytes(), **{str(k): v for k, v in contents.items()}})

@@ -3,16 +3,17 @@
 Reading it needs no torch.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from slimbit.artifacts.packing import Coding
-from slimbit.records.codec import canonical, digest
+from slimbit.records.codec import digest, from_json, from_plain, json_file, sha256
 from slimbit.records.config import Grid
-from slimbit.records.errors import InputError, closest
+from slimbit.records.cost import SCHEMA as COST_SCHEMA
+from slimbit.records.cost import CostReport
+from slimbit.records.errors import InputError
 from slimbit.records.files import parse_json, read_regular
 from slimbit.records.network import LayerSpec
 from slimbit.records.origin import Normalization
@@ -169,7 +170,7 @@ class Manifest(_Record):
         """The manifest as it is written, with the hash of itself: equal content, equal bytes."""
         data = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         data = {"format": self.format, "schema": self.schema_, **data}
-        return (json.dumps({**data, "digest": digest(data)}, indent=1, allow_nan=False) + "\n").encode()
+        return json_file({**data, "digest": digest(data)}, indent=1)
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -194,22 +195,35 @@ def read_manifest(folder: str | Path) -> Manifest:
     stated = data.pop("digest", None)
     if stated != digest(data):
         raise InputError(f"{path} must have the hash it states, got another: it is damaged or was edited")
-    try:
-        manifest = Manifest.model_validate_json(canonical(data))
-    except ValidationError as error:
-        raise InputError(f"{path} {_fault(error)}") from error
+    manifest = from_plain(Manifest, data, where=str(path))
     _check(manifest, path)
     return manifest
 
 
-def _fault(error: ValidationError) -> str:
-    """The first fault in one sentence, with its path."""
-    first = error.errors(include_url=False)[0]
-    path = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        known = [field.alias or name for name, field in Manifest.model_fields.items()]
-        return f"must have only known keys, got {path[:200]!r}{closest(path[:200], known)}"
-    return f"is wrong at {path[:200]!r}: {first['msg']}, got {clipped(repr(first.get('input')))}"
+def read_entry(folder: str | Path, manifest: Manifest, name: FileName) -> bytes:
+    """Content of a file of an artifact, checked against its hash.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    path, entry = Path(folder) / name, manifest.files[name]
+    content = read_regular(path, "artifact file", limit=entry.bytes)
+    if len(content) != entry.bytes:
+        raise InputError(f"artifact file {path} must have {entry.bytes} bytes, got {len(content)}")
+    if sha256(content) != entry.sha256:
+        raise InputError(f"artifact file {path} must have the hash in its manifest, got another: it is damaged")
+    return content
+
+
+def read_cost(folder: str | Path) -> CostReport:
+    """What the model of an artifact costs, layer by layer, as it was counted when it was written.
+
+    Raises:
+        InputError: No artifact, or a damaged one.
+    """
+    manifest = read_manifest(folder)
+    where = str(Path(folder) / "cost.json")
+    return from_json(CostReport, read_entry(folder, manifest, "cost.json"), where=where, schema=COST_SCHEMA)
 
 
 def _check(manifest: Manifest, path: Path) -> None:

@@ -3,21 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import save
 from torch import nn
 
-from slimbit.artifacts.manifest import NetworkReference
-from slimbit.records.codec import canonical, from_plain, pretty, with_schema
+from slimbit.artifacts.manifest import AccuracyEntry, NetworkReference
+from slimbit.records.codec import canonical, from_plain, json_file, with_schema
 from slimbit.records.errors import InputError
 from slimbit.records.files import parse_json, read_regular, write_whole
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS, KeepPlan
 from slimbit.records.keep import SCHEMA as KEEP_SCHEMA
+from slimbit.records.origin import Normalization
 
 TRAININGS = ("admm", "tune")
 SCHEMA = 1
 LARGEST = 1 << 26
+KNOWN = ("schema", "network", "plan", "content", "normalization", "accuracy")
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,16 @@ class PrunedFolder:
         network: How the original is built.
         plan: What is left of it.
         content: Digest of what the result depends on, "" where nothing says it.
+        normalization: What its inputs need; None where unknown.
+        accuracy: What was measured of it; None where nothing was.
         about: Everything else.
     """
 
     network: NetworkReference
     plan: KeepPlan
     content: str
+    normalization: Normalization | None
+    accuracy: AccuracyEntry | None
     about: Mapping[str, Any]
 
 
@@ -59,7 +66,7 @@ def write_pruned(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     card = canonical(about.get("card", {})).decode()
     said = {"network": network, "content": content, "plan": with_schema(plan, KEEP_SCHEMA), **about}
-    write_whole(folder / PRUNED, pretty(with_schema(said, SCHEMA)))
+    write_whole(folder / PRUNED, json_file(with_schema(said, SCHEMA)))
     write_whole(folder / PRUNED_WEIGHTS, save(tensors, metadata={"slimbit": card}))
 
 
@@ -98,10 +105,16 @@ def read_pruned(folder: str | Path) -> PrunedFolder:
     if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
         raise InputError(f"{where} must have schema {SCHEMA}, got {found!r}")
-    rest = {key: value for key, value in data.items() if key not in ("schema", "network", "plan", "content")}
+    rest = {key: value for key, value in data.items() if key not in KNOWN}
     return PrunedFolder(
         network=from_plain(NetworkReference, data.get("network"), where=f"network of {where}"),
         plan=from_plain(KeepPlan, data.get("plan"), where=f"plan of {where}", schema=KEEP_SCHEMA),
         content=str(data.get("content", "")),
+        normalization=_entry(Normalization, data, "normalization", where),
+        accuracy=_entry(AccuracyEntry, data, "accuracy", where),
         about=rest,
     )
+
+
+def _entry(kind: type[Entry], data: Mapping[str, Any], name: str, where: str) -> Entry | None:
+    return from_plain(kind, data[name], where=f"{name} of {where}") if name in data else None

@@ -1,9 +1,9 @@
 """The manifest's JSON Schema, made from its record; docs/reference/artifact.schema.json is this very text."""
 
-import json
 from typing import Any
 
 from slimbit.artifacts.manifest import Manifest
+from slimbit.records.codec import pretty
 
 ADDRESS = "https://json-schema.org/draft/2020-12/schema"
 
@@ -11,6 +11,7 @@ ADDRESS = "https://json-schema.org/draft/2020-12/schema"
 def manifest_schema() -> str:
     """JSON Schema of ``slimbit.json``.
 
+    >>> import json
     >>> json.loads(manifest_schema())["required"]
     ['format', 'schema', 'network', 'plan', 'cost', 'layers', 'files', 'digest']
     """
@@ -21,7 +22,7 @@ def manifest_schema() -> str:
         "type": "string",
     }
     schema["required"] = ["format", "schema", *schema["required"], "digest"]
-    return json.dumps({"$schema": ADDRESS, **schema}, indent=2) + "\n"
+    return pretty({"$schema": ADDRESS, **schema}) + "\n"
 
 
 def _plain(node: Any) -> Any:

@@ -12,11 +12,14 @@ from slimbit.cli.cost import cost
 from slimbit.cli.demo import demo
 from slimbit.cli.export import export
 from slimbit.cli.frontier import frontier
+from slimbit.cli.help import examples, laid_out
 from slimbit.cli.latency import latency
+from slimbit.cli.lists import hardware, networks, recipes
 from slimbit.cli.pick import pick
 from slimbit.cli.points import points
 from slimbit.cli.prune import prune
 from slimbit.cli.report import report
+from slimbit.cli.show import show
 from slimbit.cli.signal import signal
 from slimbit.cli.train import train
 from slimbit.cli.verify import verify
@@ -27,12 +30,15 @@ app = typer.Typer(
     name="slimbit",
     help="What a CNN costs, its accuracy against cost, and the model that fits a budget.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (cost, train, signal, prune, frontier, points, pick, export, verify, latency, report, demo):
-    app.command()(_command)
+COMMANDS = (
+    cost, show, train, signal, prune, frontier, points, pick, export, verify, latency, report, demo,
+    networks, hardware, recipes,
+)  # fmt: skip
+for _command in COMMANDS:
+    app.command(epilog=examples(_command.__name__))(laid_out(_command))
 
 
 @app.callback(invoke_without_command=True)

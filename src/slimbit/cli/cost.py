@@ -1,6 +1,5 @@
 """`slimbit cost`: what a network costs, layer by layer."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -8,9 +7,13 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 from rich.console import Console
 
+from slimbit.artifacts.manifest import MANIFEST
+from slimbit.cli.points import points
+from slimbit.records.codec import pretty
 from slimbit.records.config import Grid
 from slimbit.records.cost import CostReport, CostTable
 from slimbit.records.errors import InputError
+from slimbit.records.run import RUN_FILE
 
 if TYPE_CHECKING:
     from slimbit.measure.cost_config import CostConfig
@@ -22,7 +25,7 @@ Network = Annotated[
     typer.Argument(
         metavar="NETWORK",
         help="Zoo name (resnet20, resnet20-A, resnet20@0.5, vgg7, resnet50, ...), timm:NAME, package.module:callable, "
-        "a .onnx, .pt2 (torch.export) or .safetensors file, or a folder of slimbit prune.",
+        "a .onnx, .pt2 (torch.export) or .safetensors file, a folder of slimbit pick or prune, or a run.",
         show_default=False,
     ),
 ]
@@ -74,6 +77,12 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
         raise InputError("only one of --json and --csv must be given, got both")
     if as_csv and (versus or hardware):
         raise InputError(f"--csv must be given without {'--versus' if versus else '--hardware'}: take --json for both")
+    if (Path(network) / RUN_FILE).is_file():
+        _refuse(f"run {network}, whose points are counted", weights, input_, batch, bits, hardware, versus)
+        points(Path(network), as_json=as_json, as_csv=as_csv)
+        return
+    if (Path(network) / MANIFEST).is_file():
+        _refuse(f"folder {network}, which holds its cost", weights, input_, batch, bits)
     from slimbit.measure.cost_config import cost_config_from
 
     bare = Path(network).suffix == ".safetensors"
@@ -95,6 +104,14 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
     _print(report, reports, as_json=as_json, as_csv=as_csv, layers=layers)
 
 
+def _refuse(what: str, *given: object) -> None:
+    """Refuse options that say how a network is built or quantized where nothing is left to say."""
+    options = ("--weights", "--input", "--batch", "--bits", "--hardware", "--versus")
+    named = [option for option, value in zip(options, given, strict=False) if value]
+    if named:
+        raise InputError(f"{named[0]} must not be given for {what}")
+
+
 def _refuse_unused(report: CostReport, **given: str) -> None:
     """Refuse options that say how weights are quantized where none are."""
     if any(layer.grid in get_args(Grid) for layer in report.layers):
@@ -114,9 +131,12 @@ def _measured(
     batch: int | None = None,
     allow_code: bool = False,
 ) -> CostReport:
+    from slimbit.artifacts.manifest import read_cost
     from slimbit.measure.cost import cost_of_survey, with_hardware
     from slimbit.sources.networks import inputs_of, survey_of
 
+    if (Path(network) / MANIFEST).is_file():
+        return with_hardware(read_cost(network), hardware)
     plain, named = inputs_of(inputs)
     survey = survey_of(
         network, weights=weights, input_text=plain, named_inputs=named, batch=batch, allow_code=allow_code
@@ -132,7 +152,7 @@ def _print(report: CostReport, others: list[CostReport], *, as_json: bool, as_cs
             data["versus"] = [
                 {**ratios, **{key: whole[key] for key in ("inputs", "total", "hardware")}} for ratios, whole in compared
             ]
-        typer.echo(json.dumps(data, indent=2, allow_nan=False))
+        typer.echo(pretty(data))
     elif as_csv:
         typer.echo(report.to_csv(layers=layers), nl=False)
     else:

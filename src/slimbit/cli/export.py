@@ -6,16 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slimbit.cli.options import AllowCode, VerifyData, VerifyImages
 from slimbit.cli.verify import ImagesToVerify, images_of, print_fits, print_verification
 from slimbit.records.errors import InputError, check_choice
 from slimbit.records.files import write_whole
 
 if TYPE_CHECKING:
     from slimbit.compress.model import CompressedModel
-    from slimbit.records.verification import Verification
+    from slimbit.records.verification import ExportedFile, Verification
 
-TARGETS = {"onnx": ("onnxruntime", "openvino"), "qonnx": ("finn", "hls4ml")}
+TARGETS = {"onnx": ("onnxruntime", "openvino", "tensorrt"), "qonnx": ("finn", "hls4ml")}
 """Runtimes and flows that files are written for, by format; the first is the default."""
+
+VERIFIED_IN_RUNTIME = ("onnxruntime", "openvino")
+"""Targets whose files ONNX Runtime executes in integers; others are compared with the integer reference alone."""
 
 
 def export(  # noqa: PLR0913 - one argument per option of the command
@@ -26,7 +30,8 @@ def export(  # noqa: PLR0913 - one argument per option of the command
     target: Annotated[
         str | None,
         typer.Option(
-            help="What executes it: onnxruntime or openvino of onnx, finn or hls4ml of qonnx; default: the first.",
+            help="What executes it: onnxruntime, openvino or tensorrt of onnx, finn or hls4ml of qonnx; default: the "
+            "first.",
             show_default=False,
         ),
     ] = None,
@@ -40,13 +45,9 @@ def export(  # noqa: PLR0913 - one argument per option of the command
     verify: Annotated[
         bool, typer.Option(help="Prove that runtime, integer reference and network agree on every bit.")
     ] = True,
-    data: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="Data to verify on; default: random images, no accuracy.")
-    ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images to verify on.")] = 200,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Run the code that the folder names to build its network.")
-    ] = False,
+    data: VerifyData = None,
+    images: VerifyImages = 200,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write a picked or pruned network as an ONNX or QONNX file, and prove that it computes what was promised.
 
@@ -60,7 +61,7 @@ def export(  # noqa: PLR0913 - one argument per option of the command
     is_verified = verify and format_ == "onnx" and not as_float
     images_to_verify = images_of(small, data=data, images=images) if is_verified else None
     content, proof = exported(
-        small, out.name, images_to_verify, form=format_, as_float=as_float, int4=int4, opset=opset
+        small, out.name, images_to_verify, form=format_, target=runtime.name, as_float=as_float, int4=int4, opset=opset
     )
     write_whole(out, content)
     typer.echo(f"wrote {out}: {len(content):,} bytes")
@@ -69,9 +70,13 @@ def export(  # noqa: PLR0913 - one argument per option of the command
     else:
         print_verification(proof)
     if not as_float:
-        print_fits(small, names=[name for name in TARGETS[format_] if not int4 or _stores_int4(name)])
+        # only files for TensorRT have signed codes, and those have nothing else
+        others = [name for name in TARGETS[format_] if runtime_named(name).unsigned == runtime.unsigned]
+        print_fits(small, names=[name for name in others if not int4 or runtime_named(name).stores_int4])
     if runtime.name == "openvino" and not as_float:
         typer.echo(f"{runtime.title}: {runtime.notes[0]}")
+    if runtime.name == "tensorrt" and not as_float:
+        typer.echo(f"{runtime.title}: the file keeps to its published rules; it was not run there. {runtime.notes[-1]}")
     if proof is not None and not proof.is_exact:
         raise typer.Exit(1)
 
@@ -86,23 +91,12 @@ def _checked_target(target: str | None, form: str, *, int4: bool) -> str:
 
     check_choice("--format", form, tuple(TARGETS))
     name = target or TARGETS[form][0]
-    if name == "tensorrt":
-        raise InputError(
-            "--target must be one that files can be written for, got tensorrt: it takes only signed codes around zero, "
-            "and Slimbit writes unsigned ones behind a ReLU"
-        )
     runtime = runtime_named(name)
     if name not in TARGETS[form]:
         raise InputError(f"--target {name} must be given with --format {runtime.format}, got --format {form}")
-    if int4 and not _stores_int4(name):
+    if int4 and not runtime.stores_int4:
         raise InputError(f"--int4 must be given for a runtime that stores weights in four bits, got --target {name}")
     return name
-
-
-def _stores_int4(name: str) -> bool:
-    from slimbit.records.runtimes import runtime_named
-
-    return 4 in runtime_named(name).stored_weight_bits
 
 
 def exported(
@@ -111,6 +105,7 @@ def exported(
     images: ImagesToVerify | None,
     *,
     form: str = "onnx",
+    target: str | None = None,
     as_float: bool = False,
     int4: bool = False,
     opset: int | None = None,
@@ -129,6 +124,30 @@ def exported(
         )
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / (name or "network.onnx")
-        model.export(file, format=form, as_float=as_float, int4=int4, opset=opset)  # type: ignore[arg-type]  # checked
-        proof = None if images is None else verify_file(file, model, images.batches, labels=images.labels)
+        model.export(file, format=form, target=target, as_float=as_float, int4=int4, opset=opset)  # type: ignore[arg-type]  # checked
+        if images is None:
+            return file.read_bytes(), None
+        proof = verify_file(
+            file, model, images.batches, labels=images.labels, in_runtime=target in (None, *VERIFIED_IN_RUNTIME)
+        )
         return file.read_bytes(), proof
+
+
+def exported_file(point: int, small: "CompressedModel", proof: "Verification", *, size: int) -> "ExportedFile":
+    """What a run keeps of a file that was written of a point.
+
+    Args:
+        point: Its number.
+        small: Its model.
+        proof: What verifying the file found.
+        size: Of the file, bytes.
+    """
+    from slimbit.compress.fits import fits_of
+    from slimbit.records.verification import ExportedFile, PaddedCost
+
+    padded = tuple(
+        PaddedCost(runtime=fit.runtime.title, padding=fit.padding, too_wide=fit.too_wide)
+        for fit in fits_of(small)
+        if fit.runtime.name in TARGETS["onnx"]
+    )
+    return ExportedFile(point=point, bytes=size, verification=proof, padded=padded)

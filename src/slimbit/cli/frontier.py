@@ -9,7 +9,7 @@ from rich.console import Console
 from slimbit.cli.live import Screen
 from slimbit.cli.options import parse_budget, tune_options
 from slimbit.cli.points import clampings, failures, points_table
-from slimbit.records.config import FrontierConfig, read_config
+from slimbit.records.config import FrontierConfig
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.training import AugmentConfig
 from slimbit.sources.networks import check_trusted_data, check_trusted_network
@@ -86,8 +86,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     ] = None,
     evaluate_images: Annotated[int | None, typer.Option(help="Instead: so many test images, held out or not.")] = None,
     baselines: Annotated[
-        bool | None, typer.Option("--baselines/--no-baselines", help="Add plain quantization at 8 to 2 bits.")
+        str | None,
+        typer.Option(
+            metavar="max_abs,aciq",
+            help="Plain quantization to compare with, at 8 to 2 bits: the paper's max_abs (default), or Banner et al.",
+        ),
     ] = None,
+    no_baselines: Annotated[bool, typer.Option("--no-baselines", help="Compare with nothing.")] = False,
     signal: Annotated[
         Path | None,
         typer.Option(
@@ -111,9 +116,40 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
             metavar="SECONDS", help="Most seconds to score a network; a point beyond fails. Default: no limit."
         ),
     ] = None,
+    activation_codes: Annotated[
+        str | None,
+        typer.Option(help="Codes of activations: unsigned (default), signed (for TensorRT) or affine (zero points)."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images that are calibrated with, or scored, at once; default: by their size.")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="GiB for activations of calibration images; default: half of what is free."),
+    ] = None,
     storage: Annotated[
-        str | None, typer.Option(metavar="URL", help="Database for the study; default: RUN/study.db.")
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Database for the study; default: RUN/study.db. With postgresql://... many machines share the run.",
+        ),
+    ] = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|URL", help="Where levels and networks are kept, also s3://bucket/prefix; default: in the run."
+        ),
+    ] = None,
+    run_name: Annotated[
+        str | None, typer.Option(help="Name of the run on a database server; default: made of the settings.")
+    ] = None,
+    takeover_after: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="On a database server: when others take over from a worker that is gone; default 120.",
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where networks are compressed and scored: cpu (default) or cuda.")
@@ -144,22 +180,27 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
             "signal": str(signal) if by == "signal" and signal is not None else None,
             "tune": tune_options(tune_epochs, learning_rate=tune_lr, distill=distill, config=tune_config),
         },
-        "quant": {"activation_bits": activation_bits},
+        "quant": {"activation_bits": activation_bits, "activation_codes": activation_codes},
         "calibration_images": calibration_images,
         "calibration_augment": augment,
         "evaluate_images": evaluate_images,
         "select_images": select_images,
-        "baselines": baselines,
+        "baselines": _baselines(baselines, none=no_baselines),
         "signal": None if signal is None else str(signal),
         "signal_epochs": None if signal_epochs is None else parse_epochs(signal_epochs),
         "metric_name": metric_name,
         "timeout_seconds": timeout,
         "seed": seed,
+        "batch_size": batch_size,
+        "memory_gib": memory,
         "storage": storage,
+        "artifacts": artifacts,
+        "run_name": run_name,
+        "takeover_seconds": takeover_after,
         "device": device,
         "retry_failed": retry_failed or None,
     }
-    base: FrontierConfig = FrontierConfig() if config is None else read_config(FrontierConfig, config)
+    base: FrontierConfig = FrontierConfig() if config is None else FrontierConfig.from_toml(config)
     check_trusted_network(None if network else base.network, str(config), allow_code=allow_code)
     check_trusted_data(None if data else base.data, str(config), allow_code=allow_code)
     result = trace(base.with_options(options), out, allow_code=allow_code)
@@ -168,6 +209,13 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         Console(stderr=True, highlight=False, soft_wrap=True).print(line)
     if not any(point.state == "done" for point in result.points):
         raise SlimbitError(f"every point of {out} failed: the reasons are above")
+
+
+def _baselines(text: str | None, *, none: bool) -> tuple[str, ...] | None:
+    """Names of baselines; None = not given."""
+    if none and text is not None:
+        raise InputError("--baselines must not be given with --no-baselines, got both")
+    return () if none else None if text is None else tuple(name.strip() for name in text.split(","))
 
 
 def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "Frontier":
@@ -200,11 +248,13 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
         likelihood=settings.likelihood,
         origin=found.network.origin,
         keep=found.network.keep,
+        batch_size=settings.batch_size,
+        memory_gib=settings.memory_gib,
     )
     if settings.evaluate_images is not None:
-        evaluate = found.data.evaluator(settings.evaluate_images)
+        evaluate = found.data.evaluator(settings.evaluate_images, batch_size=settings.batch_size)
     else:
-        evaluate = found.data.selection(settings.select_images)[0]
+        evaluate = found.data.selection(settings.select_images, batch_size=settings.batch_size)[0]
     name = Scorer(evaluate, settings.metric_name).name
     with Screen(Console(), metric=settings.metric, folder=str(out), score_name=name) as screen:
         return trace_frontier(
@@ -218,15 +268,18 @@ def trace(settings: FrontierConfig, out: Path, *, allow_code: bool = False) -> "
 
 
 def parse_widths(text: str) -> tuple[float, ...]:
-    """Widths of ``1,0.75,0.5``.
+    """Shares of the filters of ``1,0.75,0.5``.
 
     >>> parse_widths("1, 0.75")
     (1.0, 0.75)
     """
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--widths must be numbers with commas between them, got {text!r}") from None
+    if not all(0 < share <= 1 for share in found):
+        raise InputError(f"--widths must be shares of the filters, above 0 and up to 1, got {text!r}")
+    return found
 
 
 def parse_epochs(text: str) -> tuple[int, ...]:

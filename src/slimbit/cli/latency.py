@@ -1,6 +1,5 @@
 """`slimbit latency`: how long an exported file takes in a runtime on this machine."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from slimbit.records.codec import plain, with_schema
+from slimbit.records.codec import plain, pretty, with_schema
 from slimbit.records.terminal import shown
 
 if TYPE_CHECKING:
@@ -42,12 +41,13 @@ def latency(
     )
     if as_json:
         rows = [{**plain(one), "seconds_per_image": one.seconds_per_image} for one in found]
-        typer.echo(json.dumps(with_schema({"latencies": rows}, SCHEMA), indent=2, allow_nan=False))
+        typer.echo(pretty(with_schema({"latencies": rows}, SCHEMA)))
         return
-    Console().print(_table(found, files[-1].name))
+    Console().print(latency_table(found, files[-1].name))
 
 
-def _table(found: "tuple[Latency, ...]", baseline: str) -> Table:
+def latency_table(found: "tuple[Latency, ...]", baseline: str) -> Table:
+    """Median of each file and its ratio to the baseline file."""
     from slimbit.records.latency import speed_ratios
 
     ratios = speed_ratios(found, baseline)

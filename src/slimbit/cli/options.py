@@ -5,14 +5,22 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
-from slimbit.records.config import read_config
 from slimbit.records.errors import InputError
 from slimbit.records.training import TrainConfig
 
+VerifyData = Annotated[
+    str | None, typer.Option(metavar="SPEC", help="Data to verify on; default: random images, no accuracy.")
+]
+VerifyImages = Annotated[int, typer.Option(min=1, help="Images to verify on.")]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Run the code that the folder names to build its network.")
+]
+"""How a file is verified, alike in ``slimbit export`` and ``slimbit verify``."""
 FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 AMOUNT = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?([kKMGT]?)")
 
@@ -28,7 +36,7 @@ def tune_options(epochs: int | None, *, config: Path | None = None, **settings: 
     Raises:
         InputError: Settings of a training that does not take place.
     """
-    train = None if config is None else read_config(TrainConfig, config).model_dump(exclude_unset=True)
+    train = None if config is None else TrainConfig.from_toml(config).model_dump(exclude_unset=True)
     given = {name: value for name, value in {**settings, "train": train}.items() if value is not None}
     if epochs:
         return {"epochs": epochs, **given}

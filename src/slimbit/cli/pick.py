@@ -1,6 +1,5 @@
 """`slimbit pick`: the model that fits a budget, as a folder to ship."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slimbit.cli.export import exported
+from slimbit.cli.export import exported, exported_file
 from slimbit.cli.options import parse_budget
-from slimbit.cli.verify import images_of, print_verification
+from slimbit.cli.verify import ImagesToVerify, images_of, plain_proof, print_verification
+from slimbit.records.codec import pretty
 from slimbit.records.errors import InputError, SlimbitError
-from slimbit.records.files import write_whole
+from slimbit.records.files import StoreError, write_whole
 from slimbit.records.point import FrontierPoint
 from slimbit.records.terminal import quantity, shown
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from slimbit.artifacts.manifest import Manifest
     from slimbit.compress.model import CompressedModel
     from slimbit.frontier.frontier import Frontier
+    from slimbit.records.run import RunInfo
+    from slimbit.records.verification import ExportedFile, Verification
 
 
 def pick(  # noqa: PLR0913 - one argument per option of the command
@@ -91,10 +93,22 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
     if export is None:
         small.save(out)
     else:
-        content, proof = exported(small, export.name, images_of(small, data=None, images=VERIFIED_IMAGES))
+        content, proof = exported(small, export.name, _images_to_verify(info, small, allow_code=allow_code))
         _save_both(small, out, export, content)
+        if proof is not None:
+            _keep_proof(frontier, exported_file(point.number, small, proof, size=len(content)))
     metrics = tuple(within) or (frontier.metric,)
-    _print(point, read_manifest(out), out, metrics=metrics, note=note, name=info.score_name, as_json=as_json)
+    _print(
+        point,
+        read_manifest(out),
+        out,
+        metrics=metrics,
+        note=note,
+        name=info.score_name,
+        as_json=as_json,
+        file=export,
+        proof=proof,
+    )
     if export is None or proof is None:
         return
     if not as_json:
@@ -102,6 +116,17 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
         print_verification(proof)
     if not proof.is_exact:
         raise typer.Exit(1)
+
+
+def _images_to_verify(info: "RunInfo", small: "CompressedModel", *, allow_code: bool) -> ImagesToVerify:
+    """Some of the images that did not choose the point, or random ones where there are none."""
+    from slimbit.frontier.quote import quoting_images
+
+    found, _ = quoting_images(info, allow_code=allow_code)
+    if found is None:
+        return images_of(small, data=None, images=VERIFIED_IMAGES)
+    first = next(iter(found.batches()))[:VERIFIED_IMAGES]
+    return ImagesToVerify([first], found.labels[: len(first)])
 
 
 def _save_both(small: "CompressedModel", out: Path, export: Path, content: bytes) -> None:
@@ -114,6 +139,14 @@ def _save_both(small: "CompressedModel", out: Path, export: Path, content: bytes
         if is_new:
             shutil.rmtree(out, ignore_errors=True)
         raise
+
+
+def _keep_proof(frontier: "Frontier", file: "ExportedFile") -> None:
+    """Keep the proof in the run, where the report finds it; a run that cannot be written stays as it is."""
+    try:
+        frontier.add_exported(file)
+    except StoreError as error:
+        typer.echo(f"the report will not show the file: {error}", err=True)
 
 
 def _form(
@@ -155,12 +188,16 @@ def _print(
     note: str,
     name: str,
     as_json: bool,
+    file: Path | None,
+    proof: "Verification | None",
 ) -> None:
     if as_json:
         sizes = {name: entry.bytes for name, entry in manifest.files.items()}
         measured = None if manifest.accuracy is None else manifest.accuracy.model_dump(mode="json")
         data = {"schema": 1, "out": str(out), "point": point.to_dict(), "accuracy": measured, "bytes": sizes}
-        typer.echo(json.dumps(data, indent=2, allow_nan=False))
+        if file is not None and proof is not None:
+            data["export"] = {"file": str(file), "bytes": file.stat().st_size, "verification": plain_proof(proof)}
+        typer.echo(pretty(data))
         return
     what = point.label + (", for comparison" if point.baseline else "")
     costs: Mapping[str, float | None] = point.costs

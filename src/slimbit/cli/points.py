@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from slimbit.records.codec import pretty
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
@@ -35,11 +35,15 @@ def points(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     pareto: Annotated[bool, typer.Option("--pareto", help="Only points that no other point dominates.")] = False,
     metric: Annotated[str | None, typer.Option(help="Cost metric of the Pareto front; default: the run's.")] = None,
+    workers: Annotated[bool, typer.Option("--workers", help="List who works on what instead.")] = False,
     storage: Annotated[str | None, typer.Option(help="Address of the study, where it is not RUN/study.db.")] = None,
 ) -> None:
-    """List the points of a run: accuracy against every cost metric."""
-    if as_json and as_csv:
-        raise InputError("only one of --json and --csv must be given, got both")
+    """List the points of a run: accuracy against every cost metric; or its workers."""
+    if as_json + as_csv + workers > 1:
+        raise InputError("only one of --json, --csv and --workers must be given, got several")
+    if workers:
+        Console().print(workers_table(run, storage))
+        return
     from slimbit.frontier.frontier import open_run
 
     frontier = open_run(run, storage=storage)
@@ -47,15 +51,37 @@ def points(
     rows = [row for row in point_rows(frontier, chosen) if row["pareto"] or not pareto]
     if as_json:
         about = {"network": frontier.network, "metric": chosen, "float_accuracy": frontier.float_accuracy}
-        typer.echo(json.dumps({"schema": SCHEMA, **about, "points": rows}, indent=2, allow_nan=False))
+        typer.echo(pretty({"schema": SCHEMA, **about, "points": rows}))
     elif as_csv:
         typer.echo(_csv(rows), nl=False)
     else:
+        if not frontier.points:
+            typer.echo(f"{run} has no finished point yet: the command that made it continues it")
+            return
         numbers = {row["number"] for row in rows}
         listed = [point for point in frontier.points if point.number in numbers]
         Console().print(points_table(frontier, listed, chosen), *clampings(listed))
         for line in failures(listed):
             Console(stderr=True, highlight=False, soft_wrap=True).print(line)
+
+
+def workers_table(run: Path, storage: str | None) -> Table | str:
+    """Workers of a run and what each has claimed."""
+    from slimbit.frontier.store import open_store
+
+    store = open_store(run, storage=storage)
+    holders = store.holders()
+    if not holders:
+        return "nobody works on this run"
+    table = Table(
+        title=shown(f"workers of {run}"),
+        caption=f"a worker that is gone loses its claim {store.table.takeover}; times by each machine's own clock",
+    )
+    for name in ("worker", "works on", "since", "slimbit"):
+        table.add_column(name, overflow="fold")
+    for holder in holders:
+        table.add_row(*map(shown, (holder.worker, holder.what, holder.since, holder.slimbit)))
+    return table
 
 
 def point_rows(frontier: "Frontier", metric: str) -> list[dict[str, Any]]:

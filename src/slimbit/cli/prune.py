@@ -1,6 +1,6 @@
 """`slimbit prune`: a really smaller network."""
 
-import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slimbit.cli.options import parse_budget, stopped_training, tune_options
+from slimbit.records.codec import pretty
 from slimbit.records.config import By, Constants, PruneConfig, Scope, Statistics
 from slimbit.records.errors import InputError, check_choice
 from slimbit.records.terminal import quantity
@@ -35,7 +36,10 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
         ),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(metavar="METRIC=VALUE", help="Instead: macs=20M, or macs=0.5 (at most 1: a share).")
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC=VALUE", help="Instead: macs=20M, or macs=0.5 (at most 1: a share); repeatable, all hold."
+        ),
     ] = None,
     bits: Annotated[float, typer.Option(help="Bit width at which an ESN budget is counted.")] = 8,
     by: Annotated[
@@ -83,12 +87,11 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     check_choice("--scope", scope, get_args(Scope))
     check_choice("--constants", constants, get_args(Constants))
     check_choice("--statistics", statistics, get_args(Statistics))
+    budget = budget or None
     if by == "dead" and (keep is not None or budget is not None):
         raise InputError("--keep and --budget must not be given with --by dead, which decides by itself")
     if keep is not None and budget is not None:
         raise InputError("one of --keep and --budget may be given, got both")
-    limit = None if budget is None else parse_budget(budget)
-    share = 0.5 if keep is None else parse_keep(keep)
     for name, value in (("admm_epochs", admm_epochs), ("admm_lr", admm_lr)):
         if value is not None and by != "admm":
             raise InputError(f"--by admm must be given with --{name.replace('_', '-')}, got {by}")
@@ -114,8 +117,12 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
             "statistics": statistics,
             "signal": None if signal is None else str(signal),
             "tune": tune,
+            "keep": None if keep is None else parse_keep(keep),
+            "budget": None if budget is None else dict(map(parse_budget, budget)),
+            "budget_bits": bits,
         }
     )
+    from slimbit.artifacts.manifest import AccuracyEntry
     from slimbit.artifacts.pruned import check_pruned_folder, write_pruned
     from slimbit.compress.prepared import prepare
     from slimbit.compress.prune import Pruner
@@ -138,18 +145,19 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
         keep=found.network.keep,
     )
     pruner = Pruner(prepared, config, None if config.tune is None else tuning_for(config.tune, found.data, prepared))
-    plan = pruner.plan(share) if limit is None else pruner.plan_within(*limit, bits=bits)
+    plan = pruner.plan_of_config()
     content = pruner.content(plan)
     check_pruned_folder(out, content)
     messages = Console(stderr=True, soft_wrap=True, highlight=False)
     with stopped_training(messages, str(out)):
         slim = pruner.prune(plan, out, partial(messages.print, markup=False))
-    assert slim.keep is not None
+    plan = slim.keep or plan  # training may have decided what stays
     results = _results(prepared, slim, found.data, evaluate_images)
-    card = _card(slim, found.data, results)
-    write_pruned(out, slim.model, slim.keep, network=slim.reference(), about={"card": card, **results}, content=content)
+    slim = replace(slim, accuracy=AccuracyEntry(value=results["after"]["accuracy"], measured_on=results["measured_on"]))
+    about = {**slim.about_pruned(), **results}
+    write_pruned(out, slim.model, plan, network=slim.reference(), about=about, content=content)
     if as_json:
-        typer.echo(json.dumps({"schema": 1, "out": str(out), **results}, indent=2, allow_nan=False))
+        typer.echo(pretty({"schema": 1, "out": str(out), **results}))
         return
     console = Console(soft_wrap=True, highlight=False)
     console.print(_table(f"{found.network.name}: {plan.policy}, {plan.setting}", results))
@@ -197,18 +205,6 @@ def _results(
     before = side(cost(prepared.model, prepared.example_input), prepared.model)
     admm = {"admm_residuals": list(slim.residuals)} if slim.residuals else {}
     return {"before": before, "after": side(slim.cost, slim.model), "measured_on": evaluate.description, **admm}
-
-
-def _card(slim: "CompressedModel", data: "DataSet", results: dict[str, Any]) -> dict[str, Any]:
-    norm, keep = data.normalization, slim.keep
-    assert keep is not None
-    return {
-        "network": slim.origin.source,
-        "normalize": {"mean": list(norm.mean), "std": list(norm.std)} if norm.name == "custom" else norm.name,
-        "classes": data.evaluator(1).outputs(slim.model),
-        "accuracy": results["after"]["accuracy"],
-        "description": f"pruned by {keep.policy}, {keep.setting}; slimbit.load puts it together",
-    }
 
 
 def _table(title: str, results: dict[str, Any]) -> Table:

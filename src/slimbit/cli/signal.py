@@ -1,6 +1,5 @@
 """`slimbit signal`: signal and noise of a training run, epoch by epoch."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from slimbit.records.codec import pretty
 from slimbit.records.terminal import Fitted, shown
 from slimbit.records.text import printable
 from slimbit.report.signal_frames import TrainingData
@@ -34,7 +34,7 @@ def signal(
     found = read_training_run(run)
     chosen = found if layer is None else only_layer(found, layer)
     if as_json:
-        typer.echo(json.dumps({"layer": layer, **json_data(chosen)}, indent=2, allow_nan=False))
+        typer.echo(pretty({"layer": layer, **json_data(chosen)}))
         return
     console = Console(highlight=False)
     data = training_data(chosen)

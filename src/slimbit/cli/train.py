@@ -10,7 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from slimbit.cli.live import duration
-from slimbit.records.config import read_config
 from slimbit.records.errors import InputError
 from slimbit.records.training import TrainConfig
 from slimbit.records.training_run import EPOCHS, read_epochs
@@ -95,10 +94,8 @@ def _base(recipe: str | None, config: Path | None) -> TrainConfig:
     if recipe is not None and config is not None:
         raise InputError("one of --recipe and --config may be given, got both")
     if recipe is not None:
-        from slimbit.training.recipes import recipe as named
-
-        return named(recipe)
-    return TrainConfig() if config is None else read_config(TrainConfig, config)
+        return TrainConfig.from_recipe(recipe)
+    return TrainConfig() if config is None else TrainConfig.from_toml(config)
 
 
 def train_from(settings: TrainConfig, out: Path, *, screen: "TrainScreen | None" = None) -> "TrainResult":

@@ -1,6 +1,5 @@
 """`slimbit verify`: the proof that an exported file computes what was promised."""
 
-import json
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slimbit.records.codec import plain, with_schema
+from slimbit.cli.options import AllowCode, VerifyData, VerifyImages
+from slimbit.records.codec import plain, pretty, with_schema
 
 if TYPE_CHECKING:
     from slimbit.compress.model import CompressedModel
@@ -23,16 +23,12 @@ def verify(
         Path, typer.Argument(metavar="DIR", help="Folder that it was exported from.", show_default=False)
     ],
     *,
-    data: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="Data to verify on; default: random images, no accuracy.")
-    ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images to verify on.")] = 200,
+    data: VerifyData = None,
+    images: VerifyImages = 200,
     precise: Annotated[
         bool, typer.Option("--precise", help="Give ONNX Runtime session.x64quantprecision, see the docs.")
     ] = False,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Run the code that the folder names to build its network.")
-    ] = False,
+    allow_code: AllowCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run a file in ONNX Runtime, in an integer reference and as the network of DIR: every bit must agree.
@@ -46,13 +42,17 @@ def verify(
     given = images_of(small, data=data, images=images)
     found = verify_file(file, small, given.batches, labels=given.labels, precise=precise)
     if as_json:
-        told = {**plain(found), "is_exact": found.is_exact, "needs_precision": list(found.needs_precision)}
-        typer.echo(json.dumps(with_schema(told, SCHEMA), indent=2, allow_nan=False))
+        typer.echo(pretty(with_schema(plain_proof(found), SCHEMA)))
     else:
         print_verification(found)
         print_fits(small, names=("onnxruntime", "openvino"))
     if not found.is_exact:
         raise typer.Exit(1)
+
+
+def plain_proof(found: "Verification") -> dict[str, Any]:
+    """A verification as data for ``--json``, with its verdict."""
+    return {**plain(found), "is_exact": found.is_exact, "needs_precision": list(found.needs_precision)}
 
 
 @dataclass(frozen=True)
@@ -85,26 +85,24 @@ def images_of(small: "CompressedModel", *, data: str | None, images: int) -> Ima
 
 def print_verification(found: "Verification") -> None:
     """The verdict first, then what a user has to know."""
-    network = "" if found.equal_to_network is None else f", {found.equal_to_network} in the reference and the network"
-    verdict = "exact" if found.is_exact else "NOT exact"
-    typer.echo(
-        f"{verdict}: of {found.images} images, {found.equal_to_reference} are equal bit for bit in {found.runtime} and "
-        f"the integer reference{network}"
-    )
-    if not found.is_exact:
+    typer.echo(found.verdict)
+    if not found.is_exact and found.runtime:
         worst = max(found.layer_differences.items(), key=lambda pair: pair[1], default=("", 0))
         typer.echo(
             f"largest difference: {found.largest_output_difference:g} of an output, {worst[1]} codes at {worst[0]}; "
             f"{found.answers_that_differ} answers differ"
         )
+    if found.accuracy is None and found.reference_accuracy is not None:
+        typer.echo(f"accuracy in the reference {found.reference_accuracy:.2f}")
     if found.accuracy is not None:
         typer.echo(f"accuracy in the runtime {found.accuracy:.2f}, in the reference {found.reference_accuracy:.2f}")
     kinds = {kind: sum(node.fusion == kind for node in found.nodes) for kind in ("integer", "float", "gone")}
     names = ", ".join(f"{node.name} ({node.executed})" for node in found.float_nodes[:5])
-    typer.echo(
-        f"operations: {kinds['integer']} in integers, {kinds['float']} in floats between integers"
-        + (f": {names}{', ...' if kinds['float'] > 5 else ''}" if names else "")
-    )
+    if found.nodes:
+        typer.echo(
+            f"operations: {kinds['integer']} in integers, {kinds['float']} in floats between integers"
+            + (f": {names}{', ...' if kinds['float'] > 5 else ''}" if names else "")
+        )
     if found.needs_precision:
         layers = ", ".join(found.needs_precision[:5])
         emulated = (

@@ -1,6 +1,5 @@
 """Open what was saved: an artifact, or a pruned folder, as a compressed model again."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from torch import nn
 
 from slimbit.apply.integers import IntegerNetwork, IntegerProgram, integer_program
 from slimbit.apply.surgery import rebuild as rebuild_pruned
-from slimbit.artifacts.manifest import KEEP, FileEntry, Manifest, NetworkReference, read_manifest
+from slimbit.artifacts.manifest import KEEP, MANIFEST, Manifest, NetworkReference, read_entry, read_manifest
 from slimbit.artifacts.packed import PackedModel, check_fit, formed, read_state, tensors_of, unpack_model
 from slimbit.artifacts.pruned import read_pruned
 from slimbit.artifacts.rebuild import rebuild
@@ -20,11 +19,12 @@ from slimbit.records.codec import from_json
 from slimbit.records.cost import SCHEMA as COST_SCHEMA
 from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
-from slimbit.records.files import as_path, read_regular
+from slimbit.records.files import as_path
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS, KeepPlan
 from slimbit.records.network import NetworkSpec
 from slimbit.records.origin import NetworkOrigin
 from slimbit.records.plan import CompressionPlan
+from slimbit.records.run import RUN_FILE
 from slimbit.survey.dataflow import read_dataflow
 from slimbit.survey.module import survey_network
 from slimbit.survey.trace import Inputs
@@ -57,13 +57,15 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_code: bool
     >>> load("nowhere")
     Traceback (most recent call last):
         ...
-    slimbit.records.errors.InputError: artifact file must exist, got none at nowhere/slimbit.json
+    slimbit.records.errors.InputError: nowhere must be a folder with slimbit.json (written by CompressedModel.save or \
+slimbit pick) or prune.json (slimbit prune), got nothing
     """
     path = as_path(folder, "folder")
+    _check_folder(path)
     if (path / PRUNED).is_file():
         return _load_pruned(path, model, allow_code=allow_code)
     manifest = read_manifest(path)
-    files = {name: _verified(path / name, entry) for name, entry in manifest.files.items()}
+    files = {name: read_entry(path, manifest, name) for name in manifest.files}
     plan = from_json(CompressionPlan, files["plan.json"], where=str(path / "plan.json"))
     if plan.digest() != manifest.plan.digest:
         raise InputError(f"{path / 'plan.json'} must be the plan of the manifest, got {plan.digest()[:12]}")
@@ -88,6 +90,17 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_code: bool
         accuracy=manifest.accuracy,
         provenance=manifest.provenance,
     )
+
+
+def _check_folder(path: Path) -> None:
+    """Say what belongs into a folder that is none of those that can be loaded."""
+    if any((path / name).exists() for name in (PRUNED, MANIFEST)):
+        return
+    kinds = f"a folder with {MANIFEST} (written by CompressedModel.save or slimbit pick) or {PRUNED} (slimbit prune)"
+    if (path / RUN_FILE).exists():
+        raise InputError(f"{path} must be {kinds}, got a run: slimbit.open_run opens it, and its load gives a model")
+    found = "a file" if path.is_file() else "one without" if path.is_dir() else "nothing"
+    raise InputError(f"{path} must be {kinds}, got {found}")
 
 
 def form_of(
@@ -155,15 +168,11 @@ def _load_pruned(path: Path, model: nn.Module | None, *, allow_code: bool) -> Co
         spec=survey_network(network, example, name=found.network.source).spec,
         keep=found.plan,
         origin=NetworkOrigin(
-            source=found.network.source, classes=found.network.classes, input_shape=found.network.input_shape
+            source=found.network.source,
+            classes=found.network.classes,
+            input_shape=found.network.input_shape,
+            normalization=found.normalization,
+            weights_digest=found.network.weights_digest,
         ),
+        accuracy=found.accuracy,
     )
-
-
-def _verified(path: Path, entry: FileEntry) -> bytes:
-    content = read_regular(path, "artifact file", limit=entry.bytes)
-    if len(content) != entry.bytes:
-        raise InputError(f"artifact file {path} must have {entry.bytes} bytes, got {len(content)}")
-    if hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise InputError(f"artifact file {path} must have the hash in its manifest, got another: it is damaged")
-    return content

@@ -1,9 +1,7 @@
 """A network that is measured once and compressed often: its survey, its statistics, its sensitivity."""
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,14 +17,17 @@ from slimbit.apply.quantize import plain_levels
 from slimbit.measure.cost import cost_of_survey
 from slimbit.measure.cost_config import CostConfig
 from slimbit.measure.sensitivity import DIVERGENCES, Likelihood, measure_sensitivity
-from slimbit.numerics.batches import Regrouped, as_called, checked_batches, count_of, inputs_of
+from slimbit.numerics.batches import Regrouped, as_called, checked_batches, count_of, inputs_of, pieces
 from slimbit.numerics.copies import plain_network, unwrapped
 from slimbit.numerics.levels import LayerLevels
+from slimbit.numerics.memory import GIB
+from slimbit.plan.aciq import step_by_aciq
 from slimbit.plan.inputs import PlanInputs
 from slimbit.plan.signal import step_by_signal
 from slimbit.plan.steps import step_by_price, step_by_range
 from slimbit.records.activations import ActivationQuantizer
-from slimbit.records.config import PAPER, QuantConfig
+from slimbit.records.codec import canonical, sha256
+from slimbit.records.config import PAPER, QuantConfig, check_positive
 from slimbit.records.cost import CostReport
 from slimbit.records.dataflow import Dataflow
 from slimbit.records.errors import InputError
@@ -56,6 +57,8 @@ def prepare(
     likelihood: Likelihood | str = "categorical",
     origin: NetworkOrigin | str | None = None,
     keep: KeepPlan | None = None,
+    batch_size: int | None = None,
+    memory_gib: float | None = None,
 ) -> "PreparedNetwork":
     """Survey a network and get it ready to be compressed many times.
 
@@ -76,6 +79,10 @@ def prepare(
         origin: How the network is built again, for what is saved: a name of the zoo, ``timm:NAME``,
             ``package.module:callable``, or a whole record; default: its name in the zoo, else the name of its class.
         keep: What pruning has left of the network of ``origin``, where ``model`` is a pruned one.
+        batch_size: Calibration images whose activations are worked on at once; results do not depend on it. Default:
+            as many as have activations of 128 MiB.
+        memory_gib: What the activations of all calibration images may take, in GiB; default: half of what is free. If
+            they need more, they are kept in half precision, then fewer images are used; notes of the results say so.
 
     Raises:
         InputError: A network without layers to compress, or batches that are empty or not finite.
@@ -89,22 +96,32 @@ def prepare(
         raise InputError(f"likelihood must be {', '.join(DIVERGENCES)} or a function, got {likelihood!r}")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 63:
         raise InputError(f"seed must be a whole number of 0 or more, got {seed!r}")
+    if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
+        raise InputError(f"batch_size must be a whole number of 1 or more, got {batch_size!r}")
+    if memory_gib is not None:
+        check_positive("memory_gib", memory_gib)
     named = str(getattr(unwrapped(model), "zoo_name", ""))
     survey = survey_network(model, example_input, name=name or named)
     if not survey.spec.layers:
         raise InputError(f"{survey.spec.name} must have a layer to compress (convolution, linear, ...), got none")
     network = plain_network(model)
+    digest = digest_of(model.state_dict())
+    known = origin if isinstance(origin, NetworkOrigin) else _origin_of(unwrapped(model), example_input, origin)
+    if keep is None and not known.weights_digest:
+        known = replace(known, weights_digest=digest)
     given = () if calibration is None else checked_batches(as_called(calibration, unwrapped(model), example_input))
     return PreparedNetwork(
         model=network,
         example_input=example_input,
         survey=Survey(survey.spec, lambda layer: read_weight(network, layer)),
         batches=given,
-        digest=digest_of(model.state_dict()),
+        digest=digest,
         seed=seed,
         likelihood=likelihood,
-        origin=origin if isinstance(origin, NetworkOrigin) else _origin_of(unwrapped(model), example_input, origin),
+        origin=known,
         keep=keep,
+        batch_size=batch_size,
+        memory_gib=memory_gib,
     )
 
 
@@ -129,6 +146,8 @@ class PreparedNetwork:
         likelihood: What the sensitivity samples labels from.
         origin: Where network and data came from.
         keep: What pruning has left of the network of ``origin``; None: all of it.
+        batch_size: Calibration images that are worked on at once; None: chosen by size.
+        memory_gib: What their activations may take; None: half of what is free.
 
     >>> import slimbit, torch
     >>> prepared = slimbit.prepare(slimbit.network("digits_resnet"), torch.zeros(1, 1, 8, 8), torch.randn(16, 1, 8, 8))
@@ -145,9 +164,11 @@ class PreparedNetwork:
     likelihood: Likelihood | str = "categorical"
     origin: NetworkOrigin = field(default_factory=NetworkOrigin)
     keep: KeepPlan | None = None
+    batch_size: int | None = None
+    memory_gib: float | None = None
     _sensitivity: Sensitivity | None = field(default=None, repr=False)
     _predicted: dict[str, CostReport] = field(default_factory=dict, repr=False)
-    _activations: dict[tuple[int, str], tuple[ActivationQuantizer, ...]] = field(default_factory=dict, repr=False)
+    _activations: dict[tuple[int, str, str], tuple[ActivationQuantizer, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def spec(self) -> NetworkSpec:
@@ -202,7 +223,25 @@ class PreparedNetwork:
     def calibration(self) -> Calibration:
         """The float network's statistics on all calibration images."""
         self._needs_images("compensation and new statistics")
-        return calibrate(self.model, self.spec, self.batches, seed=self.seed)
+        return self._calibrated(self.batches)
+
+    def _calibrated(self, batches: tuple[Any, ...], **settings: Any) -> Calibration:
+        memory = None if self.memory_gib is None else int(self.memory_gib * GIB)
+        return calibrate(
+            self.model,
+            self.spec,
+            batches,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            memory_bytes=memory,
+            **settings,
+        )
+
+    @property
+    def division(self) -> str:
+        """How many calibration images are worked on at once, in words; "" before there were any."""
+        found: Calibration | None = self.__dict__.get("calibration")
+        return "" if found is None else found.division
 
     @property
     def calibration_notes(self) -> tuple[str, ...]:
@@ -211,12 +250,13 @@ class PreparedNetwork:
         return () if found is None else found.notes
 
     @cached_property
-    def probe(self) -> tuple[Calibration, Any]:
-        """Few images to compress with, and others to judge the result by: on its own it looks too good."""
+    def probe(self) -> tuple[Calibration, Sequence[Any]]:
+        """Few images to compress with, and others, in batches, to judge the result by: on its own it looks too good."""
         fitting = min(PROBE_IMAGES, self.images - max(1, self.images // 3)) or 1
         fitted, *rest = Regrouped(self.batches, fitting, fitting + JUDGED_IMAGES)
-        judged = rest[0] if rest else fitted
-        return calibrate(self.model, self.spec, (fitted,), seed=self.seed, samples=PROBE_SAMPLES), judged
+        found = self._calibrated((fitted,), samples=PROBE_SAMPLES)
+        size = max(map(count_of, found.batches))
+        return found, [*pieces((rest[0] if rest else fitted,), size)]
 
     @cached_property
     def compensation_factors(self) -> Mapping[str, float]:
@@ -232,11 +272,16 @@ class PreparedNetwork:
         """How the values between layers become integers, measured once per width; none where they stay float."""
         if config.activation_bits is None:
             return ()
-        key = config.activation_bits, config.activation_range
+        key = config.activation_bits, config.activation_range, config.activation_codes
         if key not in self._activations:
             self._needs_images("the ranges of activations")
             self._activations[key] = measure_activations(
-                self.model, self.flow, self.batches, bits=config.activation_bits, method=config.activation_range
+                self.model,
+                self.flow,
+                self.batches,
+                bits=config.activation_bits,
+                method=config.activation_range,
+                codes=config.activation_codes,
             )
         return self._activations[key]
 
@@ -261,6 +306,12 @@ class PreparedNetwork:
         if not self.batches:
             raise InputError(f"calibration images must be given for {what}, got none")
 
+    def __repr__(self) -> str:
+        """What it is, and what is known of it."""
+        images = f"{self.images} calibration images" if self.batches else "no calibration images"
+        pruned = "" if self.keep is None else f", pruned by {self.keep.policy}, {self.keep.setting}"
+        return f"PreparedNetwork({self.name}, {len(self.spec.layers)} layers, {images}{pruned})"
+
     # --- plans ---
 
     def plan_at(self, price: float, metric: str, config: QuantConfig) -> CompressionPlan:
@@ -268,8 +319,9 @@ class PreparedNetwork:
         return self._complete(step_by_price(self.inputs(config, priced=True), price, metric, config))
 
     def plan_bits(self, bits: float, config: QuantConfig = PAPER) -> CompressionPlan:
-        """The plan of equal bit widths; default: the paper's quantize-only baseline."""
-        return self._complete(step_by_range(self.inputs(config, priced=False), bits, config))
+        """The plan of a bit width: policy ``aciq`` where it is a mean of filters, else of all layers alike."""
+        policy = step_by_aciq if config.bit_allocation else step_by_range
+        return self._complete(policy(self.inputs(config, priced=False), bits, config))
 
     def plan_pruned_only(self, skip: tuple[str, ...]) -> CompressionPlan:
         """8 bits and nothing else: what pruning alone reaches."""
@@ -321,20 +373,18 @@ class PreparedNetwork:
 
 def digest_of(values: Any) -> str:
     """SHA-256 of tensors in any nesting of lists and mappings, with their names, shapes and types."""
-    total = hashlib.sha256()
-    _feed(total.update, "", values)
-    return total.hexdigest()
+    return sha256(_parts("", values))
 
 
-def _feed(update: Callable[[bytes], None], name: str, value: Any) -> None:
+def _parts(name: str, value: Any) -> Iterator[bytes]:
     if isinstance(value, Tensor):
-        update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        yield canonical([name, str(value.dtype), list(value.shape)])
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(value, Mapping):
         for key in sorted(value, key=str):
-            _feed(update, f"{name}/{key}", value[key])
+            yield from _parts(f"{name}/{key}", value[key])
     elif isinstance(value, tuple | list):
         for place, part in enumerate(value):
-            _feed(update, f"{name}/{place}", part)
+            yield from _parts(f"{name}/{place}", part)
     else:
-        update(json.dumps([name, type(value).__name__]).encode())
+        yield canonical([name, type(value).__name__])

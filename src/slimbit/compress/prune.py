@@ -4,7 +4,6 @@
 computed twice and a run that was killed goes on where it stood.
 """
 
-import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -48,17 +47,17 @@ from slimbit.plan.keep import (
     keep_within,
     match_counts,
 )
-from slimbit.records.codec import digest, from_json, pretty, with_schema
+from slimbit.records.codec import digest, from_json, json_file, sha256, with_schema
 from slimbit.records.codec import record as stored_record
 from slimbit.records.config import PruneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.files import as_path, not_written, read_regular, write_whole
-from slimbit.records.groups import Ties
+from slimbit.records.groups import FilterGroups
 from slimbit.records.keep import KeepPlan
 from slimbit.records.signal import EpochSignal
 from slimbit.records.training_run import read_training_run
+from slimbit.survey.filter_groups import NEVER_CALLED, find_filter_groups
 from slimbit.survey.module import survey_network
-from slimbit.survey.ties import NEVER_CALLED, tied_filters
 from slimbit.survey.trace import Inputs
 
 DONE, NETWORK, SCHEMA = "pruned.json", "network.safetensors", 1
@@ -123,7 +122,7 @@ def prune(
         chosen = chosen.model_copy(update={"statistics": "stored"})
     pruner = Pruner(prepared, chosen, tuning)
     with _folder(out) as folder:
-        return pruner.prune(pruner.plan(chosen.keep), folder, progress or _silent)
+        return pruner.prune(pruner.plan_of_config(), folder, progress or _silent)
 
 
 def _silent(_: str) -> None:
@@ -176,9 +175,9 @@ class Pruner:
                 )
 
     @cached_property
-    def groups(self) -> Ties:
+    def groups(self) -> FilterGroups:
         """Which filters live or die together."""
-        return tied_filters(self.prepared.model, self.prepared.example_input, name=self.prepared.name)
+        return find_filter_groups(self.prepared.model, self.prepared.example_input, name=self.prepared.name)
 
     @cached_property
     def signal(self) -> EpochSignal | None:
@@ -188,7 +187,8 @@ class Pruner:
 
     def plan(self, keep: float | Mapping[str, float]) -> KeepPlan:
         """What stays at a keep ratio; by ADMM, how many stay: the training finds out which."""
-        config = PruneConfig(**{**dict(self.config), "keep": keep})  # not a copy, which would not check it
+        over = {"keep": keep, "budget": None}
+        config = PruneConfig(**{**dict(self.config), **over})  # not a copy, which would not check it
         weights = self.prepared.weights
         if config.by == "dead":
             return keep_live_filters(self.groups, weights, protect=config.protect, constants=config.constants)
@@ -207,11 +207,19 @@ class Pruner:
                 f"keep ratio {ratio:g} must remove filters of {self.prepared.name}, got one that keeps all of them"
             )
 
-    def plan_within(self, metric: str, amount: float, *, bits: float = 8) -> KeepPlan:
-        """What stays within a budget; an amount of at most 1 is a share of the whole network's cost."""
-        counted = CostConfig(bits=bits) if metric.startswith("esn") else None
-        price = budget_in(self.prepared.survey, metric, counted)
-        return keep_within(self.plan, price, amount * price(self.plan(1.0)) if amount <= 1 else amount)
+    def plan_of_config(self) -> KeepPlan:
+        """What stays by the settings: at their keep ratio, or within their budget."""
+        return self.plan(self.config.keep) if self.config.budget is None else self._plan_within(self.config.budget)
+
+    def _plan_within(self, budget: Mapping[str, float]) -> KeepPlan:
+        found = []
+        for metric, amount in budget.items():
+            counted = CostConfig(bits=self.config.budget_bits) if metric.startswith("esn") else None
+            price = budget_in(self.prepared.survey, metric, counted)
+            limit = amount * price(self.plan(1.0)) if amount <= 1 else amount
+            found.append(keep_within(self.plan, price, limit))
+        # all are of one share each, so the one that keeps least fits every budget
+        return min(found, key=price)
 
     def prune(self, plan: KeepPlan, folder: Path, progress: Progress) -> CompressedModel:
         """Carry a plan out: train by ADMM, cut, measure statistics anew, tune.
@@ -266,7 +274,7 @@ class Pruner:
 
     def settings(self) -> dict[str, Any]:
         """What results depend on beside network, plan and calibration images, as plain data."""
-        config = self.config.model_dump(mode="json", exclude={"keep", "signal", "tune"})
+        config = self.config.model_dump(mode="json", exclude={"keep", "budget", "budget_bits", "signal", "tune"})
         signal = "" if self.signal is None else digest(self.signal)
         return {**config, "signal": signal, "training": "" if self.tuning is None else self.tuning.name}
 
@@ -352,7 +360,7 @@ class Pruner:
         content = read_regular(file, "pruned network", limit=LARGEST)
         found = from_json(_StageRecord, content, where=str(file), schema=SCHEMA)
         weights = (folder / NETWORK).read_bytes() if (folder / NETWORK).is_file() else b""
-        if hashlib.sha256(weights).hexdigest() != found.network:
+        if sha256(weights) != found.network:
             raise InputError(f"{file} must name the network beside it, got another or none: delete {folder}")
         return PruneStage(pruned_from_state(self.prepared.model, found.plan, weights), found.plan, found.residuals)
 
@@ -402,6 +410,6 @@ def packed_state(network: nn.Module) -> bytes:
 def _store(folder: Path, stage: PruneStage) -> None:
     content = packed_state(stage.network)
     finite = tuple(value for value in stage.residuals if math.isfinite(value))
-    found = _StageRecord(network=hashlib.sha256(content).hexdigest(), residuals=finite, plan=stage.plan)
+    found = _StageRecord(network=sha256(content), residuals=finite, plan=stage.plan)
     write_whole(folder / NETWORK, content)
-    write_whole(folder / DONE, pretty(with_schema(found, SCHEMA)))
+    write_whole(folder / DONE, json_file(with_schema(found, SCHEMA)))

@@ -92,11 +92,15 @@ def as_prepared(
     model: "nn.Module | PreparedNetwork | CompressedModel",
     example_input: Inputs | None,
     calibration: Iterable[Any] | Tensor | None,
-    *,
-    seed: int = 0,
-    likelihood: str = "categorical",
+    **settings: Any,
 ) -> PreparedNetwork:
     """A prepared network of whatever the public functions take.
+
+    Args:
+        model: As in `quantize`.
+        example_input: Likewise.
+        calibration: Likewise.
+        settings: Others of `slimbit.prepare`; not used for a prepared network.
 
     Raises:
         InputError: No example where one is needed, or one beside a prepared network.
@@ -114,15 +118,13 @@ def as_prepared(
         raise InputError("example_input must be given, e.g. torch.zeros(1, 3, 32, 32), got none")
     if isinstance(model, CompressedModel):
         name, origin, keep = model.spec.name, model.origin, model.keep
-        return prepare(
-            network, example_input, calibration, name=name, seed=seed, likelihood=likelihood, origin=origin, keep=keep
-        )
-    return prepare(network, example_input, calibration, seed=seed, likelihood=likelihood)
+        return prepare(network, example_input, calibration, name=name, origin=origin, keep=keep, **settings)
+    return prepare(network, example_input, calibration, **settings)
 
 
 def quantized(prepared: PreparedNetwork, plan: CompressionPlan) -> CompressedModel:
     """Carry a plan out."""
-    needs = plan.config.compensation or plan.config.statistics != "stored"
+    needs = plan.config.needs_images
     calibration, flow = prepared.calibration if needs else None, prepared.flow if plan.activations else None
     result = compress(prepared.model, plan, prepared.spec, calibration, flow=flow)
     cost = prepared.cost(plan, result.layers)

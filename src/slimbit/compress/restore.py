@@ -1,6 +1,5 @@
 """The model of a point, from what its run keeps of it."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.records.network import NetworkSpec
+from slimbit.records.origin import without_folders
 from slimbit.records.plan import CompressionPlan
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
@@ -131,12 +131,3 @@ def _reference(info: RunInfo, where: str) -> NetworkReference:
     if not origin.source or not origin.input_shape:
         raise InputError(f"model must be given for {where}: the run does not know how its network is built")
     return NetworkReference(source=origin.source, classes=origin.classes, input_shape=origin.input_shape)
-
-
-def without_folders(spec: str) -> str:
-    """A data spec for others: which folder of this computer the data were in is nobody's business.
-
-    >>> without_folders("cifar10:/home/me/data,normalize=imagenet"), without_folders("digits")
-    ('cifar10:data,normalize=imagenet', 'digits')
-    """
-    return re.sub(r"^(\w+:).*[/\\]", r"\1", spec)

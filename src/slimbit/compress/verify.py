@@ -19,6 +19,7 @@ def verify(
     labels: Any = None,
     precise: bool = False,
     threads: int = 1,
+    in_runtime: bool = True,
 ) -> Verification:
     """Run an exported ONNX file in ONNX Runtime, in an integer reference, and as the network it was made of.
 
@@ -33,13 +34,16 @@ def verify(
         precise: Whether ONNX Runtime gets ``session.x64quantprecision``: on processors without VNNI, integers beyond 64
             give wrong sums without it.
         threads: Of ONNX Runtime.
+        in_runtime: Whether the file runs in ONNX Runtime; else the reference and the network are compared alone, for
+            files of runtimes that are not at hand.
 
     Returns:
         What was found; ``is_exact`` is the verdict.
 
     Raises:
         MissingExtraError: onnx or onnxruntime is not installed.
-        InputError: No images, a file that the runtime cannot load, or operators that the reference does not know.
+        InputError: No images, a ``model`` that is none, a file that the runtime cannot load, or operators that the
+            reference does not know.
 
     >>> import slimbit, tempfile, torch
     >>> images, file = torch.randn(32, 1, 8, 8), tempfile.mkdtemp() + "/digits.onnx"
@@ -56,5 +60,12 @@ def verify(
     if images is None:
         raise InputError("images must be given to verify a file, got none")
     network = model.model if isinstance(model, CompressedModel) else model
+    if not isinstance(network, nn.Module | None):
+        raise InputError(
+            f"model must be what was exported, a CompressedModel or a Module, got {type(network).__name__}: open a "
+            "folder with slimbit.load"
+        )
     batches = [images] if isinstance(images, Tensor) else images
-    return verify_onnx(file, batches, labels=labels, network=network, precise=precise, threads=threads)
+    return verify_onnx(
+        file, batches, labels=labels, network=network, precise=precise, threads=threads, in_runtime=in_runtime
+    )

@@ -16,7 +16,7 @@ def contents_of(program: IntegerProgram) -> str:
             norms.add(node_name(integer.stage.value, head))
         else:
             grids[f"{head.name}.weight"] = integer.layer.grid
-    return Contents(grids, frozenset(norms)).to_text()
+    return Contents(grids=grids, norms=tuple(norms)).to_text()
 
 
 def node_name(value: str, head: Operation) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from slimbit.records.codec import canonical
 from slimbit.records.errors import InputError, MissingExtraError, check_choice
 from slimbit.records.files import write_whole
+from slimbit.records.runtimes import runtime_named
 
 if TYPE_CHECKING:
     from slimbit.apply.integers import IntegerProgram
@@ -24,6 +25,7 @@ def write_integers(
     program: "IntegerProgram",
     *,
     form: Format = "onnx",
+    target: str | None = None,
     int4: bool = False,
     opset: int | None = None,
     about: Mapping[str, Any] | None = None,
@@ -34,6 +36,7 @@ def write_integers(
         file: To write; an older file of that name is replaced.
         program: The integers.
         form: "onnx" or "qonnx".
+        target: Runtime of the table of what runs where, which the file keeps to; None: the first of its format.
         int4: Whether weights that fit are stored in four bits: a smaller file, not a faster one.
         opset: Version of the ONNX operators; default: the oldest that has what is needed.
         about: What the file says of itself beside its contents; values are text, or anything JSON.
@@ -44,6 +47,11 @@ def write_integers(
         StoreError: The file cannot be written.
     """
     check_choice("format", form, get_args(Format))
+    runtime = None if target is None else runtime_named(target)
+    if runtime is not None and runtime.format != form:
+        raise InputError(f"format must be {runtime.format} for the target {runtime.name}, got {form}")
+    if int4 and runtime is not None and not runtime.stores_int4:
+        raise InputError(f"int4 must be for a runtime that stores weights in four bits, got the target {runtime.name}")
     _check_installed()
     if form == "qonnx":
         from slimbit.exchange.qonnx_file import qonnx_model
@@ -54,7 +62,8 @@ def write_integers(
     else:
         from slimbit.exchange.onnx_qdq import qdq_model
 
-        model = qdq_model(program, int4=int4, opset=opset, metadata=_texts(about))
+        symmetric = runtime is not None and not runtime.unsigned
+        model = qdq_model(program, int4=int4, symmetric=symmetric, opset=opset, metadata=_texts(about))
     write_whole(Path(file), model.SerializeToString(deterministic=True))
     return Path(file)
 

@@ -35,13 +35,20 @@ DEFAULT_OPSET = 17
 
 
 def qdq_model(
-    program: IntegerProgram, *, int4: bool = False, opset: int | None = None, metadata: Mapping[str, str] | None = None
+    program: IntegerProgram,
+    *,
+    int4: bool = False,
+    symmetric: bool = False,
+    opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> ModelProto:
     """The ONNX model of a compressed network.
 
     Args:
         program: Its integers.
         int4: Whether weights of at most seven are stored in four bits, and cast to int8 when the file is loaded.
+        symmetric: Whether the file keeps to what TensorRT reads: activations are signed bytes with the zero point 0,
+            biases floats, clamps stand before QuantizeLinear, and nothing but DequantizeLinear reads codes.
         opset: Version of the operators; default 17, or 21 with ``int4``.
         metadata: Text that the file carries.
 
@@ -56,7 +63,9 @@ def qdq_model(
     if int4 and opset < INT4_OPSET:
         raise InputError(f"opset must be {INT4_OPSET} or later for int4 weights, got {opset}")
     graph = GraphBuilder(program.flow, opset=opset)
-    writer = _Writer(graph, program, int4=int4)
+    if symmetric:
+        _check_symmetric(program)
+    writer = _Writer(graph, program, int4=int4, symmetric=symmetric)
     for name in program.flow.inputs:
         quantizer = program.quantizers[name]
         graph.node("QuantizeLinear", [name, *writer.scale_and_zero(quantizer)], codes_name(name))
@@ -94,17 +103,33 @@ def _output_name(program: IntegerProgram, place: int) -> str:
     return "output" if len(program.flow.outputs) == 1 else f"output{place}"
 
 
+def _check_symmetric(program: IntegerProgram) -> None:
+    """Raise `InputError` unless every code is a signed byte around zero."""
+    for quantizer in program.quantizers.values():
+        if not quantizer.signed or quantizer.zero_point or quantizer.bits != 8:
+            kind = "signed" if quantizer.signed else "unsigned"
+            raise InputError(
+                f"activations must be signed codes of 8 bits around zero for tensorrt, got {kind} ones of "
+                f"{quantizer.bits} bits at {quantizer.value!r}: quantize with activation codes signed "
+                "(--activation-codes signed)"
+            )
+
+
 class _Writer:
     """Adds stages to a graph; the names of values that narrow clamps were put behind change on the way."""
 
-    def __init__(self, graph: GraphBuilder, program: IntegerProgram, *, int4: bool) -> None:
-        self.graph, self.program, self.int4 = graph, program, int4
+    def __init__(self, graph: GraphBuilder, program: IntegerProgram, *, int4: bool, symmetric: bool) -> None:
+        self.graph, self.program, self.int4, self.symmetric = graph, program, int4, symmetric
         self._codes: dict[str, str] = {}
         self._reals: dict[str, str] = {}
 
     def scale_and_zero(self, quantizer: ActivationQuantizer) -> list[str]:
         """Stored step and zero point of a quantizer."""
-        zero = self.graph.store(f"{quantizer.value}/zero", offset_of(quantizer), np.uint8)
+        zero = (
+            self.graph.store(f"{quantizer.value}/zero", 0, np.int8)
+            if self.symmetric
+            else self.graph.store(f"{quantizer.value}/zero", offset_of(quantizer), np.uint8)
+        )
         return [self.graph.store(f"{quantizer.value}/step", quantizer.step, np.float32), zero]
 
     def codes(self, value: str) -> str:
@@ -125,7 +150,7 @@ class _Writer:
         """Clamp codes where bytes alone would let more through; returns the name of the clamped ones."""
         offset = offset_of(quantizer)
         first, last = low + offset, high + offset
-        if (first, last) == (0, 255):
+        if (first, last) == (0, 255) or self.symmetric:
             return name
         bounds = [self.graph.store(f"byte/{byte}", byte, np.uint8) for byte in (first, last)]
         value = name.removesuffix("/codes")
@@ -164,8 +189,21 @@ class _Writer:
         output = integer.output
         assert output is not None
         own_step, zero = self.scale_and_zero(output)
+        if self.symmetric:
+            result = self._clamped(integer, result, output)
         name = self.graph.node("QuantizeLinear", [result, step or own_step, zero], codes_name(integer.stage.value))
         self.narrow(name, output, *clamped_codes(integer.stage, output))
+
+    def _clamped(self, integer: IntegerStage, result: str, output: ActivationQuantizer) -> str:
+        """Real numbers clamped as the codes would be, where the bytes alone let more through."""
+        low, high = clamped_codes(integer.stage, output)
+        value, ends = integer.stage.value, (low, high)
+        if ends == (output.low, output.high):
+            return result
+        if ends == (0, output.high):
+            return self.graph.node("Relu", [result], f"{value}/relu")
+        bounds = [self.graph.store(f"{value}/bound{end}", end * output.step, np.float32) for end in ends]
+        return self.graph.node("Clip", [result, *bounds], f"{value}/clipped")
 
     def _add_tail(self, integer: IntegerStage) -> None:
         """Behind the logits: floats."""
@@ -183,13 +221,18 @@ class _Writer:
 
     def _add_transparent(self, head: Operation, value: str) -> None:
         sources, output = [self.codes(name) for name in head.inputs], codes_name(value)
+        if self.symmetric:  # real numbers in between, and the same codes behind
+            sources, output = [self.real(name) for name in head.inputs], f"{value}/moved"
         if head.kind == "concat":
             self.graph.node("Concat", sources, output, axis=head["axis"])
         elif head.kind == "maximum":
             add_maximum(self.graph, head, sources[0], output)
         else:
             _, zero = self.scale_and_zero(self.program.quantizers[value])
-            add_move(self.graph, head, sources[0], output, zero=zero if head["move"] == "pad" else "")
+            add_move(self.graph, head, sources[0], output, zero="" if self.symmetric or head["move"] != "pad" else zero)
+        if self.symmetric:
+            step_and_zero = self.scale_and_zero(self.program.quantizers[value])
+            self.graph.node("QuantizeLinear", [output, *step_and_zero], codes_name(value))
 
     def _add_layer(self, integer: IntegerStage, layer: IntegerLayer) -> None:
         head = integer.stage.head
@@ -200,7 +243,7 @@ class _Writer:
             )
         if head.kind == "layer" and head["form"] == "conv_transpose":
             self._add_exact_floats(integer, layer)
-        elif integer.output is None and not _is_product(head):
+        elif integer.output is None and not _is_product(head) and not self.symmetric:
             self._add_integer_convolution(integer, layer)
         else:
             self._add_fused(integer, layer)
@@ -235,8 +278,10 @@ class _Writer:
                 self._quantize(integer, inner)
             return
         back = graph.store(f"{name}/back", [-1, *head.shape], np.int64)
-        if integer.output is None:
+        if integer.output is None or self.symmetric:
             graph.node("Reshape", [inner, back], result)
+            if integer.output is not None:
+                self._quantize(integer, result)
             return
         self._quantize(integer, inner)
         # codes of the rows, brought back into the shape of the value
@@ -260,6 +305,9 @@ class _Writer:
         if not bool(layer.bias.any()):
             return []
         graph, name = self.graph, head.name
+        if self.symmetric:
+            real = layer.bias.numpy() * (np.float32(source.step) * layer.steps.numpy()).astype(np.float64)
+            return [graph.store(f"{name}.bias", real.astype(np.float32))]
         stored = graph.store(f"{name}.bias", layer.bias.numpy().astype(np.int32))
         # runtimes fuse only what has exactly this step
         steps = graph.store(f"{name}.bias_step", np.float32(source.step) * layer.steps.numpy())

@@ -14,7 +14,7 @@ Floats appear only where the file itself makes some: its inputs, its logits, and
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Scaled:
     """Integers times a step: ``numbers * step``; a step per entry of an axis has that axis.
 
     Attributes:
-        numbers: int64.
+        numbers: int64; float64 where a bias of real numbers was added.
         step: float32, one number or shaped to line up with the numbers.
         bytes_: The codes as stored, before the zero point was taken off; for the saturation of 16-bit sums.
         is_sum: Whether they are sums of products: these are rounded by one float32 multiplication.
@@ -199,7 +199,17 @@ def _multiply(reference: Reference, node: NodeProto, given: list[Value | None]) 
     step = values.step * weights.step.reshape(-1)
     if isinstance(bias, Scaled):
         sums = sums + _along(bias.numbers, 1, sums.ndim)
+    elif bias is not None:
+        sums = sums + _along(_in_steps(_array(bias), step), 1, sums.ndim)
     return Scaled(sums, _along(step, 1, sums.ndim) if step.size > 1 else step.reshape(()), is_sum=True)
+
+
+def _in_steps(bias: Array, step: Array) -> Array:
+    """Real numbers as multiples of a step: whole where float32 has no number nearer to the whole one."""
+    ratio = bias.astype(np.float64) / step.astype(np.float64)
+    whole = np.rint(ratio)
+    near: Array = np.abs(ratio - whole) <= 2.0**-21 * np.maximum(np.abs(whole), 1)
+    return np.where(near, whole, ratio)
 
 
 def _zero_byte(values: Scaled) -> int:
@@ -408,7 +418,10 @@ def _pool_window(node: NodeProto, dims: int) -> _Window:
 
 
 @_handles("MaxPool")
-def _maximum(_: Reference, node: NodeProto, given: list[Value | None]) -> Value:
+def _maximum(reference: Reference, node: NodeProto, given: list[Value | None]) -> Value:
+    if isinstance(given[0], Scaled) and given[0].step.size == 1:  # the order of integers is that of real numbers
+        largest_ = _maximum(reference, node, [given[0].numbers])
+        return replace(given[0], numbers=_array(largest_), bytes_=None)
     values = _array(given[0])
     window = _pool_window(node, values.ndim - 2)
     sizes = window.sizes(values.shape[2:])
@@ -438,6 +451,8 @@ def _ceiled(window: _Window, dim: int, size: int) -> int:
 @_handles("Relu", "Clip")
 def _clamp(_: Reference, node: NodeProto, given: list[Value | None]) -> Value:
     value = given[0]
+    if node.op_type == "Relu" and isinstance(value, Scaled):
+        return replace(value, numbers=np.maximum(value.numbers, 0))
     bounds = [None if x is None else _array(x) for x in (*given[1:], None, None)[:2]]
     low, high = (np.zeros(()), None) if node.op_type == "Relu" else bounds
     if isinstance(value, np.ndarray):
@@ -497,6 +512,8 @@ def _move(_: Reference, node: NodeProto, given: list[Value | None]) -> Value:
     if isinstance(first, Exact):
         return Exact(_moved(node, first.numbers, given))
     assert isinstance(first, Scaled)
+    if node.op_type == "Concat":
+        return _joined(node, first, given)
     if first.step.size > 1 and node.op_type == "Reshape":  # rows of a product, whose steps belong to the last axis
         numbers = _moved(node, first.numbers, given)
         return Scaled(numbers, first.step.reshape(-1), is_sum=first.is_sum)
@@ -504,6 +521,15 @@ def _move(_: Reference, node: NodeProto, given: list[Value | None]) -> Value:
         raise InputError(f"node {node.name!r} must move integers with one step, got {first.step.size}")
     bytes_ = None if first.bytes_ is None else _moved(node, first.bytes_, given)
     return Scaled(_moved(node, first.numbers, given), first.step, bytes_, is_sum=first.is_sum)
+
+
+def _joined(node: NodeProto, first: Scaled, given: list[Value | None]) -> Value:
+    """Integers of one step side by side; real numbers where steps differ."""
+    axis = _attribute(node, "axis", 0)
+    alike = [x for x in given if isinstance(x, Scaled) and not x.is_sum and np.array_equal(x.step, first.step)]
+    if len(alike) < len(given):
+        return Exact(np.concatenate([_exact(x) for x in given], axis=axis))
+    return Scaled(np.concatenate([x.numbers for x in alike], axis=axis), first.step)
 
 
 def _moved(node: NodeProto, values: Array, given: list[Value | None]) -> Array:  # noqa: PLR0911 - one per operator

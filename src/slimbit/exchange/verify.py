@@ -44,6 +44,7 @@ def verify_onnx(
     network: nn.Module | None = None,
     precise: bool = False,
     threads: int = 1,
+    in_runtime: bool = True,
 ) -> Verification:
     """Run a file of quantized operations in ONNX Runtime and in the integer reference, and compare.
 
@@ -55,6 +56,7 @@ def verify_onnx(
         precise: Whether the session gets ``session.x64quantprecision``, which files whose sums saturate need on
             processors without VNNI.
         threads: Of the runtime.
+        in_runtime: Whether it runs in ONNX Runtime; else reference and network are compared alone.
 
     Returns:
         What was found; `Verification.is_exact` is the verdict.
@@ -63,13 +65,13 @@ def verify_onnx(
         MissingExtraError: onnxruntime is not installed.
         InputError: No images, a file that the runtime cannot load, or operators that the reference does not know.
     """
-    if find_spec("onnxruntime") is None:
+    if in_runtime and find_spec("onnxruntime") is None:
         raise MissingExtraError("onnxruntime", "onnx", "verifying an ONNX file")
     path = Path(file)
     model = load_model(path)
     with reading(path, "quantized ONNX"):
         _check_quantized(model, path)
-        session, watching, version = _open(model, precise=precise, threads=threads)
+        session, watching, version = _open(model, precise=precise, threads=threads) if in_runtime else (None, None, "")
         reference = Reference(model)
         inputs = [value.name for value in model.graph.input]
         watched = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
@@ -80,8 +82,9 @@ def verify_onnx(
         _check_shapes(model, given)
         with reading(path, "quantized ONNX"):  # whatever a graph can be, both execute
             outputs, codes = reference.run(given, keep=True)
-            tally.add(outputs, session.run(None, given))
-            tally.compare(codes, dict(zip(watched, watching.run(watched, given), strict=True)))
+            tally.add(outputs, outputs if session is None else session.run(None, given))
+            if watching is not None:
+                tally.compare(codes, dict(zip(watched, watching.run(watched, given), strict=True)))
         if network is not None:
             tally.compare_network(outputs, _flat(network, batch))
         if tally.emulated < EMULATED_IMAGES and not all(check.is_safe for check in saturation):
@@ -95,15 +98,15 @@ def verify_onnx(
         runtime=version,
         processor=_processor(),
         images=tally.images,
-        equal_to_reference=tally.equal,
+        equal_to_reference=tally.equal if in_runtime else None,
         equal_to_network=tally.network_equal if network is not None else None,
         largest_output_difference=tally.largest,
         layer_differences={name.removesuffix("/codes"): value for name, value in tally.differences.items()},
         near_ties=reference.near_ties,
-        accuracy=tally.percent(tally.right),
+        accuracy=tally.percent(tally.right) if in_runtime else None,
         reference_accuracy=tally.percent(tally.reference_right),
         answers_that_differ=tally.differing,
-        nodes=executed_nodes(model),
+        nodes=executed_nodes(model) if in_runtime else (),
         saturation=saturation,
         answers_that_saturate=tally.saturated if tally.emulated else None,
         saturating_images=tally.emulated,
@@ -195,6 +198,8 @@ def _largest_byte(name: str, makers: dict[str, NodeProto], stored: dict[str, Ten
     """Largest code that a value can have, by the clips before it; 255 where there is none."""
     moves = ("Slice", "Pad", "Transpose", "Reshape", "MaxPool", "DepthToSpace", "Resize", "Identity")
     while (node := makers.get(name)) is not None:
+        if node.op_type == "QuantizeLinear" and stored[node.input[2]].data_type == TensorProto.INT8:
+            return 128
         if node.op_type == "Clip":
             return int(stored_array(stored[node.input[2]]))
         if node.op_type == "Concat":

@@ -10,6 +10,7 @@ from slimbit.frontier.store import RunStore, open_store
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
+from slimbit.records.verification import ExportedFile
 
 if TYPE_CHECKING:
     from torch import nn
@@ -168,6 +169,23 @@ class Frontier:
         """
         return self._store.read(digest, kind)
 
+    def exported(self) -> tuple[ExportedFile, ...]:
+        """What was proved of the files that ``slimbit pick --export`` wrote of points; the report shows it."""
+        return self._store.exported()
+
+    def add_exported(self, file: ExportedFile) -> None:
+        """Keep in the run what was proved of a point's file.
+
+        Args:
+            file: Of one of `points`.
+
+        Raises:
+            InputError: There is no such point.
+        """
+        if file.point not in {point.number for point in self.points}:
+            raise InputError(f"point of an exported file must be one of the run's, got {file.point}")
+        self._store.add_exported(file)
+
     def report(self, out: str | Path | None = None) -> Path:
         """Write the report: one HTML file that needs no network.
 
@@ -179,7 +197,9 @@ class Frontier:
         """
         from slimbit.report.page import write_report
 
-        return write_report(self.info, self.points, self._store.read, run=str(self.path), out=out)
+        return write_report(
+            self.info, self.points, self._store.read, run=str(self.path), exported=self.exported(), out=out
+        )
 
     def to_pandas(self) -> Any:
         """The points as a ``pandas.DataFrame``, a row each, every cost metric a column.
@@ -201,12 +221,13 @@ class Frontier:
         return f"Frontier({self.network}, {len(self.points)} points, {self.metric}, float {self.float_accuracy:.2f})"
 
 
-def open_run(path: str | Path, *, storage: str | None = None) -> Frontier:
+def open_run(path: str | Path, *, storage: str | None = None, artifacts: str | None = None) -> Frontier:
     """Open a run that `slimbit.trace_frontier` or ``slimbit frontier`` made or is still at.
 
     Args:
         path: Its folder.
         storage: Address of its study, where that is not ``study.db`` in the folder.
+        artifacts: Where its objects are, where that is not what ``run.json`` says.
 
     Raises:
         InputError: The folder, ``run.json`` or the study is missing or damaged; the sentence names the file.
@@ -218,4 +239,4 @@ def open_run(path: str | Path, *, storage: str | None = None) -> Frontier:
     """
     if not isinstance(path, str | Path):
         raise InputError(f"run must be the path of a folder, got {type(path).__name__}")
-    return Frontier(open_store(path, storage=storage))
+    return Frontier(open_store(path, storage=storage, artifacts=artifacts))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from slimbit.apply.compress import compress
 from slimbit.compress.prepared import PreparedNetwork
+from slimbit.frontier.spacing import price_for
 from slimbit.numerics.batches import call_network, output_heads
 from slimbit.numerics.copies import copied
 from slimbit.records.config import QuantConfig
@@ -19,11 +20,17 @@ NEARLY_FLOAT = 0.995
 """Share of the outputs' variance that the dearest point keeps: 23 dB."""
 COLLAPSED = 0.5
 """Agreement with the float network, chance taken out, at which nothing is left worth measuring."""
+FIRST_BITS, FIRST_FILTERWISE_BITS = (1.0, 2.0, 0.5), (3.0, 4.0, 2.0)
+"""Mean bits per weight of the points that are measured before the range is known. Between twice and half a bit per
+weight, a ResNet-20, a ResNet-50 and an EfficientNet lose from little to most; where every filter has one width for all
+its weights, and no level is zero, between four bits and two."""
+LIKELY, LIKELY_FILTERWISE = (2.0, 0.05), (4.0, 1.05)
+"""Mean bits between which the collapse is looked for first."""
 STRIDE = 16.0
 FEW_IMAGES = 16
 """Fewer than so many calibration images are no measure of what was fitted to them."""
-TRIES, FURTHER_TRIES = 7, 2
-"""Bisections of the whole range of prices for the cheap end, and between its tries for the dear one."""
+TRIES, FURTHER_TRIES = 4, 2
+"""Bisections of the likely range of prices for the cheap end, and between its tries for the dear one."""
 MOST_STRIDES = 40
 
 
@@ -56,7 +63,7 @@ class OutputFidelity:
     tried: dict[float, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._calibration, self._batch = self.prepared.probe
+        self._calibration, self._judged = self.prepared.probe
         # a copy: a forward pass may change what a network keeps beside its weights
         self._float = self._outputs(copied(self.prepared.model))
 
@@ -87,7 +94,8 @@ class OutputFidelity:
 
     def _outputs(self, network: nn.Module) -> list[Tensor]:
         with torch.no_grad():
-            return [head.double() for head in output_heads(call_network(network.eval(), self._batch))]
+            parts = [output_heads(call_network(network.eval(), batch)) for batch in self._judged]
+            return [torch.cat(heads).double() for heads in zip(*parts, strict=True)]
 
 
 def fidelity_of(found: Tensor, wanted: Tensor) -> float:
@@ -128,7 +136,8 @@ def find_price_range(
 ) -> PriceRange:
     """The range of prices from nearly float to collapse.
 
-    Costs are predicted from plans alone. Only the two ends need compressed networks, on few images: nine.
+    Costs are predicted from plans alone. Only the two ends need compressed networks, on few images: six, or ten where
+    the network does not collapse between `LIKELY` mean bits per weight.
 
     Args:
         prepared: The network.
@@ -136,33 +145,78 @@ def find_price_range(
         config: How plans are carried out.
         progress: Called before each try.
     """
-    fine, coarse = _bracket(lambda price: predicted_bits(prepared, price, metric, config))
+    bits = PredictedBits(prepared, metric, config)
+    fine, coarse = _bracket(bits)
     fidelity = OutputFidelity(prepared, metric, config)
 
-    def last(holds: Callable[[float], bool], low: float, high: float, tries: int) -> float:
-        """The price where ``holds`` turns false, by bisection in log price."""
+    def last(holds: Callable[[float], bool], low: float, high: float, tries: int) -> tuple[float, float]:
+        """The prices between which ``holds`` turns false, by bisection in log price."""
         for turn in range(tries):
             progress(f"try {turn + 1} of {tries}")
             middle = math.sqrt(low * high)
             low, high = (middle, high) if holds(middle) else (low, middle)
-        return math.sqrt(low * high)
+        return low, high
 
-    high = last(lambda price: fidelity.agreement(price) > COLLAPSED, fine, coarse, TRIES)
+    def lives(price: float) -> bool:
+        return fidelity.agreement(price) > COLLAPSED
+
+    likely = LIKELY_FILTERWISE if metric == "esn_filterwise" else LIKELY
+    begin, end = (bits.price(value, fine, coarse) for value in likely)
+    low, high = last(lives, begin, end, TRIES)
+    if low == begin or high == end:  # it turned false nowhere in between: on one side of it
+        low, high = last(lives, fine, begin, TRIES) if low == begin else last(lives, end, coarse, TRIES)
+    high = math.sqrt(low * high)
     known = [price for price in fidelity.tried if price < high]
     floor = max((p for p in known if fidelity.fidelity(p) >= NEARLY_FLOAT), default=fine)
     ceiling = min((p for p in known if p > floor and fidelity.fidelity(p) < NEARLY_FLOAT), default=high)
-    low = last(lambda price: fidelity.fidelity(price) >= NEARLY_FLOAT, floor, ceiling, FURTHER_TRIES)
-    return PriceRange(low, high)
+    low, ceiling = last(lambda price: fidelity.fidelity(price) >= NEARLY_FLOAT, floor, ceiling, FURTHER_TRIES)
+    return PriceRange(math.sqrt(low * ceiling), high)
 
 
-def predicted_bits(prepared: PreparedNetwork, price: float, metric: str, config: QuantConfig) -> float:
-    """Mean bits per weight of the layers that the price decides on: not of look-ups, not of skipped layers."""
-    plan = prepared.plan_at(price, metric, config)
-    positions = {layer.name: layer.multiplicity(config.per) for layer in prepared.spec.layers}
-    for layer in prepared.spec.layers:
-        positions[layer.shared_with or layer.name] += positions[layer.name] if layer.shared_with else 0
-    counted = [x for x in prepared.predicted(plan).layers if x.name not in config.skip and positions[x.name]]
-    return sum(x.mean_bits * x.weights for x in counted) / max(1, sum(x.weights for x in counted))
+def first_prices(prepared: PreparedNetwork, metric: str, config: QuantConfig) -> list[float]:
+    """Prices of the points that are measured before the range is known, by mean bits per weight; none is compressed."""
+    bits = PredictedBits(prepared, metric, config)
+    fine, coarse = _bracket(bits)
+    wanted = FIRST_FILTERWISE_BITS if metric == "esn_filterwise" else FIRST_BITS
+    return [bits.price(value, fine, coarse) for value in wanted]
+
+
+@dataclass
+class PredictedBits:
+    """Mean bits per weight that a price leads to, of the layers that it decides on.
+
+    Layers that are only looked up, and skipped ones, do not count.
+
+    Attributes:
+        prepared: The network.
+        metric: Cost metric that prices are for.
+        config: How plans are carried out.
+    """
+
+    prepared: PreparedNetwork
+    metric: str
+    config: QuantConfig
+    known: dict[float, float] = field(default_factory=dict)
+
+    def __call__(self, price: float) -> float:
+        """Mean bits per weight at a price."""
+        if price not in self.known:
+            spec, config = self.prepared.spec, self.config
+            plan = self.prepared.plan_at(price, self.metric, config)
+            positions = {layer.name: layer.multiplicity(config.per) for layer in spec.layers}
+            for layer in spec.layers:
+                positions[layer.shared_with or layer.name] += positions[layer.name] if layer.shared_with else 0
+            report = self.prepared.predicted(plan)
+            counted = [x for x in report.layers if x.name not in config.skip and positions[x.name]]
+            weights = max(1, sum(x.weights for x in counted))
+            self.known[price] = sum(x.mean_bits * x.weights for x in counted) / weights
+        return self.known[price]
+
+    def price(self, bits: float, low: float, high: float) -> float:
+        """The price between two at which weights have so many bits, within one percent where there is one."""
+        above = [price for price, there in self.known.items() if there >= bits and low <= price <= high]
+        below = [price for price, there in self.known.items() if there < bits and low <= price <= high]
+        return price_for(self, bits, max(above, default=low), min(below, default=high))
 
 
 def _bracket(bits: Callable[[float], float]) -> tuple[float, float]:

@@ -3,12 +3,13 @@
 from torch import nn
 
 from slimbit.artifacts.manifest import AccuracyEntry
-from slimbit.compress.restore import without_folders
 from slimbit.records.accuracy import Accuracy, wilson_interval
 from slimbit.records.errors import InputError
+from slimbit.records.origin import without_folders
 from slimbit.records.run import RunInfo
 from slimbit.sources.networks import check_trusted_data
 from slimbit.zoo.data import open_data
+from slimbit.zoo.data.evaluator import Evaluator
 
 
 def quoted_accuracy(info: RunInfo, model: nn.Module, *, allow_code: bool = False) -> tuple[AccuracyEntry | None, str]:
@@ -22,6 +23,16 @@ def quoted_accuracy(info: RunInfo, model: nn.Module, *, allow_code: bool = False
     Returns:
         What was measured, and why nothing was, in words: one of the two is None or empty.
     """
+    quote, about = quoting_images(info, allow_code=allow_code)
+    if quote is None:
+        return None, about
+    found: Accuracy = quote(model)
+    low, high = wilson_interval(found, found.images)
+    return AccuracyEntry(value=float(found), low=low, high=high, measured_on=about), ""
+
+
+def quoting_images(info: RunInfo, *, allow_code: bool = False) -> tuple[Evaluator | None, str]:
+    """The images that `quoted_accuracy` scores on and what they are; or None, and why there are none."""
     spec, norm = info.origin.data, info.origin.normalization
     if not spec:
         return None, "the run does not say which data it was scored on"
@@ -34,7 +45,4 @@ def quoted_accuracy(info: RunInfo, model: nn.Module, *, allow_code: bool = False
         return None, str(error)
     if choose.digest != info.evaluate_digest or quote is None:
         return None, "no images are left that did not choose it"
-    found: Accuracy = quote(model)
-    low, high = wilson_interval(found, found.images)
-    where = f"{quote.description.replace(data.name, without_folders(spec))}, which did not choose it"
-    return AccuracyEntry(value=float(found), low=low, high=high, measured_on=where), ""
+    return quote, f"{quote.description.replace(data.name, without_folders(spec))}, which did not choose it"

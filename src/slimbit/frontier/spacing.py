@@ -60,6 +60,18 @@ def even_targets(dearest: float, cheapest: float, count: int) -> list[float]:
     return [dearest * ratio**i for i in range(count)]
 
 
+def without_nearest(targets: Sequence[float], known: Sequence[float]) -> list[float]:
+    """Costs to aim for, without those that are nearest, in log cost, to points that there are: each takes one away.
+
+    >>> without_nearest([8.0, 4.0, 2.0, 1.0], [3.9])
+    [8.0, 2.0, 1.0]
+    """
+    left = list(targets)
+    for cost in known:
+        left.remove(min(left, key=lambda target: abs(math.log(target / cost))))
+    return left
+
+
 def bisection_order(count: int) -> list[int]:
     """An order in which every beginning is spread over the whole: both ends, the middle, the quarters, ...
 

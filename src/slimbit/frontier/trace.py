@@ -16,9 +16,22 @@ from slimbit.compress.prune import Pruner
 from slimbit.compress.quantize import as_prepared
 from slimbit.compress.tuning import TrainingData, tuning_for
 from slimbit.frontier.frontier import Frontier
+from slimbit.frontier.objects import check_artifacts
 from slimbit.frontier.points import Evaluate, Scorer, interval_of, versions
 from slimbit.frontier.progress import Listener, Progress, silent
-from slimbit.frontier.store import STAGES, begin_store, check_folder, study_name, waiting_lock
+from slimbit.frontier.store import (
+    STAGES,
+    RunStore,
+    begin_store,
+    check_folder,
+    join_store,
+    refresh_info,
+    shared_name,
+    study_name,
+    waiting_claim,
+)
+from slimbit.frontier.study import is_server
+from slimbit.frontier.table import FolderTable, RunTable
 from slimbit.frontier.time_limit import time_limit
 from slimbit.frontier.worker import Worker
 from slimbit.plan.signal import check_signal
@@ -33,6 +46,8 @@ from slimbit.records.text import fault_of
 from slimbit.records.training_run import read_training_run, spread_epochs
 from slimbit.survey.trace import Inputs
 
+OF_PREPARE = ("seed", "likelihood", "batch_size", "memory_gib")
+"""Settings of a run that `slimbit.prepare` takes."""
 MOST_EPOCHS = 8
 """Points of policy ``signal`` where no epochs were named."""
 
@@ -96,9 +111,10 @@ def trace_frontier(
     folder = as_path(out, "out")
     settings: RunConfig = (config or RunConfig()).with_options({"metric": metric, "points": points})
     settings = settings.model_copy(update={"quant": settings.quant.for_metric(settings.metric)})
+    given_once = {name: getattr(settings, name) for name in OF_PREPARE}
     with time_limit(settings.timeout_seconds, "calibration"):
-        root = as_prepared(model, example_input, calibration, seed=settings.seed, likelihood=settings.likelihood)
-    for name in ("seed", "likelihood"):
+        root = as_prepared(model, example_input, calibration, **given_once)
+    for name in OF_PREPARE:
         given, there = getattr(settings, name), getattr(root, name)
         if name in settings.model_fields_set and given != there:
             raise InputError(
@@ -111,19 +127,7 @@ def trace_frontier(
     pruner = _pruner(settings, root, data)
     scorer, listener = Scorer(evaluate, settings.metric_name, settings.timeout_seconds), progress or silent
     check_folder(folder)
-    waiting = Progress(stage="waiting", message="another process prepares the run")
-    with waiting_lock(folder, "prepare", lambda: listener(waiting)):
-        fixed = _fixed(settings, root, scorer, signal, pruner)
-
-        def check(info: RunInfo) -> None:
-            check_same(info, fixed, folder)
-            for caution in cautions(info, fixed, versions()):
-                listener(Progress(stage="note", message=caution))
-
-        store = begin_store(folder, storage=settings.storage, metric=settings.metric, check=check)
-        if store.info is None:
-            listener(Progress(stage="float accuracy", message="scoring the float network"))
-            store.write_info(_begin(root, scorer, fixed, study_name(folder, settings.storage)))
+    store = _opened(folder, settings, root, scorer, _fixed(settings, root, scorer, signal, pruner), listener)
     assert store.info is not None
     worker = Worker(
         store,
@@ -138,6 +142,72 @@ def trace_frontier(
     )
     worker.work()
     return Frontier(store, form=root.model if root.keep is None else None)
+
+
+def _opened(
+    folder: Path,
+    settings: RunConfig,
+    root: PreparedNetwork,
+    scorer: Scorer,
+    fixed: dict[str, Any],
+    listener: Listener,
+) -> RunStore:
+    """The run, which one worker begins by scoring the float network."""
+    check_artifacts(settings.artifacts or "")
+
+    def tell(text: str) -> None:
+        listener(Progress(stage="note", message=text))
+
+    def check(info: RunInfo) -> None:
+        shared = is_server(settings.storage)
+        check_same(info, fixed, info.study if shared else folder, "--run-name" if shared else "--out")
+        for caution in cautions(info, fixed, versions()):
+            tell(caution)
+
+    def waiting() -> None:
+        holders = ", ".join(holder.worker for holder in table.holders() if holder.what == what)
+        text = f"another process ({holders or 'unknown'}) prepares the run"
+        listener(Progress(stage="waiting", message=text))
+
+    def begin(store: RunStore, name: str) -> None:
+        listener(Progress(stage="float accuracy", message="scoring the float network"))
+        store.write_info(_begin(root, scorer, fixed, name))
+
+    what = "accuracy of the float network"
+    if settings.storage is None or not is_server(settings.storage):
+        table: RunTable = (own := FolderTable(folder))
+        with waiting_claim(own, "prepare", what, waiting):
+            store = begin_store(
+                own,
+                storage=settings.storage,
+                metric=settings.metric,
+                check=check,
+                artifacts=settings.artifacts,
+                tell=tell,
+            )
+            if store.info is None:
+                begin(store, study_name(folder, settings.storage))
+        return store
+    name = shared_name(fixed, settings.run_name)
+    store = join_store(
+        folder,
+        storage=settings.storage,
+        name=name,
+        metric=settings.metric,
+        artifacts=settings.artifacts,
+        takeover_seconds=settings.takeover_seconds,
+        tell=tell,
+    )
+    table = store.table
+    if store.info is None:
+        with waiting_claim(table, "begin", what, waiting):
+            refresh_info(store)
+            if store.info is None:
+                begin(store, name)
+    assert store.info is not None
+    check(store.info)
+    store.write_own_info()
+    return store
 
 
 def _signal(config: RunConfig, root: PreparedNetwork) -> tuple[EpochSignal, ...]:

@@ -8,12 +8,19 @@ from typing import Any
 
 from slimbit.compress.prepared import PreparedNetwork, prepare
 from slimbit.compress.prune import Pruner, packed_state, pruned_from_state
-from slimbit.frontier.price_range import find_price_range
-from slimbit.frontier.spacing import bisection_order, even_targets, nearby_prices, price_for, refinement_prices
+from slimbit.frontier.price_range import find_price_range, first_prices
+from slimbit.frontier.spacing import (
+    bisection_order,
+    even_targets,
+    nearby_prices,
+    price_for,
+    refinement_prices,
+    without_nearest,
+)
 from slimbit.frontier.store import RunStore
 from slimbit.records.codec import canonical, from_json
 from slimbit.records.codec import record as stored_record
-from slimbit.records.config import NEAR_POINTS, PAPER, RunConfig
+from slimbit.records.config import ACIQ, NEAR_POINTS, PAPER, RunConfig
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
 from slimbit.records.plan import CompressionPlan
@@ -21,11 +28,15 @@ from slimbit.records.point import FrontierPoint, PlannedPoint
 from slimbit.records.sensitivity import Sensitivity
 from slimbit.records.signal import EpochSignal
 
-PLAN_STAGES = ("sweep", "refine", "baselines", "prune_only", "signal")
+PLAN_STAGES = ("first", "sweep", "refine", "baselines", "prune_only", "signal")
 """In the order of work: points for comparison wait until the places of the refinement are known."""
 BASELINE_BITS = (8, 7, 6, 5, 4, 3, 2)
+ANALYTIC = ("aciq_laplace", "aciq_gauss")
+"""Ranges of activations that the baseline ``aciq`` takes over from the run; any other becomes the first."""
 PRUNED = "pruned"
 """Under this name a run notes how a pruned network is kept."""
+ENOUGH_POINTS = 10
+"""Where a network gets at least so many, three of them are measured before the range of prices is looked for."""
 REFINED_SHARE = 4
 """One point in so many is placed where the curve bends."""
 LEAST_SHARE = 1e-6
@@ -104,7 +115,7 @@ class SweepPlan:
         left = sum(count for stage, count in self.wanted().items() if stage not in added)
         if self.planned("sweep") is None:
             signal = signal_epochs if self.keep_ratio == 1 else 0
-            baselines = len(BASELINE_BITS) if self.config.baselines else 0
+            baselines = len(BASELINE_BITS) * len(self.config.baselines)
             return self.begun_with + left + signal + baselines + (len(self.config.keep_ratios) > 1)
         return len(self.decided()) + left + (self.refinement if self.planned("refine") is None else 0)
 
@@ -148,12 +159,13 @@ class WidthSweep:
         noted = store.noted(name, _PrunedNote)
         if noted is None:
             made = pruner.stage(pruner.plan(self.plan.keep_ratio), stages, report)
-            noted = _PrunedNote(
+            own = _PrunedNote(
                 keep=store.write(canonical(made.plan), "json"),
                 network=store.write(packed_state(made.network), "safetensors"),
                 residuals=tuple(value for value in made.residuals if math.isfinite(value)),
             )
-            store.note(name, noted)
+            store.note(name, own)
+            noted = store.noted(name, _PrunedNote) or own  # that of another worker, where it was first
         keep = from_json(KeepPlan, store.read(noted.keep, "json"), where=f"keep plan {noted.keep}")
         network = pruned_from_state(root.model, keep, store.read(noted.network, "safetensors"))
         return prepare(
@@ -165,6 +177,8 @@ class WidthSweep:
             likelihood=root.likelihood,
             origin=root.origin,
             keep=keep if root.keep is None else root.keep.compose(keep),
+            batch_size=root.batch_size,
+            memory_gib=root.memory_gib,
         )
 
     def _share_sensitivity(self, report: Report) -> None:
@@ -177,6 +191,14 @@ class WidthSweep:
             stored = store.noted(name, Sensitivity)
         assert stored is not None
         self.prepared.sensitivity = stored
+
+    def plan_first(self) -> None:
+        """Keep the plans of the points that are measured before the range of prices is known, if there are any."""
+        if self.plan.begun_with < ENOUGH_POINTS:
+            return
+        metric, quant = self.plan.config.metric, self.plan.config.quant
+        plans = [self.prepared.plan_at(price, metric, quant) for price in first_prices(self.prepared, metric, quant)]
+        self._keep_points("first", self._different("first", plans))
 
     def plan_sweep(self, signal: Sequence[EpochSignal], report: Report) -> None:
         """Find the range of prices and keep the plans: of the sweep, evenly spread over log cost, and of comparisons.
@@ -191,21 +213,36 @@ class WidthSweep:
         config, prepared = self.plan.config, self.prepared
         metric, quant = config.metric, config.quant
         span = find_price_range(prepared, metric, quant, report)
+        costs: dict[float, float] = {}
 
         def cost_of(price: float) -> float:
-            return priced_cost(prepared.predicted(prepared.plan_at(price, metric, quant)), metric, quant.skip)
+            if price not in costs:
+                report = prepared.predicted(prepared.plan_at(price, metric, quant))
+                costs[price] = priced_cost(report, metric, quant.skip)
+            return costs[price]
+
+        def price_of(target: float) -> float:
+            above = [price for price, cost in costs.items() if cost >= target]
+            below = [price for price, cost in costs.items() if cost < target]
+            return price_for(cost_of, target, max(above, default=span.low), min(below, default=span.high))
 
         dearest = cost_of(span.low)
         if dearest <= 0:
             raise InputError(f"{metric} of {prepared.name} must be above 0 to be saved, got 0")
-        count = sweep_size(self.plan.begun_with)
-        targets = even_targets(dearest, max(cost_of(span.high), LEAST_SHARE * dearest), count)
-        prices = [price_for(cost_of, target, span.low, span.high) for target in targets]
+        first = self.plan.planned("first") or ()
+        known = [cost_of(point.price) for point in first if point.price is not None]
+        cheapest = max(cost_of(span.high), LEAST_SHARE * dearest)
+        inside = [cost for cost in known if cheapest <= cost <= dearest]
+        targets = even_targets(dearest, cheapest, sweep_size(self.plan.begun_with) - len(known) + len(inside))
+        prices = [price_of(target) for target in without_nearest(targets, inside)]
         plans = [prepared.plan_at(prices[i], metric, quant) for i in bisection_order(len(prices))]
-        alike = {name: getattr(quant, name) for name in ("skip", "per", "activation_bits", "activation_range")}
-        plain = PAPER.model_copy(update=alike)
+        shared = {name: getattr(quant, name) for name in ("skip", "per", "activation_bits", "activation_codes")}
+        plain = PAPER.model_copy(update={**shared, "activation_range": quant.activation_range})
+        analytic = {"activation_range": quant.activation_range} if quant.activation_range in ANALYTIC else {}
+        settings = {"max_abs": plain, "aciq": ACIQ.model_copy(update={**shared, **analytic})}
         if config.baselines:
-            found = [(f"max_abs-{bits}", prepared.plan_bits(bits, plain)) for bits in BASELINE_BITS]
+            pairs = [(name, bits) for name in config.baselines for bits in BASELINE_BITS]
+            found = [(f"{name}-{bits}", prepared.plan_bits(bits, settings[name])) for name, bits in pairs]
             self._keep_points("baselines", found)
         if len(config.keep_ratios) > 1:
             self._keep_points("prune_only", [("prune_only", prepared.plan_pruned_only(quant.skip))])
@@ -213,7 +250,12 @@ class WidthSweep:
             self._keep_points(
                 "signal", [(f"signal-{epoch.epoch}", prepared.plan_signal(epoch, plain)) for epoch in signal]
             )
-        self._keep_points("sweep", self._different("sweep", plans), span=asdict(span))
+        earlier = {self._read(point).layers for point in first}
+        chosen = self._different("sweep", [plan for plan in plans if plan.layers not in earlier])
+        self._keep_points("sweep", chosen, span=asdict(span))
+
+    def _read(self, point: PlannedPoint) -> CompressionPlan:
+        return from_json(CompressionPlan, self.plan.store.read(point.plan, "json"), where=f"plan of point {point.key}")
 
     def plan_refinement(self, measured: Sequence[FrontierPoint]) -> int:
         """Keep the plans of further points where the measured curve bends; how many there are.
@@ -239,7 +281,7 @@ class WidthSweep:
             metric = self.plan.config.metric if name == "accuracy" else name
             prices = nearby_prices(self._places(measured, metric), count, float(amount), by_cost=name != "accuracy")
         found = self._plan_at(stage, prices, measured)
-        self.plan.store.note(self.plan.key("added"), [*self.plan.added(), stage])
+        self.plan.store.note(self.plan.key("added"), [*self.plan.added(), stage], grows=True)
         return found
 
     def _places(self, measured: Sequence[FrontierPoint], metric: str) -> list[tuple[float, float, float]]:

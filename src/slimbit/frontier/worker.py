@@ -10,12 +10,16 @@ from slimbit.compress.prepared import PreparedNetwork
 from slimbit.compress.prune import Pruner
 from slimbit.frontier.points import Scorer, measure_point
 from slimbit.frontier.progress import Listener, Progress, Stage
-from slimbit.frontier.store import POLL_SECONDS, RunStore
+from slimbit.frontier.store import FIRST_WAIT, LONGEST_WAIT, RunStore
+from slimbit.frontier.table import Claim, ClaimLost
 from slimbit.frontier.width_sweep import SweepPlan, WidthSweep
 from slimbit.records.config import RunConfig
 from slimbit.records.point import FrontierPoint, PlannedPoint, keep_label
 from slimbit.records.run import RunInfo
 from slimbit.records.signal import EpochSignal
+
+MOST_NAMED = 3
+"""Workers that a message names."""
 
 
 class Worker:
@@ -64,15 +68,28 @@ class Worker:
         left = [plan for plan in self._plans if not plan.is_done(self._finished())]
         if self._begun_with or not left:
             self._report_start()
+        pause = FIRST_WAIT
         while left:
+            before = len(self._points)
             moved = [self._move(plan) for plan in left]
             self._refresh()
             left = [plan for plan in left if not plan.is_done(self._finished())]
+            if any(moved) or len(self._points) > before:
+                pause = FIRST_WAIT
             if left and not any(moved):
-                self._report("waiting", "other processes work on what is left")
-                time.sleep(POLL_SECONDS)
+                self._report("waiting", self._waited_for())
+                time.sleep(pause)
+                pause = min(1.5 * pause, LONGEST_WAIT)
                 self._refresh()
         self._report("done")
+
+    def _waited_for(self) -> str:
+        """What other workers are at, and when somebody else may have it."""
+        table = self.store.table
+        found = [str(holder) for holder in table.holders()]
+        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        names = "; ".join(found[:MOST_NAMED]) + more if found else "other workers"
+        return f"waiting for {names} (a worker that is gone loses its claim {table.takeover})"
 
     def _move(self, plan: SweepPlan) -> bool:
         """Do whatever of a keep ratio no other process is at; whether there was anything."""
@@ -85,46 +102,70 @@ class Worker:
         while True:
             self._refine(sweep)
             finished = self._finished()
-            if not self._advance(sweep, [point for point in plan.decided() if point.key not in finished]):
+            if self._advance(sweep, [point for point in plan.decided() if point.key not in finished]):
+                moved = True
+            elif not self._plan_sweep(sweep):
                 break
-            moved = True
         if plan.is_done(self._finished()):
             sweep.prepared.forget()
         return moved
 
     def _open(self, plan: SweepPlan) -> WidthSweep | None:
         """Make the network of a keep ratio and decide on its sweep; None while another process does."""
-        with self.store.lock(plan.key("prepare")) as mine:
-            if not mine:
+        what = ": ".join(filter(None, (keep_label(plan.keep_ratio), "sensitivity")))
+        with self.store.claim(plan.key("prepare"), what) as claim:
+            if claim is None:
                 return None
             sweep = WidthSweep(
                 plan, self.root, pruner=self.pruner, stages=self.stages, report=partial(self._report_made, plan)
             )
-            if plan.planned("sweep") is None:
-                sweep.plan_sweep(self.signal, self._report_try)
+            if plan.planned("sweep") is None and plan.planned("first") is None:
+                sweep.plan_first()
         self._sweeps[plan.keep_ratio] = sweep
-        self._report_start()
+        if plan.decided():
+            self._report_start()
         return sweep
 
+    def _plan_sweep(self, sweep: WidthSweep) -> bool:
+        """Look for the range of prices, the first points being under way, and decide on the sweep; whether it did."""
+        plan = sweep.plan
+        if plan.planned("sweep") is not None:
+            return False
+        with self.store.claim(
+            plan.key("prepare"), ": ".join(filter(None, (keep_label(plan.keep_ratio), "range of prices")))
+        ) as claim:
+            if claim is None or plan.planned("sweep") is not None:
+                return False
+            sweep.plan_sweep(self.signal, self._report_try)
+        if plan.planned("first") is None:
+            self._report_start()
+        return True
+
     def _advance(self, sweep: WidthSweep, left: list[PlannedPoint]) -> bool:
-        """Measure the first point that no other process is at; whether there was one."""
-        for planned in left:
-            with self.store.lock(planned.key) as mine:
-                if not mine:
+        """Measure the first point that no other worker is at; whether there was one."""
+        for planned in self.store.table.next_points(left):
+            with self.store.claim_point(planned) as claim:
+                if claim is None:
                     continue
-                self._refresh()  # another process may have finished it before its lock was free
+                self._points = self.store.points()  # another worker may have finished it before it could be claimed
                 if planned.key not in self._finished():
-                    self._measure(sweep, planned)
+                    self._measure(sweep, planned, claim)
                 return True
         return False
 
-    def _measure(self, sweep: WidthSweep, planned: PlannedPoint) -> None:
+    def _measure(self, sweep: WidthSweep, planned: PlannedPoint, claim: Claim) -> None:
         self._report("point", planned.label)
-        point = self.store.add(measure_point(planned, sweep, self.scorer), self.config.metric)
+        found = measure_point(planned, sweep, self.scorer)
+        try:
+            point = self.store.add(found, self.config.metric, claim)
+        except ClaimLost as lost:
+            self._report("note", f"{lost}: this worker's result is dropped")
+            return
         self._again.discard(planned.key)
         self._refresh()
         self._report("point", point=point)
-        for note in dict.fromkeys(sweep.prepared.calibration_notes):
+        division = (sweep.prepared.division,) if sweep.prepared.division else ()
+        for note in dict.fromkeys((*division, *sweep.prepared.calibration_notes)):
             if note not in self._noted:
                 self._noted.add(note)
                 self._report("note", note)
@@ -132,11 +173,13 @@ class Worker:
     def _refine(self, sweep: WidthSweep) -> None:
         """Decide on further points of a keep ratio once those are measured that tell where they should go."""
         plan, finished = sweep.plan, self._finished()
-        swept = {planned.key for planned in plan.planned("sweep") or ()}
+        if plan.planned("sweep") is None:
+            return
+        swept = {planned.key for stage in ("first", "sweep") for planned in plan.planned(stage) or ()}
         if plan.refinement and plan.planned("refine") is None:
             if swept <= finished:
-                with self.store.lock(plan.key("refine")) as mine:
-                    if mine and plan.planned("refine") is None:
+                with self.store.claim(plan.key("refine"), plan.key("refine")) as claim:
+                    if claim is not None and plan.planned("refine") is None:
                         count = sweep.plan_refinement(self._measured(swept))
                         self._report("refine", f"{count} more points where the curve bends")
             return
@@ -144,8 +187,8 @@ class Worker:
             own = {planned.key for planned in plan.decided() if planned.price is not None}
             if stage in plan.added() or not own <= finished:
                 continue  # a stage is decided on when the one before it is measured
-            with self.store.lock(plan.key("refine")) as mine:
-                if not mine or stage in plan.added():
+            with self.store.claim(plan.key("refine"), plan.key("refine")) as claim:
+                if claim is None or stage in plan.added():
                     continue
                 count = sweep.plan_added(stage, number, self._measured(own))
             self._report("refine", f"{count} more points: {stage.replace('-', ' ')}")
@@ -155,6 +198,7 @@ class Worker:
 
     def _refresh(self) -> None:
         self._points = self.store.points()
+        self.store.refresh()
 
     def _finished(self) -> set[str]:
         return {p.key for p in self._points if p.state == "done" or p.key not in self._again}

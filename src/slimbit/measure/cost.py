@@ -1,4 +1,4 @@
-"""Measure what a network costs, layer by layer (section 3 of HkxAS6VFDB; formulas in docs/glossary.md)."""
+"""Measure what a network costs, layer by layer: Prune or quantize? (2019), section 3; formulas in docs/glossary.md."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slimbit.measure.cost_config import CostConfig, Steps, cost_config_from, step_of
 from slimbit.measure.hardware import HardwareLike, hardware_cost, load_hardware
-from slimbit.numerics.energy import LevelSums, Rounding, code_bits, inputs_read, level_sums, quantized_sums
+from slimbit.numerics.energy import LevelFormat, LevelSums, code_bits, inputs_read, level_sums, quantized_sums
 from slimbit.numerics.levels import LayerLevels
 from slimbit.records.cost import LEVEL_METRICS, CostReport, LayerCost, TotalCost
 from slimbit.records.errors import InputError
@@ -55,7 +55,7 @@ def cost(
         bits: Bit width, 1 to 16; fractional widths sweep ``max_abs`` smoothly.
         steps: One step for all layers, or by layer name a step or one per filter.
         per: "mac" weighs a weight by its output positions ``c_l``, "parameter" by 1.
-        hardware: Hardware cost models: names, TOML files, functions (`slimbit.load_hardware`).
+        hardware: Hardware cost models: names, TOML files, functions (`slimbit.HardwareModel`).
         batch: How many images the example holds; default: learned from what the network does with more of them.
         **counting: ``policy``, ``grid``, ``formula``, ``activation_bits`` of `CostConfig`.
 
@@ -201,7 +201,7 @@ def _rounded_facts(layer: LayerSpec, weight: Tensor, counting: CostConfig, keep:
     _refuse_unusable(layer, weight)
     weight = weight if weight.dtype in {torch.float32, torch.float64} else weight.float()
     step, limit = step_of(layer, weight if keep is None else weight * keep, counting)
-    sums = quantized_sums(weight, step, Rounding(counting.grid, limit, counting.formula), keep=keep)
+    sums = quantized_sums(weight, step, LevelFormat(counting.grid, limit, counting.formula), keep=keep)
     return _Facts(
         sums=sums,
         alive=sums,

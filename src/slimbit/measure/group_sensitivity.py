@@ -24,7 +24,7 @@ from slimbit.numerics.moments import ChannelMoments, channel_moments, check_fini
 from slimbit.numerics.strided import safe_gradients
 from slimbit.records.config import Constants
 from slimbit.records.errors import InputError, check_choice
-from slimbit.records.groups import Member, Ties
+from slimbit.records.groups import FilterGroups, Member
 
 Order = Literal["first", "second"]
 IMAGES_PER_PASS = 32
@@ -33,7 +33,7 @@ IMAGES_PER_PASS = 32
 
 def measure_group_sensitivity(
     model: nn.Module,
-    ties: Ties,
+    filter_groups: FilterGroups,
     batches: Iterable[Any],
     *,
     generator: torch.Generator,
@@ -46,7 +46,7 @@ def measure_group_sensitivity(
 
     Args:
         model: The float network; not changed.
-        ties: Its groups.
+        filter_groups: Its groups.
         batches: About 400 to 1000 unlabelled images.
         generator: Samples the labels; on the CPU.
         order: "first": ``mean_n |sum g_n w|``; "second": ``1/2 mean_n (sum g_n w)^2``, in which few images count for
@@ -60,16 +60,16 @@ def measure_group_sensitivity(
         By group name one number per unit, in nats per image.
 
     Raises:
-        InputError: Ties of another network, no gradient at the layers that read a group (the layer is named), or
+        InputError: Groups of another network, no gradient at the layers that read a group (the layer is named), or
             values that are not finite.
     """
     check_choice("order", order, get_args(Order))
     check_choice("constants", constants, get_args(Constants))
     sample = likelihood_of(likelihood)
     network = plain_network(model).requires_grad_(requires_grad=True)
-    readers = [(group, member) for group in ties.groups for member in group.of("inputs")]
-    watch = _Watch(network, tuple(dict.fromkeys(member.name for _, member in readers)))
-    total = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in ties.groups}
+    readers = [(group, member) for group in filter_groups.groups for member in group.of("inputs")]
+    watch = _InputProbes(network, tuple(dict.fromkeys(member.name for _, member in readers)))
+    total = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in filter_groups.groups}
     images, parts = 0, checked_batches(batches)
     if constants == "fold":
         with torch.no_grad():
@@ -81,7 +81,7 @@ def measure_group_sensitivity(
             count = count_of(piece)
             images += count
             changes = watch.changes(sample(outputs_of(network, piece, forward), generator), count)
-            sums = {group.name: torch.zeros(count, group.units, dtype=torch.float64) for group in ties.groups}
+            sums = {group.name: torch.zeros(count, group.units, dtype=torch.float64) for group in filter_groups.groups}
             for group, member in readers:
                 _add(sums[group.name], changes[member.name], member)
             for name, d in sums.items():
@@ -98,7 +98,7 @@ def _add(sums: Tensor, change: Tensor, member: Member) -> None:
     sums.index_add_(1, units, change[:, channels])
 
 
-class _Watch:
+class _InputProbes:
     """Hooks that give each reading layer an input of its own, whose gradient is that of this layer alone."""
 
     def __init__(self, network: nn.Module, names: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """The hardware cost models that come with Slimbit: one formula each, on one layer's cost record.
 
-They answer Fig. 1 of HkxAS6VFDB: the same compression is worth nothing on one machine and much on another.
+They answer Fig. 1 of Prune or quantize? (2019): the same compression is worth nothing on one machine and much on
+another.
 Symbols: D = `LayerCost.macs` (whole pruned filters and channels already gone), nnz * c =
 `LayerCost.nonzero_macs`, P_w and P_a = `LayerCost.weight_bits` and `LayerCost.activation_bits`.
 A float layer counts with the width of its type, although no integer machine runs it.
@@ -197,7 +198,7 @@ _MODELS = (
         "filterwise",
         "bits",
         lambda layer: layer.esn_filterwise,
-        source="ESN'_d, section 3 of HkxAS6VFDB; Maki et al., A-SSCC 2018",
+        source="ESN'_d, section 3 of Prune or quantize? (2019); Maki et al., A-SSCC 2018",
         description="MAC array with one weight width per filter",
     ),
     sparse_model(),
@@ -212,14 +213,14 @@ _MODELS = (
         "analog_class_b",
         "squared steps",
         _analog("esn_analog", "analog_class_b"),
-        source="ESN_a, Eq. (2) of HkxAS6VFDB",
+        source="ESN_a, Eq. (2) of Prune or quantize? (2019)",
         description="analog, class-B amplifier: every weight pays for its own square",
     ),
     HardwareModel(
         "ideal_digital",
         "bits",
         lambda layer: layer.esn_digital,
-        source="ESN_d, Eq. (3) of HkxAS6VFDB",
+        source="ESN_d, Eq. (3) of Prune or quantize? (2019)",
         description="ideal digital: every weight pays for its own bits, zeros for none",
     ),
 )

@@ -4,26 +4,26 @@ The format is documented in docs/how-to/own-hardware-model.md.
 """
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from slimbit.measure.hardware_models import MODELS, HardwareModel, skipping_cost, slices
+from slimbit.records.codec import from_plain, record
 from slimbit.records.cost import LayerCost
-from slimbit.records.errors import InputError, closest
+from slimbit.records.errors import InputError
 from slimbit.records.files import read_toml_table
 
 MAX_BYTES = 1_000_000
 """Largest file that is read; a table of every pair of widths takes a hundredth of it."""
 
 
-class _Table(BaseModel):
-    """Keys are refused when unknown, and ``"8"`` or ``true`` is no number."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+Width = Annotated[int, Field(ge=1, le=64)]
+Amount = Annotated[float, Field(gt=0)]
 
 
-class Mode(_Table):
+@record
+class Mode:
     """One way in which the machine multiplies: ``[[mode]]``.
 
     Attributes:
@@ -35,12 +35,12 @@ class Mode(_Table):
         activation_slice_bits: The same for activations.
     """
 
-    weight_bits: int = Field(ge=1, le=64)
-    activation_bits: int = Field(ge=1, le=64)
-    cost_per_mac: float = Field(gt=0)
-    picojoules_per_mac: float | None = Field(default=None, gt=0)
-    weight_slice_bits: int | None = Field(default=None, ge=1, le=64)
-    activation_slice_bits: int | None = Field(default=None, ge=1, le=64)
+    weight_bits: Width
+    activation_bits: Width
+    cost_per_mac: Amount
+    picojoules_per_mac: Amount | None = None
+    weight_slice_bits: Width | None = None
+    activation_slice_bits: Width | None = None
 
     def holds(self, layer: LayerCost) -> bool:
         """Whether the layer's weights and activations fit."""
@@ -57,7 +57,8 @@ class Mode(_Table):
         return self.passes(layer) * self.cost_per_mac
 
 
-class HardwareTable(_Table):
+@record
+class HardwareTable:
     """A whole file.
 
     Attributes:
@@ -70,27 +71,27 @@ class HardwareTable(_Table):
         mode: The machine's modes; a layer runs in the cheapest that holds it.
     """
 
-    name: str = Field(min_length=1, max_length=80)
-    unit: str = Field(default="cycles", min_length=1, max_length=80)
-    source: str = Field(default="", max_length=1000)
-    description: str = Field(default="", max_length=1000)
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    unit: Annotated[str, Field(min_length=1, max_length=80)] = "cycles"
+    source: Annotated[str, Field(max_length=1000)] = ""
+    description: Annotated[str, Field(max_length=1000)] = ""
     skips_zeros: bool = False
-    zero_overhead: float = Field(default=0.0, ge=0)
-    mode: list[Mode] = Field(min_length=1, max_length=4096)
+    zero_overhead: Annotated[float, Field(ge=0)] = 0.0
+    mode: Annotated[tuple[Mode, ...], Field(min_length=1, max_length=4096)]
 
     @field_validator("name", "unit", "source", "description")
     @classmethod
-    def _printable(cls, text: str) -> str:
+    def _printable(cls, text: str, info: ValidationInfo) -> str:
         # Reports print it to terminals, where control characters do things.
         if not text.isprintable():
-            raise ValueError(f"must be one line of printable text, got {text!r}")
+            raise ValueError(f"{info.field_name} must be one line of printable text, got {text!r}")
         return text
 
     @field_validator("name")
     @classmethod
     def _not_built_in(cls, name: str) -> str:
         if name in MODELS:
-            raise ValueError(f"must not be the name of a built-in model, got {name!r}")
+            raise ValueError(f"name must not be the name of a built-in model, got {name!r}")
         return name
 
     @model_validator(mode="after")
@@ -139,10 +140,7 @@ def read_hardware_toml(path: Path) -> HardwareModel:
             and the key.
     """
     content = {"name": path.stem, **read_toml_table(path, "hardware model", limit=MAX_BYTES)}
-    try:
-        table = HardwareTable.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{path}: {_sentence(error.errors())}") from error
+    table = from_plain(HardwareTable, content, where=str(path))
     return HardwareModel(
         table.name,
         table.unit,
@@ -151,25 +149,3 @@ def read_hardware_toml(path: Path) -> HardwareModel:
         table.source or str(path),
         table.description,
     )
-
-
-def _sentence(errors: list[ErrorDetails]) -> str:
-    """The first error with its key path, e.g. ``mode[1].cost_per_mac must be greater than 0, got -1``."""
-    first = errors[0]
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    return _complaint(first, key) + more
-
-
-def _complaint(error: ErrorDetails, key: str) -> str:
-    if error["type"] == "extra_forbidden":
-        known = [*(Mode if len(error["loc"]) > 1 else HardwareTable).model_fields]
-        return f"unknown key {key}{closest(str(error['loc'][-1]), known) or '; known: ' + ', '.join(known)}"
-    if error["type"] == "missing":
-        return f"{key} must be given"
-    rule = error["msg"].removeprefix("Value error, ").partition(" after validation")[0]
-    if error["type"] == "value_error":
-        return f"{key} {rule}".strip()
-    rule = rule.replace("Input should", "must").replace("String should", "must").replace("List should", "must")
-    value = repr(error["input"])
-    return f"{key} {rule}, got {value if len(value) <= 80 else value[:80] + '...'}"

@@ -67,6 +67,50 @@ def activation_step(
     return max(step, SMALLEST_STEP)
 
 
+def affine_step(sample: Tensor, *, bits: int, method: RangeMethod) -> tuple[float, int]:
+    """Step and zero point of codes 0 .. 2^b - 1 for values of both signs: ``real = step * (code - zero_point)``.
+
+    The range is that of the sample, from its smallest to its largest entry and over zero, with each end drawn in as
+    far as the method says: to the percentile or to the analytic range of its magnitudes, or both by the share with the
+    smallest mean squared error.
+
+    Args:
+        sample: Entries of the value, any shape.
+        bits: Width of the codes.
+        method: How the range is chosen.
+
+    Returns:
+        The step, exact in float32, and the code of zero.
+
+    >>> affine_step(torch.tensor([-1.0, 0.0, 3.0]), bits=2, method="max")
+    (1.3333333730697632, 1)
+    """
+    codes = largest_code(bits, signed=False)
+    entries = sample.detach().reshape(-1).double()
+    low, high = min(0.0, float(entries.min())), max(0.0, float(entries.max()))
+    if not high > low:
+        return to_float32(1.0 / codes), 0
+    if method == "percentile":
+        reach = _percentile(entries.abs())
+    elif method in ("aciq_laplace", "aciq_gauss"):
+        reach = aciq_range(entries, bits=bits, signed=True, gauss=method == "aciq_gauss")
+    else:
+        reach = max(-low, high)
+    ends = (max(low, -reach), min(high, reach)) if reach > 0 else (low, high)
+
+    def step_of(share: float) -> tuple[float, int]:
+        step = max(to_float32(share * (ends[1] - ends[0]) / codes), SMALLEST_STEP)
+        return step, min(codes, max(0, round(-share * ends[0] / step)))
+
+    def error(share: float) -> float:
+        step, zero = step_of(share)
+        return float((entries - rounded(entries, step, low=-zero, high=codes - zero)).square().sum())
+
+    if method != "mse":
+        return step_of(1.0)
+    return step_of(min((math.pow(SMALLEST_SHARE, k / (COARSE - 1)) for k in range(COARSE)), key=error))
+
+
 SMALLEST_STEP = to_float32(1e-20)
 """Products of a few steps stay far from the smallest float32."""
 

@@ -1,4 +1,4 @@
-"""Allocation formulas: from one price to a step for each layer. Derived, see SPEC section 4.
+"""Allocation formulas: from one price to a step for each layer. Derived, see docs/glossary.md.
 
 Loss is second order: ``1/2 s ||w - step q||^2`` for a layer of sensitivity ``s`` (mean Fisher diagonal), plus
 ``price * c * sum phi(q)``, where ``c`` is the number of positions. Setting the derivative by the step to zero gives

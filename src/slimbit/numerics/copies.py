@@ -48,7 +48,7 @@ def plain_network(model: nn.Module) -> nn.Module:
 def mask_of(module: nn.Module, name: str) -> Tensor | None:
     """The pruning mask of a parameter, True where a weight stays; None where there is none.
 
-    Of `torch.nn.utils.prune`, of `plain_network` or of `slimbit.mask`: all keep it as a buffer ``<name>_mask``.
+    Of `torch.nn.utils.prune`, of `plain_network` or `slimbit.apply.mask.mask`: all keep it as a buffer ``<name>_mask``.
     """
     mask = getattr(module, f"{name}_mask", None)
     return mask.detach() != 0 if isinstance(mask, Tensor) else None

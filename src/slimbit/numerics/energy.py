@@ -2,7 +2,7 @@
 
 ``bits(q) = 0`` for ``q = 0``, else ``ceil(log2(2|q| + 1)) = floor(log2|q|) + 2``: 0.5 -> 1, 1.5 -> 2, 2.5 and
 3.5 -> 3, 4.5 ... 7.5 -> 4; on the mid-tread grid 1 -> 2, 2 and 3 -> 3, 4 ... 7 -> 4. The *literal* formula,
-``ceil(log2|q| + 1)`` as printed in HkxAS6VFDB, gives 0 for 0.5 and is otherwise equal on the mid-rise grid.
+``ceil(log2|q| + 1)`` as the paper prints it, gives 0 for 0.5 and is otherwise equal on the mid-rise grid.
 """
 
 import math
@@ -19,7 +19,7 @@ Formula = Literal["standard", "literal"]
 
 
 @dataclass(frozen=True)
-class Rounding:
+class LevelFormat:
     """How weights become levels and levels become bits: grid, clip (largest level), bit formula."""
 
     grid: Grid = "midrise"
@@ -136,7 +136,7 @@ def level_sums(levels: Tensor, formula: Formula = "standard", *, width: int = 0)
     return _add([_sums(levels[rows], formula, width=width) for rows in filter_chunks(levels, CHUNK)])
 
 
-def quantized_sums(weights: Tensor, step: Tensor, rounding: Rounding, *, keep: Tensor | None = None) -> LevelSums:
+def quantized_sums(weights: Tensor, step: Tensor, rounding: LevelFormat, *, keep: Tensor | None = None) -> LevelSums:
     """Sums over the levels that ``weights`` round to, made chunk by chunk so that they are never held as a whole.
 
     Args:
@@ -145,7 +145,7 @@ def quantized_sums(weights: Tensor, step: Tensor, rounding: Rounding, *, keep: T
         rounding: Grid, clip and bit formula.
         keep: Bool, shape of ``weights``: False = pruned, level 0 whatever the grid. None = all kept.
 
-    >>> sums = quantized_sums(torch.tensor([[0.6, -0.2]]), torch.tensor(0.4), Rounding())
+    >>> sums = quantized_sums(torch.tensor([[0.6, -0.2]]), torch.tensor(0.4), LevelFormat())
     >>> sums.squares, round(sums.signal, 3), round(sums.error, 3)
     (2.5, 0.4, 0.0)
     """

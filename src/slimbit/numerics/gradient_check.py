@@ -4,8 +4,6 @@ A fault in the libraries under torch may overwrite memory, so it cannot be looke
 check runs once for each CPU, torch, instruction set and number of threads; its result is kept in the user's cache.
 """
 
-import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -20,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimbit.records.files import StoreError, write_whole
+from slimbit.records.codec import digest, json_file
+from slimbit.records.files import StoreError, parse_json, write_whole
 
 SECONDS = 120
 """Import of torch takes some seconds, the convolutions 0.2 s: what takes that long hangs."""
@@ -41,13 +40,13 @@ def warn_of_wrong_gradients() -> None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimbit"
     except RuntimeError:  # nobody's home
         folder = None
-    file = folder and folder / f"gradients-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.json"
+    file = folder and folder / f"gradients-{digest(about)[:16]}.json"
     faults = _read(file) if file else None
     if faults is None:
         faults = faults_of_this_cpu()
         if file and faults is not None:
             with suppress(StoreError):  # without a cache the next process checks again
-                write_whole(file, json.dumps({**about, "faults": faults}, indent=1).encode())
+                write_whole(file, json_file({**about, "faults": faults}))
     if faults:
         warnings.warn(
             f"convolutions on this CPU ({about['cpu']}, torch {about['torch']}) must be right, got "
@@ -155,7 +154,7 @@ def _about() -> dict[str, Any]:
 
 def _read(file: Path) -> list[str] | None:
     try:
-        faults = json.loads(file.read_text(encoding="utf-8"))["faults"]
+        faults = parse_json(file.read_bytes(), str(file))["faults"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return [str(fault) for fault in faults] if isinstance(faults, list) else None

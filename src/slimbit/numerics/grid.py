@@ -46,7 +46,7 @@ def largest_level(bits: float, grid: Grid = "midrise") -> float:
 
 
 def to_levels(weights: Tensor, step: Tensor, *, grid: Grid = "midrise", limit: float | Tensor | None = None) -> Tensor:
-    """Levels of ``weights`` on a grid, ``q = floor(W / step) + 0.5`` for mid-rise (section 3 of HkxAS6VFDB).
+    """Levels of ``weights`` on a grid, ``q = floor(W / step) + 0.5`` for mid-rise (Prune or quantize?, section 3).
 
     Args:
         weights: Any shape, filters first.
@@ -62,7 +62,18 @@ def to_levels(weights: Tensor, step: Tensor, *, grid: Grid = "midrise", limit: f
     >>> to_levels(torch.tensor([-0.3, 0.0, 0.2, 1.4]), torch.tensor(0.5), grid="midrise_zero").tolist()
     [-0.5, 0.0, 0.5, 2.5]
     """
-    ratio = weights / along_filters(step, weights)
+    bound = along_filters(limit, weights) if isinstance(limit, Tensor) else limit
+    return nearest_levels(weights / along_filters(step, weights), grid=grid, limit=bound)
+
+
+def nearest_levels(ratio: Tensor, *, grid: Grid, limit: float | Tensor | None) -> Tensor:
+    """Levels nearest to weights in units of their steps; ``ratio`` is overwritten.
+
+    Args:
+        ratio: Weights over steps, any shape.
+        grid: Grid.
+        limit: Largest level, as a number or a tensor that broadcasts; None = no clip.
+    """
     if grid == "midtread":
         levels = ratio.round_()
     elif grid == "midrise":
@@ -71,8 +82,7 @@ def to_levels(weights: Tensor, step: Tensor, *, grid: Grid = "midrise", limit: f
         small = ratio.abs() <= 0.25
         levels = ratio.floor_().add_(0.5).masked_fill_(small, 0.0)
     if isinstance(limit, Tensor):
-        bound = along_filters(limit, weights)
-        return torch.minimum(torch.maximum(levels, -bound), bound)
+        return torch.minimum(torch.maximum(levels, -limit), limit)
     return levels if limit is None else levels.clamp_(-limit, limit)
 
 

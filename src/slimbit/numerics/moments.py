@@ -252,7 +252,7 @@ def absolute_statistics(quantized: ChannelMoments) -> tuple[Tensor, Tensor]:
 def paired_statistics(
     stored_mean: Tensor, stored_variance: Tensor, *, original: ChannelMoments, quantized: ChannelMoments
 ) -> tuple[Tensor, Tensor]:
-    """Stored statistics moved by what compression changed on the same images (derived, SPEC section 4).
+    """Stored statistics moved by what compression changed on the same images (derived).
 
     ``mean' = mean_stored + (mean_q - mean_f) * sqrt(var_stored / var_f)``, ``var' = var_stored * var_q / var_f``.
     A channel that is constant, before or after, has no ratio: its variance stays, and its mean moves by
@@ -342,6 +342,12 @@ class PatchSums:
             self._outputs += grouped.transpose(1, 2) @ by_group
             self._output_mean += grouped.sum(dim=1)
         self.count += len(rows)
+
+    def mean(self) -> Tensor:
+        """Mean of the patches, ``(groups, features)``, float64."""
+        assert self._shift is not None
+        assert self._mean is not None
+        return self._mean / self.count + self._shift
 
     def moments(self, *, centred: bool) -> PatchMoments:
         """The means; ``centred`` takes the product of the means away. Sums over outputs must be of all patches."""

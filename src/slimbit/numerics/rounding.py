@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slimbit.numerics.energy import level_bits
-from slimbit.numerics.grid import along_filters, largest_level, to_levels
+from slimbit.numerics.grid import along_filters, largest_level, nearest_levels, to_levels
 from slimbit.records.config import Grid
 from slimbit.records.errors import InputError
 
@@ -86,8 +86,12 @@ def _fewer_bits(weights: Tensor, nearest: Tensor, quantizer: Quantizer) -> Tenso
     return best
 
 
-BLOCK = 128
-"""Columns that are worked on one by one before what they do to all others is added in one product."""
+BLOCK, STRIP = 128, 16
+"""Columns that are worked on before what they do to all others is added in one product, and, within a block, before
+what they do to the rest of it is: a strip of 2,048 filters in single precision stays in a core's cache."""
+WORKED = torch.float32
+"""Type in which columns are worked on, whatever that of ``H`` is, whose factors are computed in its own: decisions were
+the same in float64 (benchmarks/RESULTS.md)."""
 
 
 def compensate(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> Tensor:
@@ -98,7 +102,7 @@ def compensate(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> Tensor:
     quantization, ``w[j+1:] -= (w_j - step q_j) / U_jj * U[j, j+1:]`` with ``H^-1 = U^T U`` (Frantar et al. 2023,
     arXiv 2210.17323), without the inverse (Chee et al. 2023, arXiv 2307.13304, theorem 6): it minimizes
     ``sum_f (w_f - step q_f)^T H (w_f - step q_f)`` over the columns not yet done. Columns go from the strongest input
-    to the weakest.
+    to the weakest. Weights are in units of their steps meanwhile.
 
     Args:
         weights: ``(filters, ...)``, features in the order of ``H``; groups of filters are consecutive.
@@ -113,28 +117,27 @@ def compensate(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> Tensor:
         raise InputError(f"second moments must match the weights, got {tuple(moment.shape)} for {tuple(weights.shape)}")
     order = column_order(moment)
     factor = _upper_factor(moment, order)
-    feedback = factor / factor.diagonal(dim1=1, dim2=2).unsqueeze(1)
-    # columns first, so that each is in one piece of memory
+    feedback = (factor / factor.diagonal(dim1=1, dim2=2).unsqueeze(1)).to(WORKED)
     columns = order[:, :, None].expand(-1, -1, len(weights) // groups)
-    work = weights.reshape(groups, -1, features).to(moment.dtype).transpose(1, 2).gather(1, columns)
-    kept = None
-    if quantizer.mask is not None:
-        kept = quantizer.mask.reshape(groups, -1, features).transpose(1, 2).gather(1, columns)
-    step = quantizer.step.to(moment.dtype)
-    steps = step.reshape(groups, -1) if step.ndim else step
+    work, kept = _by_column(weights, moment, quantizer)
+    work = work.gather(1, columns)
+    kept = None if kept is None else kept.gather(1, columns)
+    limit = _by_group(quantizer.limit, groups)
     levels, errors = torch.empty_like(work), torch.empty_like(work)
     for start in range(0, features, BLOCK):
         end = min(start + BLOCK, features)
         block = work[:, start:end] + feedback[:, :start, start:end].transpose(1, 2) @ errors[:, :start]
-        coupling = feedback[:, start:end, start:end]
-        mine = (part[:, start:end] for part in (work, levels, errors))
-        at = (part.unbind(1) for part in (block, coupling, *mine))
-        for j, (column, row, weight, level, error) in enumerate(zip(*at, strict=True), start):
-            q = to_levels(column.reshape(-1), step, grid=quantizer.grid, limit=quantizer.limit).reshape(column.shape)
-            level.copy_(q if kept is None else q * kept[:, j])
-            torch.sub(weight, level * steps, out=error)
-            # columns that are done change, too, and are never read again
-            block.baddbmm_(row.unsqueeze(2), error.unsqueeze(1))
+        for first in range(start, end, STRIP):
+            here = slice(first, min(first + STRIP, end))
+            strip = block[:, first - start : here.stop - start]
+            strip.baddbmm_(feedback[:, start:first, here].transpose(1, 2), errors[:, start:first])
+            parts = (strip, feedback[:, here, here], work[:, here], levels[:, here], errors[:, here])
+            at = (part.unbind(1) for part in parts)
+            for j, (column, row, weight, level, error) in enumerate(zip(*at, strict=True), first):
+                q = nearest_levels(column.clone(), grid=quantizer.grid, limit=limit)
+                torch.sub(weight, level.copy_(q if kept is None else q * kept[:, j]), out=error)
+                # columns that are done change, too, and are never read again
+                strip.baddbmm_(row.unsqueeze(2), error.unsqueeze(1))
     levels = torch.empty_like(levels).scatter_(1, columns, levels)
     return levels.transpose(1, 2).reshape(weights.shape).to(weights.dtype)
 
@@ -158,37 +161,57 @@ def coordinate_descent(
         Levels, shape of ``weights``.
     """
     groups, features, _ = moment.shape
-    step = quantizer.step.to(moment.dtype)
-    steps = step.reshape(groups, -1) if step.ndim else step
-    step = steps.unsqueeze(1) if step.ndim else step
-    # columns first, so that each is in one piece of memory
-    work, q = (t.reshape(groups, -1, features).to(moment.dtype).transpose(1, 2) for t in (weights, levels))
-    q = q.clone(memory_format=torch.contiguous_format)
-    slope = torch.bmm(moment, work - q * step)
+    work, kept = _by_column(weights, moment, quantizer)
+    q = levels.reshape(groups, -1, features).transpose(1, 2).to(WORKED).clone(memory_format=torch.contiguous_format)
     strength = moment.diagonal(dim1=1, dim2=2).unsqueeze(2)
-    kept = None if quantizer.mask is None else quantizer.mask.reshape(groups, -1, features).transpose(1, 2)
-    quantizer = replace(quantizer, mask=None)
+    # what a column gains by a step of its own: rows over their diagonal
+    coupling = (moment / strength).to(WORKED)
+    gains = torch.bmm(coupling, work - q)
+    limit = _by_group(quantizer.limit, groups)
     for start in [*range(0, features, BLOCK)] * sweeps:
-        block = slice(start, start + BLOCK)
-        before, local, coupling = q[:, block] * step, slope[:, block].clone(), moment[:, block, block]
-        after = torch.empty_like(before)
-        at = (part.unbind(1) for part in (before, after, local, coupling, q[:, block], strength[:, block]))
-        for j, (old, new, gain, row, level, weight) in enumerate(zip(*at, strict=True), start):
-            chosen = _weighed(old + gain / weight, weight, quantizer)
-            level.copy_(chosen if kept is None else chosen * kept[:, j])
-            torch.mul(level, steps, out=new)
-            local.baddbmm_(row.unsqueeze(2), (old - new).unsqueeze(1))
-        slope.baddbmm_(moment[:, :, block], before - after)
+        end = min(start + BLOCK, features)
+        moved = torch.empty_like(q[:, start:end])
+        for first in range(start, end, STRIP):
+            here, mine = slice(first, min(first + STRIP, end)), slice(first - start, min(first + STRIP, end) - start)
+            strip = gains[:, here].clone()
+            strip.baddbmm_(coupling[:, here, start:first], moved[:, : mine.start])
+            local = coupling[:, here, here].transpose(1, 2)
+            at = (part.unbind(1) for part in (moved[:, mine], strip, local, q[:, here], strength[:, here]))
+            for j, (move, gain, row, level, weight) in enumerate(zip(*at, strict=True), first):
+                if quantizer.rate_aware:
+                    chosen = _weighed(level + gain, weight, quantizer)
+                else:
+                    chosen = nearest_levels(level + gain, grid=quantizer.grid, limit=limit)
+                chosen = chosen if kept is None else chosen * kept[:, j]
+                torch.sub(level, chosen, out=move)
+                level.copy_(chosen)
+                strip.baddbmm_(row.unsqueeze(2), move.unsqueeze(1))
+        gains.baddbmm_(coupling[:, :, start:end], moved)
     return q.transpose(1, 2).reshape(weights.shape).to(weights.dtype)
 
 
+def _by_column(weights: Tensor, moment: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor | None]:
+    """Weights in units of their steps and their mask, ``(groups, features, filters)``: each column in one piece."""
+    groups, features, _ = moment.shape
+    step = quantizer.step.to(moment.dtype)
+    work = weights.reshape(groups, -1, features).to(moment.dtype).transpose(1, 2)
+    work = work / (step.reshape(groups, 1, -1) if step.ndim else step)
+    mask = quantizer.mask
+    kept = None if mask is None else mask.reshape(groups, -1, features).transpose(1, 2)
+    return work.to(WORKED).contiguous(), kept
+
+
+def _by_group(value: float | Tensor | None, groups: int) -> float | Tensor | None:
+    """What each filter has, ``(groups, filters)``; one number stays one."""
+    return value.reshape(groups, -1) if isinstance(value, Tensor) and value.ndim else value
+
+
 def _weighed(values: Tensor, weight: Tensor, quantizer: Quantizer) -> Tensor:
-    """Levels of one column of every group where a squared error counts ``weight`` times."""
-    flat = values.reshape(-1)
-    if quantizer.rate_aware:
-        rate = (quantizer.rate / weight.expand_as(values).reshape(-1)).to(values.dtype)
-        quantizer = replace(quantizer, rate=rate)
-    return round_levels(flat, quantizer).reshape(values.shape)
+    """Levels of one column of every group, in units of steps, where a squared error counts ``weight`` times."""
+    flat, steps = values.reshape(-1), quantizer.step.expand(values.numel())
+    rate = (quantizer.rate / (weight.expand_as(values).reshape(-1) * steps.to(weight.dtype).square())).to(values.dtype)
+    one = replace(quantizer, step=torch.ones_like(flat[0]), rate=rate, mask=None)
+    return round_levels(flat, one).reshape(values.shape)
 
 
 def column_order(moment: Tensor) -> Tensor:
@@ -198,12 +221,16 @@ def column_order(moment: Tensor) -> Tensor:
         moment: ``H`` of each group, ``(groups, features, features)``.
 
     Returns:
-        Column numbers, ``(groups, features)``; equally strong columns keep their order.
+        Column numbers, ``(groups, features)``; equally strong columns keep their order. Those within 2^-16 of the
+        mean strength are equal: all taps of a transposed convolution may read the same pixels, and the rounding of
+        their sums must not decide.
 
     >>> column_order(torch.diag(torch.tensor([1.0, 3.0, 1.0]))[None]).tolist()
     [[1, 0, 2]]
     """
-    return moment.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    strength = moment.diagonal(dim1=1, dim2=2)
+    steps = (strength / strength.mean(dim=1, keepdim=True) * 2**16).round()
+    return steps.argsort(dim=1, descending=True, stable=True)
 
 
 def compensation_factor(moment: Tensor) -> float:

@@ -74,7 +74,7 @@ FINEST = 2.0**13
 
 
 def signal_step(weights: Tensor, target: float, *, grid: Grid = "midrise") -> tuple[float, bool]:
-    """The step at which ``sum q^2 = target``, by bisection (Appendix B of HkxAS6VFDB, reconstructed).
+    """The step at which ``sum q^2 = target``, by bisection (Appendix B of Prune or quantize? (2019), reconstructed).
 
     No level grows when the step grows, in floating point neither, so the sum falls, in jumps. Found is the smallest
     step, among those that the weights' type can hold, whose sum is at most the target: with the next finer one it

@@ -49,7 +49,7 @@ def walk_rate(learning_rate: float, weight_decay: float, momentum: float) -> flo
 def equilibrium_signal_to_noise(rate: float, iterations: int, *, momentum: float = 0.0) -> float:
     """``S/N = 1 / (2 (1 - f))``, ``f = mean_i exp(-a i) = (1 - exp(-a I)) / (I (exp(a) - 1))`` (derived).
 
-    The signal-to-noise ratio of an epoch by Eq. (5) of HkxAS6VFDB, at a constant learning rate, once decay and
+    The signal-to-noise ratio of an epoch by the paper's Eq. (5), at a constant learning rate, once decay and
     gradient balance: the mean over ``i = 1 ... I`` of ``E||W_i - W_start||^2 = 2 v (1 - exp(-a i))``. For many steps
     ``I (exp(a) - 1)`` is ``a I``: ``S/N = 1 / (2 (1 - (1 - exp(-a I)) / (a I)))``.
 
@@ -131,7 +131,7 @@ def predicted_signal_to_noise(
     momentum: float,
     start: float = 1.0,
 ) -> tuple[float, ...]:
-    """S/N of every epoch by Eq. (5) of HkxAS6VFDB, for any schedule (derived, see docs/explanation/random-walk.md).
+    """S/N of every epoch by the paper's Eq. (5), for any schedule (derived, see docs/explanation/random-walk.md).
 
     With ``u = v^2`` the walk is linear, ``du/dt = -4 a u + 2 e^2 G``, and is solved exactly from step to step; then
     ``noise_i = v_i + v_start - 2 v_start exp(-A_i)``, ``A_i`` the integral of ``a`` since the epoch began, less what

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slimbit.records.config import Constants, PruneConfig, matching
 from slimbit.records.errors import InputError
-from slimbit.records.groups import FilterGroup, Ties
+from slimbit.records.groups import FilterGroup, FilterGroups
 from slimbit.records.keep import KeepPlan, plan_of_units
 from slimbit.records.signal import PERCENTILE, EpochSignal, percentile
 
@@ -19,15 +19,19 @@ DEAD = 0.05
 
 
 def keep_by_norm(
-    ties: Ties, weights: Mapping[str, Tensor], config: PruneConfig | None = None, *, signal: EpochSignal | None = None
+    filter_groups: FilterGroups,
+    weights: Mapping[str, Tensor],
+    config: PruneConfig | None = None,
+    *,
+    signal: EpochSignal | None = None,
 ) -> KeepPlan:
-    """Remove the units with the smallest norm first: policy ``norm``, or ``signal`` of HkxAS6VFDB section 5.
+    """Remove the units with the smallest norm first: policy ``norm``, or ``signal`` of the paper's section 5.
 
     A unit's score is the sum of ``||W_m||^2`` over its filters, or of the signal ``S_m = mean_i ||W_m,i||^2`` of a
     training epoch, Eq. (5): the mean over the epoch is what the paper ranks by.
 
     Args:
-        ties: Groups of the network.
+        filter_groups: Groups of the network.
         weights: Weight of each layer by name, filters first.
         config: How much stays, scope, protected layers, constants; default: half of each group.
         signal: An epoch of training to rank by.
@@ -40,26 +44,28 @@ def keep_by_norm(
         norms = {name: weight.double().flatten(1).square().sum(1).tolist() for name, weight in weights.items()}
     else:
         norms = {layer.name: list(layer.filter_signal) for layer in signal.layers}
-    scores = {group.name: _summed(group, norms) for group in ties.groups}
-    return keep_by_score(ties, scores, config, policy="norm" if signal is None else "signal")
+    scores = {group.name: _summed(group, norms) for group in filter_groups.groups}
+    return keep_by_score(filter_groups, scores, config, policy="norm" if signal is None else "signal")
 
 
-def keep_by_fisher(ties: Ties, scores: Scores, config: PruneConfig | None = None) -> KeepPlan:
+def keep_by_fisher(filter_groups: FilterGroups, scores: Scores, config: PruneConfig | None = None) -> KeepPlan:
     """Remove the units first that the outputs depend on least: policy ``fisher``.
 
     Args:
-        ties: Groups of the network.
+        filter_groups: Groups of the network.
         scores: From `slimbit.measure.group_sensitivity`.
         config: How much stays, scope, protected layers, constants; default: half of each group.
     """
-    return keep_by_score(ties, scores, config, policy="fisher")
+    return keep_by_score(filter_groups, scores, config, policy="fisher")
 
 
-def keep_by_score(ties: Ties, scores: Scores, config: PruneConfig | None = None, *, policy: str) -> KeepPlan:
+def keep_by_score(
+    filter_groups: FilterGroups, scores: Scores, config: PruneConfig | None = None, *, policy: str
+) -> KeepPlan:
     """Remove the units with the smallest score first; of equal ones the later.
 
     Args:
-        ties: Groups of the network.
+        filter_groups: Groups of the network.
         scores: One finite number per unit of every group.
         config: How much stays, scope, protected layers, constants; default: half of each group.
         policy: Name for the plan.
@@ -68,22 +74,22 @@ def keep_by_score(ties: Ties, scores: Scores, config: PruneConfig | None = None,
         InputError: Scores of another network, a pattern that names nothing, or nothing that can be removed.
     """
     config = config or PruneConfig()
-    _check_scores(ties, scores)
-    free = _unprotected(ties, config.protect)
-    ratios = _ratios(ties, free, config)
-    alone = [(group, ratio) for group, ratio in ratios if ties.family_of(group.name) is None]
+    _check_scores(filter_groups, scores)
+    free = _unprotected(filter_groups, config.protect)
+    ratios = _ratios(filter_groups, free, config)
+    alone = [(group, ratio) for group, ratio in ratios if filter_groups.family_of(group.name) is None]
     if config.scope == "global":
         kept = _global([group for group, _ in alone], scores, float(config.keep))  # type: ignore[arg-type] # a number
         setting = f"keep {config.keep:g} of all"
     else:
         kept = {group.name: _best(scores[group.name], _count(ratio, group.units)) for group, ratio in alone}
         setting = f"keep {_told(config.keep)}"
-    kept |= {name: _best(scores[name], count) for name, count in _family_counts(ties, ratios).items()}
-    return plan_of_units(ties, kept, policy=policy, setting=setting, constants=config.constants)
+    kept |= {name: _best(scores[name], count) for name, count in _family_counts(filter_groups, ratios).items()}
+    return plan_of_units(filter_groups, kept, policy=policy, setting=setting, constants=config.constants)
 
 
 def keep_live_filters(
-    ties: Ties,
+    filter_groups: FilterGroups,
     weights: Mapping[str, Tensor],
     *,
     threshold: float = DEAD,
@@ -96,7 +102,7 @@ def keep_live_filters(
     its filters are. Of a group that is dead altogether, the unit with the largest norm stays.
 
     Args:
-        ties: Groups of the network.
+        filter_groups: Groups of the network.
         weights: Weight of each layer by name, filters first.
         threshold: Between 0 and 1.
         protect: Layers that lose no filter, by name or pattern.
@@ -110,36 +116,40 @@ def keep_live_filters(
     norms = {name: weight.double().flatten(1).norm(dim=1).tolist() for name, weight in weights.items()}
     limits = {name: threshold * percentile(values, PERCENTILE) for name, values in norms.items()}
     kept, energies = {}, {}
-    for group in _unprotected(ties, protect):
+    for group in _unprotected(filter_groups, protect):
         energy = _summed(group, {name: [v * v for v in values] for name, values in norms.items()})
         alive = [unit for unit in range(group.units) if _is_alive(group, unit, norms, limits)]
         kept[group.name], energies[group.name] = alive or _best(energy, 1), energy
-    for name, count in _enough(ties, {name: len(alive) for name, alive in kept.items()}).items():
+    for name, count in _enough(filter_groups, {name: len(alive) for name, alive in kept.items()}).items():
         kept[name] = _best(energies[name], count) if name in energies else list(range(count))
-    return plan_of_units(ties, kept, policy="dead", setting=f"threshold {threshold:g}", constants=constants)
+    return plan_of_units(filter_groups, kept, policy="dead", setting=f"threshold {threshold:g}", constants=constants)
 
 
-def _enough(ties: Ties, least: Mapping[str, int]) -> dict[str, int]:
+def _enough(filter_groups: FilterGroups, least: Mapping[str, int]) -> dict[str, int]:
     """The fewest units of each group of a family with which the code follows and which are as many as these."""
-    if not ties.families:
+    if not filter_groups.families:
         return {}
-    units = {group.name: group.units for group in ties.groups}
-    steps = [family.steps for family in ties.families]
-    for number, family in enumerate(ties.families):
+    units = {group.name: group.units for group in filter_groups.groups}
+    steps = [family.steps for family in filter_groups.families]
+    for number, family in enumerate(filter_groups.families):
         wanted = {name: least.get(name, units[name]) for name in family.groups}
         for size in range(1, family.steps):
-            fit = ties.fit((*steps[:number], size, *(other.steps for other in ties.families[number + 1 :])))
+            fit = filter_groups.fit(
+                (*steps[:number], size, *(other.steps for other in filter_groups.families[number + 1 :]))
+            )
             if fit is not None and all(fit.counts[name] >= count for name, count in wanted.items()):
                 steps[number] = size
                 break
-    return dict(ties.fit_near(steps).counts)
+    return dict(filter_groups.fit_near(steps).counts)
 
 
-def match_counts(ties: Ties, weights: Mapping[str, Tensor], plan: KeepPlan, *, policy: str) -> KeepPlan:
+def match_counts(
+    filter_groups: FilterGroups, weights: Mapping[str, Tensor], plan: KeepPlan, *, policy: str
+) -> KeepPlan:
     """Of every group as many units as a plan keeps, those with the largest norm: a projection onto such networks.
 
     Args:
-        ties: Groups of the network.
+        filter_groups: Groups of the network.
         weights: Weight of each layer by name, filters first; layers of groups that lose nothing may be missing.
         plan: Says how many; its other settings stay.
         policy: Name for the plan.
@@ -148,9 +158,9 @@ def match_counts(ties: Ties, weights: Mapping[str, Tensor], plan: KeepPlan, *, p
         InputError: Weights of another network.
     """
     norms = {name: weight.double().flatten(1).square().sum(1).tolist() for name, weight in weights.items()}
-    losing = [group for group in ties.groups if len(_kept_units(group, plan)) < group.units]
+    losing = [group for group in filter_groups.groups if len(_kept_units(group, plan)) < group.units]
     kept = {group.name: _best(_summed(group, norms), len(_kept_units(group, plan))) for group in losing}
-    return plan_of_units(ties, kept, policy=policy, setting=plan.setting, constants=plan.constants)
+    return plan_of_units(filter_groups, kept, policy=policy, setting=plan.setting, constants=plan.constants)
 
 
 def _kept_units(group: FilterGroup, plan: KeepPlan) -> list[int]:
@@ -168,7 +178,7 @@ def keep_within(
     """The plan of the largest keep ratio whose cost is within a limit, by bisection.
 
     Args:
-        make: From a ratio in (0, 1] to a plan, e.g. ``lambda r: keep_by_norm(ties, weights, PruneConfig(keep=r))``.
+        make: From a ratio in (0, 1] to a plan, e.g. ``lambda r: keep_by_norm(groups, weights, PruneConfig(keep=r))``.
         cost: From a plan to its cost, which does not grow when the ratio falls.
         limit: Largest cost.
         steps: Halvings; the ratio is found to ``2**-steps``.
@@ -179,8 +189,8 @@ def keep_within(
     >>> from slimbit.records.groups import Member
     >>> units = tuple((k,) for k in range(8))
     >>> member = Member(name="conv", role="filters", size=8, channels=units)
-    >>> ties = Ties(network="n", groups=(FilterGroup(name="conv", units=8, members=(member,)),), fixed={})
-    >>> make = lambda ratio: keep_by_score(ties, {"conv": range(8)}, PruneConfig(keep=ratio), policy="rank")
+    >>> groups = FilterGroups(network="n", groups=(FilterGroup(name="conv", units=8, members=(member,)),), fixed={})
+    >>> make = lambda ratio: keep_by_score(groups, {"conv": range(8)}, PruneConfig(keep=ratio), policy="rank")
     >>> keep_within(make, lambda plan: 10.0 * plan.kept("conv", "filters", 8), 45.0).axes[0].kept
     (4, 5, 6, 7)
     """
@@ -222,32 +232,36 @@ def _is_alive(group: FilterGroup, unit: int, norms: Mapping[str, Sequence[float]
     return any(norm >= limit and norm > 0 for norm, limit in filters)
 
 
-def _check_scores(ties: Ties, scores: Scores) -> None:
-    if not ties.groups:
-        why = "; ".join(f"{name}: {reason}" for name, reason in list(ties.fixed.items())[:3])
-        raise InputError(f"{ties.network} must have filters that can be removed, got none ({why or 'no layers'})")
-    for group in ties.groups:
+def _check_scores(filter_groups: FilterGroups, scores: Scores) -> None:
+    if not filter_groups.groups:
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(filter_groups.fixed.items())[:3])
+        raise InputError(
+            f"{filter_groups.network} must have filters that can be removed, got none ({why or 'no layers'})"
+        )
+    for group in filter_groups.groups:
         found = scores.get(group.name)
         if found is None or len(found) != group.units or not all(map(math.isfinite, found)):
             got = "none" if found is None else f"{len(found)}, or some that are not finite"
             raise InputError(f"scores of {group.name!r} must be {group.units} finite numbers, got {got}")
 
 
-def _unprotected(ties: Ties, protect: Iterable[str]) -> list[FilterGroup]:
-    kept = {name for pattern in protect for name in matching(pattern, ties.layers)}
-    return [group for group in ties.groups if kept.isdisjoint(group.layers)]
+def _unprotected(filter_groups: FilterGroups, protect: Iterable[str]) -> list[FilterGroup]:
+    kept = {name for pattern in protect for name in matching(pattern, filter_groups.layers)}
+    return [group for group in filter_groups.groups if kept.isdisjoint(group.layers)]
 
 
-def _ratios(ties: Ties, free: Sequence[FilterGroup], config: PruneConfig) -> list[tuple[FilterGroup, float]]:
+def _ratios(
+    filter_groups: FilterGroups, free: Sequence[FilterGroup], config: PruneConfig
+) -> list[tuple[FilterGroup, float]]:
     """Each group that may lose units with its ratio."""
     if not isinstance(config.keep, Mapping):
         return [(group, config.keep) for group in free]
     named: dict[str, float] = {}
     losing = {name for group in free for name in group.layers}
     for pattern, ratio in config.keep.items():
-        names = matching(pattern, ties.layers)
+        names = matching(pattern, filter_groups.layers)
         if ratio < 1 and losing.isdisjoint(names):
-            why = ties.fixed.get(names[0], "it is protected")
+            why = filter_groups.fixed.get(names[0], "it is protected")
             raise InputError(f"keep ratio of {pattern!r} must be 1, got {ratio:g}: {why}")
         named |= dict.fromkeys(names, ratio)
     found = []
@@ -261,24 +275,24 @@ def _ratios(ties: Ties, free: Sequence[FilterGroup], config: PruneConfig) -> lis
     return found
 
 
-def _family_counts(ties: Ties, ratios: Sequence[tuple[FilterGroup, float]]) -> dict[str, int]:
+def _family_counts(filter_groups: FilterGroups, ratios: Sequence[tuple[FilterGroup, float]]) -> dict[str, int]:
     """How many units each group of a family keeps, so that the code follows; as near as possible to its ratio."""
     found: dict[int, set[float]] = {}
     for group, ratio in ratios:
-        number = ties.family_of(group.name)
+        number = filter_groups.family_of(group.name)
         if number is not None:
             found.setdefault(number, set()).add(ratio)
     for number, values in found.items():
         if len(values) > 1:
-            names = ", ".join(ties.families[number].groups[:MOST_TOLD])
+            names = ", ".join(filter_groups.families[number].groups[:MOST_TOLD])
             raise InputError(
                 f"keep ratios must agree for groups whose channels are shuffled ({names}), got {sorted(values)}"
             )
     losing = {number: values.pop() for number, values in found.items()}
     if all(ratio == 1 for ratio in losing.values()):
         return {}
-    steps = [_count(losing.get(number, 1.0), family.steps) for number, family in enumerate(ties.families)]
-    return dict(ties.fit_near(steps).counts)
+    steps = [_count(losing.get(number, 1.0), family.steps) for number, family in enumerate(filter_groups.families)]
+    return dict(filter_groups.fit_near(steps).counts)
 
 
 def _told(ratio: float | Mapping[str, float]) -> str:

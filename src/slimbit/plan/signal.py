@@ -1,4 +1,4 @@
-"""Policy ``signal``: the steps that training itself paid for (Appendix B of HkxAS6VFDB, reconstructed)."""
+"""Policy ``signal``: the steps that training itself paid for (Prune or quantize? (2019), Appendix B; reconstructed)."""
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ from slimbit.records.signal import EpochSignal, LayerSignal
 def step_by_signal(inputs: PlanInputs, epoch: EpochSignal, config: QuantConfig = PAPER) -> CompressionPlan:
     """Steps whose levels cost, layer by layer, what the weights' walk in an epoch was worth: policy ``signal``.
 
-    ``sum q^2 = ||W||_0 S/N / 12`` per layer: its ESN_a by Eq. (4) of HkxAS6VFDB over its positions, with the
+    ``sum q^2 = ||W||_0 S/N / 12`` per layer: its ESN_a by the paper's Eq. (4) over its positions, with the
     signal-to-noise ratio of Eq. (5). See `slimbit.numerics.steps.signal_step` for how exact that is. With
     compensation the levels, and with them the sum, become a little different from those that the step is chosen by.
 
@@ -50,7 +50,7 @@ def step_by_signal(inputs: PlanInputs, epoch: EpochSignal, config: QuantConfig =
 
 
 def target_of(layer: LayerSignal) -> float:
-    """``||W||_0 S/N / 12``: ESN_a by Eq. (4) of HkxAS6VFDB for one position.
+    """``||W||_0 S/N / 12``: ESN_a by the paper's Eq. (4) for one position.
 
     >>> powers = {"filter_signal": (8.0,), "filter_noise": (1.0,)}
     >>> target_of(LayerSignal(name="a", epoch=1, nonzero_weights=6, positions=9, **powers))

@@ -10,6 +10,9 @@ from slimbit.records.errors import InputError
 RangeMethod = Literal["mse", "max", "percentile", "aciq_laplace", "aciq_gauss"]
 """How the range of a value is chosen, see `slimbit.numerics.activation_range`."""
 RANGE_METHODS: tuple[RangeMethod, ...] = ("mse", "max", "percentile", "aciq_laplace", "aciq_gauss")
+Codes = Literal["unsigned", "signed", "affine"]
+"""Codes of activations: unsigned where values are never negative, else signed around zero; always signed around zero
+(what TensorRT takes); or unsigned with a zero point wherever values can be negative."""
 FEWEST_BITS, MOST_BITS = 2, 8
 
 

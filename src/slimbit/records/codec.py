@@ -7,20 +7,23 @@ is finite. A fault is one sentence that names the place, the rule and what was f
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from slimbit.records.errors import InputError, closest
-from slimbit.records.files import DEEPEST, parse_json
+from slimbit.records.files import DEEPEST, parse_json, read_toml_table
 from slimbit.records.text import clipped
 
 Record = TypeVar("Record")
+MOST_KNOWN = 300
+"""Characters of a list of known keys."""
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _MISSING = ("missing", "missing_keyword_only_argument")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -54,6 +57,20 @@ class ConfigTable(BaseModel):
             super().__init__(**settings)
         except ValidationError as error:
             raise InputError(_sentence(error, type(self), settings, where="")) from error
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """The settings in a TOML file.
+
+        Raises:
+            InputError: The file cannot be read or is no TOML, or a key is unknown or has a wrong value; the sentence
+                names file and key.
+        """
+        data = read_toml_table(path, "configuration")
+        try:
+            return cls(**data)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
     def with_options(self, options: Mapping[str, Any]) -> Any:
         """The settings with others put over them; None means not given, an inner mapping is put over its table.
@@ -91,14 +108,37 @@ def canonical(value: Any) -> bytes:
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def pretty(value: Any) -> bytes:
-    """JSON for people, in the order of the fields, with a line feed at its end."""
-    return (json.dumps(plain(value), indent=2, allow_nan=False) + "\n").encode()
+def pretty(value: Any, *, indent: int | None = 2) -> str:
+    """JSON for people and for files, in the order of the fields.
+
+    Args:
+        value: A record, or plain data.
+        indent: Spaces of each level; None = all on one line.
+    """
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
+
+
+def json_file(value: Any, *, indent: int = 2) -> bytes:
+    """`pretty` JSON as a file has it: UTF-8, with a line feed at its end."""
+    return (pretty(value, indent=indent) + "\n").encode()
 
 
 def digest(value: Any) -> str:
     """SHA-256 of `canonical` JSON, hexadecimal: equal values, equal digests."""
-    return hashlib.sha256(canonical(value)).hexdigest()
+    return sha256(canonical(value))
+
+
+def sha256(*parts: bytes | Iterable[bytes]) -> str:
+    """SHA-256 of bytes, one part after the other, hexadecimal.
+
+    >>> sha256(b"ab") == sha256(b"a", [b"b"])
+    True
+    """
+    total = hashlib.sha256()
+    for part in parts:
+        for content in (part,) if isinstance(part, bytes) else part:
+            total.update(content)
+    return total.hexdigest()
 
 
 def from_json(kind: type[Record], content: bytes | str, *, where: str, schema: int | None = None) -> Record:
@@ -190,7 +230,8 @@ def _sentence(error: ValidationError, kind: Any, data: Any, *, where: str) -> st
     if fault["type"] == "union_tag_invalid":
         return f"kind of {path}{of} must be one of {fault['ctx']['expected_tags']}, got {fault['ctx']['tag']!r}"
     if fault["type"] in _UNKNOWN:
-        hint = closest(steps[-1], _keys(kind, steps[:-1]))
+        known = _keys(kind, steps[:-1])
+        hint = closest(steps[-1], known) or (f"; known: {clipped(', '.join(known), MOST_KNOWN)}" if known else "")
         return f"{where or 'settings'} must hold only known keys, got {path}{hint}"
     if fault["type"] in _MISSING:
         return f"{where or 'settings'} must hold {path}, got none"
@@ -238,11 +279,15 @@ def _rule(fault: ErrorDetails) -> str:
     if fault["type"] in ("tuple_type", "list_type"):
         return "a list"
     if fault["type"] in ("model_type", "dataclass_type"):
-        return f"a table with the fields of {context.get('class_name', 'a record')}"
+        name = context.get("class_name", "_")
+        return "a table (a JSON object)" if name.startswith("_") else f"a table with the fields of {name}"
+    if fault["type"] in ("string_too_short", "string_too_long"):
+        bound = context.get("min_length"), context.get("max_length")
+        return f"text of at {f'most {bound[1]}' if bound[0] is None else f'least {bound[0]}'} characters"
     if fault["type"] in ("too_short", "too_long"):
         least = fault["type"] == "too_short"
-        bound = f"at least {context['min_length']}" if least else f"at most {context['max_length']}"
-        return f"a list of {bound}"
+        length = f"at least {context['min_length']}" if least else f"at most {context['max_length']}"
+        return f"a list of {length}"
     return fault["msg"].removeprefix("Input should be ").replace("Input should", "a value that should")
 
 
@@ -250,8 +295,16 @@ def _keys(kind: Any, path: list[str]) -> tuple[str, ...]:
     """Fields of the record at a path of inner ones."""
     for step in path:
         known = _fields(kind)
-        kind = known.get(step) if known else next(iter(get_args(kind)), None)  # the record of a tuple
+        kind = known.get(step) if known else _inner(kind)
     return tuple(_fields(kind))
+
+
+def _inner(kind: Any) -> Any:
+    """Type of the elements of a tuple, or of the values of a mapping, in a union or with limits or without."""
+    if get_origin(kind) in (Annotated, Union, UnionType):
+        return next((found for arm in get_args(kind) if (found := _inner(arm)) is not None), None)
+    arms = [arm for arm in get_args(kind) if arm is not Ellipsis]
+    return arms[-1] if arms else None
 
 
 def _fields(kind: Any) -> dict[str, Any]:

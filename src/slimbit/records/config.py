@@ -3,16 +3,14 @@
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
-from slimbit.records.activations import FEWEST_BITS, MOST_BITS, RangeMethod
+from slimbit.records.activations import FEWEST_BITS, MOST_BITS, Codes, RangeMethod
 from slimbit.records.codec import ConfigTable
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError, closest
-from slimbit.records.files import read_toml_table
 from slimbit.records.network import NetworkSpec, Per
 from slimbit.records.signal import EpochSignal
 from slimbit.records.training import TrainConfig
@@ -22,6 +20,8 @@ Granularity = Literal["layer", "filter"]
 Rounding = Literal["nearest", "rate_aware"]
 Target = Literal["weights", "outputs"]
 Statistics = Literal["stored", "absolute", "paired", "paired_layerwise"]
+Baseline = Literal["max_abs", "aciq"]
+"""Plain quantization that a run is compared with: the paper's quantize-only, or Banner et al. (arXiv 1810.05723)."""
 Metric = Literal["esn_analog", "esn_digital", "esn_filterwise"]
 """Cost metrics that a price can be for."""
 By = Literal["norm", "signal", "fisher", "admm", "dead"]
@@ -38,6 +38,13 @@ LONGEST_TIMEOUT = 1e7
 SHORT_TRAINING = 40
 """Up to so many epochs the learning rate falls in two steps, as in the paper's 4 epochs; beyond along a cosine."""
 
+
+def _baselines(value: Any) -> Any:
+    return (("max_abs",) if value else ()) if isinstance(value, bool) else value
+
+
+Baselines = Annotated[tuple[Baseline, ...], Field(strict=False), BeforeValidator(_baselines)]
+"""Names of baselines; true stands for the paper's, false for none."""
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
@@ -57,12 +64,19 @@ class QuantConfig(ConfigTable):
             layers' errors are repaired too (the divergence from the float network falls by a quarter on a
             ResNet-20), or the float "weights" on the inputs the compressed network gives, as GPTQ does.
         refit: Whether each filter's step is fitted again to its levels.
+        bit_allocation: Whether, at a given bit width, filters of a wide range get more bits than those of a narrow one,
+            that width on average, as Banner et al. do (arXiv 1810.05723).
+        bias_correction: Whether the mean and the spread of each filter's weights are repaired after rounding, as Banner
+            et al. do: the spread by the filter's step, the mean by the bias or BatchNorm behind it, which gets what the
+            shift of the weights adds to the mean output on the calibration images.
         statistics: What happens to BatchNorm statistics (and to biases of layers without BatchNorm):
             "stored" leaves them, "absolute" and "paired" re-estimate after all layers are quantized,
             "paired_layerwise" behind each layer before the next one is quantized.
         per: Weighting of cost: "mac" counts a weight at every output position, "parameter" once.
         activation_bits: Width of what layers read, 2 to 8; network inputs, and values that no layer reads, have 8 bits.
             The network then computes in integers, see `slimbit.apply.integers`. None: activations stay float.
+        activation_codes: "unsigned" codes where a value is never negative, else signed ones around zero; "signed" ones
+            everywhere, which TensorRT asks for; or "affine": unsigned with a zero point where a value can be negative.
         activation_range: How the range of an activation is chosen from the calibration images, see
             `slimbit.numerics.activation_range`.
 
@@ -81,10 +95,24 @@ class QuantConfig(ConfigTable):
     compensation: bool = True
     target: Target = "outputs"
     refit: bool = False
+    bit_allocation: bool = False
+    bias_correction: bool = False
     statistics: Statistics = "paired_layerwise"
     per: Per = "mac"
     activation_bits: Annotated[int, Field(ge=FEWEST_BITS, le=MOST_BITS)] | None = None
+    activation_codes: Codes = "unsigned"
     activation_range: RangeMethod = "mse"
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Self:
+        if self.bias_correction and self.refit:
+            raise InputError("refit must be false with bias_correction, which sets the scale of each filter, got true")
+        return self
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether carrying it out needs calibration images."""
+        return self.compensation or self.bias_correction or self.statistics != "stored"
 
     def for_metric(self, metric: str | None) -> Self:
         """The same with a grid: the one that was chosen, or that suits a metric (None: a given bit width).
@@ -115,6 +143,17 @@ class QuantConfig(ConfigTable):
 
 PAPER = QuantConfig(grid="midrise", compensation=False, target="weights", statistics="absolute")
 """How the paper quantizes: plain rounding on the mid-rise grid, BatchNorm statistics averaged anew."""
+ACIQ = QuantConfig(
+    grid="midrise",
+    granularity="filter",
+    compensation=False,
+    target="weights",
+    bit_allocation=True,
+    bias_correction=True,
+    statistics="stored",
+    activation_range="aciq_laplace",
+)
+"""How Banner et al. quantize (arXiv 1810.05723): a step and a width per filter, bias correction, analytic clipping."""
 
 
 class TuneConfig(ConfigTable):
@@ -192,9 +231,14 @@ class PruneConfig(ConfigTable):
         statistics: BatchNorm statistics after the cut.
         signal: Epoch that "signal" ranks by: a training run (its last epoch), or the record itself.
         tune: Training afterwards; None = none.
+        budget: In place of ``keep``: the largest cost by metric; an amount of at most 1 is a share of the whole
+            network's. The one share of every group's filters (or of all, by ``scope``) that fits is found by bisection.
+        budget_bits: Bit width at which ESN metrics of the budget are counted.
 
     >>> PruneConfig(keep=0.5, protect=("layer3.*",)).protect
     ('layer3.*',)
+    >>> PruneConfig(budget={"macs": 0.5}).budget
+    {'macs': 0.5}
     """
 
     keep: Ratio | dict[str, Ratio] = 0.5
@@ -205,9 +249,15 @@ class PruneConfig(ConfigTable):
     statistics: Statistics = "paired"
     signal: str | EpochSignal | None = None
     tune: TuneConfig | None = None
+    budget: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None
+    budget_bits: Annotated[float, Field(ge=1, le=16)] = 8
 
     @model_validator(mode="after")
     def _together(self) -> Self:
+        if self.budget is not None and "keep" in self.model_fields_set:
+            raise InputError("one of keep and budget may be given, got both")
+        if self.budget is not None and self.by == "dead":
+            raise InputError("budget must not be given for pruning by dead, which decides by itself")
         if (self.by == "signal") != (self.signal is not None):
             raise InputError(
                 "signal (--signal RUN) must be given for pruning by signal, and only there, got one without the other"
@@ -229,13 +279,24 @@ class RunConfig(ConfigTable):
         points: Number of points of each network, those for comparison not counted; a finished run that is continued
             with a larger number gets the others where its curve bends.
         near: Where further points are wanted, by accuracy or cost metric: ``{"accuracy": 91}`` adds `NEAR_POINTS`.
-        baselines: Whether to add the paper's quantize-only at 8 to 2 bits.
+        baselines: What to compare with, each at 8 to 2 bits: "max_abs", the paper's quantize-only; "aciq", Banner
+            et al. True stands for ``("max_abs",)``, False for none.
         keep_ratios: Shares of the filters to keep, each a network of its own; 1 = the network as it is.
         signal: Training run, or its ``signal.jsonl``, whose epochs give further points.
         signal_epochs: Its epochs to take; None: at most eight, spread evenly.
         seed: Of sampled images, labels and positions.
         likelihood: What the sensitivity samples labels from: "categorical" for classifiers, "gaussian" for regression.
-        storage: Database for the study; None: a file in the run's folder.
+        batch_size: Calibration images that are worked on at once, and images that ``slimbit frontier`` scores at once;
+            None: by their size. Results do not depend on it.
+        memory_gib: What the activations of all calibration images may take, in GiB; None: half of what is free. If they
+            need more, they are kept in half precision, then fewer images are used.
+        storage: Database for the study; None: a file in the run's folder. On a database server
+            (``postgresql://...``) machines with different folders share one run.
+        artifacts: Where levels, statistics and networks are kept by content: a folder, ``s3://bucket/prefix`` or
+            ``gs://bucket/prefix``; None: the run's folder.
+        run_name: Name of the run on a database server; None: one that the settings make.
+        takeover_seconds: On a database server, the time without a sign of life after which others take over what a
+            worker was at; that of the worker that begins the run counts.
         stages: Folder of pruned and tuned networks, kept by content, for several runs; None: in the run.
         retry_failed: Whether points that failed earlier are tried again.
         metric_name: What the score of ``evaluate`` is called in tables and on axes, e.g. "IoU"; None: its ``name``
@@ -253,13 +314,18 @@ class RunConfig(ConfigTable):
     metric: Metric = "esn_digital"
     points: Annotated[int, Field(ge=1, le=1000)] = 16
     near: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    baselines: bool = True
+    baselines: Baselines = ("max_abs",)
     keep_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1, strict=False)] = (1.0,)
     signal: str | None = None
     signal_epochs: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     likelihood: Literal["categorical", "gaussian"] = "categorical"
+    batch_size: Count | None = None
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
     storage: str | None = None
+    artifacts: str | None = None
+    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
+    takeover_seconds: Annotated[int, Field(ge=2, le=86400)] = 120
     stages: str | None = None
     retry_failed: bool = False
     metric_name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME, pattern=r"\S")] | None = None
@@ -277,10 +343,14 @@ class RunConfig(ConfigTable):
             if name != "accuracy" and name not in METRICS:
                 known = ("accuracy", *METRICS)
                 raise InputError(f"near must be of {', '.join(known)}, got {name!r}{closest(name, known)}")
+        if len({*self.baselines}) < len(self.baselines):
+            raise InputError(f"baselines must be named once, got {', '.join(self.baselines)}")
         if self.signal_epochs is not None and self.signal is None:
             raise InputError("signal (--signal RUN) must be given with signal_epochs, got none")
         if self.prunes and self.prune.by == "dead":
             raise InputError("by must be one that reaches a ratio, got dead, which decides by itself")
+        if self.prune.budget is not None:
+            raise InputError("budget must not be given for a frontier, whose keep_ratios say how much stays")
         if not self.prunes and self.prune != PruneConfig():
             raise InputError("keep_ratios (--widths) must be given with settings of pruning, e.g. 1 and 0.5, got none")
         return self
@@ -322,20 +392,6 @@ class FrontierConfig(RunConfig):
         return RunConfig(
             **{name: getattr(self, name) for name in RunConfig.model_fields if name in self.model_fields_set}
         )
-
-
-def read_config(kind: type[ConfigTable], path: str | Path) -> Any:
-    """Settings of a TOML file.
-
-    Raises:
-        InputError: The file cannot be read or is no TOML, or a key is unknown or has a wrong value; the sentence
-            names file and key.
-    """
-    data = read_toml_table(path, "configuration")
-    try:
-        return kind(**data)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def matching(pattern: str, names: tuple[str, ...]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -11,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from slimbit.records.codec import record, strict, with_schema
+from slimbit.records.codec import pretty, record, strict, with_schema
 from slimbit.records.errors import InputError
 from slimbit.records.network import OtherParameter, OtherWork, Per
 from slimbit.records.terminal import MISSING, UNITS, Fitted, quantity, shown
@@ -41,7 +40,7 @@ class Metrics:
         parameters: Parameter elements (weights and biases).
         macs: Multiply-accumulates, whole pruned filters and channels left out.
         nonzero_macs: Multiply-accumulates with a weight that is not zero.
-        esn_analog: Sum of squared levels, Eq. (2) of HkxAS6VFDB.
+        esn_analog: Sum of squared levels, Eq. (2) of Prune or quantize? (2019).
         esn_digital: Sum of bits per level, Eq. (3).
         esn_filterwise: Every weight of a filter at the width of the filter's widest level (section 3).
         esn_analog_class_a: Every weight of a layer at the square of its largest level (derived).
@@ -193,7 +192,7 @@ class CostReport:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The report as JSON text; a metric that does not exist (levels of a float network) is null."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+        return pretty(self.to_dict(), indent=indent)
 
     def to_csv(self, *, layers: bool = True) -> str:
         """A header, one line per layer (unless ``layers`` is off) and a last line ``total``."""

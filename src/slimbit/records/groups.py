@@ -6,7 +6,7 @@ from typing import Literal
 
 from slimbit.records.codec import record
 
-Role = Literal["filters", "inputs", "norm", "parameter", "padding", "size", "index", "values"]
+Role = Literal["filters", "inputs", "norm", "parameter", "padding", "size", "index", "values", "window"]
 
 
 @record
@@ -18,11 +18,12 @@ class Member:
             number that a module keeps as an attribute its path and name, ``stage.0.sizes[1]`` in a list.
         role: "filters" of a layer, its "inputs", channels of a "norm", entries of a free "parameter" (a scale per
             channel), zeros that a module puts beside channels ("padding"), the channels that a number in a module's
-            attributes counts ("size"), entries of a buffer that picks channels by number ("index"), or the channels
-            from which it picks ("values").
+            attributes counts ("size"), entries of a buffer that picks channels by number ("index"), the channels from
+            which it picks ("values"), or those over which the kernel of a convolution slides ("window").
         size: Length of the axis before anything is removed.
         channels: For each unit its places on the axis.
-        dim: Dimension of a free parameter that is the axis; None for modules.
+        dim: Dimension of a free parameter that is the axis; of a window, how many dimensions of its input lie
+            behind it; None for others.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Member:
 class FilterGroup:
     """Units of filters that the same layers make and read; a unit is removed as a whole or stays as a whole.
 
-    A unit of an ordinary layer is one filter. A residual sum ties one filter of each summand together, a depthwise
+    A unit of an ordinary layer is one filter. A residual sum joins one filter of each summand together, a depthwise
     convolution its channel, a grouped convolution all filters and inputs of one of its groups, a channel shuffle one
     filter of each group.
 
@@ -88,8 +89,8 @@ class Fit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ties:
-    """All groups of a network; see `slimbit.survey.ties.tied_filters`.
+class FilterGroups:
+    """All groups of a network; see `slimbit.survey.filter_groups.find_filter_groups`.
 
     Attributes:
         network: Name of the network.

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from slimbit.records.codec import digest, record
 from slimbit.records.config import Constants
 from slimbit.records.errors import InputError, check_choice
-from slimbit.records.groups import Fit, Member, Role, Ties
+from slimbit.records.groups import FilterGroups, Fit, Member, Role
 from slimbit.records.network import LayerSpec, NetworkSpec
 from slimbit.records.text import clipped
 
@@ -28,7 +28,8 @@ class AxisKeep:
         role: Which axis.
         size: Its length before.
         kept: Places that stay, in the order in which they then lie: rising, but for channels that the code shuffles.
-        dim: Dimension of a free parameter that is the axis; None: the first of that size.
+        dim: Dimension of a free parameter that is the axis; None: the first of that size. Of a window: how many
+            dimensions of the input lie behind it.
     """
 
     name: str
@@ -124,12 +125,17 @@ class KeepPlan:
 
 
 def plan_of_units(
-    ties: Ties, kept: Mapping[str, Iterable[int]], *, policy: str, setting: str = "", constants: Constants = "fold"
+    filter_groups: FilterGroups,
+    kept: Mapping[str, Iterable[int]],
+    *,
+    policy: str,
+    setting: str = "",
+    constants: Constants = "fold",
 ) -> KeepPlan:
     """The plan that keeps these units of these groups, and all of every other group.
 
     Args:
-        ties: Groups of the network.
+        filter_groups: Groups of the network.
         kept: Numbers of the units that stay, by group name.
         policy: As in `KeepPlan`.
         setting: As in `KeepPlan`.
@@ -139,13 +145,13 @@ def plan_of_units(
         InputError: A unit or a group that there is not, a group that would lose its last unit, or groups of a family
             that keep numbers of units with which the code cannot follow.
     """
-    fit = _fit_of(ties, kept)
+    fit = _fit_of(filter_groups, kept)
     gone: dict[tuple[str, Role], set[int]] = {}
     members: dict[tuple[str, Role], Member] = {}
-    unknown = [name for name in kept if name not in {group.name for group in ties.groups}]
+    unknown = [name for name in kept if name not in {group.name for group in filter_groups.groups}]
     if unknown:
-        raise InputError(f"kept groups must be groups of {ties.network}, got {', '.join(map(repr, unknown))}")
-    for group in ties.groups:
+        raise InputError(f"kept groups must be groups of {filter_groups.network}, got {', '.join(map(repr, unknown))}")
+    for group in filter_groups.groups:
         stays = set(kept.get(group.name, range(group.units)))
         if not stays <= set(range(group.units)) or not (stays or group.name in fit.counts):
             raise InputError(f"kept units of {group.name!r} must be some of {group.units}, got {_short(sorted(stays))}")
@@ -160,37 +166,43 @@ def plan_of_units(
     axes = []
     for place, m in members.items():
         lost = gone.get(place, set())
-        order = range(m.size) if place not in fit.lines else _in_order(ties, kept, place, fit)
+        order = range(m.size) if place not in fit.lines else _in_order(filter_groups, kept, place, fit)
         left = tuple(k for k in order if k not in lost)
         if left != tuple(range(m.size)):
             axes.append(AxisKeep(name=m.name, role=m.role, size=m.size, dim=m.dim, kept=left))
-    return KeepPlan(network=ties.network, policy=policy, axes=tuple(axes), setting=setting, constants=constants)
+    return KeepPlan(
+        network=filter_groups.network, policy=policy, axes=tuple(axes), setting=setting, constants=constants
+    )
 
 
-def _fit_of(ties: Ties, kept: Mapping[str, Iterable[int]]) -> Fit:
+def _fit_of(filter_groups: FilterGroups, kept: Mapping[str, Iterable[int]]) -> Fit:
     """What stays of the families where these units stay."""
-    units = {group.name: group.units for group in ties.groups}
-    counts = {name: len({*kept.get(name, range(units[name]))}) for family in ties.families for name in family.groups}
+    units = {group.name: group.units for group in filter_groups.groups}
+    counts = {
+        name: len({*kept.get(name, range(units[name]))}) for family in filter_groups.families for name in family.groups
+    }
     if counts == {name: units[name] for name in counts}:
         return Fit(counts={}, lines={})
     shares = (
         family.steps * sum(counts[name] for name in family.groups) / sum(units[name] for name in family.groups)
-        for family in ties.families
+        for family in filter_groups.families
     )
-    fit = ties.fit(tuple(max(1, round(share)) for share in shares))
+    fit = filter_groups.fit(tuple(max(1, round(share)) for share in shares))
     if fit is None or fit.counts != counts:
         wrong = [name for name, count in counts.items() if fit is None or fit.counts.get(name) != count]
         raise InputError(
-            f"kept units of {', '.join(map(repr, wrong[:3]))} must be as many as fit together (see Ties.fit), "
+            f"kept units of {', '.join(map(repr, wrong[:3]))} must be as many as fit together (see FilterGroups.fit), "
             f"got {', '.join(str(counts[name]) for name in wrong[:3])}"
         )
     return fit
 
 
-def _in_order(ties: Ties, kept: Mapping[str, Iterable[int]], place: tuple[str, Role], fit: Fit) -> list[int]:
+def _in_order(
+    filter_groups: FilterGroups, kept: Mapping[str, Iterable[int]], place: tuple[str, Role], fit: Fit
+) -> list[int]:
     """The places of an axis in their new order, with those that are removed for another group's sake."""
     stays, places = {}, {}
-    for group in ties.groups:
+    for group in filter_groups.groups:
         for member in group.members:
             if (member.name, member.role) == place:
                 stays[group.name] = sorted({*kept.get(group.name, range(group.units))})

@@ -1,5 +1,6 @@
 """Where a network and its data came from, so that others can build and feed it again."""
 
+import re
 from dataclasses import dataclass
 
 from slimbit.records.codec import record, strict
@@ -72,3 +73,12 @@ class NetworkOrigin:
     data: str = ""
     normalization: Normalization | None = None
     weights_digest: str = ""
+
+
+def without_folders(spec: str) -> str:
+    """A data spec for others: which folder of this computer the data were in is nobody's business.
+
+    >>> without_folders("cifar10:/home/me/data,normalize=imagenet"), without_folders("digits")
+    ('cifar10:data,normalize=imagenet', 'digits')
+    """
+    return re.sub(r"^(\w+:).*[/\\]", r"\1", spec)

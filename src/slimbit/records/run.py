@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
-from slimbit.records.codec import plain, pretty, record, with_schema
-from slimbit.records.config import PruneConfig, QuantConfig
+from slimbit.records.codec import json_file, plain, record, with_schema
+from slimbit.records.config import Baselines, PruneConfig, QuantConfig
 from slimbit.records.errors import InputError
 from slimbit.records.origin import NetworkOrigin
 
@@ -23,7 +23,7 @@ class RunInfo:
         origin: Where network and data came from.
         metric: Cost metric of the sweep.
         points: Points asked for when it began, baselines not counted; more may have been added.
-        baselines: Whether the quantize-only baselines were asked for.
+        baselines: What the run is compared with.
         signal_epochs: Training epochs whose signal-to-noise ratio gave steps.
         signal_digest: SHA-256 of their records, "" where there are none.
         calibration_images: Number of unlabelled images.
@@ -45,6 +45,7 @@ class RunInfo:
         float_hits: Which images were right, as in `slimbit.Accuracy`; "" where that is not known.
         evaluate_seconds: Wall time of that one evaluation.
         study: Name of the Optuna study.
+        artifacts: Folder or address of the run's objects, "" where they are in the run's folder.
         versions: Of slimbit, torch, optuna and Python when the run began.
     """
 
@@ -53,7 +54,7 @@ class RunInfo:
     origin: NetworkOrigin = NetworkOrigin()
     metric: str
     points: int
-    baselines: bool
+    baselines: Baselines
     signal_epochs: tuple[int, ...] = ()
     signal_digest: str = ""
     calibration_images: int
@@ -75,11 +76,12 @@ class RunInfo:
     float_hits: str = ""
     evaluate_seconds: float
     study: str
+    artifacts: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """The text of ``run.json``."""
-        return pretty(with_schema(self, SCHEMA))
+        return json_file(with_schema(self, SCHEMA))
 
 
 FIXED = (
@@ -101,8 +103,14 @@ SPOKEN = {
 }
 
 
-def check_same(stored: RunInfo, asked: Mapping[str, Any], folder: object) -> None:
+def check_same(stored: RunInfo, asked: Mapping[str, Any], run: object, remedy: str = "--out") -> None:
     """Refuse to continue a run with another setting.
+
+    Args:
+        stored: The run.
+        asked: Settings of this call.
+        run: What to call the run.
+        remedy: Option that makes another run.
 
     Raises:
         InputError: One sentence that names the setting and both values.
@@ -118,8 +126,8 @@ def check_same(stored: RunInfo, asked: Mapping[str, Any], folder: object) -> Non
             key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
             what, before, now = f"{key} ({what})", before.get(key), now.get(key)
         raise InputError(
-            f"{what} of run {folder} must be {_shown(before)} as when it began, "
-            f"got {_shown(now)}: give another --out for a new run"
+            f"{what} of run {run} must be {_shown(before)} as when it began, "
+            f"got {_shown(now)}: give another {remedy} for a new run"
         )
 
 

@@ -1,7 +1,6 @@
 """Which runtimes execute which widths, and at what padded cost; a table of facts with their sources."""
 
 import math
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +11,7 @@ from pydantic import Field
 
 from slimbit.records.codec import ConfigTable, from_plain
 from slimbit.records.errors import InputError, closest
+from slimbit.records.files import parse_toml
 
 
 class RuntimeSupport(ConfigTable):
@@ -50,6 +50,11 @@ class RuntimeSupport(ConfigTable):
     measured: str = ""
     notes: tuple[str, ...] = Field(default=(), strict=False)
     source: str
+
+    @property
+    def stores_int4(self) -> bool:
+        """Whether weights beside integer activations may be stored in four bits."""
+        return 4 in self.stored_weight_bits and self.unsigned
 
 
 class _Table(ConfigTable):
@@ -109,7 +114,7 @@ def runtime_table() -> tuple[RuntimeSupport, ...]:
     ['onnxruntime', 'openvino', 'tensorrt', 'finn', 'hls4ml']
     """
     text = files("slimbit.records").joinpath("runtimes.toml").read_text(encoding="utf-8")
-    return from_plain(_Table, tomllib.loads(text), where="runtimes.toml").runtime
+    return from_plain(_Table, parse_toml(text, "runtimes.toml"), where="runtimes.toml").runtime
 
 
 def runtime_named(name: str) -> RuntimeSupport:

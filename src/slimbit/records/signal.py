@@ -1,11 +1,12 @@
-"""Signal and noise of weights while a network trains: Eq. (5) of HkxAS6VFDB, and the cost that it stands for."""
+"""Signal and noise of weights while a network trains, and the cost that they stand for: Eqs. (4) and (5)."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from slimbit.records.codec import record
+from pydantic import Field
+
+from slimbit.records.codec import from_plain, plain, record
 
 DEAD_THRESHOLDS = (1e-1, 5e-2, 1e-2, 1e-3)
 """A filter is dead below this share of its layer's 90th percentile of filter norms; 5e-2 is the one to quote."""
@@ -17,7 +18,7 @@ class LayerSignal:
     """Signal and noise of one layer in one epoch.
 
     Over the I iterations of an epoch that begins at weights ``W_start``: ``signal = mean_i ||W_i||^2`` and
-    ``noise = mean_i ||W_i - W_start||^2``, Eq. (5) of HkxAS6VFDB (reading [R] of the specification).
+    ``noise = mean_i ||W_i - W_start||^2``, Eq. (5) of Prune or quantize? (2019) (as this project reads it).
 
     Attributes:
         name: As `slimbit.records.network.LayerSpec` has it; ``layer`` in files.
@@ -126,12 +127,21 @@ class EpochSignal:
         raise KeyError(name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with the keys of ``signal.jsonl``; what follows from it is left out."""
-        return {**asdict(self), "layers": [_layer_row(layer) for layer in self.layers]}
+        """Plain data for JSON, with the keys of ``signal.jsonl``; what is not finite is None."""
+        layers = tuple(_row(layer) for layer in self.layers)
+        row: dict[str, Any] = plain(_EpochRow(epoch=self.epoch, iterations=self.iterations, layers=layers))
+        return row
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "EpochSignal":
-        """What `to_dict` wrote.
+    def from_dict(cls, data: Mapping[str, Any], *, where: str = "record of an epoch") -> "EpochSignal":
+        """What `to_dict` wrote; what is None is nan.
+
+        Args:
+            data: Plain data.
+            where: Where they stand, for the message.
+
+        Raises:
+            InputError: It is no record of an epoch; the sentence names the place.
 
         >>> powers = {"filter_signal": (4.0,), "filter_noise": (1.0,)}
         >>> layer = LayerSignal(name="fc", epoch=1, nonzero_weights=2, positions=1, **powers)
@@ -139,24 +149,57 @@ class EpochSignal:
         >>> EpochSignal.from_dict(epoch.to_dict()) == epoch, epoch.signal_to_noise
         (True, 4.0)
         """
+        return from_plain(_EpochRow, data, where=where).epoch_signal()
+
+
+Power = Annotated[float, Field(ge=0)] | None
+"""None where it is not finite, which JSON has no number for."""
+
+
+@record
+class _LayerRow:
+    """A layer as files have it: ``layer`` and ``weights`` for its name and its non-zero weights."""
+
+    layer: str
+    epoch: Annotated[int, Field(ge=1)]
+    weights: Annotated[int, Field(ge=0)]
+    positions: Annotated[int, Field(ge=0)] | None
+    filter_signal: Annotated[tuple[Power, ...], Field(min_length=1)]
+    filter_noise: Annotated[tuple[Power, ...], Field(min_length=1)]
+
+
+@record
+class _EpochRow:
+    """One epoch as files have it."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    iterations: Annotated[int, Field(ge=1)]
+    layers: tuple[_LayerRow, ...]
+
+    def epoch_signal(self) -> EpochSignal:
         layers = tuple(
             LayerSignal(
-                name=str(row["layer"]),
-                epoch=int(row["epoch"]),
-                nonzero_weights=int(row["weights"]),
-                positions=None if row["positions"] is None else int(row["positions"]),
-                filter_signal=tuple(float(v) for v in row["filter_signal"]),
-                filter_noise=tuple(float(v) for v in row["filter_noise"]),
+                name=row.layer,
+                epoch=row.epoch,
+                nonzero_weights=row.weights,
+                positions=row.positions,
+                filter_signal=tuple(math.nan if value is None else value for value in row.filter_signal),
+                filter_noise=tuple(math.nan if value is None else value for value in row.filter_noise),
             )
-            for row in data["layers"]
+            for row in self.layers
         )
-        return cls(epoch=int(data["epoch"]), iterations=int(data["iterations"]), layers=layers)
+        return EpochSignal(epoch=self.epoch, iterations=self.iterations, layers=layers)
 
 
-def _layer_row(layer: LayerSignal) -> dict[str, Any]:
-    """A layer as files have it: ``layer`` and ``weights`` for its name and its non-zero weights, as they always had."""
-    row = asdict(layer)
-    return {"layer": row.pop("name"), "epoch": row.pop("epoch"), "weights": row.pop("nonzero_weights"), **row}
+def _row(layer: LayerSignal) -> _LayerRow:
+    return _LayerRow(
+        layer=layer.name,
+        epoch=layer.epoch,
+        weights=layer.nonzero_weights,
+        positions=layer.positions,
+        filter_signal=tuple(value if math.isfinite(value) else None for value in layer.filter_signal),
+        filter_noise=tuple(value if math.isfinite(value) else None for value in layer.filter_noise),
+    )
 
 
 def ratio(signal: float, noise: float) -> float:

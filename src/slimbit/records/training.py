@@ -1,12 +1,11 @@
 """Settings of a training run, and what one epoch of it gave."""
 
-import hashlib
-import json
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from slimbit.records.codec import ConfigTable, record
+from slimbit.records.codec import ConfigTable, digest, record
+from slimbit.records.recipes import recipe_file
 
 Schedule = Literal["cosine", "step", "constant", "one_cycle"]
 Precision = Literal["float32", "bfloat16"]
@@ -20,7 +19,7 @@ class OptimizerConfig(ConfigTable):
         learning_rate: The highest of the schedule.
         momentum: 0 = none.
         nesterov: Nesterov's form of momentum.
-        weight_decay: Of every parameter, as in HkxAS6VFDB.
+        weight_decay: Of every parameter, as in Prune or quantize? (2019).
     """
 
     learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
@@ -120,10 +119,22 @@ class TrainConfig(ConfigTable):
             raise ValueError("optimizer.momentum must be above 0 for nesterov, got 0")
         return self
 
+    @classmethod
+    def from_recipe(cls, name: str) -> "TrainConfig":
+        """Settings that come with Slimbit, as ``slimbit train --recipe``.
+
+        Raises:
+            InputError: There is no such recipe; the message names those there are.
+
+        >>> TrainConfig.from_recipe("fig2-paper").epochs
+        160
+        """
+        return cls.from_toml(recipe_file(name))
+
     def digest(self) -> str:
         """SHA-256 of everything that the trained weights depend on."""
         fixed = self.model_dump(mode="json", exclude={"keep_weights", "scale", "weights", "data", "input"})
-        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+        return digest(fixed)
 
 
 @record

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from slimbit.records.codec import record
+from slimbit.records.latency import Latency
 
 Fusion = Literal["integer", "float", "gone"]
 """How a runtime executes an operation: in integers, in floats between integers, or not at all (folded away)."""
@@ -50,10 +51,11 @@ class Verification:
     Attributes:
         file: Its name.
         digest: SHA-256 of it.
-        runtime: Name and version of the runtime.
+        runtime: Name and version of the runtime; "" where none ran it.
         processor: Whether this machine's processor has VNNI, or "unknown".
         images: Images that all three ran on.
-        equal_to_reference: Of these, how many have every output bit equal in runtime and integer reference.
+        equal_to_reference: Of these, how many have every output bit equal in runtime and integer reference; None where
+            no runtime ran it.
         equal_to_network: How many are bit equal in the integer reference and in the artifact's own network; None where
             no artifact was given.
         largest_output_difference: Between runtime and reference.
@@ -76,6 +78,9 @@ class Verification:
     ... )
     >>> found.is_exact, found.needs_precision
     (False, ())
+    >>> found.verdict
+    'NOT exact: of 50 images, 50 are equal bit for bit in onnxruntime 1.20 and the integer reference, 49 in the \
+integer reference and the network'
     """
 
     file: str
@@ -83,7 +88,7 @@ class Verification:
     runtime: str
     processor: str
     images: int
-    equal_to_reference: int
+    equal_to_reference: int | None
     equal_to_network: int | None
     largest_output_difference: float
     layer_differences: Mapping[str, int]
@@ -98,8 +103,21 @@ class Verification:
 
     @property
     def is_exact(self) -> bool:
-        """Whether runtime, reference and artifact agree on every bit of every image."""
-        return self.equal_to_reference == self.images and self.equal_to_network in (None, self.images)
+        """Whether runtime, reference and artifact agree on every bit of every image, as far as they were run."""
+        return {self.equal_to_reference, self.equal_to_network} <= {None, self.images}
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in one sentence."""
+        verdict = "exact" if self.is_exact else "NOT exact"
+        pairs = [
+            (self.equal_to_reference, f"{self.runtime} and the integer reference"),
+            (self.equal_to_network, "the integer reference and the network"),
+        ]
+        counts = [f"{count} in {where}" for count, where in pairs if count is not None]
+        ran = "" if self.runtime else "; no runtime ran it"
+        said = ", ".join(counts).replace(" in ", " are equal bit for bit in ", 1)
+        return f"{verdict}: of {self.images} images, {said}{ran}"
 
     @property
     def needs_precision(self) -> tuple[str, ...]:
@@ -110,3 +128,37 @@ class Verification:
     def float_nodes(self) -> tuple[NodeExecution, ...]:
         """Operations that run in floats between integers."""
         return tuple(node for node in self.nodes if node.fusion == "float")
+
+
+@record
+class PaddedCost:
+    """What one runtime makes of a network's widths and channels.
+
+    Attributes:
+        runtime: Its title.
+        padding: Executed bit-operations over those of the network; 1 where nothing is padded.
+        too_wide: Layers that it would do in floats.
+    """
+
+    runtime: str
+    padding: float
+    too_wide: tuple[str, ...] = ()
+
+
+@record
+class ExportedFile:
+    """A file that was written of a point of a run, with its proof.
+
+    Attributes:
+        point: Number of the point.
+        bytes: Size of the file.
+        verification: What was found.
+        padded: What runtimes make of its widths.
+        latencies: Of this file and the float one in one run, where they were measured.
+    """
+
+    point: int
+    bytes: int
+    verification: Verification
+    padded: tuple[PaddedCost, ...] = ()
+    latencies: tuple[Latency, ...] = ()

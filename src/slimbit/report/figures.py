@@ -1,11 +1,12 @@
 """Figures of a report as Plotly figure data, without colours: those come from a light or a dark template.
 
-Plain dictionaries, valid as ``plotly.graph_objects.Figure(figure)``; the page shows them with plotly.js.
+Plain dictionaries, valid as ``plotly.graph_objects.Figure(figure)``; the page shows them with the part of plotly.js
+that is among its assets: scatter, bar, heatmap.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any
 
 from slimbit.report.frames import MetricFrame, PointFrame, ReportData
@@ -31,9 +32,9 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
     """Accuracy against one cost metric: Pareto front, other points, baselines, float accuracy.
 
     Traces, in the order of the templates: where there are several keep ratios one for each, pruning alone, and
-    baselines of pruned networks; then other points, front, baselines, steps from training, the selected point.
-    ``customdata`` holds the numbers of the points; the selected one is filled in by the page. The layout opens on the
-    useful part of the accuracy; ``layout.meta.ranges`` has that and the whole ("useful", "all").
+    baselines of pruned networks; then other points, front, baselines by policy, steps from training, the
+    selected point. ``customdata`` holds the numbers of the points; the selected one is filled in by the page. The
+    layout opens on the useful part of the accuracy; ``layout.meta.ranges`` has that and the whole ("useful", "all").
 
     Args:
         data: From `report_data`.
@@ -54,7 +55,10 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
             *(_of_keep_ratios(by_cost, data, frame) if joint else ()),
             _trace("other points", others, data, frame, lines=False),
             _trace("Pareto front", front, data, frame, lines=True),
-            _trace(_baseline_name(baselines), baselines, data, frame, lines=len({p.policy for p in baselines}) == 1),
+            *(
+                _trace(f"baseline: {policy}", [p for p in baselines if p.policy == policy], data, frame, lines=True)
+                for policy in baseline_policies(data)
+            ),
             _trace("training signal, by epoch", signals, data, frame, lines=False),
             {"type": "scatter", "name": "selected", "x": [], "y": [], "mode": "markers", "hoverinfo": "skip",
              "showlegend": False},
@@ -92,7 +96,10 @@ def _of_keep_ratios(by_cost: Sequence[PointFrame], data: ReportData, frame: Metr
     ]
     alone = [point for point in by_cost if point.kind == "pruned"]
     pruned = [point for point in by_cost if point.kind == "baseline" and point.keep_ratio != 1]
-    hidden = {**_trace("prune, then max_abs", pruned, data, frame, lines=False), "visible": "legendonly"}
+    hidden = {
+        **_trace(f"prune, then {', '.join(baseline_policies(data))}", pruned, data, frame, lines=False),
+        "visible": "legendonly",
+    }
     return [*curves, _trace("prune only, 8 bits", alone, data, frame, lines=True), hidden]
 
 
@@ -109,17 +116,18 @@ def histogram_figure(data: ReportData) -> FigureData:
     }  # fmt: skip
 
 
-def template(theme: str, *, keep_ratios: int = 1) -> dict[str, Any]:
+def template(theme: str, *, keep_ratios: int = 1, baselines: int = 1) -> dict[str, Any]:
     """Plotly template of a theme ("light" or "dark"): the same figure in other colours.
 
     Args:
         theme: Its name.
         keep_ratios: How many keep ratios the report has.
+        baselines: How many policies its baselines have.
     """
     colours = COLOURS[theme]
     axis = {"gridcolor": colours["grid"], "linecolor": colours["quiet"], "zeroline": False, "ticks": "",
             "automargin": True, "title": {"standoff": 12, "font": {"size": 13}}}  # fmt: skip
-    return {"data": _trace_styles(colours, keep_ratios=keep_ratios), "layout": {
+    return {"data": _trace_styles(colours, keep_ratios=keep_ratios, baselines=baselines), "layout": {
         "font": {"family": FONT, "size": 13, "color": colours["quiet"]},
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
@@ -173,9 +181,9 @@ def _hover(point: PointFrame, data: ReportData) -> str:
     return "<br>".join(rows)
 
 
-def _baseline_name(points: Iterable[PointFrame]) -> str:
-    policies = ", ".join(dict.fromkeys(point.policy for point in points))
-    return f"baseline: {policies}" if policies else "baseline"
+def baseline_policies(data: ReportData) -> tuple[str, ...]:
+    """Policies of the baselines of a report, each once; the paper's stands for none."""
+    return tuple(dict.fromkeys(point.policy for point in data.points if point.kind == "baseline")) or ("max_abs",)
 
 
 def _ranges(data: ReportData, points: Sequence[PointFrame], metric: str, *, whole: bool) -> dict[str, Any]:
@@ -218,7 +226,7 @@ def _ratio_styles(colours: dict[str, str], keep_ratios: int) -> list[dict[str, A
     return [*curves, alone, pruned]
 
 
-def _trace_styles(colours: dict[str, str], *, keep_ratios: int) -> dict[str, Any]:
+def _trace_styles(colours: dict[str, str], *, keep_ratios: int, baselines: int) -> dict[str, Any]:
     """Styles by type and order of traces: see `accuracy_figure`."""
     bars = {"thickness": 1, "width": 0}
     front = {"marker": {"color": colours["front"], "size": 9}, "line": {"color": colours["front"], "width": 2}}
@@ -231,8 +239,9 @@ def _trace_styles(colours: dict[str, str], *, keep_ratios: int) -> dict[str, Any
             *(_ratio_styles(colours, keep_ratios) if keep_ratios > 1 else ()),
             {"marker": {"color": colours["quiet"], "symbol": "circle-open", "size": 8}, "error_y": bars},
             {**front, "error_y": bars},
-            {"marker": {"color": colours["base"], "symbol": "diamond", "size": 9},
-             "line": {"color": colours["base"], "width": 1.5, "dash": "dot"}, "error_y": bars},
+            *({"marker": {"color": colours["base"], "symbol": symbol, "size": 9},
+               "line": {"color": colours["base"], "width": 1.5, "dash": dash}, "error_y": bars}
+              for symbol, dash in islice(cycle((("diamond", "dot"), ("square", "dash"))), baselines)),
             {"marker": {"color": colours["signal"], "symbol": "triangle-up", "size": 10}, "error_y": bars},
             {"marker": ring},
         ],

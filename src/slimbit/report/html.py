@@ -25,9 +25,7 @@ def composed(name: str, *, title: str, data: Mapping[str, Any]) -> str:
         title: Of the window.
         data: What the script draws.
     """
-    from plotly.offline import get_plotlyjs
-
-    parts = {"style": _asset("page.css"), "plotly": get_plotlyjs(), "script": _asset(f"{name}.js")}
+    parts = {"style": _asset("page.css"), "plotly": _asset("plotly.min.js"), "script": _asset(f"{name}.js")}
     parts |= {
         "script_hashes": " ".join(_source_hash(parts[script]) for script in ("plotly", "script")),
         "title": html.escape(title),

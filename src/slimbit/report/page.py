@@ -11,7 +11,9 @@ from slimbit.records.errors import InputError
 from slimbit.records.files import as_path, parse_json, write_whole
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
-from slimbit.report.figures import accuracy_figure, histogram_figure, keep_ratios_of, template
+from slimbit.records.verification import ExportedFile
+from slimbit.report.exported import exported_frames
+from slimbit.report.figures import accuracy_figure, baseline_policies, histogram_figure, keep_ratios_of, template
 from slimbit.report.frames import ReportData, ReportFacts, report_data
 from slimbit.report.html import composed
 
@@ -22,6 +24,7 @@ def write_report(
     read: Callable[[str, Any], bytes],
     *,
     run: str,
+    exported: Sequence[ExportedFile] = (),
     out: str | Path | None = None,
 ) -> Path:
     """Write the report of a run: one HTML file that needs no network.
@@ -31,6 +34,7 @@ def write_report(
         points: Its points.
         read: Gives a verified object by digest and kind.
         run: Its folder, as commands should name it.
+        exported: What was proved of files that were written of its points.
         out: File to write; default ``report.html`` in the run's folder.
 
     Returns:
@@ -48,7 +52,7 @@ def write_report(
 
     baselines = [data(point, "plan").get("config", {}) for point in points if point.baseline]
     facts = about(info, run, points, baselines=baselines)
-    text = page(report_data(facts, points, lambda point: data(point, "cost")))
+    text = page(report_data(facts, points, lambda point: data(point, "cost")), exported)
     file = as_path(out, "out") if out is not None else Path(run) / "report.html"
     write_whole(file, text.encode())
     return file
@@ -111,21 +115,27 @@ def about(
     )
 
 
-def page(data: ReportData) -> str:
+def page(data: ReportData, exported: Sequence[ExportedFile] = ()) -> str:
     """The HTML text of a report; equal data give equal text.
 
     See `slimbit.report.html.composed` for how it is kept safe from hostile names.
     """
-    return composed("page", title=f"{data.about.network}: {data.about.score_name} against cost", data=contents(data))
+    return composed(
+        "page", title=f"{data.about.network}: {data.about.score_name} against cost", data=contents(data, exported)
+    )
 
 
-def contents(data: ReportData) -> dict[str, Any]:
+def contents(data: ReportData, exported: Sequence[ExportedFile] = ()) -> dict[str, Any]:
     """Everything that the page's script draws."""
     return {
         "report": asdict(data),
         "figures": {metric.name: accuracy_figure(data, metric.name) for metric in data.metrics},
         "histogram": histogram_figure(data),
-        "templates": {theme: template(theme, keep_ratios=len(keep_ratios_of(data))) for theme in ("light", "dark")},
+        "templates": {
+            theme: template(theme, keep_ratios=len(keep_ratios_of(data)), baselines=len(baseline_policies(data)))
+            for theme in ("light", "dark")
+        },
+        "exported": [asdict(one) for one in exported_frames(exported, data)],
         "pick": f"slimbit pick {shlex.quote(data.about.run)}",
     }
 

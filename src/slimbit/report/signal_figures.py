@@ -10,6 +10,8 @@ from slimbit.report.signal_frames import QUOTED, TrainingData
 FIGURES = ("cost", "layers", "dead", "map")
 _SHADES = {"light": (0.0, 0.85), "dark": (0.2, 1.0)}
 """Part of the colour scale that is legible on the page."""
+VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
+"""Colours at equal distances from 0 to 1 (Smith and van der Walt, matplotlib, CC0)."""
 
 
 def signal_figures(data: TrainingData) -> dict[str, FigureData]:
@@ -23,7 +25,7 @@ def signal_figures(data: TrainingData) -> dict[str, FigureData]:
 
 
 def cost_figure(data: TrainingData) -> FigureData:
-    """What training shows per epoch beside the held-out accuracy (Figure 2 of HkxAS6VFDB), the closed form over it.
+    """What training shows per epoch beside the held-out accuracy (the paper's Figure 2), the closed form over it.
 
     ESN_a by Eq. (4), or S/N where positions are not known. Traces: measured, closed form, accuracy (mean of three).
     """
@@ -105,14 +107,11 @@ def map_figure(data: TrainingData) -> FigureData:
 
 def signal_templates(data: TrainingData, theme: str) -> dict[str, dict[str, Any]]:
     """Plotly templates of a theme, one per figure of `signal_figures`."""
-    from plotly.colors import sample_colorscale
-
     colours, layout = COLOURS[theme], template(theme)["layout"]
     low, high = _SHADES[theme]
 
     def shades(count: int) -> list[str]:
-        places = [min(high, low + (high - low) * i / max(1, count - 1)) for i in range(count)]
-        return [str(colour) for colour in sample_colorscale("Viridis", places)]
+        return [viridis(low + (high - low) * i / max(1, count - 1)) for i in range(count)]
 
     form = _style(colours["ink"], width=1.5, dash="dash")
     styles = {
@@ -121,10 +120,23 @@ def signal_templates(data: TrainingData, theme: str) -> dict[str, dict[str, Any]
         "dead": [_style(shade, width=3 if t == QUOTED else 1.5) for shade, t in
                  zip(shades(len(data.thresholds)), data.thresholds, strict=True)],
     }  # fmt: skip
-    scale = [[i / 10, colour] for i, colour in enumerate(sample_colorscale("Viridis", [i / 10 for i in range(11)]))]
+    scale = [[i / (len(VIRIDIS) - 1), colour] for i, colour in enumerate(VIRIDIS)]
     templates = {name: {"data": {"scatter": style}, "layout": {**layout, "yaxis2": layout["yaxis"]}}
                  for name, style in styles.items()}  # fmt: skip
     return {**templates, "map": {"data": {"heatmap": [{"colorscale": scale}]}, "layout": layout}}
+
+
+def viridis(place: float) -> str:
+    """The colour of the scale at a place from 0 to 1, linear in RGB between those of `VIRIDIS`.
+
+    >>> viridis(0.0), viridis(0.25), viridis(1.0)
+    ('rgb(68, 1, 84)', 'rgb(59, 81, 138)', 'rgb(253, 231, 37)')
+    """
+    at = min(max(place, 0.0), 1.0) * (len(VIRIDIS) - 1)
+    left = min(int(at), len(VIRIDIS) - 2)
+    low, high = (bytes.fromhex(VIRIDIS[i][1:]) for i in (left, left + 1))
+    red, green, blue = (round(a + (b - a) * (at - left)) for a, b in zip(low, high, strict=True))
+    return f"rgb({red}, {green}, {blue})"
 
 
 def _line(data: TrainingData, name: str, values: Sequence[float | None]) -> FigureData:

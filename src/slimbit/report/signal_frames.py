@@ -26,7 +26,7 @@ NO_SCHEDULE = (
     "slimbit train keeps them."
 )
 ESTIMATE = (
-    "ESN_a of an epoch is an estimate from its signal-to-noise ratio, Eq. (4) of HkxAS6VFDB. The corrected form adds "
+    "ESN_a of an epoch is an estimate from its signal-to-noise ratio, Eq. (4) of the paper. The corrected form adds "
     "one to S/N; where S/N is below 20 the two differ by more than 5 %."
 )
 NO_POSITIONS = "ESN_a is not known: the records do not say how many output positions the layers have."

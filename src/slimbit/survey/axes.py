@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.padding import _ConstantPadNd
 
+from slimbit.numerics.channel_window import keep_places
 from slimbit.records.errors import InputError
 from slimbit.records.groups import Role
 
@@ -30,6 +31,7 @@ class Axis:
         module: The module that holds it.
         slots: Name and dimension of each tensor of the module that has the axis.
         groups: Of a convolution's filters or inputs.
+        dim: As in `slimbit.records.groups.Member`.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Axis:
     module: nn.Module
     slots: Slots
     groups: int = 1
+    dim: int | None = None
 
     def tensors(self) -> Iterator[tuple[str, int, Tensor]]:
         """Name, dimension and value of the tensors that are there, pruning masks of earlier included."""
@@ -98,6 +101,8 @@ class Axis:
             set_number(module, self.name, size)
         elif self.role in ("index", "values"):
             self._renumber(places)
+        elif self.role == "window":
+            keep_places(module, self.dim or 0, self.size, places)
         elif isinstance(module, _ConvNd) and self.role == "filters":
             module.groups, module.out_channels = groups, size
         elif isinstance(module, _ConvNd):
@@ -142,7 +147,7 @@ def find_axis(modules: Mapping[str, nn.Module], name: str, role: Role, size: int
         name: As in `slimbit.records.groups.Member`.
         role: As in `slimbit.records.groups.Member`.
         size: What its length must be.
-        dim: Of a parameter; default: the first dimension of that size.
+        dim: As in `slimbit.records.groups.Member`; of a parameter by default the first dimension of that size.
 
     Raises:
         InputError: Another network: a module, its kind or its size is not as asked for.
@@ -156,7 +161,7 @@ def find_axis(modules: Mapping[str, nn.Module], name: str, role: Role, size: int
         wanted = "none" if found is None else str(found)
         raise InputError(f"plan must be for this network: {role} of {name!r} must be {wanted}, got {size}")
     groups = module.groups if isinstance(module, _ConvNd) and role in ("filters", "inputs") else 1
-    return Axis(name, role, size, module, slots, groups)
+    return Axis(name, role, size, module, slots, groups, dim)
 
 
 def _slots(  # noqa: PLR0911 - one per kind of axis
@@ -176,6 +181,8 @@ def _slots(  # noqa: PLR0911 - one per kind of axis
         return _of_parameter(getattr(module, attribute, None), attribute, size, dim)
     if role == "size":
         return (), number_of(module, attribute)
+    if isinstance(module, _ConvNd) and role == "window":
+        return (), size if dim is not None and dim < len(module.kernel_size) else None
     if role in ("index", "values"):
         return (), _of_picks(getattr(module, attribute, None), role, size)
     if isinstance(module, _ConstantPadNd) and role == "padding":

@@ -30,7 +30,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from slimbit.records.dataflow import Dataflow, Operation, OperationKind
 from slimbit.records.errors import InputError
-from slimbit.survey.tie_operation import arguments
+from slimbit.survey.channel_operation import arguments
 
 BATCH = 3
 """Images in the example; a dimension of that size in front is the batch."""

@@ -4,19 +4,18 @@ Mid-rise levels q are stored as integers 2q, and a BatchNorm that stands alone a
 the file says so in its metadata, because its integers alone cannot.
 """
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from collections.abc import Iterable
+from dataclasses import field, replace
+from typing import Any
 
+from slimbit.records.codec import canonical, from_json, record
 from slimbit.records.config import Grid
-from slimbit.records.errors import InputError
 
 CONTENTS = "slimbit.contents"
 """Key of the metadata."""
 
 
-@dataclass(frozen=True)
+@record
 class Contents:
     """What is known of stored tensors.
 
@@ -25,12 +24,12 @@ class Contents:
         norms: Names of nodes that only scale and shift channels.
     """
 
-    grids: Mapping[str, Grid] = field(default_factory=dict)
-    norms: frozenset[str] = frozenset()
+    grids: dict[str, Grid] = field(default_factory=dict)
+    norms: tuple[str, ...] = ()
 
     def to_text(self) -> str:
         """JSON for the metadata."""
-        return json.dumps({"grids": dict(self.grids), "norms": sorted(self.norms)}, sort_keys=True)
+        return canonical(replace(self, norms=tuple(sorted(self.norms)))).decode()
 
 
 def read_contents(metadata: Iterable[Any]) -> Contents:
@@ -45,13 +44,4 @@ def read_contents(metadata: Iterable[Any]) -> Contents:
     text = next((entry.value for entry in metadata if entry.key == CONTENTS), None)
     if text is None:
         return Contents()
-    try:
-        data = json.loads(text)
-        grids, norms = data["grids"], data["norms"]
-        fits = isinstance(grids, dict) and isinstance(norms, list) and {*grids.values()} <= {*get_args(Grid)}
-        fits = fits and all(isinstance(name, str) for name in (*grids, *norms))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        fits = False
-    if not fits:
-        raise InputError(f"metadata {CONTENTS} of the ONNX file must be as Slimbit writes it, got {text[:60]!r}")
-    return Contents(grids, frozenset(norms))
+    return from_json(Contents, text, where=f"metadata {CONTENTS} of the ONNX file")

@@ -76,7 +76,7 @@ def _watch(module: nn.Module, path: str, calls: list[Call], stack: list[Call]) -
             call.failure = f"{type(error).__name__}: {error}"
 
     module.register_forward_pre_hook(enter, prepend=True)
-    module.register_forward_hook(leave, with_kwargs=True)
+    module.register_forward_hook(leave, prepend=True, with_kwargs=True)  # other hooks may change the output
 
 
 class _WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves it untyped

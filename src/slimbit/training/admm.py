@@ -68,9 +68,9 @@ class Admm:
     """The alternating direction method of multipliers for "only so many filters are not zero".
 
     Minimizes ``loss + sum_l rho/2 ||W_l - Z_l + U_l||^2``; at the end of every stage ``Z`` becomes the projection of
-    ``W + U`` onto the constraint, and ``U`` grows by ``W - Z`` (Wang et al. 2019, arXiv 1907.02124, as HkxAS6VFDB
-    uses it). Where rho grows, U shrinks by the same factor: it is the multiplier divided by rho. A regularizer for
-    `slimbit.TrainTask`.
+    ``W + U`` onto the constraint, and ``U`` grows by ``W - Z`` (Wang et al. 2019, arXiv 1907.02124, as the
+    paper uses it). Where rho grows, U shrinks by the same factor: it is the multiplier divided by rho. A regularizer
+    for `slimbit.training.task.TrainTask`.
 
     Projecting more often than rho grows does harm: where a penalty is too small to move the weights, ``U`` becomes as
     large as they are, and ``W + U`` prefers the very filters that were to go. Only in the last stage, whose penalty

@@ -1,18 +1,20 @@
 """Checkpoints: one safetensors file that holds everything a run needs to go on, replaced as a whole."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from slimbit.records.codec import canonical, from_json, record
 from slimbit.records.containers import check_safetensors
 from slimbit.records.errors import InputError
-from slimbit.records.files import parse_json, write_whole
+from slimbit.records.files import write_whole
 
 METADATA_KEY = "slimbit-training"
 
@@ -43,13 +45,23 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         StoreError: It cannot be written; the old one stays.
     """
     flat = {f"{group}/{name}": plain(t) for group, part in checkpoint.tensors.items() for name, t in part.items()}
-    said = {
-        "epoch": checkpoint.epoch,
-        "digest": checkpoint.digest,
-        "best_epoch": checkpoint.best_epoch,
-        "best_accuracy": checkpoint.best_accuracy,
-    }
-    write_whole(path, save(flat, metadata={METADATA_KEY: json.dumps(said)}))
+    progress = _Progress(
+        epoch=checkpoint.epoch,
+        digest=checkpoint.digest,
+        best_epoch=checkpoint.best_epoch,
+        best_accuracy=checkpoint.best_accuracy,
+    )
+    write_whole(path, save(flat, metadata={METADATA_KEY: canonical(progress).decode()}))
+
+
+@record
+class _Progress:
+    """What a checkpoint says beside its tensors."""
+
+    epoch: Annotated[int, Field(ge=0)]
+    digest: str
+    best_epoch: Annotated[int, Field(ge=0)]
+    best_accuracy: float | None
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -69,20 +81,19 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     tensors: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as content:
-            said = parse_json((content.metadata() or {})[METADATA_KEY], "its record")
+            found = from_json(_Progress, (content.metadata() or {})[METADATA_KEY], where="its record")
             for key in content.keys():  # noqa: SIM118 - a reader, not a mapping
                 group, _, name = key.partition("/")
                 tensors.setdefault(group, {})[name] = content.get_tensor(key)
-        best = said["best_accuracy"]
-        return Checkpoint(
-            epoch=int(said["epoch"]),
-            digest=str(said["digest"]),
-            best_epoch=int(said["best_epoch"]),
-            best_accuracy=None if best is None else float(best),
-            tensors=tensors,
-        )
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError, OverflowError) as error:
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InputError(f"checkpoint {path} must be a whole checkpoint of a training run, got {error}") from error
+    return Checkpoint(
+        epoch=found.epoch,
+        digest=found.digest,
+        best_epoch=found.best_epoch,
+        best_accuracy=found.best_accuracy,
+        tensors=tensors,
+    )
 
 
 def check_fits(checkpoint: Checkpoint, model: nn.Module, digest: str, path: Path) -> None:

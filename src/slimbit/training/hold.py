@@ -9,7 +9,7 @@ from slimbit.records.errors import InputError
 
 
 def held_at_zero(masks: Mapping[str, Tensor]) -> Callable[[nn.Module], None]:
-    """A function for `slimbit.TrainTask.after_step` that puts pruned weights back to zero.
+    """A function for `slimbit.training.task.TrainTask.after_step` that puts pruned weights back to zero.
 
     Args:
         masks: By parameter name, True = stays; e.g. of `slimbit.apply.mask.held_masks`.

@@ -1,6 +1,5 @@
 """Training images as batches: order, crops and flips of an epoch follow from its seed alone."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slimbit.numerics.augment import draw_moves, largest_shift, moved
+from slimbit.records.codec import sha256
 from slimbit.records.errors import InputError
 from slimbit.records.training import AugmentConfig
 
@@ -65,11 +65,8 @@ class TrainImages:
         """
         some = np.linspace(0, len(self.pixels) - 1, min(FINGERPRINT_IMAGES, len(self.pixels))).astype(np.intp)
         told = [len(self.pixels), tuple(self.pixels.shape[1:]), self.full_scale, tuple(self.mean), tuple(self.std)]
-        total = hashlib.sha256(repr(told).encode())
-        total.update(np.ascontiguousarray(self.pixels[some]).tobytes())
-        for part in (self.labels, self.chosen):
-            total.update(b"all" if part is None else np.ascontiguousarray(part).tobytes())
-        return total.hexdigest()
+        chosen = (b"all" if x is None else np.ascontiguousarray(x).tobytes() for x in (self.labels, self.chosen))
+        return sha256(repr(told).encode(), np.ascontiguousarray(self.pixels[some]).tobytes(), chosen)
 
 
 @dataclass(frozen=True, kw_only=True)

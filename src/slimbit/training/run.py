@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import nn
 
-from slimbit.records.codec import canonical, pretty
+from slimbit.records.codec import canonical, json_file
 from slimbit.records.errors import InputError
 from slimbit.records.files import as_path, not_written, parse_json, read_regular, write_whole
 from slimbit.records.signal import EpochSignal
@@ -234,7 +234,7 @@ def _write_weights(path: Path, model: nn.Module, card: Mapping[str, Any]) -> Non
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_whole(path, pretty(value))
+    write_whole(path, json_file(value))
 
 
 def _environment() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Signal and noise of the weights while a network trains: Eq. (5) of HkxAS6VFDB, in anyone's training loop."""
+"""Signal and noise of the weights while a network trains, in anyone's training loop: Prune or quantize?, Eq. (5)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,11 +37,11 @@ class SignalTracker:
     """Measures the random walk of every layer's weights, epoch by epoch.
 
     Over the iterations i = 1..I of an epoch that begins at weights ``W_start``, per filter and per layer:
-    ``signal = mean_i ||W_i||^2`` and ``noise = mean_i ||W_i - W_start||^2``, Eq. (5) of HkxAS6VFDB (reading [R] of the
-    specification). From their ratio the record computes the cost that the epoch's weights stand for, Eq. (4).
+    ``signal = mean_i ||W_i||^2`` and ``noise = mean_i ||W_i - W_start||^2``: Prune or quantize? (2019), Eq. (5), as
+    this project reads it. From their ratio the record computes the cost that the epoch's weights stand for, Eq. (4).
 
-    Tracked are the layers that `slimbit.survey_network` counts. A weight that layers share is held once and recorded
-    for each of them. A parametrized weight is followed as the network computes with it. A layer that was frozen for
+    Tracked are the layers that `slimbit.cost` counts. A weight that layers share is held once and recorded for each
+    of them. A parametrized weight is followed as the network computes with it. A layer that was frozen for
     the whole epoch (nothing of it requires gradients, and it did not move) is not in that epoch's record.
 
     Held: one copy of the tracked weights in their own type, and two float64 sums per filter (float32 on devices
@@ -55,7 +55,7 @@ class SignalTracker:
 
     Args:
         model: The network that trains, plain, compiled or wrapped; it is not run and not changed.
-        example_input: One example with its batch dimension, as for `slimbit.survey_network`, which then finds layers
+        example_input: One example with its batch dimension, as for `slimbit.cost`, which then finds layers
             and output positions. Without it layers are found by module type, and positions are learned from the first
             forward pass in training mode by hooks that are gone after the first `update`; in a network that is
             compiled already they stay unknown, and with them ESN_a.

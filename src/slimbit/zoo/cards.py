@@ -1,11 +1,13 @@
 """Model cards: what one must know to feed images to somebody's weights."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from pydantic import Field
+
+from slimbit.records.codec import canonical, from_json, plain, record
 from slimbit.records.containers import check_safetensors
 from slimbit.records.errors import InputError
 from slimbit.records.files import read_text
@@ -48,7 +50,9 @@ def read_card(weights: str | os.PathLike[str]) -> Mapping[str, Any] | None:
     metadata = _metadata(file)
     if METADATA_KEY in metadata:
         return _checked(metadata[METADATA_KEY], file)
-    return _checked(json.dumps({"normalize": metadata["normalize"]}), file) if "normalize" in metadata else None
+    if "normalize" not in metadata:
+        return None
+    return _checked(canonical({"normalize": metadata["normalize"]}).decode(), file)
 
 
 def _read(file: Path) -> str:
@@ -68,37 +72,33 @@ def _metadata(file: Path) -> Mapping[str, str]:
 
 def _checked(text: str, where: Path) -> dict[str, Any]:
     """The entries that are given, after the check of every one."""
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-    class Numbers(BaseModel):
-        model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-        mean: list[float] = Field(min_length=1, max_length=1024)
-        std: list[Annotated[float, Field(gt=0)]] = Field(min_length=1, max_length=1024)
-
-    class Card(BaseModel):
-        model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-        network: str | None = None
-        data: str | None = None
-        normalize: str | Numbers | None = None
-        size: int | None = Field(default=None, ge=1, le=4096)
-        classes: int | None = Field(default=None, ge=1)
-        held_out: int | None = Field(default=None, ge=0)
-        accuracy: float | None = Field(default=None, ge=0, le=100)
-        description: str | None = None
-        license: str | None = None
-        source: str | None = None
-
-    try:
-        card = Card.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[-1]  # of the two forms of normalize, the numbers come last
-        entry = ".".join(str(step) for step in first["loc"])[:80] or "the card"
-        raise InputError(f"model card of {str(where)!r} must be valid, got {entry}: {first['msg']}") from error
+    card = from_json(_Card, text, where=f"model card of {str(where)!r}")
     _check_name(card.normalize, where)
-    return card.model_dump(exclude_none=True)
+    given: dict[str, Any] = plain(card)
+    return {name: value for name, value in given.items() if value is not None}
 
 
-def _check_name(normalize: object, where: Path) -> None:
+@record
+class _Numbers:
+    mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=1024)]
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=1024)]
+
+
+@record
+class _Card:
+    network: str | None = None
+    data: str | None = None
+    normalize: str | _Numbers | None = None
+    size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    classes: Annotated[int, Field(ge=1)] | None = None
+    held_out: Annotated[int, Field(ge=0)] | None = None
+    accuracy: Annotated[float, Field(ge=0, le=100)] | None = None
+    description: str | None = None
+    license: str | None = None
+    source: str | None = None
+
+
+def _check_name(normalize: str | _Numbers | None, where: Path) -> None:
     from slimbit.zoo.data.normalization import named
 
     if isinstance(normalize, str):
@@ -106,5 +106,5 @@ def _check_name(normalize: object, where: Path) -> None:
             named(normalize)
         except InputError as error:
             raise InputError(f"model card of {str(where)!r}: {error}") from error
-    elif normalize is not None and len(normalize.mean) != len(normalize.std):  # type: ignore[attr-defined] # Numbers
+    elif normalize is not None and len(normalize.mean) != len(normalize.std):
         raise InputError(f"model card of {str(where)!r} must have as many numbers in mean as in std")

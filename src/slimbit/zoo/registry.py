@@ -115,7 +115,7 @@ def network(name: str, *, weights: "str | os.PathLike[str] | None" = None, class
 
     Names end in an optional width multiplier: ``vgg7@0.5`` has half the filters in every layer.
     CIFAR residual networks also say their shortcuts: ``resnet20`` projects in the first block of all three
-    stages (HkxAS6VFDB), ``resnet20-A`` pads with zeros, ``resnet20-B`` projects in stages 2 and 3.
+    stages (Prune or quantize? (2019)), ``resnet20-A`` pads with zeros, ``resnet20-B`` projects in stages 2 and 3.
 
     Args:
         name: One of `names`, with or without ``@width``; the width lies between 0.05 and 8.

@@ -10,6 +10,7 @@ import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -53,16 +54,19 @@ def imported_timm() -> Any:
     if importlib.util.find_spec("timm") is None:
         raise MissingExtraError("timm", "timm", "a network of timm")
     try:
-        with contextlib.nullcontext() if _torchvision_works() else _placeholders():
+        with contextlib.nullcontext() if "timm" in sys.modules else torchvision_or_placeholders():
             import timm
     except Exception as error:
         raise InputError(f"timm must be importable, got {type(error).__name__}: {error}") from error
     return timm
 
 
+def torchvision_or_placeholders() -> AbstractContextManager[None]:
+    """A context in which torchvision can be imported, if need be as placeholders; what is imported then keeps them."""
+    return contextlib.nullcontext() if _torchvision_works() else _placeholders()
+
+
 def _torchvision_works() -> bool:
-    if "timm" in sys.modules:
-        return True
     try:
         import torchvision.ops
         import torchvision.transforms.functional  # noqa: F401 - what timm imports

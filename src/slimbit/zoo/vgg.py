@@ -1,4 +1,4 @@
-"""VGG7 for 32x32 images: (2x128C3)-MP-(2x256C3)-MP-(2x512C3)-MP-1024FC, each with BatchNorm (HkxAS6VFDB)."""
+"""VGG7 for 32x32 images: (2x128C3)-MP-(2x256C3)-MP-(2x512C3)-MP-1024FC, each with BatchNorm."""
 
 import torch
 from torch import Tensor, nn

@@ -3,15 +3,17 @@
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slimbit.records.cost import METRICS, CostReport, LayerCost, TotalCost
+from slimbit.records.latency import Latency
 from slimbit.records.point import FrontierPoint
 from slimbit.records.setting import Bits, Price
+from slimbit.records.verification import ExportedFile, NodeExecution, PaddedCost, SaturationCheck, Verification
 from slimbit.report.frames import ReportFacts
 
 # (name, shape, positions) of a CIFAR ResNet-20
@@ -124,6 +126,58 @@ class InventedRun:
     def read_cost(self, asked: FrontierPoint) -> dict[str, Any]:
         """As a store does."""
         return self.reports[asked.number].to_dict()
+
+
+def exported_file(number: int, *, exact: bool = True, name: str = "small.onnx") -> ExportedFile:
+    """A file of a point: exact, or one whose sums saturate and whose softmax runs in floats."""
+    nodes = [
+        NodeExecution(name="layer1.0.relu/result", operator="Conv", executed="QLinearConv", fusion="integer"),
+        NodeExecution(name="softmax", operator="Softmax", executed="Softmax", fusion="integer" if exact else "float"),
+        NodeExecution(name="layer1.0.bn1", operator="Mul", executed="", fusion="gone"),
+    ]
+    saturation = [
+        SaturationCheck(layer=layer, largest_weight=weight, largest_pair=510 * weight, is_safe=weight < 65)
+        for layer, weight in {"conv1": 63, "layer1.0.conv1": 63 if exact else 127}.items()
+    ]
+    proof = Verification(
+        file=name,
+        digest="ab" * 32,
+        runtime="onnxruntime 1.31.1",
+        processor="x86_64, no VNNI",
+        images=200,
+        equal_to_reference=200 if exact else 198,
+        equal_to_network=200,
+        largest_output_difference=0.0 if exact else 0.25,
+        layer_differences={"relu": 0, "layer1.0.relu": 0 if exact else 3},
+        near_ties=0,
+        accuracy=90.5,
+        reference_accuracy=90.5 if exact else 91.0,
+        answers_that_differ=0 if exact else 1,
+        nodes=tuple(nodes),
+        saturation=tuple(saturation),
+        answers_that_saturate=None if exact else 2,
+        saturating_images=0 if exact else 40,
+    )
+    times = [
+        Latency(
+            file=file, runtime="onnxruntime 1.31.1", batch=1, threads=1, passes=11, median_seconds=seconds,
+            low_seconds=seconds, high_seconds=seconds,
+        )
+        for file, seconds in {name: 1e-3, "float.onnx": 2e-3}.items()
+    ]  # fmt: skip
+    return ExportedFile(
+        point=number,
+        bytes=308_654,
+        verification=proof,
+        padded=(PaddedCost(runtime="ONNX Runtime, CPU", padding=3.8),),
+        latencies=tuple(times) if exact else (),
+    )
+
+
+@pytest.fixture(scope="session")
+def file_of() -> Callable[..., ExportedFile]:
+    """Files of points, see `exported_file`."""
+    return exported_file
 
 
 @pytest.fixture

@@ -52,6 +52,39 @@ def open_page(pages):
     assert [shown.complaints for shown in used] == [[] for _ in used]
 
 
+@pytest.fixture(scope="module")
+def exported_report(tmp_path_factory, run_of, file_of):
+    run = run_of()
+    file = tmp_path_factory.mktemp("exported") / "report.html"
+    files = [file_of(8), file_of(9, exact=False, name=HOSTILE)]
+    file.write_text(page(report_data(run.about, run.points, run.read_cost), files), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_exported_files_are_a_section(open_page, exported_report, width, scheme):
+    shown = open_page(exported_report, width=width, scheme=scheme)
+    assert shown.locator("#exported").is_visible()
+    assert shown.locator("#file option").all_text_contents()[0].startswith("small.onnx: point 8, optimal, price ")
+    shown.select_option("#file", "0")
+    assert shown.locator("#file-verdict").text_content().startswith("Exact: of 200 images, 200 are equal bit for bit")
+    assert "2.00" in shown.locator("#file-latencies tr").first.text_content()
+    assert shown.locator("#file-operations-text").text_content().startswith("2 operations run in integers, 0 in floats")
+    shown.select_option("#file", "1")
+    assert shown.locator("#file-verdict").text_content().startswith("Not exact: of 200 images, 198")
+    assert shown.locator("#file-operations tr").first.text_content() == "softmaxSoftmaxSoftmaxfloats"
+    assert shown.locator("#file-differences tr").first.text_content() == "layer1.0.relu3"
+    assert shown.locator("#file-saturation tr").first.text_content() == "layer1.0.conv112764,770no"
+    assert "2 of 40 answers change" in shown.locator("#file-saturation-text").text_content()
+    assert not shown.locator("#file-times").is_visible()
+    assert shown.evaluate("window.injected") is None
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_report_without_files_has_no_such_section(open_page, report_file):
+    assert not open_page(report_file).locator("#exported").is_visible()
+
+
 def start_over(shown):
     """The metric and the point that the report opens with."""
     shown.locator("#metrics button").first.click()
@@ -168,7 +201,7 @@ def test_hostile_names_stay_text(open_page, tmp_path, run_of):
     file = tmp_path / "report.html"
     file.write_text(page(report_data(run.about, run.points, read_cost)), encoding="utf-8")
     shown = open_page(file)
-    shown.evaluate("Plotly.Fx.hover('accuracy', [{curveNumber: 2, pointNumber: 5}])")
+    shown.evaluate("Plotly.Fx.hover('accuracy', [{curveNumber: 2, pointNumber: 0}])")
     shown.wait_for_selector("#accuracy .hovertext")
     assert shown.evaluate("window.injected") is None
     assert shown.locator("img, a[href^=javascript], #accuracy svg a").count() == 0

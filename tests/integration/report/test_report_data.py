@@ -109,6 +109,21 @@ def test_headline_compares_pairwise_where_hits_are_known(invented_run):
     )
 
 
+def test_every_baseline_has_a_curve_of_its_own(invented_run):
+    points = [dataclasses.replace(p, policy="aciq") if p.baseline and p.number % 2 else p for p in invented_run.points]
+    data = report_data(invented_run.about, points, invented_run.read_cost)
+    _, _, plain, aciq, _, selected = traces = accuracy_figure(data, "esn_digital")["data"]
+    assert (plain["name"], aciq["name"]) == ("baseline: max_abs", "baseline: aciq")
+    assert {p % 2 for p in plain["customdata"]} == {0}
+    assert {p % 2 for p in aciq["customdata"]} == {1}
+    assert plain["mode"] == aciq["mode"] == "lines+markers"
+    assert selected["name"] == "selected"
+    for styles in contents(data)["templates"].values():
+        assert len(styles["data"]["scatter"]) == len(traces)
+    drop = at(data, 1.0)
+    assert drop.factors[0].factor is not None  # compared with max_abs, the paper's, of those near 8 bits
+
+
 def test_metrics_start_with_the_sweep_and_leave_out_what_never_changes(invented_run):
     about = dataclasses.replace(invented_run.about, metric="esn_analog")
     names = [metric.name for metric in report_data(about, invented_run.points, invented_run.read_cost).metrics]

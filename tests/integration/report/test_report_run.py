@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from slimbit.cli.report import report
 from slimbit.frontier.frontier import open_run
 from slimbit.frontier.store import begin_store, check_folder
+from slimbit.frontier.table import FolderTable
 from slimbit.records.codec import canonical
 from slimbit.records.config import PAPER, QuantConfig
 from slimbit.records.errors import InputError
@@ -32,7 +33,7 @@ def stored_run(tmp_path, invented_run):
     """The invented run's 4-bit baseline, two of its points and its failure, in a real store."""
     folder = tmp_path / "a run"
     check_folder(folder)
-    store = begin_store(folder, storage=None, metric="esn_digital", check=lambda _: None)
+    store = begin_store(FolderTable(folder), storage=None, metric="esn_digital", check=lambda _: None)
     for chosen in (invented_run.points[i] for i in (3, 12, 15, 18)):
         plan = CompressionPlan(
             network="resnet20",

@@ -201,7 +201,7 @@ def test_the_page_is_the_same_every_time(run: Path) -> None:
     [
         ("signal.jsonl", None, "RUN must be a folder with a signal.jsonl or such a file"),
         ("signal.jsonl", "", "signal.jsonl must hold at least one epoch, got none"),
-        ("signal.jsonl", "{}\n", "line 1 of .*signal.jsonl must be a record of one epoch"),
+        ("signal.jsonl", "{}\n", "line 1 of .*signal.jsonl must hold epoch, got none"),
         ("epochs.jsonl", "{\n", "line 1 of .*epochs.jsonl must be complete JSON"),
         ("epochs.jsonl", "3\n", "line 1 of .*epochs.jsonl must be .*got 3"),
         ("epochs.jsonl", '{"epoch": "one"}\n', "epoch of line 1 of .*epochs.jsonl must be a valid integer"),

@@ -1,7 +1,7 @@
 "use strict";
 // Draws a report from the JSON beside it. Names come from users: they reach the page as text, never as markup.
 (() => {
-  const { report, figures, histogram, templates, pick } = JSON.parse(document.getElementById("data").textContent);
+  const { report, figures, histogram, templates, pick, exported } = JSON.parse(document.getElementById("data").textContent);
   const { about } = report;
   const points = new Map(report.points.map((point) => [point.number, point]));
   const state = { metric: report.metrics[0].name, point: report.start, view: "useful", sort: null, up: true };
@@ -254,6 +254,32 @@
     return row(node("td"), node("td", label(point)), reason);
   }
 
+  // ---- exported files ---------------------------------------------------------------------------------------
+  function drawFiles() {
+    at("exported").hidden = !exported.length;
+    if (!exported.length) return;
+    at("file").replaceChildren(...exported.map((one, place) => node("option", one.title, { value: place })));
+    at("file").addEventListener("change", drawFile);
+    drawFile();
+  }
+
+  function drawFile() {
+    const one = exported[at("file").value];
+    const fill = (id, rows, numbers) => at(id).replaceChildren(...rows.map((cells) => row(...cells.map(
+      (text, place) => node("td", text, numbers.includes(place) ? { class: "number" } : {}),
+    ))));
+    at("file-verdict").textContent = one.verdict;
+    at("file-verdict").classList.toggle("wrong", !one.is_exact);
+    pairs(at("file-facts"), one.facts);
+    fill("file-operations", one.operations, []);
+    fill("file-differences", one.differences, [1]);
+    fill("file-saturation", one.saturation, [1, 2]);
+    fill("file-latencies", one.latencies, [1, 2, 3, 4]);
+    for (const part of ["operations", "differences", "saturation"])
+      at(`file-${part}-text`).textContent = one[`${part}_text`];
+    at("file-times").hidden = !one.latencies.length;
+  }
+
   // ---- choosing ---------------------------------------------------------------------------------------------
   function choosePoint(number) {
     if (!report.layers[number]) return;
@@ -317,6 +343,7 @@
   const nameTheme = () => { at("theme").textContent = theme() === "dark" ? "Light" : "Dark"; };
 
   drawHead();
+  drawFiles();
   drawTabs();
   nameTheme();
   chooseMetric(state.metric);

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from slimbit.zoo.data.evaluator import Evaluator
 
 CALIBRATION_BATCH = 250
-EVALUATION_BATCH = 100
-"""Measured for ResNet-20 on 32x32 images: docs/how-to/data.md."""
+EVALUATION_BATCH, EVALUATION_PIXELS = 100, 100 * 112 * 112
+"""Images at once, and pixels: 100 images of 32x32, 25 of 224x224. Measured for ResNet-20 on 32x32 images:
+docs/how-to/data.md."""
 FEWEST_CLASSES = 2
 
 
@@ -144,12 +145,13 @@ class DataSet:
         settings = AugmentConfig() if augment is True else augment or None
         return CalibrationBatches(self, order[:images], _batch_size(batch_size), augment=settings, seed=seed)
 
-    def evaluator(self, images: int | None = None, *, batch_size: int = EVALUATION_BATCH) -> "Evaluator":
+    def evaluator(self, images: int | None = None, *, batch_size: int | None = None) -> "Evaluator":
         """A function from a model to its top-1 accuracy in percent on test images.
 
         Args:
             images: How many, the first of a fixed order in which the classes come in proportion; None: all.
-            batch_size: Images per forward pass; accuracy does not depend on it.
+            batch_size: Images per forward pass; accuracy does not depend on it. Default: 100 of up to 112 x 112
+                pixels, fewer of larger ones.
 
         Raises:
             InputError: There are not so many.
@@ -161,7 +163,7 @@ class DataSet:
         return self._evaluator(self.test, order[:count], "test images", batch_size)
 
     def selection(
-        self, images: int | None = None, *, batch_size: int = EVALUATION_BATCH
+        self, images: int | None = None, *, batch_size: int | None = None
     ) -> "tuple[Evaluator, Evaluator | None]":
         """Accuracy to choose a model by, and accuracy on other images to quote for the one that was chosen.
 
@@ -172,7 +174,7 @@ class DataSet:
         Args:
             images: Number of images to choose by; None: the images held out, or half of the test images; 0: all test
                 images, and none are left to quote.
-            batch_size: Images per forward pass.
+            batch_size: As in `evaluator`.
 
         Returns:
             The two evaluators; the second is None where no images are left for it.
@@ -208,10 +210,13 @@ class DataSet:
         assert self.test.labels is not None, "checked when it was made"
         return self.test.labels
 
-    def _evaluator(self, part: Part, order: NDArray[np.intp], what: str, batch_size: int) -> "Evaluator":
+    def _evaluator(self, part: Part, order: NDArray[np.intp], what: str, batch_size: int | None) -> "Evaluator":
         from slimbit.zoo.data.evaluator import Evaluator
 
         there = len(part.images)
+        if batch_size is None:
+            pixels = part.images.shape[2] * part.images.shape[3]
+            batch_size = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels))
         of = f"all {there}" if len(order) == there else f"{len(order)} of {there}"
         return Evaluator(self, part, order, f"top-1 of {of} {what} of {self.name}", _batch_size(batch_size))
 

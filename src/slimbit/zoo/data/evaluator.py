@@ -1,8 +1,6 @@
 """Top-1 accuracy of any classifier on the test images of a data set."""
 
 import copy
-import hashlib
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slimbit.records.accuracy import Accuracy
+from slimbit.records.codec import canonical, sha256
 from slimbit.records.errors import InputError
 from slimbit.zoo.data.batches import CPU, normalized
 
@@ -61,17 +60,17 @@ class Evaluator:
         data, images = self._data, self._images
         norm = data.normalization
         about = [self.images, images.shape[1:], str(images.dtype), data.full_scale, norm.mean, norm.std]
-        total = hashlib.sha256(json.dumps(about).encode())
-        total.update(self._labels.numpy().tobytes())
         content = getattr(images, "content", None)  # of pictures their files: decoding all of them takes minutes
-        for start in range(0, self.images, self._batch_size):
-            chosen = self._order[start : start + self._batch_size]
-            if content is None:
-                total.update(np.ascontiguousarray(images[chosen]).tobytes())
-                continue
-            for number in chosen:
-                total.update(hashlib.sha256(content(int(number))).digest())
-        return total.hexdigest()
+
+        def parts() -> Iterator[bytes]:
+            for start in range(0, self.images, self._batch_size):
+                chosen = self._order[start : start + self._batch_size]
+                if content is None:
+                    yield np.ascontiguousarray(images[chosen]).tobytes()
+                else:
+                    yield from (bytes.fromhex(sha256(content(int(number)))) for number in chosen)
+
+        return sha256(canonical(about), self._labels.numpy().tobytes(), parts())
 
     def __call__(self, model: nn.Module) -> Accuracy:
         """Percent, 0 to 100, with which images were right.

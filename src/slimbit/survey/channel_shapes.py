@@ -1,4 +1,4 @@
-"""What operations that only move entries do to channels; rules as in `slimbit.survey.tie_rules`."""
+"""What operations that only move entries do to channels; rules as in `slimbit.survey.channel_rules`."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ import numpy as np
 from torch import Tensor
 from torch.nn.modules.padding import _ConstantPadNd
 
-from slimbit.survey.ledger import FREE, Atoms
-from slimbit.survey.tie_operation import Operation, compressed
-from slimbit.survey.tie_rules import handles, met
+from slimbit.survey.channel_groups import NOT_A_FILTER, Channels
+from slimbit.survey.channel_operation import Operation, compressed
+from slimbit.survey.channel_rules import handles, met
 
 
 @handles("alias", "detach", "lift_fresh", "contiguous", "clone", "dropout", "zeros_like", "ones_like", "rand_like")
@@ -17,7 +17,7 @@ def _same(op: Operation) -> None:
     values = op["self"] if op["self"] is not None else op["input"]
     found, like = op.channels(values), op.name.endswith("_like")
     if found is not None:
-        op.put(found.atoms, zero=op.name == "zeros_like" or (found.zero and not like))
+        op.put(found.ids, zero=op.name == "zeros_like" or (found.zero and not like))
     elif op.name in ("zeros_like", "ones_like"):
         op.trace.note_constant(op.output, zero=op.name == "zeros_like")
     elif op.name == "lift_fresh" and not values.ndim:
@@ -51,15 +51,15 @@ def _write(op: Operation) -> None:
     source = op["src"] if op.name == "copy" else op["value"]
     before, made = op.channels(target), op.channels(source)
     if made is not None:
-        atoms, zero = made.atoms.reshape((1,) * (target.ndim - made.atoms.ndim) + made.atoms.shape), made.zero
+        ids, zero = made.ids.reshape((1,) * (target.ndim - made.ids.ndim) + made.ids.shape), made.zero
         if before is not None and op.trace.is_part_beside(target):
-            atoms = op.ledger.tie(atoms, before.atoms, f"{op.where} writes them beside what is no filter")
+            ids = op.channel_groups.union(ids, before.ids, f"{op.where} writes them beside what is no filter")
             zero = zero and before.zero
-        op.put(atoms, zero=zero)
+        op.put(ids, zero=zero)
         return
     constant = op.trace.constant(source) if isinstance(source, Tensor) else not source
     if before is not None and constant is not None:
-        op.put(before.atoms, zero=before.zero and constant)
+        op.put(before.ids, zero=before.zero and constant)
     elif before is None and constant is not None and op.trace.constant(target) is not None:
         op.trace.note_constant(target, zero=False)
     else:
@@ -75,25 +75,25 @@ def _view(op: Operation) -> None:
     if found is None:
         return
     if op.name == "expand":
-        atoms: Atoms | None = _expanded(op, values, found.atoms)
+        ids: Channels | None = _expanded(op, values, found.ids)
     else:
-        atoms = reshaped(found.atoms, values.shape, op.output.shape)
-    if atoms is None:
+        ids = reshaped(found.ids, values.shape, op.output.shape)
+    if ids is None:
         op.give_up()
         return
-    op.put(_settled(op, atoms), zero=found.zero)
+    op.put(_settled(op, ids), zero=found.zero)
 
 
-def _expanded(op: Operation, values: Tensor, atoms: Atoms) -> Atoms | None:
+def _expanded(op: Operation, values: Tensor, ids: Channels) -> Channels | None:
     ahead = op.output.ndim - values.ndim
-    atoms = atoms.reshape((1,) * ahead + atoms.shape)
+    ids = ids.reshape((1,) * ahead + ids.shape)
     many = [op.output.shape[ahead + d] for d in range(values.ndim) if values.shape[d] == 1]
-    if max(many, default=1) > 1 and max(atoms.shape) == 1 and values.shape[-1] == 1:
+    if max(many, default=1) > 1 and max(ids.shape) == 1 and values.shape[-1] == 1:
         return None
-    return atoms
+    return ids
 
 
-def reshaped(atoms: Atoms, before: Sequence[int], after: Sequence[int]) -> Atoms | None:
+def reshaped(ids: Channels, before: Sequence[int], after: Sequence[int]) -> Channels | None:
     """Channels of a tensor that is given another shape; None for empty tensors.
 
     >>> reshaped(np.array([[[5], [6]]]), (1, 2, 9), (1, 18))[0].tolist() == [5] * 9 + [6] * 9
@@ -114,25 +114,25 @@ def reshaped(atoms: Atoms, before: Sequence[int], after: Sequence[int]) -> Atoms
             else:
                 columns.append(after[j])
                 j += 1
-        uniform = all(n == 1 for n in atoms.shape[i - len(rows) : i])
+        uniform = all(n == 1 for n in ids.shape[i - len(rows) : i])
         wide += [1] * len(rows) if uniform else rows
         result += [1] * len(columns) if uniform else columns
-    return compressed(np.broadcast_to(atoms, wide).reshape(result))
+    return compressed(np.broadcast_to(ids, wide).reshape(result))
 
 
-def _settled(op: Operation, atoms: Atoms) -> Atoms:
+def _settled(op: Operation, ids: Channels) -> Channels:
     """Channels over several dimensions: only one of these can become shorter, so units run along the others."""
-    dims = [d for d in range(atoms.ndim) if op.ledger.varies(atoms, d)]
+    dims = [d for d in range(ids.ndim) if op.channel_groups.varies(ids, d)]
     follow = op.trace.decisions.follow.get(op.index)
     if len(dims) > 1 and follow in dims:
-        rows = np.moveaxis(atoms, follow, -1).reshape(-1, atoms.shape[follow])
-        op.tie_rows(rows, f"{op.where} splits them together with what is no filter")
+        rows = np.moveaxis(ids, follow, -1).reshape(-1, ids.shape[follow])
+        op.union_rows(rows, f"{op.where} splits them together with what is no filter")
         dims = [follow]
     elif len(dims) > 1:
         op.undecided = tuple(dims)
     for d in dims:
-        op.size(str(d), op.output.shape[d], op.line(atoms, d, atoms.shape[d]))
-    return atoms
+        op.size(str(d), op.output.shape[d], op.line(ids, d, ids.shape[d]))
+    return ids
 
 
 @handles("permute", "transpose", "t", "movedim")
@@ -148,7 +148,7 @@ def _permute(op: Operation) -> None:
         order = list(range(values.ndim))
         a, b = (op["dim0"], op["dim1"]) if op.name == "transpose" else (0, values.ndim - 1)
         order[a], order[b] = order[b], order[a]
-    op.put(np.transpose(found.atoms, order), zero=found.zero)
+    op.put(np.transpose(found.ids, order), zero=found.zero)
 
 
 @handles("slice", "narrow")
@@ -159,13 +159,13 @@ def _slice(op: Operation) -> None:
     if found is None:
         return
     dim, size = op["dim"] % op["self"].ndim, op["self"].shape[op["dim"]]
-    if found.atoms.shape[dim] == 1:
-        op.put(found.atoms, zero=found.zero)
+    if found.ids.shape[dim] == 1:
+        op.put(found.ids, zero=found.zero)
         return
     start, end, step = (op[key] for key in ("start", "end", "step"))
     start, end, step = start or 0, size if end is None else end, step or 1
     start, end = (min(max(n + size if n < 0 else n, 0), size) for n in (start, end))
-    line, places = op.line(found.atoms, dim, size), np.arange(start, end, step)
+    line, places = op.line(found.ids, dim, size), np.arange(start, end, step)
     empty = op.trace.unwritten(op["self"], dim, places)
     if empty is not None:
         op.trace.note_constant(op.output, zero=empty)
@@ -174,21 +174,21 @@ def _slice(op: Operation) -> None:
         if size % step or start >= step or end != size:
             op.give_up(f"{op.where} takes channels by their number")
             return
-        op.ledger.tie(
+        op.channel_groups.union(
             line.reshape(-1, step), line[::step, None], f"{op.where} takes each {step}th of what is no filter"
         )
     elif op.index in op.trace.decisions.parts:
-        _tie_parts(op, line, (start, end))
+        _union_parts(op, line, (start, end))
     for slot, number in (("start", start), ("end", end)):
         if 0 < number < size and step == 1:
             op.size(slot, number, line[:number])
-    op.put(found.atoms.take(places, dim), zero=found.zero)
+    op.put(found.ids.take(places, dim), zero=found.zero)
 
 
-def _tie_parts(op: Operation, line: Atoms, bounds: Sequence[int]) -> None:
+def _union_parts(op: Operation, line: Channels, bounds: Sequence[int]) -> None:
     """Parts whose sizes the code computes from the whole stay such parts if all of them lose the same places."""
     part = math.gcd(len(line), *bounds)
-    op.tie_rows(line.reshape(-1, part), f"{op.where} takes parts of them and of what is no filter")
+    op.union_rows(line.reshape(-1, part), f"{op.where} takes parts of them and of what is no filter")
 
 
 @handles("select", "unbind")
@@ -199,11 +199,11 @@ def _select(op: Operation) -> None:
     if found is None:
         return
     dim = (op["dim"] or 0) % op["self"].ndim
-    if op.ledger.varies(found.atoms, dim):
+    if op.channel_groups.varies(found.ids, dim):
         op.give_up(f"{op.where} takes channels by their number")
         return
     for output in op.outputs:
-        op.put(np.asarray(found.atoms.take(0, dim)), zero=found.zero, output=output)
+        op.put(np.asarray(found.ids.take(0, dim)), zero=found.zero, output=output)
 
 
 @handles("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk")
@@ -213,18 +213,18 @@ def _split(op: Operation) -> None:
     if found is None:
         return
     dim = (op["dim"] or 0) % op["self"].ndim
-    if found.atoms.shape[dim] == 1:
+    if found.ids.shape[dim] == 1:
         for part in op.outputs:
-            op.put(found.atoms, zero=found.zero, output=part)
+            op.put(found.ids, zero=found.zero, output=part)
         return
-    line = op.line(found.atoms, dim, op["self"].shape[dim])
+    line = op.line(found.ids, dim, op["self"].shape[dim])
     ends = np.cumsum([part.shape[dim] for part in op.outputs]).tolist()
     if op.index in op.trace.decisions.parts:
-        _tie_parts(op, line, ends)
+        _union_parts(op, line, ends)
     for number, (part, end) in enumerate(zip(op.outputs, ends, strict=True)):
         places = np.arange(end - part.shape[dim], end)
         op.size(str(number), len(places), line[places])
-        op.put(found.atoms.take(places, dim), zero=found.zero, output=part)
+        op.put(found.ids.take(places, dim), zero=found.zero, output=part)
 
 
 @handles("cat", "stack")
@@ -235,16 +235,16 @@ def _cat(op: Operation) -> None:
     if not carried:
         return
     dim, zero = op["dim"] % op.output.ndim, all(found.zero for found in carried)
-    if op.name == "stack" or all(found.atoms.shape[dim] == 1 for found in carried):
-        atoms = met(op, parts, parts[0].ndim)
-        if atoms is not None:
-            op.put(np.expand_dims(atoms, dim) if op.name == "stack" else atoms, zero=zero)
+    if op.name == "stack" or all(found.ids.shape[dim] == 1 for found in carried):
+        ids = met(op, parts, parts[0].ndim)
+        if ids is not None:
+            op.put(np.expand_dims(ids, dim) if op.name == "stack" else ids, zero=zero)
         return
-    if any(op.ledger.varies(found.atoms, d) for found in carried for d in range(op.output.ndim) if d != dim):
+    if any(op.channel_groups.varies(found.ids, d) for found in carried for d in range(op.output.ndim) if d != dim):
         op.give_up()
         return
     lines = [
-        np.full(x.shape[dim], FREE) if found is None else op.line(found.atoms, dim, x.shape[dim])
+        np.full(x.shape[dim], NOT_A_FILTER) if found is None else op.line(found.ids, dim, x.shape[dim])
         for x, found in zip(parts, found_of, strict=True)
     ]
     op.put_along(dim, np.concatenate(lines), zero=zero)
@@ -256,10 +256,8 @@ def _repeat(op: Operation) -> None:
     found = op.channels(op["self"])
     if found is None:
         return
-    atoms = found.atoms.reshape((1,) * (op.output.ndim - op["self"].ndim) + found.atoms.shape)
-    op.put(
-        np.tile(atoms, [k if n > 1 else 1 for k, n in zip(op["repeats"], atoms.shape, strict=True)]), zero=found.zero
-    )
+    ids = found.ids.reshape((1,) * (op.output.ndim - op["self"].ndim) + found.ids.shape)
+    op.put(np.tile(ids, [k if n > 1 else 1 for k, n in zip(op["repeats"], ids.shape, strict=True)]), zero=found.zero)
 
 
 @handles("unfold")
@@ -268,10 +266,10 @@ def _windows(op: Operation) -> None:
     found = op.channels(op["self"])
     if found is None:
         return
-    if op.ledger.varies(found.atoms, op["dimension"] % op["self"].ndim):
+    if op.channel_groups.varies(found.ids, op["dimension"] % op["self"].ndim):
         op.give_up(f"{op.where} takes channels by their number")
     else:
-        op.put(found.atoms[..., None], zero=found.zero)
+        op.put(found.ids[..., None], zero=found.zero)
 
 
 @handles("constant_pad_nd")
@@ -282,10 +280,10 @@ def _pad(op: Operation) -> None:
     if found is None:
         return
     pad: list[int] = [*op["pad"], *(0,) * (2 * values.ndim - len(op["pad"]))]
-    dims = [d for d in range(values.ndim) if found.atoms.shape[d] > 1 and any(pad[2 * (values.ndim - 1 - d) :][:2])]
+    dims = [d for d in range(values.ndim) if found.ids.shape[d] > 1 and any(pad[2 * (values.ndim - 1 - d) :][:2])]
     zero = found.zero and not op["value"]
     if not dims:
-        op.put(found.atoms, zero=zero)
+        op.put(found.ids, zero=zero)
         return
     low, high = pad[2 * (values.ndim - 1 - dims[0]) :][:2]
     line = op.along(values, dims[0])
@@ -294,12 +292,14 @@ def _pad(op: Operation) -> None:
     if min(low, high) < 0:
         op.give_up(f"{op.where} takes channels by their number")
         return
-    zeros = np.full(low + high, FREE)
+    zeros = np.full(low + high, NOT_A_FILTER)
     path = op.trace.path[-1]
     module = op.trace.modules[path]
     if isinstance(module, _ConstantPadNd) and not op["value"] and list(module.padding) == list(op["pad"]):
-        known = op.ledger.axes.get((path, "padding"))
-        zeros = op.ledger.meet((path, "padding"), op.ledger.new(low + high) if known is None else known)
+        known = op.channel_groups.axes.get((path, "padding"))
+        zeros = op.channel_groups.assign(
+            (path, "padding"), op.channel_groups.new(low + high) if known is None else known
+        )
     op.put_along(dims[0], np.concatenate((zeros[:low], line, zeros[low:])), zero=zero)
 
 
@@ -319,19 +319,19 @@ def _woven(op: Operation) -> None:
         return
     reason = f"{op.where} weaves in what is no filter"
     if op.name in ("pixel_unshuffle", "im2col"):
-        atoms = np.repeat(line, op.output.shape[-3 if shuffles else -2] // len(line))
+        ids = np.repeat(line, op.output.shape[-3 if shuffles else -2] // len(line))
     elif op.name.endswith("channel_shuffle"):
         table = line.reshape(op["groups"], -1)
-        op.tie_rows(table, reason)
-        atoms = table.T.ravel()
+        op.union_rows(table, reason)
+        ids = table.T.ravel()
     elif op.name == "glu":
         first, second = np.split(line, 2)
-        atoms = op.ledger.tie(first, second, reason)
+        ids = op.channel_groups.union(first, second, reason)
     else:
         runs = line.reshape(op.output.shape[-3], -1)
-        atoms = op.ledger.tie(runs, runs[:, :1], reason)[:, 0]
+        ids = op.channel_groups.union(runs, runs[:, :1], reason)[:, 0]
     op.put_along(
-        op.output.ndim - 2 if op.name == "im2col" else op.output.ndim - 3 if shuffles else axis, atoms, zero=zero
+        op.output.ndim - 2 if op.name == "im2col" else op.output.ndim - 3 if shuffles else axis, ids, zero=zero
     )
 
 
@@ -345,8 +345,8 @@ def _indexed(op: Operation) -> None:
     indices = op["indices"] if op.name == "index" else [*(None,) * (op["dim"] % values.ndim), op["index"]]
     picked = [d for d, index in enumerate(indices) if index is not None]
     plain = op.output.ndim == values.ndim and len(picked) == 1
-    if plain and found.atoms.shape[picked[0]] == 1:
-        op.put(found.atoms, zero=found.zero)
+    if plain and found.ids.shape[picked[0]] == 1:
+        op.put(found.ids, zero=found.zero)
         return
     names = op.trace.names(indices[picked[0]]) if plain else []
     numbers = op.trace.numbers.get(names[0]) if len(names) == 1 else None
@@ -355,5 +355,5 @@ def _indexed(op: Operation) -> None:
         op.give_up(f"{op.where} takes channels by their number")
         return
     op.proper.add(names[0])
-    op.ledger.meet((names[0], "values"), line)
-    op.put_along(picked[0], op.ledger.meet((names[0], "index"), line[numbers]), zero=found.zero)
+    op.channel_groups.assign((names[0], "values"), line)
+    op.put_along(picked[0], op.channel_groups.assign((names[0], "index"), line[numbers]), zero=found.zero)

@@ -22,13 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from slimbit.survey.axes import find_axis, numbers_of
-from slimbit.survey.ledger import FREE, Atoms
-from slimbit.survey.tie_operation import (
+from slimbit.survey.channel_groups import NOT_A_FILTER, Channels
+from slimbit.survey.channel_operation import (
     NORMS,
-    Channels,
     Decisions,
     Record,
     Size,
+    TensorChannels,
     Trace,
     arguments,
     numbers_among,
@@ -51,28 +51,28 @@ class Growth:
     """How many copies every unit gets."""
 
     def __init__(self, trace: Trace, copies: Callable[[int], int]) -> None:
-        self._ledger = trace.ledger
-        roots = trace.ledger.all_roots()
+        self._ledger = trace.channel_groups
+        roots = trace.channel_groups.all_roots()
         self._copies = np.ones(len(roots), dtype=np.int64)
         for root in np.unique(roots).tolist():
-            if root != FREE:
+            if root != NOT_A_FILTER:
                 self._copies[root] = copies(root)
 
-    def counts(self, atoms: Atoms) -> Atoms:
+    def counts(self, ids: Channels) -> Channels:
         """Copies of each channel."""
-        counts: Atoms = self._copies[self._ledger.roots(atoms)]
+        counts: Channels = self._copies[self._ledger.roots(ids)]
         return counts
 
-    def size(self, atoms: Atoms) -> int:
+    def size(self, ids: Channels) -> int:
         """How many entries channels become."""
-        return int(self.counts(atoms).sum())
+        return int(self.counts(ids).sum())
 
-    def shapes(self, tensor: Tensor, channels: Channels | None) -> list[tuple[int, ...]]:
+    def shapes(self, tensor: Tensor, channels: TensorChannels | None) -> list[tuple[int, ...]]:
         """Shapes that a tensor may have: several while it is open which dimension grows, none if any will do."""
         shape = tuple(tensor.shape)
         if channels is None:
             return [shape]
-        counts, roots = self.counts(channels.atoms), self._ledger.roots(channels.atoms)
+        counts, roots = self.counts(channels.ids), self._ledger.roots(channels.ids)
         if int(counts.max()) == 1:
             return [shape]
         wide = [d for d, n in enumerate(roots.shape) if n > 1]
@@ -95,21 +95,21 @@ def even(trace: Trace) -> Growth:
         root
         for record in trace.records if record.undecided
         for _, channels in record.outputs if channels is not None
-        for root in trace.ledger.roots(channels.atoms).ravel().tolist()
+        for root in trace.channel_groups.roots(channels.ids).ravel().tolist()
     }  # fmt: skip
     copies = COPIES if trace.shapes_only else 3
-    return Growth(trace, lambda root: copies if root in open_ or trace.ledger.reason(root) is None else 1)
+    return Growth(trace, lambda root: copies if root in open_ or trace.channel_groups.reason(root) is None else 1)
 
 
 def mixed(trace: Trace) -> Growth:
     """A number of its own of copies of every unit that may be removed; units of a family have the same."""
     numbers = random.Random(len(trace.records))  # noqa: S311 - no secret
     known: dict[int, int] = {}
-    leaders = trace.ledger.families()
+    leaders = trace.channel_groups.families()
     most = MOST if trace.shapes_only else 3
 
     def copies(root: int) -> int:
-        if trace.ledger.reason(root) is not None:
+        if trace.channel_groups.reason(root) is not None:
             return 1
         number = known.setdefault(leaders.get(root, root), numbers.randint(2, most))
         return 1 + (COPIES - 1) * (1 + number % 7) if root in leaders else number
@@ -120,17 +120,15 @@ def mixed(trace: Trace) -> Growth:
 def grow(network: nn.Module, trace: Trace, growth: Growth) -> None:
     """Give every unit its copies, in place."""
     modules = dict(network.named_modules())
-    for (name, role), atoms in trace.ledger.axes.items():
-        counts = growth.counts(atoms)
-        if int(counts.max(initial=1)) > 1:
-            axis = find_axis(
-                modules, name, role, len(atoms), trace.ledger.dims.get(name) if role == "parameter" else None
-            )
+    for place, ids in trace.channel_groups.axes.items():
+        (name, role), counts = place, growth.counts(ids)
+        if int(counts.max(initial=1)) > 1 and role != "window":  # a kernel slides over any number of channels
+            axis = find_axis(modules, name, role, len(ids), trace.channel_groups.dim(place))
             if trace.shapes_only and role != "padding":  # which is told apart by its places
                 places = torch.empty(int(counts.sum()), dtype=torch.long, device="meta")
             else:
-                places = torch.from_numpy(np.repeat(np.arange(len(atoms)), counts))
-            axis.take(places, whole_groups=axis.groups > 1 and name not in trace.ledger.thinned)
+                places = torch.from_numpy(np.repeat(np.arange(len(ids)), counts))
+            axis.take(places, whole_groups=axis.groups > 1 and name not in trace.channel_groups.thinned)
 
 
 class Replay(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves it untyped
@@ -233,7 +231,7 @@ class Replay(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
             number = numbers.get(size.slot)
             if number is not None:
                 length = args[0].shape[numbers.get("dim", 0)] if number < 0 else 0
-                if number + length != self.growth.size(size.atoms):
+                if number + length != self.growth.size(size.ids):
                     return False
         return True
 
@@ -243,7 +241,7 @@ class Replay(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
         assert channels is not None
         changed = [d for d, n in enumerate(shape) if n != tensor.shape[d]]
         whole = [n for d, n in enumerate(shape) if d in record.undecided]
-        total = self.growth.size(channels.atoms)
+        total = self.growth.size(channels.ids)
         return (
             changed[0] if len(changed) == 1 and changed[0] in record.undecided and math.prod(whole) == total else None
         )
@@ -321,19 +319,21 @@ def judge(trace: Trace, replay: Replay, decisions: Decisions, *, final: bool) ->
         record = trace.records[index]
         inside = record.path[-1]
         if not _ban(decisions, partial(_is_of, inside)) and final:
-            decisions.refused[index] = f"{record.where} computes with the number of channels"
+            decisions.refuse(index, f"{record.where} computes with the number of channels")
     for index in replay.wrong:
         record = trace.records[index]
         used = {name for (i, _), name in decisions.sizes.items() if i == index}
+        computed_parts = record.name in PARTS and index not in replay.stiff  # an attribute of that value is not its own
         if used:
             _ban(decisions, used.__contains__)
-        elif _by_attributes(trace, replay.growth, decisions, index):
+        elif not computed_parts and _by_attributes(trace, replay.growth, decisions, index):
             pass
-        elif final and record.name in PARTS and index not in decisions.parts | replay.stiff:
+        elif final and computed_parts and index not in decisions.parts:
             decisions.parts.add(index)
         elif final and not _by_others(trace, replay, decisions, index):
-            decisions.refused[index] = refusal(record, replay.growth)
-    if replay.error is not None or (replay.diverged and trace.shapes_only):
+            decisions.refuse(index, refusal(record, replay.growth))
+    stopped = replay.error is not None or (replay.diverged and trace.shapes_only)
+    if stopped and repr(decisions) == before:  # else what was found may be the cause of the stop as well
         _judge_stop(trace, replay, decisions)
     return repr(decisions) != before
 
@@ -346,8 +346,8 @@ def _judge_stop(trace: Trace, replay: Replay, decisions: Decisions) -> None:
     where = f" of module {path!r}" if path else ""
     what = "goes another way" if replay.error is None else f"raises {type(replay.error).__name__}"
     for index, record in enumerate(trace.records[replay.reached :], start=replay.reached):
-        if record.inputs and index not in decisions.refused:
-            decisions.refused[index] = f"the code{where} {what} at other numbers of channels"
+        if record.inputs and index not in decisions.opaque:
+            decisions.refuse(index, f"the code{where} {what} at other numbers of channels")
             return
 
 
@@ -367,7 +367,7 @@ def _by_attributes(trace: Trace, growth: Growth, decisions: Decisions, index: in
         for axis, name in decisions.choices.setdefault(index, found)[:1]:
             decisions.follow[index], decisions.sizes[index, str(axis)] = axis, name
         return index in decisions.follow
-    stiff = [size for size in record.sizes if growth.size(size.atoms) != size.value]
+    stiff = [size for size in record.sizes if growth.size(size.ids) != size.value]
     names = [next(_holding(trace, record, size, decisions), None) for size in stiff]
     if not stiff or None in names:
         return False
@@ -379,7 +379,7 @@ def _by_others(trace: Trace, replay: Replay, decisions: Decisions, index: int) -
     """Find the channels whose number the code asked for where others were expected; whether all were found."""
     found = {}
     for size in trace.records[index].sizes:
-        if replay.growth.size(size.atoms) == size.value or (index, size.slot) in decisions.like:
+        if replay.growth.size(size.ids) == size.value or (index, size.slot) in decisions.like:
             continue
         source = _counting(trace, replay, size, index)
         if source is None:
@@ -397,9 +397,9 @@ def _counting(trace: Trace, replay: Replay, size: Size, index: int) -> tuple[int
     """The last tensor before an operation with as many channels, of which there are as many as the code asks for."""
     for earlier in range(index - 1, -1, -1):
         for number, (_, channels) in enumerate(trace.records[earlier].outputs):
-            if channels is None or not channels.atoms.size == max(channels.atoms.shape) == size.value:
+            if channels is None or not channels.ids.size == max(channels.ids.shape) == size.value:
                 continue
-            if replay.growth.size(channels.atoms) in replay.asked[index]:
+            if replay.growth.size(channels.ids) in replay.asked[index]:
                 return earlier, number
     return None
 
@@ -419,7 +419,7 @@ def _holding(trace: Trace, record: Record, size: Size, decisions: Decisions) -> 
 
 def refusal(record: Record, growth: Growth) -> str:
     """Why channels that meet an operation stay: the number in the code that does not follow, where it is known."""
-    stiff = [size.value for size in record.sizes if growth.size(size.atoms) != size.value]
+    stiff = [size.value for size in record.sizes if growth.size(size.ids) != size.value]
     if record.name in COMPUTED and stiff:
         return f"{record.where} holds the size {stiff[0]} in its code"
     return f"{record.where} does not follow other numbers of channels"

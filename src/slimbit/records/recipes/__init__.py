@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from slimbit.records.config import read_config
 from slimbit.records.errors import InputError, closest
-from slimbit.records.training import TrainConfig
 
 FOLDER = Path(__file__).parent
 
@@ -18,8 +16,8 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 
 
-def recipe(name: str) -> TrainConfig:
-    """The settings of a recipe.
+def recipe_file(name: str) -> Path:
+    """The TOML file of a recipe.
 
     Args:
         name: One of `recipe_names`.
@@ -27,11 +25,10 @@ def recipe(name: str) -> TrainConfig:
     Raises:
         InputError: There is no such recipe.
 
-    >>> recipe("fig2-paper").epochs
-    160
+    >>> recipe_file("fig2-paper").name
+    'fig2-paper.toml'
     """
     if name not in recipe_names():
         hint = closest(name, recipe_names()) or f"; the recipes are {', '.join(recipe_names())}"
         raise InputError(f"recipe must be one that comes with Slimbit, got {name[:60]!r}{hint}")
-    config: TrainConfig = read_config(TrainConfig, FOLDER / f"{name}.toml")
-    return config
+    return FOLDER / f"{name}.toml"

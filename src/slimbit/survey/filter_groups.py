@@ -1,6 +1,6 @@
 """Which filters live or die together: one pass of the network's shapes in which every channel keeps its name.
 
-Filters get numbers. Each operation that runs carries them on, ties those that it adds, or says that it mixes
+Filters get numbers. Each operation that runs carries them on, filter_groups those that it adds, or says that it mixes
 them; an operation without a rule makes the filters that reach it fixed. So a unit is removable only if everything
 between the layers that make it and the layers that read it is understood, and the rest says why it is not.
 """
@@ -14,13 +14,13 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from slimbit.numerics.copies import plain_network
-from slimbit.records.groups import Ties
-from slimbit.survey.ledger import Atoms, Ledger
+from slimbit.records.groups import FilterGroups
+from slimbit.survey.channel_families import Families
+from slimbit.survey.channel_groups import ChannelGroups, Channels
+from slimbit.survey.channel_operation import Decisions
+from slimbit.survey.channel_run import LEFT_EMPTY, Runs
+from slimbit.survey.channel_sizes import even, judge, mixed, refusal
 from slimbit.survey.module import refuse_what_cannot_be_counted
-from slimbit.survey.tie_families import Families
-from slimbit.survey.tie_operation import Decisions
-from slimbit.survey.tie_run import LEFT_EMPTY, Runs
-from slimbit.survey.tie_sizes import even, judge, mixed, refusal
 from slimbit.survey.trace import Inputs
 
 MOST_RUNS, MOST_LOOSENED = 24, 6
@@ -28,7 +28,7 @@ MOST_RUNS, MOST_LOOSENED = 24, 6
 NEVER_CALLED = "it is never called"
 
 
-def tied_filters(model: nn.Module, example_input: Inputs, *, name: str = "") -> Ties:
+def find_filter_groups(model: nn.Module, example_input: Inputs, *, name: str = "") -> FilterGroups:
     """Groups of filters that live or die together, and everything that loses entries with them.
 
     Residual sums tie filters one by one, concatenations put them side by side, a flattened image gives each filter
@@ -48,14 +48,14 @@ def tied_filters(model: nn.Module, example_input: Inputs, *, name: str = "") -> 
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10))
-    >>> group = tied_filters(net, torch.zeros(1, 3, 4, 4)).groups[0]
+    >>> group = find_filter_groups(net, torch.zeros(1, 3, 4, 4)).groups[0]
     >>> [(m.name, m.role, m.channels[1]) for m in group.members]
     [('0', 'filters', (1,)), ('1', 'norm', (1,)), ('4', 'inputs', (4, 5, 6, 7))]
     """
     refuse_what_cannot_be_counted(model)
     network = plain_network(model)
     found = _settled(network, example_input)
-    return Ties(
+    return FilterGroups(
         network=name or type(network).__name__,
         groups=found.groups,
         fixed=dict(_fixed(network, found)),
@@ -65,16 +65,16 @@ def tied_filters(model: nn.Module, example_input: Inputs, *, name: str = "") -> 
 
 
 def _fixed(network: nn.Module, found: Families) -> Iterator[tuple[str, str]]:
-    ledger, removable = found.trace.ledger, {layer for group in found.groups for layer in group.layers}
+    channel_groups, removable = found.trace.channel_groups, {layer for group in found.groups for layer in group.layers}
     for path, module in network.named_modules():
         if not isinstance(module, _ConvNd | nn.Linear):
             continue
-        filters = ledger.axes.get((path, "filters"))
+        filters = channel_groups.axes.get((path, "filters"))
         if filters is None:
             where = found.trace.strayed.get(f"{path}.weight".lstrip("."))
             yield path, f"its weight is used by {where}" if where else NEVER_CALLED
             continue
-        reason = next((why for f in filters.tolist() if (why := ledger.reason(f)) is not None), None)
+        reason = next((why for f in filters.tolist() if (why := channel_groups.reason(f)) is not None), None)
         if reason is not None:
             yield path, reason
         elif path not in removable:
@@ -90,12 +90,12 @@ def _settled(network: nn.Module, example_input: Inputs) -> Families:
     runs = Runs(network, example_input)
     best = found = _best_views(runs, Decisions())
     for _ in range(MOST_LOOSENED):
-        ledger = found.trace.ledger
+        channel_groups = found.trace.channel_groups
         even = {
             (index, slot)
             for index, record in enumerate(found.trace.records)
             for slot, rows in record.even.items()
-            if _is_fixed(ledger, rows, LEFT_EMPTY)
+            if _is_fixed(channel_groups, rows, LEFT_EMPTY)
         }
         if not even:
             break
@@ -111,10 +111,10 @@ def _best_views(runs: Runs, start: Decisions) -> Families:
     found = _decided(runs, start)
     while True:
         ways = found.decisions.choices
-        records, ledger = found.trace.records, found.trace.ledger
+        records, channel_groups = found.trace.records, found.trace.channel_groups
         blocked = [
             i for i, left in ways.items()
-            if len(left) > 1 and any(_is_fixed(ledger, channels.atoms) for channels in records[i].inputs)
+            if len(left) > 1 and any(_is_fixed(channel_groups, channels.ids) for channels in records[i].inputs)
         ]  # fmt: skip
         if not blocked:
             return found
@@ -125,9 +125,9 @@ def _best_views(runs: Runs, start: Decisions) -> Families:
             found = other
 
 
-def _is_fixed(ledger: Ledger, atoms: Atoms, why: str = "") -> bool:
+def _is_fixed(channel_groups: ChannelGroups, ids: Channels, why: str = "") -> bool:
     """Whether some channels cannot be removed, for a reason that ends so."""
-    reasons = (ledger.reason(atom) for atom in np.unique(ledger.roots(atoms)).tolist())
+    reasons = (channel_groups.reason(channel) for channel in np.unique(channel_groups.roots(ids)).tolist())
     return any(reason is not None and reason.endswith(why) for reason in reasons)
 
 

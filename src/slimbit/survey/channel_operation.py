@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from slimbit.survey.ledger import FREE, Atoms, Ledger, Place
+from slimbit.survey.channel_groups import NOT_A_FILTER, ChannelGroups, Channels, Place
 
 Key = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 WILD = -2
@@ -22,15 +22,15 @@ NORM_AXES = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)
-class Channels:
+class TensorChannels:
     """Which channel each entry of a tensor is.
 
     Attributes:
-        atoms: As many dimensions as the tensor; of length 1 where entries along a dimension are of one channel.
+        ids: As many dimensions as the tensor; of length 1 where entries along a dimension are of one channel.
         zero: Whether entries are zero where their filter is masked.
     """
 
-    atoms: Atoms
+    ids: Channels
     zero: bool = False
 
 
@@ -41,7 +41,8 @@ class Decisions:
     Attributes:
         follow: Of a view that splits channels over several dimensions, the one that becomes shorter.
         parts: Slices and splits whose parts lose the same units: the code computes their sizes from the whole.
-        refused: Operations that cannot follow other sizes, and why.
+        refused: Operations that cannot follow other sizes of what they read, and why.
+        opaque: Those of them that cannot make other sizes either.
         sizes: Attributes that hold a size, by operation and which of its sizes it is.
         like: Sizes that the code takes from other channels, of which as many stay: a record and which of its outputs.
         banned: Attributes that are used for something else.
@@ -53,12 +54,19 @@ class Decisions:
     follow: dict[int, int] = field(default_factory=dict)
     parts: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
+    opaque: set[int] = field(default_factory=set)
     sizes: dict[tuple[int, str], str] = field(default_factory=dict)
     like: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
     banned: set[str] = field(default_factory=set)
     loose: set[tuple[int, str]] = field(default_factory=set)
     thin: dict[str, bool] = field(default_factory=dict)
     choices: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+
+    def refuse(self, index: int, why: str) -> None:
+        """An operation cannot follow other sizes; at the second time, it is not followed at all."""
+        if index in self.refused:
+            self.opaque.add(index)
+        self.refused.setdefault(index, why)
 
 
 @dataclass(frozen=True)
@@ -68,12 +76,12 @@ class Size:
     Attributes:
         slot: Which number it is.
         value: The number.
-        atoms: The channels that it counts.
+        ids: The channels that it counts.
     """
 
     slot: str
     value: int
-    atoms: Atoms
+    ids: Channels
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,11 @@ class Record:
     where: str
     path: tuple[str, ...]
     numbers: dict[str, Any]
-    inputs: tuple[Channels, ...]
-    outputs: tuple[tuple[Tensor, Channels | None], ...]
+    inputs: tuple[TensorChannels, ...]
+    outputs: tuple[tuple[Tensor, TensorChannels | None], ...]
     sizes: tuple[Size, ...]
     undecided: tuple[int, ...]
-    even: dict[str, Atoms]
+    even: dict[str, Channels]
     known: bool
     call: int
 
@@ -125,7 +133,7 @@ class Trace:
         modules: Modules by path.
         owners: Names of the parameters and buffers in each storage.
         decisions: What is known of single operations before the run.
-        ledger: What is tied to what.
+        channel_groups: Which channels are one unit.
         path: Paths of the running modules, innermost last.
         strayed: Parameters that met an operation which their module does not make by itself, and which.
         shapes_only: Whether tensors are without values.
@@ -137,20 +145,20 @@ class Trace:
     modules: dict[str, nn.Module]
     owners: dict[int, list[str]]
     decisions: Decisions = field(default_factory=Decisions)
-    ledger: Ledger = field(default_factory=Ledger)
+    channel_groups: ChannelGroups = field(default_factory=ChannelGroups)
     path: list[str] = field(default_factory=lambda: [""])
     strayed: dict[str, str] = field(default_factory=dict)
     shapes_only: bool = True
-    numbers: dict[str, Atoms] = field(default_factory=dict)
+    numbers: dict[str, Channels] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
-    _known: dict[Key, tuple[Tensor, Channels]] = field(default_factory=dict)
+    _known: dict[Key, tuple[Tensor, TensorChannels]] = field(default_factory=dict)
     _constants: dict[Key, tuple[Tensor, bool]] = field(default_factory=dict)
     _moved: dict[Key, _Moved] = field(default_factory=dict)
     _written: set[int] = field(default_factory=set)
-    _unwritten: dict[Key, tuple[Atoms, bool]] = field(default_factory=dict)
+    _unwritten: dict[Key, tuple[Channels, bool]] = field(default_factory=dict)
 
-    def channels(self, tensor: Any) -> Channels | None:
+    def channels(self, tensor: Any) -> TensorChannels | None:
         """The channels of a tensor; None where it carries none."""
         if not isinstance(tensor, Tensor):
             return None
@@ -159,17 +167,17 @@ class Trace:
             return self._seen_anew(self._moved[_key(tensor)])
         return None if found is None else found[1]
 
-    def _seen_anew(self, view: _Moved) -> Channels | None:
+    def _seen_anew(self, view: _Moved) -> TensorChannels | None:
         """Channels of a view whose memory was written to since it was made."""
         source = self.channels(view.parent)
         if source is None or view.parent.numel() > ENTRIES:
             return None
-        full = np.broadcast_to(source.atoms, view.parent.shape).copy()
-        return Channels(compressed(view.move(torch.from_numpy(full)).numpy()), source.zero)
+        full = np.broadcast_to(source.ids, view.parent.shape).copy()
+        return TensorChannels(compressed(view.move(torch.from_numpy(full)).numpy()), source.zero)
 
-    def note(self, tensor: Tensor, channels: Channels) -> None:
+    def note(self, tensor: Tensor, channels: TensorChannels) -> None:
         """A tensor carries these channels; tensors are kept, so that no memory is used twice."""
-        assert all(a in (1, n) for a, n in zip(channels.atoms.shape, tensor.shape, strict=True))
+        assert all(a in (1, n) for a, n in zip(channels.ids.shape, tensor.shape, strict=True))
         self._known[_key(tensor)] = (tensor, channels)
         self._constants.pop(_key(tensor), None)
 
@@ -189,7 +197,7 @@ class Trace:
             if self.names(parent):
                 self.owners[storage_of(tensor)] = self.names(parent)
 
-    def write(self, tensor: Tensor, channels: Channels) -> None:
+    def write(self, tensor: Tensor, channels: TensorChannels) -> None:
         """An operation has overwritten a tensor, which may be part of another, with these channels."""
         storage = storage_of(tensor)
         before = {key: known for key, (_, known) in self._known.items() if key[0] == storage}
@@ -199,26 +207,26 @@ class Trace:
         self.note(tensor, channels)
         while (view := self._moved.get(_key(tensor))) is not None and storage_of(view.parent) == storage:
             if view.parent.numel() > ENTRIES:
-                self.ledger.fix(channels.atoms, f"{self.where('copy')} writes into a part of a large tensor")
+                self.channel_groups.pin(channels.ids, f"{self.where('copy')} writes into a part of a large tensor")
                 return
             old, zero = before.get(_key(view.parent)), self.constant(view.parent)
-            start = old.atoms if old is not None else np.array(FREE if zero is None else WILD)
+            start = old.ids if old is not None else np.array(NOT_A_FILTER if zero is None else WILD)
             if _key(view.parent) in self._unwritten:
                 start, zero = self._unwritten[_key(view.parent)]
             full = np.broadcast_to(start, view.parent.shape).copy()
             places = view.move(torch.arange(full.size).reshape(full.shape)).numpy()
-            full.ravel()[places] = np.broadcast_to(channels.atoms, tensor.shape)
-            atoms = compressed(full)
-            self._unwritten[_key(view.parent)] = atoms.copy(), bool(zero)
-            atoms[atoms == WILD] = FREE
+            full.ravel()[places] = np.broadcast_to(channels.ids, tensor.shape)
+            ids = compressed(full)
+            self._unwritten[_key(view.parent)] = ids.copy(), bool(zero)
+            ids[ids == WILD] = NOT_A_FILTER
             still = channels.zero and zero is not False and (old is None or old.zero)
-            tensor, channels = view.parent, Channels(atoms, still)
+            tensor, channels = view.parent, TensorChannels(ids, still)
             self.note(tensor, channels)
 
-    def unwritten(self, tensor: Tensor, axis: int, places: Atoms) -> bool | None:
+    def unwritten(self, tensor: Tensor, axis: int, places: Channels) -> bool | None:
         """Whether places of a tensor that is filled part by part are zero, as it was made; None if they were filled."""
-        atoms, zero = self._unwritten.get(_key(tensor), (np.array([FREE]), False))
-        return zero if atoms.ndim > axis and (atoms.take(places, axis) == WILD).all() else None
+        ids, zero = self._unwritten.get(_key(tensor), (np.array([NOT_A_FILTER]), False))
+        return zero if ids.ndim > axis and (ids.take(places, axis) == WILD).all() else None
 
     def is_part_beside(self, tensor: Tensor) -> bool:
         """Whether a tensor is a part of another that has all of its channels: other entries of them stay."""
@@ -226,7 +234,7 @@ class Trace:
         while (view := self._moved.get(_key(base))) is not None and storage_of(view.parent) == storage_of(tensor):
             base = view.parent
         whole, part = self.channels(base), self.channels(tensor)
-        return base is not tensor and whole is not None and part is not None and part.atoms.size >= whole.atoms.size
+        return base is not tensor and whole is not None and part is not None and part.ids.size >= whole.ids.size
 
     def spoil(self, tensor: Tensor) -> None:
         """A constant has been written to."""
@@ -237,7 +245,7 @@ class Trace:
         """Names of the parameters or buffers that share a tensor's memory, or that it is a copy of."""
         return self.owners.get(storage_of(tensor), []) if isinstance(tensor, Tensor) else []
 
-    def entries(self, tensor: Tensor) -> Atoms | None:
+    def entries(self, tensor: Tensor) -> Channels | None:
         """Which entry of the parameter that it is made of each entry of a tensor is; None where that is unknown."""
         path, _, attribute = self.names(tensor)[0].rpartition(".")
         stored: Tensor = getattr(self.modules[path], attribute)
@@ -245,7 +253,7 @@ class Trace:
         if stored.numel() > ENTRIES:
             return None
         if view is None:
-            places: Atoms = np.arange(stored.numel()).reshape(tuple(stored.shape))
+            places: Channels = np.arange(stored.numel()).reshape(tuple(stored.shape))
             return places if tensor.shape == stored.shape else None
         before = self.entries(view.parent)
         return None if before is None else view.move(torch.from_numpy(before.copy())).numpy()
@@ -280,7 +288,7 @@ class Operation:
     proper: set[str] = field(default_factory=set)
     sizes: list[Size] = field(default_factory=list)
     undecided: tuple[int, ...] = ()
-    even: dict[str, Atoms] = field(default_factory=dict)
+    even: dict[str, Channels] = field(default_factory=dict)
 
     @property
     def index(self) -> int:
@@ -288,9 +296,9 @@ class Operation:
         return len(self.trace.records)
 
     @property
-    def ledger(self) -> Ledger:
-        """The ledger of the trace."""
-        return self.trace.ledger
+    def channel_groups(self) -> ChannelGroups:
+        """The channel_groups of the trace."""
+        return self.trace.channel_groups
 
     @property
     def output(self) -> Tensor:
@@ -315,54 +323,54 @@ class Operation:
         for value in self.values.values():
             yield from (x for x in (value if isinstance(value, list | tuple) else (value,)) if isinstance(x, Tensor))
 
-    def channels(self, tensor: Any) -> Channels | None:
+    def channels(self, tensor: Any) -> TensorChannels | None:
         """As `Trace.channels`."""
         return self.trace.channels(tensor)
 
-    def along(self, tensor: Tensor, axis: int) -> Atoms | None:
-        """The channels of a tensor along its one dimension that has some, all of them `FREE` where it carries none.
+    def along(self, tensor: Tensor, axis: int) -> Channels | None:
+        """The channels of a tensor along its one dimension that has some; `NOT_A_FILTER` where it carries none.
 
         None, and a reason for each channel, where units differ along other dimensions.
         """
         found = self.channels(tensor)
         if found is None:
-            return np.full(tensor.shape[axis], FREE)
-        if any(self.ledger.varies(found.atoms, d) for d in range(tensor.ndim) if d != axis):
+            return np.full(tensor.shape[axis], NOT_A_FILTER)
+        if any(self.channel_groups.varies(found.ids, d) for d in range(tensor.ndim) if d != axis):
             self.give_up()
             return None
-        return self.line(found.atoms, axis, tensor.shape[axis])
+        return self.line(found.ids, axis, tensor.shape[axis])
 
-    def line(self, atoms: Atoms, axis: int, size: int) -> Atoms:
+    def line(self, ids: Channels, axis: int, size: int) -> Channels:
         """Channels along one dimension, at the first place of every other."""
-        first = np.moveaxis(atoms, axis, 0).reshape(atoms.shape[axis], -1)[:, 0]
+        first = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)[:, 0]
         return np.broadcast_to(first, size).copy()
 
-    def put(self, atoms: Atoms | None, *, zero: bool, output: Tensor | None = None) -> None:
+    def put(self, ids: Channels | None, *, zero: bool, output: Tensor | None = None) -> None:
         """The output carries these channels; none where all of them are nobody's."""
-        if atoms is None or not bool((atoms != FREE).any()):
+        if ids is None or not bool((ids != NOT_A_FILTER).any()):
             return
         tensor = self.output if output is None else output
-        channels = Channels(atoms, zero)
+        channels = TensorChannels(ids, zero)
         if self.writes:
             self.trace.write(tensor, channels)
         else:
             self.trace.note(tensor, channels)
 
-    def put_along(self, axis: int, atoms: Atoms, *, zero: bool, output: Tensor | None = None) -> None:
+    def put_along(self, axis: int, ids: Channels, *, zero: bool, output: Tensor | None = None) -> None:
         """The output carries these channels along one dimension."""
         tensor = self.output if output is None else output
-        self.put(atoms.reshape([-1 if d == axis else 1 for d in range(tensor.ndim)]), zero=zero, output=output)
+        self.put(ids.reshape([-1 if d == axis else 1 for d in range(tensor.ndim)]), zero=zero, output=output)
 
     def give_up(self, reason: str = "") -> None:
         """Channels of all arguments cannot be removed, and the output carries none."""
         for tensor in self.tensors():
             found = self.channels(tensor)
             if found is not None:
-                self.ledger.fix(found.atoms, reason or f"{self.where} does not keep channels apart")
+                self.channel_groups.pin(found.ids, reason or f"{self.where} does not keep channels apart")
         if self.writes:
             self.trace.spoil(self.output)
 
-    def tie_rows(self, rows: Atoms, reason: str, slot: str = "") -> None:
+    def union_rows(self, rows: Channels, reason: str, slot: str = "") -> None:
         """The code takes rows of equal size: they lose the same places or, where that is known to do, as many.
 
         Args:
@@ -371,30 +379,30 @@ class Operation:
             slot: Which of several it is.
         """
         if (self.index, slot) in self.trace.decisions.loose:
-            self.ledger.rows.append(rows)
+            self.channel_groups.rows.append(rows)
         else:
             self.even[slot] = rows
-            self.ledger.tie(rows, rows[:1], reason)
+            self.channel_groups.union(rows, rows[:1], reason)
 
-    def size(self, slot: str, value: int, atoms: Atoms) -> None:
+    def size(self, slot: str, value: int, ids: Channels) -> None:
         """A number in the code counts channels; where an attribute is known to hold it, that changes with them."""
-        self.sizes.append(Size(slot, int(value), atoms))
+        self.sizes.append(Size(slot, int(value), ids))
         name = self.trace.decisions.sizes.get((self.index, slot))
         if name is not None:
-            self.ledger.meet((name, "size"), atoms)
+            self.channel_groups.assign((name, "size"), ids)
         source = self.trace.decisions.like.get((self.index, slot))
         if source is not None:
             found = self.trace.records[source[0]].outputs[source[1]][1]
-            other = None if found is None else found.atoms.ravel()
-            if other is not None and len(other) == len(atoms):
-                self.ledger.tie(atoms, other, f"{self.where} takes the size of what is no filter")
+            other = None if found is None else found.ids.ravel()
+            if other is not None and len(other) == len(ids):
+                self.channel_groups.union(ids, other, f"{self.where} takes the size of what is no filter")
 
-    def bind(self, tensor: Tensor, atoms: Atoms) -> bool:  # noqa: PLR0911 - one per kind of parameter
+    def bind(self, tensor: Tensor, ids: Channels) -> bool:  # noqa: PLR0911 - one per kind of parameter
         """A parameter or buffer that no layer owns has an entry for each of these channels; whether that is so.
 
         Args:
             tensor: The parameter, or a view or copy of it.
-            atoms: Channels that its entries meet; as many dimensions as the tensor, or of length 1.
+            ids: Channels that its entries meet; as many dimensions as the tensor, or of length 1.
         """
         names = self.trace.names(tensor)
         if len(names) != 1:
@@ -406,28 +414,28 @@ class Operation:
         if entries is None:
             return False
         self.proper.add(names[0])
-        if all((entries == entries.take([0], d)).all() for d in range(entries.ndim) if atoms.shape[d] > 1):
+        if all((entries == entries.take([0], d)).all() for d in range(entries.ndim) if ids.shape[d] > 1):
             return True
         stored = getattr(module, attribute)
-        met: Atoms = np.full(stored.numel(), WILD)
-        entries, atoms = np.broadcast_arrays(entries, atoms)
-        met[entries] = atoms
-        self.ledger.tie(met[entries], atoms, f"{self.where} combines them with values that are no filters")
+        met: Channels = np.full(stored.numel(), WILD)
+        entries, ids = np.broadcast_arrays(entries, ids)
+        met[entries] = ids
+        self.channel_groups.union(met[entries], ids, f"{self.where} combines them with values that are no filters")
         found = met.reshape(tuple(stored.shape))
         if (found == WILD).any():
             return False
-        ways = (self.ledger.roots(found), found, np.arange(found.size).reshape(found.shape))
+        ways = (self.channel_groups.roots(found), found, np.arange(found.size).reshape(found.shape))
         dims = next(wide for way in ways if (wide := [d for d, n in enumerate(compressed(way).shape) if n > 1]))
         if len(dims) != 1:
             return False
         place: Place = (path, "norm") if norm else (names[0], "parameter")
         line = self.line(found, dims[0], stored.shape[dims[0]])
-        if not norm and self.ledger.dims.setdefault(names[0], dims[0]) != dims[0]:
+        if not norm and self.channel_groups.dims.setdefault(names[0], dims[0]) != dims[0]:
             return False
-        known = self.ledger.axes.get(place)
+        known = self.channel_groups.axes.get(place)
         if known is not None and len(known) != len(line):
             return False
-        self.ledger.meet(place, line)
+        self.channel_groups.assign(place, line)
         return True
 
     def owner(self, tensor: Any, attribute: str, kind: Any) -> str | None:
@@ -450,14 +458,14 @@ class Operation:
                     self.trace.strayed.setdefault(name, self.where)
 
 
-def compressed(atoms: Atoms) -> Atoms:
+def compressed(ids: Channels) -> Channels:
     """Channels without the dimensions along which they are the same (length 1), `WILD` entries like any other's."""
-    for axis, size in enumerate(atoms.shape):
+    for axis, size in enumerate(ids.shape):
         if size > 1:
-            most = atoms.max(axis, keepdims=True)
-            if bool(((atoms == most) | (atoms == WILD)).all()):
-                atoms = most
-    return atoms.copy()
+            most = ids.max(axis, keepdims=True)
+            if bool(((ids == most) | (ids == WILD)).all()):
+                ids = most
+    return ids.copy()
 
 
 def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

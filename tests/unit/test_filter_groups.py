@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimbit.records.groups import Ties
-from slimbit.survey.ties import tied_filters
+from slimbit.records.groups import FilterGroups
+from slimbit.survey.filter_groups import find_filter_groups
 
 
 class Between(nn.Module):
@@ -22,13 +22,13 @@ class Between(nn.Module):
         return self.reader(self.between(self.conv(self.other(self.stem(x)))))
 
 
-def ties_of(between, reader=None, x: Tensor | None = None) -> Ties:
-    return tied_filters(Between(between, reader), torch.zeros(1, 3, 8, 8) if x is None else x)
+def groups_of(between, reader=None, x: Tensor | None = None) -> FilterGroups:
+    return find_filter_groups(Between(between, reader), torch.zeros(1, 3, 8, 8) if x is None else x)
 
 
-def read_by(ties: Ties) -> list[tuple[int, ...]]:
+def read_by(filter_groups: FilterGroups) -> list[tuple[int, ...]]:
     """Inputs of the reader, unit by unit of the first convolution."""
-    (member,) = (m for m in ties.group("conv").members if (m.name, m.role) == ("reader", "inputs"))
+    (member,) = (m for m in filter_groups.group("conv").members if (m.name, m.role) == ("reader", "inputs"))
     return list(member.channels)
 
 
@@ -68,9 +68,9 @@ PER_CHANNEL = {
 
 @pytest.mark.parametrize("name", PER_CHANNEL)
 def test_operations_that_keep_channels_apart(name: str) -> None:
-    ties = ties_of(PER_CHANNEL[name])
-    assert read_by(ties) == SINGLE
-    assert set(ties.fixed) == {"reader"}
+    filter_groups = groups_of(PER_CHANNEL[name])
+    assert read_by(filter_groups) == SINGLE
+    assert set(filter_groups.fixed) == {"reader"}
 
 
 class Across(nn.Module):
@@ -103,18 +103,17 @@ MIXING = {
     "constant": lambda x: x + torch.arange(8.0, device=x.device).view(1, 8, 1, 1),
     "einsum": lambda x: torch.einsum("nchw,dc->ndhw", x, x[0, :, :, 0]),
     "written over": lambda x: x.index_fill(1, torch.tensor([0], device=x.device), 0),
-    "turned": lambda x: x.transpose(1, 2),
     "one set": one_set,
 }
 
 
 @pytest.mark.parametrize("name", MIXING)
 def test_operations_that_mix_channels_fix_them_and_say_so(name: str) -> None:
-    ties = ties_of(MIXING[name])
-    assert [group.layers for group in ties.groups] == [("stem",), ("other",)]
-    assert set(ties.fixed) == {"conv", "reader"}
-    assert ties.fixed["reader"] == "it is an output of the network"
-    assert ties.fixed["conv"] != ties.fixed["reader"]
+    filter_groups = groups_of(MIXING[name])
+    assert [group.layers for group in filter_groups.groups] == [("stem",), ("other",)]
+    assert set(filter_groups.fixed) == {"conv", "reader"}
+    assert filter_groups.fixed["reader"] == "it is an output of the network"
+    assert filter_groups.fixed["conv"] != filter_groups.fixed["reader"]
 
 
 NUMBERS = {
@@ -132,12 +131,12 @@ NUMBERS = {
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_in_code_are_told(name: str) -> None:
     function, reason = NUMBERS[name]
-    assert ties_of(function).fixed["conv"] == reason
+    assert groups_of(function).fixed["conv"] == reason
 
 
 def test_reason_names_operation_and_module() -> None:
-    assert ties_of(nn.Softmax(1)).fixed["conv"] == "_softmax in 'between' does not keep channels apart"
-    assert ties_of(nn.GroupNorm(1, 8)).fixed["conv"] == "native_group_norm in 'between' takes means over all channels"
+    assert groups_of(nn.Softmax(1)).fixed["conv"] == "_softmax in 'between' does not keep channels apart"
+    assert groups_of(nn.GroupNorm(1, 8)).fixed["conv"] == "native_group_norm in 'between' takes means over all channels"
 
 
 class Checked(nn.Module):
@@ -151,12 +150,22 @@ class Checked(nn.Module):
 
 def test_checks_in_code_are_told() -> None:
     reason = "the code of module 'between' raises ValueError at other numbers of channels"
-    assert ties_of(Checked()).fixed["conv"] == reason
+    assert groups_of(Checked()).fixed["conv"] == reason
+
+
+def test_a_layer_behind_a_check_keeps_what_it_reads_and_loses_filters() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Checked(), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    found = find_filter_groups(net, torch.zeros(1, 3, 4, 4))
+    assert found.fixed == {
+        "0": "the code of module '1' raises ValueError at other numbers of channels",
+        "4": "it is an output of the network",
+    }
+    assert [(m.name, m.role) for m in found.group("2").members] == [("2", "filters"), ("4", "inputs")]
 
 
 def test_units_of_norms_and_shuffles() -> None:
     def units(between) -> list[tuple[int, ...]]:
-        return list(ties_of(between).group("conv").members[0].channels)
+        return list(groups_of(between).group("conv").members[0].channels)
 
     assert units(nn.GroupNorm(2, 8)) == [(0, 1, 2, 3), (4, 5, 6, 7)]
     assert units(nn.ChannelShuffle(2)) == [(0, 4), (1, 5), (2, 6), (3, 7)]
@@ -166,35 +175,35 @@ def test_units_of_norms_and_shuffles() -> None:
 
 
 def test_flattened_positions_belong_to_their_filter() -> None:
-    ties = ties_of(nn.Flatten(), nn.Linear(8 * 64, 3))
-    assert read_by(ties) == [tuple(range(64 * k, 64 * k + 64)) for k in range(8)]
+    filter_groups = groups_of(nn.Flatten(), nn.Linear(8 * 64, 3))
+    assert read_by(filter_groups) == [tuple(range(64 * k, 64 * k + 64)) for k in range(8)]
 
 
 def test_flattened_behind_positions() -> None:
     """Tokens first: each filter's inputs lie eight apart."""
-    ties = ties_of(lambda x: x.flatten(2).transpose(1, 2).contiguous().flatten(1), nn.Linear(8 * 64, 3))
-    assert read_by(ties) == [tuple(range(k, 512, 8)) for k in range(8)]
+    filter_groups = groups_of(lambda x: x.flatten(2).transpose(1, 2).contiguous().flatten(1), nn.Linear(8 * 64, 3))
+    assert read_by(filter_groups) == [tuple(range(k, 512, 8)) for k in range(8)]
 
 
 def test_pixel_shuffle_weaves_runs() -> None:
-    ties = ties_of(nn.PixelShuffle(2), nn.Conv2d(2, 2, 1))
-    group = ties.group("conv")
+    filter_groups = groups_of(nn.PixelShuffle(2), nn.Conv2d(2, 2, 1))
+    group = filter_groups.group("conv")
     assert group.units == 2
     assert [m.channels for m in group.members] == [((0, 1, 2, 3), (4, 5, 6, 7)), ((0,), (1,))]
 
 
 def test_grouped_convolution_dies_by_groups() -> None:
-    ties = ties_of(nn.Conv2d(8, 12, 3, groups=4), nn.Conv2d(12, 2, 1))
-    group = ties.group("conv")
+    filter_groups = groups_of(nn.Conv2d(8, 12, 3, groups=4), nn.Conv2d(12, 2, 1))
+    group = filter_groups.group("conv")
     assert (group.units, group.layers) == (4, ("conv", "between"))
     assert [m.channels[1] for m in group.members] == [(2, 3), (2, 3), (3, 4, 5), (3, 4, 5)]
 
 
 def test_padding_module_makes_channels_of_its_own() -> None:
     net = Between(nn.ZeroPad3d((0, 0, 0, 0, 1, 3)), nn.Conv2d(12, 2, 1))
-    ties = tied_filters(net, torch.zeros(1, 3, 8, 8))
-    assert read_by(ties) == [(k + 1,) for k in range(8)]
-    assert ties_of(lambda x: F.pad(x, (0, 0, 0, 0, 1, 3)), nn.Conv2d(12, 2, 1)).group("conv").units == 8
+    filter_groups = find_filter_groups(net, torch.zeros(1, 3, 8, 8))
+    assert read_by(filter_groups) == [(k + 1,) for k in range(8)]
+    assert groups_of(lambda x: F.pad(x, (0, 0, 0, 0, 1, 3)), nn.Conv2d(12, 2, 1)).group("conv").units == 8
 
 
 def test_residual_concatenation_and_reuse() -> None:
@@ -209,13 +218,13 @@ def test_residual_concatenation_and_reuse() -> None:
             x = self.b(self.b(x))  # its inputs are its outputs, too
             return self.out(self.c(torch.cat((x, x + 1), 1)))
 
-    ties = tied_filters(Net(), torch.zeros(1, 3, 4, 4))
-    assert [(g.layers, g.units) for g in ties.groups] == [(("a", "b"), 4), (("c",), 4)]
-    places = {(m.name, m.role): m.channels[2] for m in ties.groups[0].members}
+    filter_groups = find_filter_groups(Net(), torch.zeros(1, 3, 4, 4))
+    assert [(g.layers, g.units) for g in filter_groups.groups] == [(("a", "b"), 4), (("c",), 4)]
+    places = {(m.name, m.role): m.channels[2] for m in filter_groups.groups[0].members}
     assert places == {("a", "filters"): (2,), ("b", "inputs"): (2,), ("b", "filters"): (2,), ("c", "inputs"): (2, 6)}
 
 
-def test_image_channels_tie_nothing_and_fix_what_they_meet() -> None:
+def test_image_channels_join_nothing_and_pin_what_they_meet() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -224,10 +233,10 @@ def test_image_channels_tie_nothing_and_fix_what_they_meet() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.out(torch.cat((x, self.b(self.a(x) + x)), 1))
 
-    ties = tied_filters(Net(), torch.zeros(1, 3, 4, 4))
-    assert [(g.layers, g.units) for g in ties.groups] == [(("b",), 5)]
-    assert ties.fixed["a"] == "add combines them with values that are no filters"
-    assert ties.groups[0].members[-1].channels == ((3,), (4,), (5,), (6,), (7,))
+    filter_groups = find_filter_groups(Net(), torch.zeros(1, 3, 4, 4))
+    assert [(g.layers, g.units) for g in filter_groups.groups] == [(("b",), 5)]
+    assert filter_groups.fixed["a"] == "add combines them with values that are no filters"
+    assert filter_groups.groups[0].members[-1].channels == ((3,), (4,), (5,), (6,), (7,))
 
 
 def test_scales_of_the_users_own() -> None:
@@ -240,8 +249,8 @@ def test_scales_of_the_users_own() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.reader(self.norm(self.conv(x)) * self.gamma)
 
-    ties = tied_filters(Net(), torch.zeros(1, 3, 4, 4))
-    assert [(m.name, m.role, m.size) for m in ties.group("conv").members] == [
+    filter_groups = find_filter_groups(Net(), torch.zeros(1, 3, 4, 4))
+    assert [(m.name, m.role, m.size) for m in filter_groups.group("conv").members] == [
         ("conv", "filters", 8), ("norm", "norm", 8), ("gamma", "parameter", 8), ("reader", "inputs", 8)
     ]  # fmt: skip
 
@@ -259,9 +268,9 @@ def test_weights_used_in_other_ways_are_fixed(tensor: str) -> None:
                 return self.reader(F.conv2d(x, weight - weight.mean((1, 2, 3), keepdim=True)))
             return self.reader(self.conv(x)) * weight.square().sum()
 
-    ties = tied_filters(Net(), torch.zeros(1, 3, 4, 4))
-    assert ties.groups == ()
-    assert "conv.weight" in ties.fixed["conv"] or "its weight is used by" in ties.fixed["conv"]
+    filter_groups = find_filter_groups(Net(), torch.zeros(1, 3, 4, 4))
+    assert filter_groups.groups == ()
+    assert "conv.weight" in filter_groups.fixed["conv"] or "its weight is used by" in filter_groups.fixed["conv"]
 
 
 def test_layers_that_never_run_and_shared_weights() -> None:
@@ -269,7 +278,7 @@ def test_layers_that_never_run_and_shared_weights() -> None:
     net.idle = nn.Linear(3, 3)
     net.twin = nn.ConvTranspose2d(8, 8, 3, padding=1)
     net.twin.weight = net.conv.weight
-    ties = tied_filters(net, torch.zeros(1, 3, 8, 8))
-    assert ties.fixed["idle"] == "it is never called"
-    assert [group.layers for group in ties.groups] == [("stem",)]
-    assert "conv" in ties.fixed
+    filter_groups = find_filter_groups(net, torch.zeros(1, 3, 8, 8))
+    assert filter_groups.fixed["idle"] == "it is never called"
+    assert [group.layers for group in filter_groups.groups] == [("stem",)]
+    assert "conv" in filter_groups.fixed

@@ -18,9 +18,9 @@ from torch import nn
 
 from slimbit.records.groups import Family, Fit
 from slimbit.survey.axes import find_axis
-from slimbit.survey.ledger import Atoms
-from slimbit.survey.tie_operation import Decisions, Trace
-from slimbit.survey.tie_run import Runs
+from slimbit.survey.channel_groups import Channels
+from slimbit.survey.channel_operation import Decisions, Trace
+from slimbit.survey.channel_run import Runs
 
 
 class Families:
@@ -31,14 +31,14 @@ class Families:
         trace: Its trace with these decisions.
         groups: All groups of the network; those of families hold units that meet the same operations.
         families: The families.
-        fit: As in `slimbit.records.groups.Ties`.
+        fit: As in `slimbit.records.groups.FilterGroups`.
     """
 
     def __init__(self, runs: Runs, decisions: Decisions, trace: Trace) -> None:
         self._runs, self.decisions, self.trace = runs, decisions, trace
-        self._leaders = trace.ledger.families()
+        self._leaders = trace.channel_groups.families()
         self._kinds = _kinds(trace, self._leaders)
-        fixed = {kind for root, kind in self._kinds.items() if trace.ledger.reason(root) is not None}
+        fixed = {kind for root, kind in self._kinds.items() if trace.channel_groups.reason(root) is not None}
         self._fix(fixed, "others that meet the same operations cannot be removed")
         stuck = {self._leaders_of_families[number] for number in self._stuck()}
         if stuck:
@@ -47,14 +47,14 @@ class Families:
 
     def _fix(self, kinds: set[int], reason: str) -> None:
         """Units of these kinds stay; the others are the groups."""
-        ledger = self.trace.ledger
+        channel_groups = self.trace.channel_groups
         self._fixed: defaultdict[int, list[int]] = defaultdict(list)
         for root, kind in sorted(self._kinds.items()):
             if kind in kinds:
-                ledger.fix(np.array([root]), reason)
+                channel_groups.pin(np.array([root]), reason)
                 self._fixed[kind].append(root)
         free = {root: kind for root, kind in self._kinds.items() if kind not in kinds}
-        found = list(ledger.units(free))
+        found = list(channel_groups.units(free))
         self.groups = tuple(group for group, units in found if group.units > 1 or units[0] in free)
         self._names = {free[units[0]]: group for group, units in found if units[0] in free}
         members: defaultdict[int, list[str]] = defaultdict(list)
@@ -81,13 +81,13 @@ class Families:
 
     def _shares(self, leader: int) -> int:
         """Into how many equal shares all axes and rows of a family can be cut."""
-        ledger = self.trace.ledger
-        lines = [*ledger.axes.values(), *(row for rows in ledger.rows for row in rows)]
+        channel_groups = self.trace.channel_groups
+        lines = [*channel_groups.axes.values(), *(row for rows in channel_groups.rows for row in rows)]
         return gcd(*(int(self._removable(line, leader).sum()) for line in lines))
 
-    def _removable(self, line: Atoms, leader: int) -> Atoms:
+    def _removable(self, line: Channels, leader: int) -> Channels:
         """Which entries of a line are removable units of a family."""
-        roots = self.trace.ledger.roots(line).ravel().tolist()
+        roots = self.trace.channel_groups.roots(line).ravel().tolist()
         return np.array([self._leaders.get(root) == leader and self._kinds[root] not in self._fixed for root in roots])
 
     def _fit(self, steps: tuple[int, ...]) -> Fit | None:
@@ -99,7 +99,7 @@ class Families:
         counts = {group.name: 0 for group in self._names.values()}
         seen: defaultdict[int, int] = defaultdict(int)
         stands: dict[int, tuple[str, int]] = {}
-        for root, kind in sorted(_kinds(small, small.ledger.families()).items()):
+        for root, kind in sorted(_kinds(small, small.channel_groups.families()).items()):
             if kind in self._fixed and seen[kind] < len(self._fixed[kind]):
                 stands[root] = ("", self._fixed[kind][seen[kind]])
             elif kind in self._names and seen[kind] < self._names[kind].units:
@@ -110,12 +110,12 @@ class Families:
             seen[kind] += 1
         if any(seen[kind] < len(roots) for kind, roots in self._fixed.items()):
             return None
-        ledger = self.trace.ledger
+        channel_groups = self.trace.channel_groups
         lines = {}
-        for place, line in ledger.axes.items():
-            roots = ledger.roots(line).tolist()
+        for place, line in channel_groups.axes.items():
+            roots = channel_groups.roots(line).tolist()
             if any(root in self._leaders for root in roots):
-                other = small.ledger.roots(small.ledger.axes[place]).tolist()
+                other = small.channel_groups.roots(small.channel_groups.axes[place]).tolist()
                 if sum(root not in stands for root in other) != sum(root not in self._leaders for root in roots):
                     return None
                 lines[place] = tuple(self._entries(roots, other, stands))
@@ -139,17 +139,19 @@ class Families:
 
     def _shrink(self, network: nn.Module, sizes: dict[int, int]) -> None:
         """Cut every axis to what it has at these sizes; which of its entries is all the same for shapes alone."""
-        modules, ledger = dict(network.named_modules()), self.trace.ledger
-        for (name, role), line in ledger.axes.items():
+        modules, channel_groups = dict(network.named_modules()), self.trace.channel_groups
+        for place, line in channel_groups.axes.items():
+            name, role = place
+            if role == "window":
+                continue  # a kernel slides over any number of channels
             keep = np.ones(len(line), dtype=bool)
             for leader, size in sizes.items():
                 places, whole = np.flatnonzero(self._removable(line, leader)), self._steps[leader]
                 ranks = np.arange(len(places))
                 keep[places] = (ranks + 1) * size // whole > ranks * size // whole
             if not keep.all():
-                dim = ledger.dims.get(name) if role == "parameter" else None
-                axis = find_axis(modules, name, role, len(line), dim)
-                whole_groups = axis.groups > 1 and name not in ledger.thinned
+                axis = find_axis(modules, name, role, len(line), channel_groups.dim(place))
+                whole_groups = axis.groups > 1 and name not in channel_groups.thinned
                 axis.take(torch.from_numpy(np.flatnonzero(keep)), whole_groups=whole_groups)
 
 
@@ -157,8 +159,8 @@ def _kinds(trace: Trace, leaders: dict[int, int]) -> dict[int, int]:
     """For each of these units a number of the tensors and convolution groups that it is in: equal if these are."""
     found = dict.fromkeys(leaders, 0)
 
-    def add(atoms: Atoms, *what: object) -> None:
-        roots, counts = np.unique(trace.ledger.roots(atoms), return_counts=True)
+    def add(ids: Channels, *what: object) -> None:
+        roots, counts = np.unique(trace.channel_groups.roots(ids), return_counts=True)
         for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
             if root in found:
                 found[root] = hash((found[root], count, what))
@@ -166,11 +168,11 @@ def _kinds(trace: Trace, leaders: dict[int, int]) -> dict[int, int]:
     for index, record in enumerate(trace.records):
         for number, (_, channels) in enumerate(record.outputs):
             if channels is not None:
-                add(channels.atoms, index, number)
-    names = sorted(trace.ledger.thinned)
+                add(channels.ids, index, number)
+    names = sorted(trace.channel_groups.thinned)
     for path in names:
         groups = int(trace.modules[path].groups)  # type: ignore[arg-type] # of a convolution
         for role in ("inputs", "filters"):
-            for number, row in enumerate(trace.ledger.axes[path, role].reshape(groups, -1)):
+            for number, row in enumerate(trace.channel_groups.axes[path, role].reshape(groups, -1)):
                 add(row, names.index(path), role == "inputs", number)
     return found

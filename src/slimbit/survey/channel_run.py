@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import slimbit.survey.tie_shapes  # noqa: F401 - registers its rules
+import slimbit.survey.channel_layers
+import slimbit.survey.channel_shapes  # noqa: F401 - both register their rules
 from slimbit.numerics.batches import output_tensors
 from slimbit.numerics.copies import copied, plain_network
 from slimbit.records.errors import InputError
-from slimbit.survey.tie_operation import (
+from slimbit.survey.channel_operation import (
     Decisions,
     Operation,
     Record,
@@ -23,8 +24,8 @@ from slimbit.survey.tie_operation import (
     plain_name,
     storage_of,
 )
-from slimbit.survey.tie_rules import rule_of
-from slimbit.survey.tie_sizes import DETACH, Growth, Replay, ReplayCalls, computed, grow
+from slimbit.survey.channel_rules import rule_of
+from slimbit.survey.channel_sizes import DETACH, Growth, Replay, ReplayCalls, computed, grow
 from slimbit.survey.trace import Inputs
 
 LEFT_EMPTY = "would have no channel left"
@@ -95,23 +96,23 @@ class Runs:
         trace = Trace(modules, owners, decisions, shapes_only=self._shapes_only, numbers=self._numbers)
         if paths is not None:
             trace.path = paths
-        with torch.no_grad(), _on_stack(network, trace.path), _Calls(trace), _Watch(trace):
+        with torch.no_grad(), _on_stack(network, trace.path), _Calls(trace), _OperationMode(trace):
             outputs = call(network, self._example)
         for tensor in output_tensors(outputs):
             found = trace.channels(tensor)
             if found is not None:
-                trace.ledger.fix(found.atoms, "it is an output of the network")
+                trace.channel_groups.pin(found.ids, "it is an output of the network")
         for record in trace.records:
             for _, channels in record.outputs:
-                roots = None if channels is None else trace.ledger.roots(channels.atoms)
+                roots = None if channels is None else trace.channel_groups.roots(channels.ids)
                 if roots is not None and (roots == roots.flat[0]).all():
-                    trace.ledger.fix(roots, f"{record.where} {LEFT_EMPTY}")
+                    trace.channel_groups.pin(roots, f"{record.where} {LEFT_EMPTY}")
         for key, where in trace.strayed.items():
             path = key.rpartition(".")[0]
             places = [(path, "filters"), (path, "inputs"), (path, "norm"), (key, "parameter")]
-            for place, atoms in trace.ledger.axes.items():
+            for place, ids in trace.channel_groups.axes.items():
                 if place in places:
-                    trace.ledger.fix(atoms, f"{key} is also used by {where}")
+                    trace.channel_groups.pin(ids, f"{key} is also used by {where}")
         return trace
 
     def replayed(self, trace: Trace, growth: Growth, *, open_: bool) -> Replay:
@@ -174,7 +175,7 @@ class _Calls(TorchFunctionMode):
         return result
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves it untyped
+class _OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves it untyped
     """Applies the rule of every operation that runs."""
 
     def __init__(self, trace: Trace) -> None:
