@@ -45,3 +45,7 @@ def s3() -> Iterator[dict[str, str]]:
         pytest.skip(missing)
     with cluster_case.s3() as environment:
         yield environment
+
+
+collect_ignore = [f"fuzz/{name}.py" for name in ("isolated", "material", "mutations", "run")] + ["chaos/run.py"]
+"""Programs of their own, see the Makefile; they hold no tests."""
