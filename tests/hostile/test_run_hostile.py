@@ -201,7 +201,7 @@ def change_points(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 def test_numbers_that_are_none_are_refused_in_a_trial(run: Path) -> None:
     change_points(run, lambda point: {**point, "costs": {**point["costs"], "esn_analog": float("nan")}})
-    said = r"trial 0 of study .*study\.db must hold finite numbers and text only, got nan at costs\.esn_analog"
+    said = r"study .*study\.db must be readable and whole, as Optuna \S+ writes it, got .*NaN"
     with pytest.raises(InputError, match=said):
         open_run(run).points  # noqa: B018 - reading them is what fails
 

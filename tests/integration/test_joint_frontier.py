@@ -293,7 +293,7 @@ def test_the_signal_of_training_ranks_and_adds_points(digits: Path) -> None:
     ("options", "words"),
     [
         (["--widths", "1,half"], "--widths must be numbers with commas between them, got '1,half'"),
-        (["--widths", "1,2"], "keep_ratios.1 must be less than or equal to 1, got 2"),
+        (["--widths", "1,2"], "--widths must be shares of the filters, above 0 and up to 1, got '1,2'"),
         (["--by", "fisher"], "keep_ratios (--widths) must be given with settings of pruning"),
         (["--widths", "1,0.5", "--by", "dead"], "by must be one that reaches a ratio, got dead"),
         (["--widths", "1,0.5", "--by", "admm"], "tune (--tune-epochs) must be given for pruning by admm"),

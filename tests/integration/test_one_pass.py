@@ -197,7 +197,7 @@ def test_errors_of_a_pass_and_of_an_action_come_out_and_end_all_passes(place, mo
     assert not any(m._forward_pre_hooks or m._forward_hooks for net in seen for m in net.modules())
 
 
-def test_an_interrupt_ends_all_passes():
+def test_an_interrupt_ends_all_passes() -> None:
     class Interrupted(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -210,8 +210,14 @@ def test_an_interrupt_ends_all_passes():
             return y
 
     before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        calibrate(Interrupted(), survey_network(Interrupted(), torch.ones(1, 3)).spec, torch.ones(8, 3), batch_size=3)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run side by side ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(
+                Interrupted(), survey_network(Interrupted(), torch.ones(1, 3)).spec, torch.ones(8, 3), batch_size=3
+            )
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert threading.active_count() == before
 
 

@@ -13,6 +13,7 @@ from slimbit.records.codec import pretty
 from slimbit.records.config import Grid
 from slimbit.records.cost import CostReport, CostTable
 from slimbit.records.errors import InputError
+from slimbit.records.files import has_file
 from slimbit.records.run import RUN_FILE
 
 if TYPE_CHECKING:
@@ -77,11 +78,11 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
         raise InputError("only one of --json and --csv must be given, got both")
     if as_csv and (versus or hardware):
         raise InputError(f"--csv must be given without {'--versus' if versus else '--hardware'}: take --json for both")
-    if (Path(network) / RUN_FILE).is_file():
+    if has_file(network, RUN_FILE):
         _refuse(f"run {network}, whose points are counted", weights, input_, batch, bits, hardware, versus)
         points(Path(network), as_json=as_json, as_csv=as_csv)
         return
-    if (Path(network) / MANIFEST).is_file():
+    if has_file(network, MANIFEST):
         _refuse(f"folder {network}, which holds its cost", weights, input_, batch, bits)
     from slimbit.measure.cost_config import cost_config_from
 
@@ -135,7 +136,7 @@ def _measured(
     from slimbit.measure.cost import cost_of_survey, with_hardware
     from slimbit.sources.networks import inputs_of, survey_of
 
-    if (Path(network) / MANIFEST).is_file():
+    if has_file(network, MANIFEST):
         return with_hardware(read_cost(network), hardware)
     plain, named = inputs_of(inputs)
     survey = survey_of(

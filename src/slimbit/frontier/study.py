@@ -101,7 +101,7 @@ class RunStudy:
             ):
                 row = found.setdefault(trial, TrialRow(trial, number, TrialState[state], {}))
                 if key is not None:
-                    row.attributes[key] = parse_json(value, f"attribute {key} of a trial")
+                    row.attributes[key] = _value(value)
         self._rows |= found
         return self.known()
 
@@ -112,7 +112,7 @@ class RunStudy:
     def notes(self) -> dict[str, Any]:
         """The attributes of the study."""
         with quiet(), reading(self.url):
-            return {key: parse_json(value, f"attribute {key} of the study") for key, value in self._query(_NOTES)}
+            return {key: _value(value) for key, value in self._query(_NOTES)}
 
     def set_note(self, name: str, value: Any) -> None:
         """Note something in the study, in one transaction."""
@@ -396,3 +396,11 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(level)
+
+
+def _value(text: str) -> Any:
+    """The value of an attribute; `ValueError`, of which `reading` makes a sentence on the study, where it is none."""
+    try:
+        return parse_json(text, "an attribute")
+    except InputError as error:
+        raise ValueError(str(error)) from error

@@ -164,7 +164,7 @@ def keep_in_half(tensors: Iterable[Tensor]) -> Callable[[], None]:
     def whole_again() -> None:
         for whole, scale, half in kept:
             whole.untyped_storage().resize_(4 * half.numel())
-            torch.mul(half, scale, out=whole)
+            whole.copy_(half).mul_(scale)  # not `half * scale`, which is a product in half precision
 
     return whole_again
 

@@ -138,6 +138,18 @@ def read_json(path: str | Path, what: str, *, limit: int = LARGEST_TEXT) -> Any:
     return parse_json(read_text(path, what, limit=limit), f"{what} {path}")
 
 
+def has_file(folder: str | Path, name: str) -> bool:
+    """Whether a folder holds a file of that name; what cannot be a path at all, being too long, holds none.
+
+    >>> has_file("a" * 5000, "run.json")
+    False
+    """
+    try:
+        return (Path(folder) / name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def parse_json(content: str | bytes, where: str) -> Any:
     """The value of a JSON text whose nesting is not deeper than `DEEPEST`.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from slimbit._imports import import_callable
 from slimbit.records.cost_names import HARDWARE
 from slimbit.records.errors import InputError
-from slimbit.records.files import expanded
+from slimbit.records.files import expanded, has_file
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS
 from slimbit.records.text import fault_of
 
@@ -125,10 +125,7 @@ def is_pruned(reference: str) -> bool:
 
     if not reference or reference.partition("@")[0] in names():
         return False
-    try:
-        return (Path(reference) / PRUNED).is_file()
-    except OSError:  # too long for a path
-        return False
+    return has_file(reference, PRUNED)
 
 
 @dataclass(frozen=True)
