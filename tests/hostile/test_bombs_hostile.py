@@ -72,6 +72,18 @@ def test_an_npz_whose_header_claims_more_than_there_is(tmp_path: Path) -> None:
     )
 
 
+HEADERS = ("{'descr': ('|u1'", "{'descr': '|u1', 'shape': (1,", "'" * 3, "{'shape': 1L", "(" * 50)
+
+
+@pytest.mark.parametrize("text", HEADERS)
+def test_an_npz_with_a_broken_header(tmp_path: Path, text: str) -> None:
+    file, broken = tmp_path / "d.npz", text.ljust(117).encode() + b"\n"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + len(broken).to_bytes(2, "little") + broken)
+        archive.writestr("labels.npy", header((4,)) + bytes(4))
+    refused(lambda: open_data(f"npz:{file}"), r"npz:FILE must be a complete \.npz file of arrays, got '.*d\.npz'")
+
+
 def test_weights_that_inflate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slimbit.zoo.files.ALWAYS_FINE", 1 << 20)
     file, packed = tmp_path / "net.pth", tmp_path / "packed.pth"

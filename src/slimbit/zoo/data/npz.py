@@ -1,6 +1,8 @@
 """Arrays in a ``.npz`` file; pickled objects in it are never loaded."""
 
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -27,7 +29,7 @@ MOST_INFLATION = 100
 """Bytes of arrays over bytes of the file: pictures reach 10, a few bytes that are made to fill the memory 1,000."""
 DAMAGE = (
     ValueError, TypeError, OSError, EOFError, KeyError, MemoryError, AttributeError, SyntaxError, NotImplementedError,
-    RuntimeError, zipfile.BadZipFile, zlib.error,
+    RuntimeError, IndexError, OverflowError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What numpy, zipfile and zlib raise at damaged files; pickled objects are a ValueError."""
 
