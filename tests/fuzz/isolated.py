@@ -194,6 +194,6 @@ def _judged(status: int | None, text: str, taken: int) -> tuple[str, bool]:
 def signature(text: str) -> str:
     """Type of the last error and the last place in Slimbit that it passed: equal faults, equal signatures."""
     errors = re.findall(r"^(\w[\w.]*(?:Error|Exception|Warning|Interrupt|Exit|Abort)\w*)\b", text, re.MULTILINE)
-    places = re.findall(r'File "[^"]*slimbit/([\w/]+\.py)", line (\d+)', text)
+    places = re.findall(r'File "[^"]*(?:src|site-packages)/slimbit/([\w/]+\.py)", line (\d+)', text)
     where = ":".join(places[-1]) if places else "?"
     return f"{errors[-1] if errors else 'unknown'} at {where}"
