@@ -456,3 +456,20 @@ def test_finished_points_and_plans_are_validated_once(tmp_path: Path, monkeypatc
     assert len(read) == count
     assert open_run(tmp_path / "run").points == frontier.points
     assert len(read) == 2 * count
+
+
+@pytest.mark.parametrize("edit", [lambda _: True, lambda data: [data], lambda data: {**data, "layers": "x"}])
+def test_a_cost_object_that_holds_something_else_ends_a_report_in_one_sentence(
+    run: Path, edit: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, read = open_run(run), store.RunStore.read
+    cost = opened.points[0].objects["cost"]
+
+    def changed(self: store.RunStore, digest: str, kind: Any) -> bytes:
+        content = read(self, digest, kind)
+        return json.dumps(edit(json.loads(content))).encode() if digest == cost else content
+
+    monkeypatch.setattr(store.RunStore, "read", changed)
+    with pytest.raises(InputError, match=f"cost of point {opened.points[0].number}"):
+        opened.report(run / "page.html")
+    assert not (run / "page.html").exists()

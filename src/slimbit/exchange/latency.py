@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from slimbit.exchange.verify import load_model, session_options
 from slimbit.records.errors import InputError, MissingExtraError, check_choice
 from slimbit.records.latency import Latency
+from slimbit.records.text import clipped
 
 Runtime = Literal["onnxruntime", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
@@ -136,7 +137,11 @@ def _shapes(path: Path, given: Mapping[str, tuple[int, ...]]) -> dict[str, tuple
 
 def _images(shapes: Mapping[str, tuple[int, ...]], batch: int, seed: int) -> dict[str, NDArray[np.float32]]:
     rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal((batch, *shape), dtype=np.float32) for name, shape in shapes.items()}
+    try:
+        return {name: rng.standard_normal((batch, *shape), dtype=np.float32) for name, shape in shapes.items()}
+    except (MemoryError, ValueError) as error:
+        sizes = ", ".join("x".join(map(str, (batch, *shape))) for shape in shapes.values())
+        raise InputError(f"inputs must fit into memory, got {clipped(sizes)}") from error
 
 
 def _open_onnxruntime(

@@ -324,6 +324,8 @@ def _refuse_unusable(layer: LayerSpec, weight: Tensor) -> None:
         raise InputError(f"weights of layer {layer.name} must be real, got {kind}")
     if weight.is_meta:
         raise InputError(f"weights of layer {layer.name} must have values, got a network on the meta device")
+    if not weight.numel():
+        raise InputError(f"weights of layer {layer.name} must hold numbers, got the shape {tuple(weight.shape)}")
     low, high = weight.aminmax()
     if not bool(low.isfinite() & high.isfinite()):
         bad = int((~weight.isfinite()).sum())

@@ -13,6 +13,7 @@ from slimbit.numerics.steps import POLICIES, Policy, max_abs_step, sigma_step
 from slimbit.records.config import Grid
 from slimbit.records.errors import InputError, closest
 from slimbit.records.network import LayerSpec, NetworkSpec, Per
+from slimbit.records.text import clipped
 
 MAX_BITS = 16
 
@@ -120,4 +121,5 @@ def _is_width(bits: Any) -> bool:
 
 def _one_of(what: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise InputError(f"{what} must be one of {', '.join(known)}, got {value!r}{closest(str(value), known)}")
+        got = clipped(repr(value)) + closest(str(value), known)
+        raise InputError(f"{what} must be one of {', '.join(known)}, got {got}")

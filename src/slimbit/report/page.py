@@ -6,7 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slimbit.records.codec import plain
+from slimbit.records.codec import from_json, plain
+from slimbit.records.cost import SCHEMA as COST_SCHEMA
+from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
 from slimbit.records.files import as_path, parse_json, write_whole
 from slimbit.records.point import FrontierPoint
@@ -49,14 +51,26 @@ def write_report(
         StoreError: The file cannot be written; an older one stays.
     """
 
-    def data(point: FrontierPoint, role: str) -> Any:
+    def content(point: FrontierPoint, role: str) -> bytes:
         if role not in point.objects:
             raise InputError(f"point {point.number} of run {run} must have a {role} object, got none")
-        return parse_json(read(point.objects[role], "json"), where=f"{role} of point {point.number}")
+        return read(point.objects[role], "json")
 
-    baselines = [data(point, "plan").get("config", {}) for point in points if point.baseline]
+    def config_of(point: FrontierPoint) -> Mapping[str, Any]:
+        where = f"plan of point {point.number}"
+        plan = parse_json(content(point, "plan"), where)
+        config = plan.get("config", {}) if isinstance(plan, Mapping) else None
+        if not isinstance(config, Mapping):
+            raise InputError(f"{where} must hold the settings of a plan, got {type(plan).__name__}")
+        return config
+
+    def stored_cost(point: FrontierPoint) -> CostData:
+        where = f"cost of point {point.number}"
+        return from_json(CostReport, content(point, "cost"), where=where, schema=COST_SCHEMA).to_dict()
+
+    baselines = [config_of(point) for point in points if point.baseline]
     facts = about(info, run, points, baselines=baselines)
-    shown = report_data(facts, points, read_cost or (lambda point: data(point, "cost")))
+    shown = report_data(facts, points, read_cost or stored_cost)
     text = page(shown, exported, hardware=hardware)
     file = as_path(out, "out") if out is not None else Path(run) / "report.html"
     write_whole(file, text.encode())

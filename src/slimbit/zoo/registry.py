@@ -40,7 +40,12 @@ class Entry:
     def build(self, *, classes: int, width: float) -> "nn.Module":
         """Import the builder and call it."""
         module, function = self.builder.split(":")
-        built: nn.Module = getattr(import_module(module), function)(classes=classes, width=width, **self.options)
+        try:
+            built: nn.Module = getattr(import_module(module), function)(classes=classes, width=width, **self.options)
+        except (MemoryError, RuntimeError) as error:  # torch's allocator raises the latter
+            raise InputError(
+                f"the network must fit into memory, got {width:g} times the filters and {classes} outputs"
+            ) from error
         return built
 
 
