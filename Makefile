@@ -61,7 +61,7 @@ types: $(VENV)/dev.stamp
 # Every example of the pages runs, every link leads somewhere, every term is spelt as in the glossary.
 docs: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q --no-header -n auto --dist worksteal docs README.md CONTRIBUTING.md --doctest-glob='*.md'
-	$(BIN)/codespell --dictionary - --dictionary docsite/terms.txt
+	$(BIN)/codespell --dictionary - --dictionary docsite/terms.txt src docs experiments benchmarks README.md CHANGELOG.md CONTRIBUTING.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(VENV)/site
 
 site: $(VENV)/dev.stamp
