@@ -62,10 +62,10 @@ class OpenAttention(nn.MultiheadAttention):
         key: Tensor,
         value: Tensor,
         key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,  # noqa: FBT001, FBT002
+        need_weights: bool = True,  # noqa: FBT001, FBT002 - torch's own signature
         attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,  # noqa: FBT001, FBT002
-        is_causal: bool = False,  # noqa: FBT001, FBT002
+        average_attn_weights: bool = True,  # noqa: FBT001, FBT002 - torch's own signature
+        is_causal: bool = False,  # noqa: FBT001, FBT002 - torch's own signature
     ) -> tuple[Tensor, Tensor | None]:
         """As of torch's own: products with weights in modules, all between them in torch's function."""
         parts = zip(PROJECTIONS, (query, key, value), strict=True)

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+
+from slimbit.numerics.memory import tensors_of
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -68,22 +70,10 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     """
     known = dict(memo or {})
     for module in model.modules():
-        for tensor in _results(module.__dict__):
-            known.setdefault(id(tensor), tensor.detach().clone())
+        for tensor in tensors_of(module.__dict__):
+            if not tensor.is_leaf:  # that an operation made
+                known.setdefault(id(tensor), tensor.detach().clone())
     return copy.deepcopy(model, known)
-
-
-def _results(value: Any) -> Iterator[Tensor]:
-    """Tensors that an operation made, in any nesting of containers."""
-    if isinstance(value, Tensor):
-        if not value.is_leaf:
-            yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _results(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _results(part)
 
 
 def _fold(module: nn.Module) -> None:
