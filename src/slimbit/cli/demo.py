@@ -44,7 +44,8 @@ def demo(
         _export(result, console)
     page = result.report()
     console.print(f"\nThe report is a file to open in a browser: [bold]{page}[/]")
-    console.print(f"Take another model: [bold]slimbit pick {out} --budget esn_digital=80k --out digits-slim[/]")
+    command = f"slimbit pick {out} --budget esn_digital=80k --out digits-slim"
+    console.print(f"Take another model: [bold]{command}[/]", soft_wrap=True)
 
 
 def _export(run: "Frontier", console: Console) -> None:
