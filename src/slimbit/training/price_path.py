@@ -1,0 +1,142 @@
+"""A price that rises while a network learns its levels, and the points that are taken on the way."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from slimbit.numerics.copies import copied
+from slimbit.records.errors import InputError
+from slimbit.training.learned_levels import LevelCost, levels_of
+
+LOOK_EVERY = 5
+"""Steps between two looks at what the averaged levels cost."""
+WARM_UP = 20
+"""In the first steps the running average is over as many steps as there were: it forgets the start in time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriceSchedule:
+    """Prices over a training: on a straight line in log price between given ones, evenly spaced in time.
+
+    Attributes:
+        prices: Rising; the first is that of the start, the last that of the end.
+        steps: Steps of the whole training.
+
+    >>> round(PriceSchedule(prices=(1.0, 100.0), steps=11).at(5), 9)
+    10.0
+    """
+
+    prices: tuple[float, ...]
+    steps: int
+
+    def at(self, step: int) -> float:
+        """The price of a step, counted from 0."""
+        place = min(1.0, step / max(1, self.steps - 1)) * (len(self.prices) - 1)
+        below = min(int(place), max(0, len(self.prices) - 2))
+        low, high = math.log(self.prices[below]), math.log(self.prices[min(below + 1, len(self.prices) - 1)])
+        return math.exp(low + (place - below) * (high - low))
+
+
+class PricePath:
+    """Adds ``price * cost(levels)`` to the loss and takes a point whenever the cost has fallen by a step.
+
+    A regularizer for `slimbit.training.task.TrainTask`, of a network that `learn_levels` has prepared. Points are
+    running averages of weights and steps, which are quieter than the weights of any one step.
+
+    Args:
+        model: The network that trains; not changed.
+        cost: What is saved.
+        schedule: Prices.
+        targets: Costs, falling; when the averaged levels cost no more than the next ones, a point is taken.
+        average: Share of the running average that one step leaves.
+        take: Called in every process with the number of a target that was reached, a copy of the network with the
+            averaged weights, the price, and the exact cost.
+
+    Attributes:
+        taken: How many targets are behind.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cost: LevelCost,
+        schedule: PriceSchedule,
+        *,
+        targets: Sequence[float],
+        average: float,
+        take: Callable[[int, nn.Module, float, float], None],
+    ) -> None:
+        if list(targets) != sorted(targets, reverse=True):
+            raise InputError(f"targets must fall, got {list(targets)}")
+        self.cost, self.schedule, self.targets, self.average = cost, schedule, tuple(targets), average
+        self.taken = 0
+        self._take, self._step = take, 0
+        self._mean = {name: value.detach().clone() for name, value in model.named_parameters()}
+
+    @property
+    def price(self) -> float:
+        """Of the step under way."""
+        return self.schedule.at(self._step)
+
+    def penalty(self, model: nn.Module) -> Tensor:
+        """``price * cost``, with a gradient; called once in every step, before the weights move."""
+        self._follow(model)
+        price = self.price
+        self._step += 1
+        return price * self.cost.slope(model)
+
+    def end_epoch(self, model: nn.Module, epoch: int) -> None:
+        """At the end of the training, the last point: what the last price has led to."""
+        if self._step >= self.schedule.steps and self.taken < len(self.targets):
+            self._look(model, last=True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that continues it exactly."""
+        counts = {"step": torch.tensor(self._step), "taken": torch.tensor(self.taken)}
+        return counts | {f"mean.{name}": value for name, value in self._mean.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """What `state_dict` gave.
+
+        Raises:
+            InputError: The state is of another network.
+        """
+        wanted = self.state_dict()
+        for name in sorted(wanted.keys() | state.keys()):
+            shapes = [tuple(part[name].shape) if name in part else None for part in (state, wanted)]
+            if shapes[0] != shapes[1]:
+                raise InputError(f"state of learning must be of this network, got {name!r} with shape {shapes[0]}")
+        self._step, self.taken = int(state["step"]), int(state["taken"])
+        for name, value in self._mean.items():
+            self._mean[name] = torch.empty_like(value).copy_(state[f"mean.{name}"])
+
+    @torch.no_grad()
+    def _follow(self, model: nn.Module) -> None:
+        """Take the weights into the average, and a point where it has come to one."""
+        keep = min(self.average, self._step / (self._step + WARM_UP))
+        parameters = dict(model.named_parameters())
+        if next(iter(self._mean.values())).device != next(iter(parameters.values())).device:
+            self._mean = {name: value.to(parameters[name].device) for name, value in self._mean.items()}
+        torch._foreach_lerp_([*self._mean.values()], [parameters[name].detach() for name in self._mean], 1 - keep)
+        if self._step % LOOK_EVERY == 0 and self._step and self.taken < len(self.targets):
+            self._look(model)
+
+    @torch.no_grad()
+    def _look(self, model: nn.Module, *, last: bool = False) -> None:
+        cost = self.cost.exact(levels_of(model, self._mean))
+        behind = bisect_right([-target for target in self.targets], -cost)
+        if behind <= self.taken and not last:
+            return
+        number = max(behind - 1, self.taken)  # targets that were jumped over have no point
+        self._take(number, self._averaged(model), self.price, cost)
+        self.taken = number + 1
+
+    def _averaged(self, model: nn.Module) -> nn.Module:
+        network = copied(model)
+        for name, value in network.named_parameters():
+            value.copy_(self._mean[name])
+        return network
