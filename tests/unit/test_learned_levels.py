@@ -29,7 +29,9 @@ class Grouped(nn.Module):
         return self.out(self.attention(x, x, x, need_weights=False)[0].mean(1))
 
 
-def started(grid: str = "midrise_zero", *, per_filter: bool = False) -> tuple[nn.Module, Survey, dict[str, LayerLevels]]:
+def started(
+    grid: str = "midrise_zero", *, per_filter: bool = False
+) -> tuple[nn.Module, Survey, dict[str, LayerLevels]]:
     net = Grouped()
     survey = survey_network(net, torch.zeros(2, 4, 3, 3))
     start = {}
@@ -68,7 +70,7 @@ def test_gradients_are_the_straight_through_ones() -> None:
     spec = LayerSpec(name="fc", kind="linear", weight_key="weight", shape=(1, 3))
     net = nn.Linear(3, 1, bias=False)
     learn_levels(net, [spec], {"fc": LayerLevels(torch.tensor([[1.5, 0.0, -0.5]]), torch.tensor(0.4), "midrise_zero")})
-    (part, stored), = learned_parts(net)
+    ((part, stored),) = learned_parts(net)
     with torch.no_grad():
         stored.add_(torch.tensor([[0.1, 0.05, 0.02]]))  # 0.7, 0.05, -0.18: levels stay
     net(torch.tensor([[1.0, 10.0, 100.0]])).sum().backward()

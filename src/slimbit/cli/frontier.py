@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from slimbit.cli.live import Screen
-from slimbit.cli.options import parse_budget, tune_options
+from slimbit.cli.options import parse_budget, training_options
 from slimbit.cli.points import clampings, failures, points_table
 from slimbit.records.config import FrontierConfig
 from slimbit.records.errors import InputError, SlimbitError
@@ -74,6 +74,17 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     ] = None,
     distill: Annotated[
         bool | None, typer.Option("--distill", help="Learn the outputs of the original network instead of labels.")
+    ] = None,
+    learn_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Learn as many points again in one training of so many epochs, while the price of cost rises; "
+            "default: none. With --distill no labels are needed."
+        ),
+    ] = None,
+    learn_lr: Annotated[float | None, typer.Option(help="Learning rate of this training; default 0.01.")] = None,
+    learn_config: Annotated[
+        Path | None, typer.Option(help="TOML file as for slimbit train, over the settings of this training.")
     ] = None,
     stages: Annotated[
         Path | None, typer.Option(help="Folder of pruned and tuned networks, for several runs; default: in the run.")
@@ -184,8 +195,21 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
             "by": by,
             "scope": scope,
             "signal": str(signal) if by == "signal" and signal is not None else None,
-            "tune": tune_options(tune_epochs, learning_rate=tune_lr, distill=distill, config=tune_config),
+            "tune": training_options(
+                "tune",
+                tune_epochs,
+                learning_rate=tune_lr,
+                distill=distill if tune_epochs or not learn_epochs else None,
+                config=tune_config,
+            ),
         },
+        "learn": training_options(
+            "learn",
+            learn_epochs,
+            learning_rate=learn_lr,
+            distill=distill if learn_epochs else None,
+            config=learn_config,
+        ),
         "quant": {"activation_bits": activation_bits, "activation_codes": activation_codes},
         "calibration_images": calibration_images,
         "calibration_augment": augment,

@@ -89,7 +89,7 @@ class Screen:
             self._line(f"{progress.done}/{progress.total} {point.label}: {result}{cost}, {left}")
         elif progress.stage == "start":
             self._line(_outlook(progress.message, left))
-        elif progress.stage in ("prune", "note") or (progress.stage in SPOKEN and self._is_new(progress)):
+        elif progress.stage in ("prune", "learn", "note") or (progress.stage in SPOKEN and self._is_new(progress)):
             self._line(progress.message)
 
     def _is_new(self, progress: "Progress") -> bool:

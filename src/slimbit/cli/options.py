@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,13 +25,16 @@ FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 AMOUNT = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?([kKMGT]?)")
 
 
-def tune_options(epochs: int | None, *, config: Path | None = None, **settings: object) -> Mapping[str, Any] | None:
-    """Settings of `TuneConfig` from options; None where nothing is trained.
+def training_options(
+    kind: Literal["tune", "learn"], epochs: int | None, *, config: Path | None = None, **settings: object
+) -> Mapping[str, Any] | None:
+    """Settings of `TuneConfig` or `LearnConfig` from options; None where nothing is trained.
 
     Args:
-        epochs: ``--tune-epochs``; None or 0 = no training.
-        config: ``--tune-config``, put over the paper's settings of that training.
-        settings: Others of `TuneConfig`; None = not given.
+        kind: What the options begin with.
+        epochs: ``--tune-epochs`` or ``--learn-epochs``; None or 0 = no training.
+        config: ``--tune-config`` or ``--learn-config``, put over the settings that follow from the others.
+        settings: Others; None = not given.
 
     Raises:
         InputError: Settings of a training that does not take place.
@@ -40,12 +43,12 @@ def tune_options(epochs: int | None, *, config: Path | None = None, **settings: 
     given = {name: value for name, value in {**settings, "train": train}.items() if value is not None}
     if epochs:
         return {"epochs": epochs, **given}
-    names = {"learning_rate": "--tune-lr", "train": "--tune-config"}
+    names = {"learning_rate": f"--{kind}-lr", "train": f"--{kind}-config"}
     for name in given:
         if train is not None and set(train) == {"augment"} and name == "train":
             continue  # whose crops calibration may follow
         option = names.get(name, f"--{name.replace('_', '-')}")
-        raise InputError(f"--tune-epochs must be given with {option}, got none")
+        raise InputError(f"--{kind}-epochs must be given with {option}, got none")
     return None
 
 

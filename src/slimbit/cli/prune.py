@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from slimbit.cli.options import parse_budget, stopped_training, tune_options
+from slimbit.cli.options import parse_budget, stopped_training, training_options
 from slimbit.records.codec import pretty
 from slimbit.records.config import By, Constants, PruneConfig, Scope, Statistics
 from slimbit.records.errors import InputError, check_choice
@@ -95,7 +95,8 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     for name, value in (("admm_epochs", admm_epochs), ("admm_lr", admm_lr)):
         if value is not None and by != "admm":
             raise InputError(f"--by admm must be given with --{name.replace('_', '-')}, got {by}")
-    tune = tune_options(
+    tune = training_options(
+        "tune",
         tune_epochs,
         config=tune_config,
         learning_rate=tune_lr,

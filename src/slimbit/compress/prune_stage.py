@@ -1,12 +1,13 @@
 """A pruning that is finished, kept in a folder: its weights, and the plan that leads to them."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from slimbit.apply.surgery import rebuild
 from slimbit.records.codec import from_json, json_file, sha256, with_schema
@@ -58,7 +59,12 @@ def pruned_from_state(model: nn.Module, plan: KeepPlan, content: bytes) -> nn.Mo
 
 def packed_state(network: nn.Module) -> bytes:
     """A network's state dict as safetensors."""
-    return save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()})
+    return packed(network.state_dict())
+
+
+def packed(state: Mapping[str, Tensor]) -> bytes:
+    """A state dict as safetensors."""
+    return save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()})
 
 
 def write_stage(folder: Path, stage: PruneStage) -> None:

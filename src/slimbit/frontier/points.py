@@ -182,7 +182,7 @@ def _measured(
 ) -> FrontierPoint:
     store = sweep.plan.store
     with clock.stage("compress"):
-        result = quantized(sweep.prepared, plan)
+        result = quantized(sweep.network_for(point), plan)
     with clock.stage("store"):
         packed, machine = result.packed(), sweep.plan.cost
         cost = machine.in_report_or_not(result.cost)  # a baseline may have widths that the machine does not run

@@ -7,7 +7,7 @@ from typing import Literal
 from slimbit.records.point import FrontierPoint
 
 Stage = Literal[
-    "float accuracy", "prune", "sensitivity", "range", "start", "point", "refine", "waiting", "note", "done"
+    "float accuracy", "prune", "sensitivity", "range", "start", "point", "refine", "learn", "waiting", "note", "done"
 ]
 
 
@@ -19,8 +19,8 @@ class Progress:
         stage: "float accuracy", "prune" (a network is pruned and tuned, one message per epoch), "sensitivity" and
             "range" prepare; "start" comes once for each keep ratio, when what is left is known; then "point" before
             and after each point (``point`` is None before), "refine" when places for more points were chosen,
-            "waiting" while other processes hold what is left, "note" for what a reader of the results should know,
-            and "done".
+            "learn" while a network learns further points (a message per epoch and point), "waiting" while other
+            processes hold what is left, "note" for what a reader of the results should know, and "done".
         done: Points finished, by any process, in this or an earlier start.
         total: Points in all.
         seconds_left: Estimate; None before a network was compressed.

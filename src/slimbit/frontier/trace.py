@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimbit.compress.learning import learning_for
 from slimbit.compress.model import CompressedModel
 from slimbit.compress.prepared import PreparedNetwork
 from slimbit.compress.prune import Pruner
@@ -34,7 +35,7 @@ from slimbit.frontier.study import is_server
 from slimbit.frontier.table import FolderTable, RunTable
 from slimbit.frontier.time_limit import time_limit
 from slimbit.frontier.worker import Worker
-from slimbit.measure.named_cost import CostLike, NamedCost, load_cost
+from slimbit.measure.named_cost import CostLike, load_cost
 from slimbit.plan.signal import check_signal
 from slimbit.records.accuracy import Accuracy, is_near_chance
 from slimbit.records.codec import digest
@@ -89,7 +90,8 @@ def trace_frontier(
             ``package.module:function``, a `slimbit.HardwareModel` or a function.
         points: Number of points of each network, those for comparison not counted; over that of ``config``.
         config: Everything else.
-        data: What pruned networks learn from, where ``config.prune.tune`` says that they do.
+        data: What pruned networks learn from, where ``config.prune.tune`` says that they do, and what a frontier is
+            learned from, where ``config.learn`` is given.
         progress: Called with every `slimbit.frontier.progress.Progress`.
 
     Returns:
@@ -134,9 +136,10 @@ def trace_frontier(
     if all(layer.name in settings.quant.skip for layer in root.spec.layers):
         raise InputError(f"skip must leave a layer of {root.name} to compress, got all of them")
     pruner = _pruner(settings, root, data)
+    learning = None if settings.learn is None else learning_for(settings.learn, data, root)
     scorer, listener = Scorer(evaluate, settings.metric_name, settings.timeout_seconds), progress or silent
     check_folder(folder)
-    fixed = _fixed(settings, root, scorer, signal, pruner) | {"machine": _definition(cost)}
+    fixed = _fixed(settings, root, scorer, signal, pruner) | {"machine": cost.definition}
     store = _opened(folder, settings, root, scorer, fixed, listener)
     assert store.info is not None
     worker = Worker(
@@ -147,6 +150,7 @@ def trace_frontier(
         cost=cost,
         signal=signal,
         pruner=pruner,
+        learning=learning,
         stages=folder / STAGES if settings.stages is None else Path(settings.stages),
         scorer=scorer,
         listener=listener,
@@ -283,12 +287,6 @@ def _fixed(
         "score_name": scorer.name,
         "classes": _classes(root, scorer),
     }
-
-
-def _definition(cost: NamedCost) -> str:
-    """What tells machines of one name apart; of a function only its name can be kept."""
-    model = cost.model
-    return "" if model is None else model.definition or model.source
 
 
 def _classes(root: PreparedNetwork, scorer: Scorer) -> int | None:

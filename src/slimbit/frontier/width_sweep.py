@@ -3,10 +3,13 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from slimbit.compress.learning import Learning, network_of
 from slimbit.compress.prepared import PreparedNetwork, prepare
 from slimbit.compress.prune import Pruner
 from slimbit.compress.prune_stage import packed_state, pruned_from_state
@@ -32,11 +35,13 @@ from slimbit.records.point import FrontierPoint, PlannedPoint
 from slimbit.records.sensitivity import Sensitivity
 from slimbit.records.signal import EpochSignal
 
-PLAN_STAGES = ("first", "sweep", "refine", "baselines", "prune_only", "signal")
+PLAN_STAGES = ("first", "sweep", "refine", "baselines", "prune_only", "signal", "learned")
 """In the order of work: points for comparison wait until the places of the refinement are known."""
 BASELINE_BITS = (8, 7, 6, 5, 4, 3, 2)
 ANALYTIC = ("aciq_laplace", "aciq_gauss")
 """Ranges of activations that the baseline ``aciq`` takes over from the run; any other becomes the first."""
+LEARNING = "learning"
+"""Under this name a run notes what learned points were trained with."""
 PRUNED = "pruned"
 """Under this name a run notes how a pruned network is kept."""
 ENOUGH_POINTS = 10
@@ -67,6 +72,13 @@ def near_stage(name: str, amount: float) -> str:
 
 def _key(keep_ratio: float, name: str) -> str:
     return name if keep_ratio == 1 else f"width-{keep_ratio:g}-{name}"
+
+
+@stored_record
+class _LearnedNote:
+    """Settings of the training that gave the learned points."""
+
+    training: str
 
 
 @dataclass(frozen=True)
@@ -121,13 +133,25 @@ class SweepPlan:
     def is_done(self, finished: set[str]) -> bool:
         """Whether every point is decided on and finished."""
         refined = self.refinement == 0 or self.planned("refine") is not None
-        known = self.planned("sweep") is not None and refined and {*self.wanted()} <= {*self.added()}
+        learned = self.config.learn is None or self.planned("learned") is not None
+        known = self.planned("sweep") is not None and refined and learned and {*self.wanted()} <= {*self.added()}
         return known and {p.key for p in self.decided()} <= finished
+
+    def check_learning(self, learning: Learning) -> None:
+        """Raise `InputError` where the learned points were made with other settings."""
+        noted = self.store.noted(self.key(LEARNING), _LearnedNote)
+        if noted is not None and noted.training != learning.name:
+            raise InputError(
+                f"training of learned points of run {self.store.folder} must be {noted.training} as when they were "
+                f"made, got {learning.name}: give another --out for a new run"
+            )
 
     def size(self, signal_epochs: int) -> int:
         """Points in all: as many as were asked for until they are decided."""
         added = self.added()
         left = sum(count for stage, count in self.wanted().items() if stage not in added)
+        if self.config.learn is not None and self.planned("learned") is None:
+            left += self.begun_with
         if self.planned("sweep") is None:
             signal = signal_epochs if self.keep_ratio == 1 else 0
             baselines = len(BASELINE_BITS) * len(self.config.baselines)
@@ -162,7 +186,7 @@ class WidthSweep:
         stages: Path,
         report: Report,
     ) -> None:
-        self.plan = plan
+        self.plan, self._stages = plan, stages
         self.prepared = root if plan.keep_ratio == 1 or pruner is None else self._pruned(pruner, stages, report)
         keep = self.prepared.keep
         self.keep_object = "" if keep is None else plan.store.write(canonical(keep), "json")
@@ -183,17 +207,22 @@ class WidthSweep:
             noted = store.noted(name, _PrunedNote) or own  # that of another worker, where it was first
         keep = from_json(KeepPlan, store.read(noted.keep, "json"), where=f"keep plan {noted.keep}")
         network = pruned_from_state(root.model, keep, store.read(noted.network, "safetensors"))
+        return self._prepared(network, root, keep if root.keep is None else root.keep.compose(keep))
+
+    @staticmethod
+    def _prepared(network: nn.Module, like: PreparedNetwork, keep: KeepPlan | None) -> PreparedNetwork:
+        """Another network, prepared as the given one was."""
         return prepare(
             network,
-            root.example_input,
-            root.batches or None,
-            name=root.name,
-            seed=root.seed,
-            likelihood=root.likelihood,
-            origin=root.origin,
-            keep=keep if root.keep is None else root.keep.compose(keep),
-            batch_size=root.batch_size,
-            memory_gib=root.memory_gib,
+            like.example_input,
+            like.batches or None,
+            name=like.name,
+            seed=like.seed,
+            likelihood=like.likelihood,
+            origin=like.origin,
+            keep=keep,
+            batch_size=like.batch_size,
+            memory_gib=like.memory_gib,
         )
 
     def _share_sensitivity(self, report: Report) -> None:
@@ -272,6 +301,44 @@ class WidthSweep:
     def _read(self, point: PlannedPoint) -> CompressionPlan:
         return from_json(CompressionPlan, self.plan.store.read(point.plan, "json"), where=f"plan of point {point.key}")
 
+    def plan_learned(self, learning: Learning, report: Report) -> int:
+        """Learn the frontier and keep the plans of the points that were taken; how many there are.
+
+        Args:
+            learning: The training.
+            report: Called with every epoch and point.
+        """
+        store, metric, quant = self.plan.store, self.plan.cost, self.plan.config.quant
+        swept = [point for stage in ("first", "sweep") for point in self.plan.planned(stage) or ()]
+        prices = sorted(point.price for point in swept if point.price is not None)
+        points = learning.points(
+            self.prepared,
+            metric,
+            quant,
+            prices,
+            count=self.plan.begun_with,
+            stages=self._stages,
+            progress=report,
+        )
+        store.note(self.plan.key(LEARNING), _LearnedNote(training=learning.name))
+        planned = []
+        for number, point in enumerate(points):
+            plan = point.plan(self.prepared.name, metric.name, quant)
+            network = self._with_weights(point.network)
+            plan = replace(plan, activations=network.activations(plan.config))
+            planned.append((f"learned-{number:02d}", plan, store.write(point.network, "safetensors")))
+        self._keep_points("learned", planned)
+        return len(planned)
+
+    def network_for(self, point: PlannedPoint) -> PreparedNetwork:
+        """The network that a point's plan is for."""
+        if not point.network:
+            return self.prepared
+        return self._with_weights(self.plan.store.read(point.network, "safetensors"))
+
+    def _with_weights(self, content: bytes) -> PreparedNetwork:
+        return self._prepared(network_of(self.prepared, content), self.prepared, self.prepared.keep)
+
     def plan_refinement(self, measured: Sequence[FrontierPoint]) -> int:
         """Keep the plans of further points where the measured curve bends; how many there are.
 
@@ -325,7 +392,8 @@ class WidthSweep:
             decided.setdefault(_decided(plan), plan)
         return [(f"{stage}-{i:02d}", plan) for i, plan in enumerate(decided.values())]
 
-    def _keep_points(self, stage: str, named: Iterable[tuple[str, CompressionPlan]], **about: Any) -> None:
+    def _keep_points(self, stage: str, named: Iterable[tuple[Any, ...]], **about: Any) -> None:
+        """Keep points of a stage: name and plan of each, and the digest of the weights that it is for."""
         points = [
             PlannedPoint(
                 key=self.plan.key(name),
@@ -334,8 +402,9 @@ class WidthSweep:
                 setting=plan.setting,
                 baseline=plan.price is None,
                 keep_ratio=self.plan.keep_ratio,
+                network=network[0] if network else "",
             )
-            for name, plan in named
+            for name, plan, *network in named
         ]
         self.plan.store.plan_points(self.plan.key(stage), points, **about)
 

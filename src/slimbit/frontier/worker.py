@@ -6,6 +6,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+from slimbit.compress.learning import Learning
 from slimbit.compress.prepared import PreparedNetwork
 from slimbit.compress.prune import Pruner
 from slimbit.frontier.points import Scorer, measure_point
@@ -34,12 +35,13 @@ class Worker:
         cost: Cost that it saves.
         signal: Training epochs that give further points.
         pruner: Makes the networks of smaller keep ratios.
+        learning: Gives further points from one training of each network.
         stages: Folder of what is pruned and tuned.
         scorer: How a network is scored.
         listener: Called with every `Progress`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a run consists of, each of it once
         self,
         store: RunStore,
         info: RunInfo,
@@ -49,12 +51,13 @@ class Worker:
         cost: NamedCost,
         signal: Sequence[EpochSignal],
         pruner: Pruner | None,
+        learning: Learning | None,
         stages: Path,
         scorer: Scorer,
         listener: Listener,
     ) -> None:
         self.store, self.info, self.root, self.config = store, info, root, config
-        self.signal, self.pruner, self.stages = signal, pruner, stages
+        self.signal, self.pruner, self.learning, self.stages = signal, pruner, learning, stages
         self.scorer, self.listener = scorer, listener
         self._plans = [SweepPlan(store, config, ratio, cost) for ratio in config.keep_ratios]
         self._sweeps: dict[float, WidthSweep] = {}
@@ -68,6 +71,9 @@ class Worker:
 
     def work(self) -> None:
         """Measure points until every point of the run is finished, by this process or by others."""
+        if self.learning is not None:
+            for plan in self._plans:
+                plan.check_learning(self.learning)
         left = [plan for plan in self._plans if not plan.is_done(self._finished())]
         if self._begun_with or not left:
             self._report_start()
@@ -107,7 +113,7 @@ class Worker:
             finished = self._finished()
             if self._advance(sweep, [point for point in plan.decided() if point.key not in finished]):
                 moved = True
-            elif not self._plan_sweep(sweep):
+            elif not (self._plan_sweep(sweep) or self._learn(sweep)):
                 break
         if plan.is_done(self._finished()):
             sweep.prepared.forget()
@@ -142,6 +148,19 @@ class Worker:
             sweep.plan_sweep(self.signal, self._report_try)
         if plan.planned("first") is None:
             self._report_start()
+        return True
+
+    def _learn(self, sweep: WidthSweep) -> bool:
+        """Train for the learned points, once everything else is measured or under way; whether it did."""
+        plan = sweep.plan
+        if self.learning is None or plan.planned("learned") is not None or plan.planned("sweep") is None:
+            return False
+        what = ": ".join(filter(None, (keep_label(plan.keep_ratio), "learning")))
+        with self.store.claim(plan.key("learn"), what) as claim:
+            if claim is None or plan.planned("learned") is not None:
+                return False
+            count = sweep.plan_learned(self.learning, partial(self._report_learned, plan))
+        self._report("refine", f"{count} learned points")
         return True
 
     def _advance(self, sweep: WidthSweep, left: list[PlannedPoint]) -> bool:
@@ -187,7 +206,7 @@ class Worker:
                         self._report("refine", f"{count} more points where the curve bends")
             return
         for stage, number in plan.wanted().items():
-            own = {planned.key for planned in plan.decided() if planned.price is not None}
+            own = {planned.key for planned in plan.decided() if planned.policy == "optimal"}
             if stage in plan.added() or not own <= finished:
                 continue  # a stage is decided on when the one before it is measured
             with self.store.claim(plan.key("refine"), plan.key("refine")) as claim:
@@ -211,6 +230,9 @@ class Worker:
     def _report_made(self, plan: SweepPlan, text: str) -> None:
         stage: Stage = "sensitivity" if plan.keep_ratio == 1 else "prune"
         self._report(stage, ": ".join(filter(None, (keep_label(plan.keep_ratio), text))))
+
+    def _report_learned(self, plan: SweepPlan, text: str) -> None:
+        self._report("learn", ": ".join(filter(None, (keep_label(plan.keep_ratio), text))))
 
     def _report_try(self, text: str) -> None:
         self._tries.append(time.perf_counter())

@@ -32,6 +32,11 @@ class NamedCost:
         """What it counts."""
         return UNITS[self.name] if self.model is None else self.model.unit
 
+    @property
+    def definition(self) -> str:
+        """What tells machines of one name apart, "" for a metric; of a function only its name can be kept."""
+        return "" if self.model is None else self.model.definition or self.model.source
+
     def is_same(self, other: "NamedCost") -> bool:
         """Whether both are one cost: a file that is read twice gives the same machine."""
         definitions = [cost.model.definition for cost in (self, other) if cost.model is not None]

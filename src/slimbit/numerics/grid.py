@@ -86,6 +86,29 @@ def nearest_levels(ratio: Tensor, *, grid: Grid, limit: float | Tensor | None) -
     return levels if limit is None else levels.clamp_(-limit, limit)
 
 
+def within_cells(ratio: Tensor, levels: Tensor, *, grid: Grid, margin: float = 0.05) -> Tensor:
+    """Weights in units of their step, moved as little as it takes to be rounded to given levels.
+
+    Args:
+        ratio: Weights over steps.
+        levels: On the grid, same shape.
+        grid: Grid.
+        margin: Share of a cell that is left free at either end.
+
+    >>> ratio, levels = torch.tensor([0.75, 0.9, -3.0]), torch.tensor([0.5, 0.0, -1.5])
+    >>> within_cells(ratio, levels, grid="midrise_zero", margin=0).tolist()
+    [0.75, 0.25, -2.0]
+    """
+    inner, outer = levels.abs() - 0.5, levels.abs() + 0.5
+    if grid == "midrise_zero":
+        inner = torch.where(levels.abs() == 0.5, 0.25, inner)
+        outer = torch.where(levels == 0, 0.25, outer)
+    inner = torch.where(levels == 0, -outer, inner)
+    free = margin * (outer - inner)
+    sign = torch.where(levels < 0, -1.0, 1.0).to(ratio.dtype)
+    return sign * torch.minimum(torch.maximum(ratio * sign, inner + free), outer - free)
+
+
 def to_weights(levels: Tensor, step: Tensor) -> Tensor:
     """Weights that levels stand for, ``step * levels``; shapes as in `to_levels`."""
     return levels * along_filters(step, levels)

@@ -92,7 +92,7 @@ def step_by_price(inputs: PlanInputs, price: float, metric: str, config: QuantCo
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         s = sensitivity.filters[layer.name] if config.granularity == "filter" else (sensitivity.layer(layer.name),)
         left = compensation_factor(inputs, layer, config)
-        c = _multiplicity(inputs, layer, metric, config)
+        c = units_per_bit(inputs, layer, metric, config)
         parts = _parts(weights, config)
         chosen = [_priced_step(form, price, c, part, left * value) for part, value in zip(parts, s, strict=True)]
         plan = layer_plan(layer, weights, chosen, config, rate=_rates(config, price * c, s))
@@ -102,7 +102,7 @@ def step_by_price(inputs: PlanInputs, price: float, metric: str, config: QuantCo
     return make_plan("optimal", inputs, steps, config, setting)
 
 
-def _multiplicity(inputs: PlanInputs, layer: LayerSpec, metric: str, config: QuantConfig) -> float:
+def units_per_bit(inputs: PlanInputs, layer: LayerSpec, metric: str, config: QuantConfig) -> float:
     """Units of the metric that one bit of one weight of the layer costs."""
     if metric == "mean_bits":
         return 1.0 / sum(other.weights for other in inputs.spec.layers if not other.shared_with)
@@ -157,7 +157,7 @@ def _filterwise_steps(
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         table = inputs.width_table(layer, grid)
         s = weights.new_tensor(sensitivity.filters[layer.name]) * compensation_factor(inputs, layer, config)
-        macs = _multiplicity(inputs, layer, metric, config) * layer.weights / layer.filters
+        macs = units_per_bit(inputs, layer, metric, config) * layer.weights / layer.filters
         widths = best_widths(table, price, sensitivity=s, macs_per_filter=macs)
         return as_integers(by_width(layer, table, widths.tolist(), config), weights, config)
 

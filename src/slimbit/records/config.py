@@ -11,6 +11,7 @@ from slimbit.records.activations import FEWEST_BITS, MOST_BITS, Codes, RangeMeth
 from slimbit.records.codec import ConfigTable
 from slimbit.records.cost_names import allocation_of, check_cost_name, check_priceable
 from slimbit.records.errors import InputError, closest
+from slimbit.records.learning import LearnConfig
 from slimbit.records.network import NetworkSpec, Per
 from slimbit.records.signal import EpochSignal
 from slimbit.records.training import TrainConfig
@@ -310,6 +311,8 @@ class RunConfig(ConfigTable):
             point beyond that fails. None: no limit.
         quant: How networks are quantized.
         prune: How the networks of ``keep_ratios`` are made; their ratio takes the place of its ``keep``.
+        learn: One training of each network that yields further points, as many again; None: none. A finished run that
+            is continued with it gets them.
 
     >>> config = RunConfig(points=8, keep_ratios=(1, 0.5), quant=QuantConfig(skip=("fc",)))
     >>> config.points, config.prunes, config.quant.skip
@@ -337,6 +340,7 @@ class RunConfig(ConfigTable):
     timeout_seconds: Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT)] | None = None
     quant: QuantConfig = QuantConfig()
     prune: PruneConfig = PruneConfig()
+    learn: LearnConfig | None = None
 
     @model_validator(mode="after")
     def _together(self) -> Self:

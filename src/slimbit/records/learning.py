@@ -14,7 +14,6 @@ class LearnConfig(ConfigTable):
 
     Attributes:
         epochs: Passes over the training images, for all points together.
-        points: Number of points to take, evenly spread over log cost.
         learning_rate: Constant but for a short rise at the beginning; points are averages over the last steps.
         distill: Whether it learns the outputs of the given network instead of labels; labels are then not needed.
         temperature: Of distillation.
@@ -26,9 +25,8 @@ class LearnConfig(ConfigTable):
     """
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
-    points: Annotated[int, Field(ge=1, le=1000)] = 16
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    distill: bool = True
+    distill: bool = False
     temperature: Annotated[float, Field(gt=0)] = 1.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.995
     train: TrainConfig = TrainConfig()

@@ -24,6 +24,8 @@ class PlannedPoint:
         setting: As in the plan.
         baseline: Whether it is there for comparison (the paper's quantize-only), not a proposal.
         keep_ratio: Share of the filters that was kept before quantization; 1 = the network as it was given.
+        network: Digest of the weights that the plan rounds, an object of the run; "" = those of the network as it was
+            given or pruned.
     """
 
     key: str = ""
@@ -32,6 +34,7 @@ class PlannedPoint:
     setting: Setting | None = None
     baseline: bool = False
     keep_ratio: float = 1.0
+    network: str = ""
 
     @property
     def price(self) -> float | None:

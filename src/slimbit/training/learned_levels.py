@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from slimbit.numerics.energy import level_bits
-from slimbit.numerics.grid import along_filters, filters_stored, layer_weight, nearest_levels
+from slimbit.numerics.grid import along_filters, filters_stored, layer_weight, nearest_levels, within_cells
 from slimbit.numerics.levels import LayerLevels
 from slimbit.records.config import Grid
 from slimbit.records.cost_names import Allocation
@@ -69,6 +69,17 @@ class LearnedLevels(nn.Module):
         for place, layer in enumerate(layers):
             mask = (masks or {}).get(layer.name)
             self.register_buffer(f"mask{place}", None if mask is None else mask.float(), persistent=False)
+            self.register_buffer(f"shift{place}", torch.zeros_like(self.log_steps[place]))
+
+    def shift(self, name: str, value: Tensor) -> None:
+        """Set what is added to the log steps of a layer beside what is learned."""
+        place = next(place for place, layer in enumerate(self.layers) if layer.name == name)
+        getattr(self, f"shift{place}").copy_(value)
+
+    def steps(self, log_steps: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Steps of each layer; with other log steps in place of the present ones where they are given."""
+        learned = self.log_steps if log_steps is None else log_steps
+        return [(value + getattr(self, f"shift{place}")).exp() for place, value in enumerate(learned)]
 
     def weights(self, stored: Tensor) -> list[Tensor]:
         """The weights behind the levels, filters first, of each layer."""
@@ -83,7 +94,8 @@ class LearnedLevels(nn.Module):
         """What the network computes with, as the module stores it."""
         parts = []
         for place, (layer, weight) in enumerate(zip(self.layers, self.weights(stored), strict=True)):
-            rounded = _Rounded.apply(weight, self.log_steps[place], self.grid)
+            log_step = self.log_steps[place] + getattr(self, f"shift{place}")
+            rounded: Tensor = _Rounded.apply(weight, log_step, self.grid)  # type: ignore[no-untyped-call] # of torch
             mask = getattr(self, f"mask{place}")
             if mask is not None:  # a grid without zero has none for them
                 rounded = rounded * mask
@@ -100,9 +112,9 @@ class LearnedLevels(nn.Module):
     @torch.no_grad()
     def levels(self, stored: Tensor, log_steps: Sequence[Tensor]) -> dict[str, LayerLevels]:
         """Levels and steps of each layer, from a stored tensor and steps that may be others than the present ones."""
-        found = {}
+        found, steps = {}, self.steps(log_steps)
         for place, (layer, weight) in enumerate(zip(self.layers, self.weights(stored), strict=True)):
-            step = log_steps[place].exp()
+            step = steps[place]
             q = nearest_levels(weight / along_filters(step, weight), grid=self.grid, limit=None)
             mask = getattr(self, f"mask{place}")
             found[layer.name] = LayerLevels(q if mask is None else q * mask, step, self.grid)
@@ -114,14 +126,17 @@ def learn_levels(
     layers: Iterable[LayerSpec],
     start: Mapping[str, LayerLevels],
     *,
+    weights: Mapping[str, Tensor] | None = None,
     masks: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Make a network compute with learned levels, in place; it begins with exactly the levels of ``start``.
 
     Args:
-        network: Its weights, plain parameters, become those of the levels; they train from there.
+        network: Its weights, plain parameters, become those behind the levels; they train from there.
         layers: Of its survey.
         start: Levels by layer name; layers without any stay as they are.
+        weights: Float weights by layer name, filters first: what is behind the levels is as near to them as can be, so
+            that levels do not all change at once when steps grow. None: the levels themselves.
         masks: By layer name, False where a weight was pruned.
 
     Raises:
@@ -146,7 +161,8 @@ def learn_levels(
             raise InputError(f"weight {key} must be a parameter to learn its levels, got none")
         owners.sort(key=lambda layer: layer.rows or (0, 0))
         for layer in owners:
-            value = filters_stored(start[layer.name].weights(), transposed=layer.transposed, groups=layer.groups)
+            value = _behind(start[layer.name], None if weights is None else weights[layer.name])
+            value = filters_stored(value, transposed=layer.transposed, groups=layer.groups)
             with torch.no_grad():
                 stored[slice(*(layer.rows or (None,)))].copy_(value)
         steps = {layer.name: start[layer.name].steps.to(stored.device) for layer in owners}
@@ -181,6 +197,31 @@ def levels_of(network: nn.Module, parameters: Mapping[str, Tensor] | None = None
     return found
 
 
+def _behind(levels: LayerLevels, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return levels.weights()
+    steps = along_filters(levels.steps, weights)
+    return within_cells(weights / steps, levels.levels, grid=levels.grid) * steps
+
+
+def state_behind(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict that a network of `learn_levels` would have without parametrizations: the weights behind levels.
+
+    (Removing them from a copy would take them from the original, too: both have one class.)
+    """
+    owners = [path for path, module in network.named_modules() if parametrize.is_parametrized(module)]
+    inside = {f"{path}.parametrizations." if path else "parametrizations.": path for path in owners}
+    found = {}
+    for name, value in network.state_dict().items():
+        within = next((prefix for prefix in inside if name.startswith(prefix)), None)
+        if within is None:
+            found[name] = value
+        elif name.endswith(".original"):
+            tensor = name.removeprefix(within).removesuffix(".original")
+            found[f"{inside[within]}.{tensor}" if inside[within] else tensor] = value
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class LevelCost:
     """What levels cost, with a slope.
@@ -211,9 +252,8 @@ class LevelCost:
         """A smooth cost of the weights and steps as they are, to be differentiated."""
         parts = []
         for part, stored in learned_parts(network):
-            for place, (layer, weight) in enumerate(zip(part.layers, part.weights(stored), strict=True)):
-                step = along_filters(part.log_steps[place].exp(), weight)
-                parts.append(self._smooth(layer, weight.abs() / step, part.grid))
+            for layer, weight, step in zip(part.layers, part.weights(stored), part.steps(), strict=True):
+                parts.append(self._smooth(layer, weight.abs() / along_filters(step, weight), part.grid))
         return torch.stack(parts).sum()
 
     def _smooth(self, layer: LayerSpec, ratio: Tensor, grid: Grid) -> Tensor:

@@ -1,58 +1,78 @@
-"""A price that rises while a network learns its levels, and the points that are taken on the way."""
+"""A price that rises while a network learns its levels, and the points that are taken on the way.
+
+Steps follow the price: those of the frontier without training (its closed forms), times what is learned of them. So
+the path is passed in any number of iterations, and training finds what is better than the closed forms.
+"""
 
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from slimbit.numerics.copies import copied
 from slimbit.records.errors import InputError
-from slimbit.training.learned_levels import LevelCost, levels_of
+from slimbit.training.learned_levels import LevelCost, learned_parts, levels_of
 
 LOOK_EVERY = 5
-"""Steps between two looks at what the averaged levels cost."""
+"""Iterations between two looks at what the averaged levels cost."""
 WARM_UP = 20
-"""In the first steps the running average is over as many steps as there were: it forgets the start in time."""
+"""At first the running average is over a part of the iterations that there were, so that it forgets the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriceSchedule:
-    """Prices over a training: on a straight line in log price between given ones, evenly spaced in time.
+    """Prices, and the steps of the closed forms, over a training: on straight lines in log, evenly spaced in time.
 
     Attributes:
         prices: Rising; the first is that of the start, the last that of the end.
-        steps: Steps of the whole training.
+        iterations: Of the whole training.
+        log_steps: By layer name, a row for each price: a number, or one for each filter.
 
-    >>> round(PriceSchedule(prices=(1.0, 100.0), steps=11).at(5), 9)
+    >>> round(PriceSchedule(prices=(1.0, 100.0), iterations=11).price(5), 9)
     10.0
     """
 
     prices: tuple[float, ...]
-    steps: int
+    iterations: int
+    log_steps: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def at(self, step: int) -> float:
-        """The price of a step, counted from 0."""
-        place = min(1.0, step / max(1, self.steps - 1)) * (len(self.prices) - 1)
+    def price(self, iteration: int) -> float:
+        """The price of an iteration, counted from 0."""
+        below, share = self._place(iteration)
+        low, high = (math.log(self.prices[min(place, len(self.prices) - 1)]) for place in (below, below + 1))
+        return math.exp(low + share * (high - low))
+
+    def shifts(self, iteration: int) -> dict[str, Tensor]:
+        """By how much log steps have grown since the start, by layer name."""
+        below, share = self._place(iteration)
+        found = {}
+        for name, rows in self.log_steps.items():
+            low, high = rows[below], rows[min(below + 1, len(rows) - 1)]
+            found[name] = low + share * (high - low) - rows[0]
+        return found
+
+    def _place(self, iteration: int) -> tuple[int, float]:
+        place = min(1.0, iteration / max(1, self.iterations - 1)) * (len(self.prices) - 1)
         below = min(int(place), max(0, len(self.prices) - 2))
-        low, high = math.log(self.prices[below]), math.log(self.prices[min(below + 1, len(self.prices) - 1)])
-        return math.exp(low + (place - below) * (high - low))
+        return below, place - below
 
 
 class PricePath:
     """Adds ``price * cost(levels)`` to the loss and takes a point whenever the cost has fallen by a step.
 
-    A regularizer for `slimbit.training.task.TrainTask`, of a network that `learn_levels` has prepared. Points are
-    running averages of weights and steps, which are quieter than the weights of any one step.
+    Steps grow with the price as those of the schedule do. Points are running averages of weights and steps, which are
+    quieter than the weights of any one iteration. A regularizer for `slimbit.training.task.TrainTask`, of a network
+    that `learn_levels` has prepared.
 
     Args:
         model: The network that trains; not changed.
         cost: What is saved.
-        schedule: Prices.
+        schedule: Prices and steps.
         targets: Costs, falling; when the averaged levels cost no more than the next ones, a point is taken.
-        average: Share of the running average that one step leaves.
+        average: Share of the running average that one iteration leaves.
         take: Called in every process with the number of a target that was reached, a copy of the network with the
             averaged weights, the price, and the exact cost.
 
@@ -74,29 +94,30 @@ class PricePath:
             raise InputError(f"targets must fall, got {list(targets)}")
         self.cost, self.schedule, self.targets, self.average = cost, schedule, tuple(targets), average
         self.taken = 0
-        self._take, self._step = take, 0
+        self._take, self._iteration = take, 0
         self._mean = {name: value.detach().clone() for name, value in model.named_parameters()}
 
     @property
     def price(self) -> float:
-        """Of the step under way."""
-        return self.schedule.at(self._step)
+        """Of the iteration under way."""
+        return self.schedule.price(self._iteration)
 
     def penalty(self, model: nn.Module) -> Tensor:
-        """``price * cost``, with a gradient; called once in every step, before the weights move."""
+        """``price * cost``, with a gradient; called once in every iteration, before the weights move."""
         self._follow(model)
         price = self.price
-        self._step += 1
+        self._iteration += 1
+        self._shift(model)
         return price * self.cost.slope(model)
 
-    def end_epoch(self, model: nn.Module, epoch: int) -> None:
+    def end_epoch(self, model: nn.Module, epoch: int) -> None:  # noqa: ARG002 - as the protocol has it
         """At the end of the training, the last point: what the last price has led to."""
-        if self._step >= self.schedule.steps and self.taken < len(self.targets):
+        if self._iteration >= self.schedule.iterations and self.taken < len(self.targets):
             self._look(model, last=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that continues it exactly."""
-        counts = {"step": torch.tensor(self._step), "taken": torch.tensor(self.taken)}
+        counts = {"iteration": torch.tensor(self._iteration), "taken": torch.tensor(self.taken)}
         return counts | {f"mean.{name}": value for name, value in self._mean.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -110,20 +131,28 @@ class PricePath:
             shapes = [tuple(part[name].shape) if name in part else None for part in (state, wanted)]
             if shapes[0] != shapes[1]:
                 raise InputError(f"state of learning must be of this network, got {name!r} with shape {shapes[0]}")
-        self._step, self.taken = int(state["step"]), int(state["taken"])
+        self._iteration, self.taken = int(state["iteration"]), int(state["taken"])
         for name, value in self._mean.items():
             self._mean[name] = torch.empty_like(value).copy_(state[f"mean.{name}"])
 
     @torch.no_grad()
     def _follow(self, model: nn.Module) -> None:
         """Take the weights into the average, and a point where it has come to one."""
-        keep = min(self.average, self._step / (self._step + WARM_UP))
+        keep = min(self.average, self._iteration / (self._iteration + WARM_UP))
         parameters = dict(model.named_parameters())
         if next(iter(self._mean.values())).device != next(iter(parameters.values())).device:
             self._mean = {name: value.to(parameters[name].device) for name, value in self._mean.items()}
         torch._foreach_lerp_([*self._mean.values()], [parameters[name].detach() for name in self._mean], 1 - keep)
-        if self._step % LOOK_EVERY == 0 and self._step and self.taken < len(self.targets):
+        if self._iteration % LOOK_EVERY == 0 and self._iteration and self.taken < len(self.targets):
             self._look(model)
+
+    @torch.no_grad()
+    def _shift(self, model: nn.Module) -> None:
+        shifts = self.schedule.shifts(self._iteration)
+        for part, _ in learned_parts(model):
+            for layer in part.layers:
+                if layer.name in shifts:
+                    part.shift(layer.name, shifts[layer.name])
 
     @torch.no_grad()
     def _look(self, model: nn.Module, *, last: bool = False) -> None:

@@ -1,0 +1,364 @@
+"""A frontier from one training: the price of cost rises while a network learns its levels, and points are taken."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from slimbit.apply.quantize import plain_levels
+from slimbit.compress.prepared import PreparedNetwork
+from slimbit.compress.prune_stage import packed
+from slimbit.compress.quantize import quantized
+from slimbit.compress.tuning import TrainingData, training_split
+from slimbit.measure.named_cost import NamedCost
+from slimbit.numerics.batches import zeros_like_input
+from slimbit.numerics.copies import copied
+from slimbit.numerics.levels import LayerLevels
+from slimbit.plan.steps import units_per_bit
+from slimbit.records.codec import digest, from_json, json_file, sha256, with_schema
+from slimbit.records.codec import record as stored_record
+from slimbit.records.config import QuantConfig
+from slimbit.records.cost_names import allocation_of
+from slimbit.records.errors import InputError
+from slimbit.records.files import not_written, read_regular, write_whole
+from slimbit.records.learning import LearnConfig
+from slimbit.records.plan import CompressionPlan, LayerPlan
+from slimbit.records.setting import Price
+from slimbit.records.training import TrainConfig
+from slimbit.training.images import Batches, Share
+from slimbit.training.learned_levels import LevelCost, learn_levels, learned_parts, levels_of, state_behind
+from slimbit.training.objectives import distillation
+from slimbit.training.price_path import PricePath, PriceSchedule
+from slimbit.training.run import RunLabel, train_network
+from slimbit.training.task import TrainingProgress, TrainTask
+
+SCHEMA = 1
+LARGEST = 1 << 28
+STATISTICS_BATCHES = 16
+"""Training batches from which a point's BatchNorm statistics are averaged, augmented as in training: of a ResNet-20
+whose images were cropped, statistics of uncropped images cost 4 points of accuracy."""
+Report = Callable[[str], None]
+
+
+@stored_record
+class _PointRecord:
+    """``point-03.json``: one point of a training.
+
+    Attributes:
+        network: SHA-256 of the weights behind its levels, ``point-03.safetensors``.
+        layers: Steps of every layer.
+        price: Price at which it was taken.
+    """
+
+    network: str
+    layers: tuple[LayerPlan, ...]
+    price: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedPoint:
+    """A point that a training has passed.
+
+    Attributes:
+        network: The weights behind its levels, and its statistics, as of `packed`.
+        layers: Steps of every layer: weights rounded to the nearest level are its levels.
+        price: Price at which it was taken.
+    """
+
+    network: bytes = field(repr=False)
+    layers: tuple[LayerPlan, ...]
+    price: float
+
+    def plan(self, name: str, metric: str, config: QuantConfig) -> CompressionPlan:
+        """How its levels follow from its weights; policy ``learned``.
+
+        Args:
+            name: Of the network.
+            metric: Cost that the price is for.
+            config: Settings of the run, of which what concerns rounding and statistics is already done.
+        """
+        done = {"compensation": False, "target": "weights", "statistics": "stored", "rounding": "nearest"}
+        more = {"refit": False, "bias_correction": False, "bit_allocation": False}
+        config = config.model_copy(update=done | more)
+        price = Price(self.price, metric)
+        return CompressionPlan(network=name, policy="learned", layers=self.layers, setting=price, config=config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """What a frontier is learned from.
+
+    Attributes:
+        task: Images, labels, held-out images, example.
+        config: Settings of the training.
+        learn: Number of epochs and points, distillation.
+        data: Name of the data; a run is continued with the same one only.
+    """
+
+    task: TrainTask
+    config: TrainConfig
+    learn: LearnConfig
+    data: str = ""
+
+    @property
+    def name(self) -> str:
+        """Everything that the result depends on, for people."""
+        images = self.task.images.fingerprint()[:12]
+        settings = self.learn.model_dump(mode="json", exclude={"train"})
+        return f"{self.data} {images}, {settings}, settings {self.config.digest()[:12]}"
+
+    def points(
+        self,
+        prepared: PreparedNetwork,
+        cost: NamedCost,
+        quant: QuantConfig,
+        prices: Sequence[float],
+        *,
+        count: int,
+        stages: Path,
+        progress: Report,
+    ) -> list[LearnedPoint]:
+        """Train once while the price rises, and return the points that were taken, the dearest first.
+
+        A call that was stopped goes on where its last epoch ended; one that was finished is read.
+
+        The first price's network, compressed without training, is where it begins.
+
+        Args:
+            prepared: The network; not changed.
+            cost: What is saved.
+            quant: Grid, granularity, layers to skip, and how the first network is compressed.
+            prices: Rising prices of the frontier without training: the price follows them, evenly in time.
+            count: Number of points, evenly spread over log cost between those of the first and the last price.
+            stages: Folder of what is trained, a folder in it by content.
+            progress: Called with a line for people after every epoch and point.
+
+        Raises:
+            InputError: A folder of something else, or damaged.
+            StoreError: The folder cannot be written.
+            TrainingError: The loss is no finite number any more.
+        """
+        content = digest(
+            [prepared.digest, prepared.calibration_digest, self.name, cost.name, cost.definition, quant, count]
+            + [f"{price:.17g}" for price in prices]
+        )
+        folder = stages / f"learned-{content[:16]}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".stage.lock")
+        except OSError as error:
+            raise not_written(folder, error) from error
+        with lock:
+            self._train(prepared, cost, quant, prices, count=count, folder=folder, content=content, progress=progress)
+            found = (read_point(folder, number) for number in range(count))
+            return [point for point in found if point is not None]
+
+    def _train(
+        self,
+        prepared: PreparedNetwork,
+        cost: NamedCost,
+        quant: QuantConfig,
+        prices: Sequence[float],
+        *,
+        count: int,
+        folder: Path,
+        content: str,
+        progress: Report,
+    ) -> None:
+        plans = [prepared.plan_at(price, cost, quant) for price in prices]
+        start = quantized(prepared, replace(plans[0], activations=()))
+        network = copied(start.network)
+        masks = _masks(prepared, start.layers)
+        learn_levels(network, prepared.spec.layers, start.layers, weights=prepared.weights, masks=masks)
+        level_cost = level_cost_of(prepared, cost, plans[0])
+        log_steps = {x.name: _log_steps([plan.layer(x.name) for plan in plans]) for x in plans[0].layers}
+        ends = [level_cost.exact(levels_of(network)), level_cost.exact(_rounded(prepared, plans[-1]))]
+        targets = [ends[0] * (ends[1] / ends[0]) ** (place / max(1, count - 1)) for place in range(count)]
+        iterations = self.config.epochs * (len(self.task.images) // self.config.batch_size)
+
+        def take(number: int, averaged: nn.Module, price: float, there: float) -> None:
+            point = self._point(averaged, price)
+            write_point(folder, number, point)
+            score = "" if self.task.validate is None else f", held out {float(self.task.validate(averaged)):.2f} %"
+            progress(f"point {number + 1} of {count}: {cost.name} {there:.4g}{score}")
+
+        path = PricePath(
+            network,
+            level_cost,
+            PriceSchedule(prices=tuple(prices), iterations=iterations, log_steps=log_steps),
+            targets=targets,
+            average=self.learn.average,
+            take=take,
+        )
+        objective = distillation(prepared.model, temperature=self.learn.temperature) if self.learn.distill else None
+
+        def listen(now: TrainingProgress) -> None:
+            if now.message:
+                progress(now.message)
+            elif now.finished is not None:
+                done = now.finished
+                progress(f"learning: epoch {now.epoch}/{now.epochs}, loss {done.loss:.4f}, {done.seconds:.0f} s")
+
+        task = replace(self.task, objective=objective, regularizer=path, validate=None, listener=listen)
+        train_network(network, task, self.config, folder / "train", label=RunLabel(data=self.data, fingerprint=content))
+
+    def _point(self, network: nn.Module, price: float) -> LearnedPoint:
+        """A point of a network with averaged weights, which gets the statistics of its levels."""
+        self._average_statistics(network)
+        found = levels_of(network)
+        layers = tuple(
+            LayerPlan(
+                name=layer.name,
+                steps=tuple(found[layer.name].steps.double().reshape(-1).tolist()),
+                grid=part.grid,
+                kept=_kept(found[layer.name], part.grid),
+            )
+            for part, _ in learned_parts(network)
+            for layer in part.layers
+        )
+        return LearnedPoint(network=packed(state_behind(network)), layers=layers, price=price)
+
+    @torch.no_grad()
+    def _average_statistics(self, network: nn.Module) -> None:
+        """Mean of the statistics of some training batches in every BatchNorm that keeps any."""
+        norms = [x for x in network.modules() if isinstance(x, _BatchNorm) and x.running_mean is not None]
+        network.eval()
+        if not norms:
+            return
+        before = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.train()
+            norm.momentum = None  # the plain mean of all batches
+        device = next(network.parameters()).device
+        size = self.config.batch_size
+        batches = Batches(self.task.images, self.config.augment, device=device, channels_last=self.config.channels_last)
+        for number, ((images, _), *_) in enumerate(batches.epoch(self.config.seed, Share(batch_size=size)), 1):
+            network(images)
+            if number == STATISTICS_BATCHES:
+                break
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+
+
+def learning_for(learn: LearnConfig, data: TrainingData | None, prepared: PreparedNetwork) -> Learning:
+    """The training that settings ask for, on this data.
+
+    Raises:
+        InputError: No data, or data without labels where they are needed.
+    """
+    if data is None:
+        raise InputError("data must be given to learn a frontier, e.g. slimbit.open_data(...), got none")
+    config = learn.training(seed=prepared.seed % (1 << 32), network=prepared.origin.source or None)
+    if isinstance(data, TrainTask):
+        return Learning(task=data, config=config, learn=learn, data="the caller's own")
+    split = training_split(config, data, labelled=not learn.distill)
+    example = zeros_like_input(data.input_shape).clone()
+    task = TrainTask(images=split.images, validate=split.validate, example_input=example)
+    return Learning(task=task, config=config, learn=learn, data=data.name)
+
+
+def level_cost_of(prepared: PreparedNetwork, cost: NamedCost, plan: CompressionPlan) -> LevelCost:
+    """What levels of a network cost, with a slope.
+
+    Args:
+        prepared: The network.
+        cost: What is counted.
+        plan: One that was made for it; says how cost is weighted.
+    """
+    form = allocation_of(cost.name)
+    inputs = prepared.inputs(plan.config, priced=True)
+    decided = [layer for layer in inputs.layers(plan.config) if not layer.shared_with]
+    if form != "table":
+        units = {layer.name: units_per_bit(inputs, layer, cost.name, plan.config) for layer in decided}
+        return LevelCost(form=form, units=units)
+    table = prepared.width_costs(cost, plan.config)
+    first = table.weight_bits[0]
+    rows = {}
+    for layer in decided:
+        column = table.costs[layer.name][:, -1].float()
+        finite = column[column.isfinite()]
+        column = torch.where(column.isfinite(), column, finite.max())
+        rows[layer.name] = torch.cat([column[:1].expand(first - 1), column])
+    return LevelCost(form=form, units={}, tables=rows)
+
+
+def _rounded(prepared: PreparedNetwork, plan: CompressionPlan) -> dict[str, LayerLevels]:
+    masks = prepared.masks
+    return {x.name: plain_levels(prepared.weights[x.name].float(), x, mask=masks.get(x.name)) for x in plan.layers}
+
+
+def _log_steps(layers: Sequence[LayerPlan]) -> Tensor:
+    """A row for each plan; numbers, or one for each filter."""
+    rows = torch.tensor([layer.steps for layer in layers], dtype=torch.float64).log().float()
+    return rows[:, 0] if rows.shape[1] == 1 else rows
+
+
+def _masks(prepared: PreparedNetwork, start: Mapping[str, LayerLevels]) -> dict[str, Tensor]:
+    """False where a weight was pruned, or is one of a filter that the start has dropped on a grid without zero."""
+    masks = dict(prepared.masks)
+    for name, found in start.items():
+        alive = found.levels.flatten(1).any(1)
+        if found.grid == "midrise" and not bool(alive.all()):
+            whole = alive.reshape(-1, *[1] * (found.levels.ndim - 1)).expand_as(found.levels)
+            masks[name] = whole & masks[name] if name in masks else whole
+    return masks
+
+
+def _kept(found: LayerLevels, grid: str) -> tuple[int, ...] | None:
+    alive = found.levels.flatten(1).any(1)
+    return None if grid != "midrise" or bool(alive.all()) else tuple(alive.nonzero().reshape(-1).tolist())
+
+
+def _files(folder: Path, number: int) -> tuple[Path, Path]:
+    return folder / f"point-{number:02d}.json", folder / f"point-{number:02d}.safetensors"
+
+
+def write_point(folder: Path, number: int, point: LearnedPoint) -> None:
+    """Keep a point in the folder of its training, the weights first.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    about, weights = _files(folder, number)
+    write_whole(weights, point.network)
+    found = _PointRecord(network=sha256(point.network), layers=point.layers, price=point.price)
+    write_whole(about, json_file(with_schema(found, SCHEMA)))
+
+
+def read_point(folder: Path, number: int) -> LearnedPoint | None:
+    """The point of a number; None where the training has none.
+
+    Raises:
+        InputError: What is there is damaged.
+    """
+    about, weights = _files(folder, number)
+    if not about.exists():
+        return None
+    content = read_regular(about, "point of a training", limit=LARGEST)
+    found = from_json(_PointRecord, content, where=str(about), schema=SCHEMA)
+    network = weights.read_bytes() if weights.is_file() else b""
+    if sha256(network) != found.network:
+        raise InputError(f"{about} must name the network beside it, got another or none: delete {folder}")
+    return LearnedPoint(network=network, layers=found.layers, price=found.price)
+
+
+def network_of(prepared: PreparedNetwork, content: bytes) -> nn.Module:
+    """A copy of a network with the weights behind learned levels.
+
+    Raises:
+        InputError: Damaged bytes, or those of another network.
+    """
+    network = copied(prepared.model)
+    try:
+        network.load_state_dict(load(content))
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"weights of a learned point must fit {prepared.name}, got {error}") from error
+    return network.eval()
