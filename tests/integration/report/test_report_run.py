@@ -93,6 +93,13 @@ def test_report_of_a_run(stored_run):
     assert data["about"]["scoring"]["interval"] == "95 %, Wilson: float 91.17 to 92.25"
     assert "statistics absolute" in data["about"]["provenance"]["of baselines"]
     assert data["about"]["provenance"]["hardware"] == "machine x86_64, cores 2"
+    assert {"loom", "simd", "ideal_digital"} <= {machine["name"] for machine in data["machines"]}
+
+
+def test_a_run_that_is_not_finished_says_what_is_missing(stored_run):
+    # nothing was decided: the 2 points that run.json asks for, and 8 to 2 bits for comparison
+    text = "Not finished, still to be measured: 2 points and 7 points for comparison."
+    assert shown_by(open_run(stored_run).report())["about"]["missing"].startswith(text)
 
 
 def test_the_same_run_gives_the_same_bytes(stored_run, tmp_path):
