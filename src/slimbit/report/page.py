@@ -160,20 +160,24 @@ def about(
     )
 
 
-def page(data: ReportData, exported: Sequence[ExportedFile] = (), *, hardware: Sequence[str] = ()) -> str:
+def page(
+    data: ReportData, exported: Sequence[ExportedFile] = (), *, hardware: Sequence[str] = (), watch: str = ""
+) -> str:
     """The HTML text of a report; equal data give equal text.
 
     Args:
         data: What it shows.
         exported: What was proved of files that were written of its points.
         hardware: Machines that commands must name beside the run.
+        watch: Entity tag of its data on the server that it asks for fresh ones; "" for a page that stays as it is.
 
     See `slimbit.report.html.composed` for how it is kept safe from hostile names.
     """
     return composed(
         "page",
         title=f"{data.about.network}: {data.about.score_name} against cost",
-        data=contents(data, exported, hardware=hardware),
+        data={**contents(data, exported, hardware=hardware), "watch": watch},
+        connects=bool(watch),
         still=still_page(data),
     )
 
