@@ -12,8 +12,9 @@ from slimbit.compress.prune import Pruner
 from slimbit.frontier.points import Scorer, measure_point
 from slimbit.frontier.progress import Listener, Progress, Stage
 from slimbit.frontier.store import FIRST_WAIT, LONGEST_WAIT, RunStore
+from slimbit.frontier.sweep_plan import SweepPlan
 from slimbit.frontier.table import Claim, ClaimLost
-from slimbit.frontier.width_sweep import SweepPlan, WidthSweep
+from slimbit.frontier.width_sweep import WidthSweep
 from slimbit.measure.named_cost import NamedCost
 from slimbit.records.config import RunConfig
 from slimbit.records.point import FrontierPoint, PlannedPoint, keep_label
@@ -73,7 +74,7 @@ class Worker:
         """Measure points until every point of the run is finished, by this process or by others."""
         if self.learning is not None:
             for plan in self._plans:
-                plan.check_learning(self.learning)
+                plan.check_learning(self.learning.name)
         left = [plan for plan in self._plans if not plan.is_done(self._finished())]
         if self._begun_with or not left:
             self._report_start()
