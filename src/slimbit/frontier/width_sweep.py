@@ -42,6 +42,9 @@ PRUNED = "pruned"
 ENOUGH_POINTS = 10
 """Where a network gets at least so many, three of them are measured before the range of prices is looked for."""
 LEAST_SHARE = 1e-6
+LOST = 0.005
+"""Share of the float accuracy by which a point must be worse to have lost something: where training has a use."""
+FEWEST_PRICES = 2
 Report = Callable[[str], None]
 
 
@@ -187,16 +190,26 @@ class WidthSweep:
     def _read(self, point: PlannedPoint) -> CompressionPlan:
         return from_json(CompressionPlan, self.plan.store.read(point.plan, "json"), where=f"plan of point {point.key}")
 
-    def plan_learned(self, learning: Learning, report: Report) -> int:
+    def plan_learned(self, learning: Learning, measured: Sequence[FrontierPoint], report: Report) -> int:
         """Learn the frontier and keep the plans of the points that were taken; how many there are.
 
         Args:
             learning: The training.
+            measured: The finished points of the sweep. Learning begins where they begin to lose.
             report: Called with every epoch and point.
         """
         store, metric, quant = self.plan.store, self.plan.cost, self.plan.config.quant
-        swept = [point for stage in ("first", "sweep") for point in self.plan.planned(stage) or ()]
-        prices = sorted(point.price for point in swept if point.price is not None)
+        assert store.info is not None, "a run is planned once its float network was scored"
+        least = store.info.float_accuracy - LOST * abs(store.info.float_accuracy)
+        swept = [(p.price, p.accuracy) for p in measured if p.price is not None and p.accuracy is not None]
+        if not swept:  # every point failed: there is no range to learn in
+            self._keep_points("learned", [])
+            return 0
+        lossless = [price for price, accuracy in swept if accuracy >= least]
+        begin = max(lossless, default=min(price for price, _ in swept))
+        prices = sorted(price for price, _ in swept if price >= begin)
+        if len(prices) < FEWEST_PRICES:
+            prices = sorted(price for price, _ in swept)
         points = learning.points(
             self.prepared,
             metric,

@@ -156,11 +156,14 @@ class Worker:
         plan = sweep.plan
         if self.learning is None or plan.planned("learned") is not None or plan.planned("sweep") is None:
             return False
+        swept = {planned.key for stage in ("first", "sweep") for planned in plan.planned(stage) or ()}
+        if not swept <= self._finished():
+            return False
         what = ": ".join(filter(None, (keep_label(plan.keep_ratio), "learning")))
         with self.store.claim(plan.key("learn"), what) as claim:
             if claim is None or plan.planned("learned") is not None:
                 return False
-            count = sweep.plan_learned(self.learning, partial(self._report_learned, plan))
+            count = sweep.plan_learned(self.learning, self._measured(swept), partial(self._report_learned, plan))
         self._report("refine", f"{count} learned points")
         return True
 
