@@ -49,7 +49,8 @@ def test_one_training_gives_points_from_dear_to_cheap(run: slimbit.Frontier) -> 
     assert len(points) >= 3
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] < 0.6 * costs[0]
-    assert [p.price for p in points] == sorted(p.price for p in points)
+    passed = [point.setting.value for point in points]
+    assert passed == sorted(passed)
     assert points[0].accuracy > 80
 
 
@@ -114,3 +115,10 @@ def test_a_network_without_data_is_told_so(tmp_path: Path) -> None:
 def test_labels_are_needed_unless_it_is_distilled(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="training images must have labels, got none"):
         trace(tmp_path, learn=LEARN.model_copy(update={"distill": False}))
+
+
+def test_the_report_draws_what_was_learned_beside_the_rest(run: slimbit.Frontier) -> None:
+    page = run.report().read_text()
+    assert "quantize only" in page
+    assert "Learning for 4 epochs gives" in page
+    assert '"name":"learn"' in page.replace(": ", ":")

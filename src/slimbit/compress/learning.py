@@ -29,7 +29,7 @@ from slimbit.records.errors import InputError
 from slimbit.records.files import not_written, read_regular, write_whole
 from slimbit.records.learning import LearnConfig
 from slimbit.records.plan import CompressionPlan, LayerPlan
-from slimbit.records.setting import Price
+from slimbit.records.setting import LEARNED, Learned
 from slimbit.records.training import TrainConfig
 from slimbit.training.images import Batches, Share
 from slimbit.training.learned_levels import LevelCost, learn_levels, learned_parts, levels_of, state_behind
@@ -54,11 +54,13 @@ class _PointRecord:
         network: SHA-256 of the weights behind its levels, ``point-03.safetensors``.
         layers: Steps of every layer.
         price: Price at which it was taken.
+        epochs: Epochs that had passed.
     """
 
     network: str
     layers: tuple[LayerPlan, ...]
     price: float
+    epochs: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,25 +71,28 @@ class LearnedPoint:
         network: The weights behind its levels, and its statistics, as of `packed`.
         layers: Steps of every layer: weights rounded to the nearest level are its levels.
         price: Price at which it was taken.
+        epochs: Epochs that had passed.
     """
 
     network: bytes = field(repr=False)
     layers: tuple[LayerPlan, ...]
     price: float
+    epochs: float
 
-    def plan(self, name: str, metric: str, config: QuantConfig) -> CompressionPlan:
+    def plan(self, name: str, metric: str, epochs: int, config: QuantConfig) -> CompressionPlan:
         """How its levels follow from its weights; policy ``learned``.
 
         Args:
             name: Of the network.
             metric: Cost that the price is for.
+            epochs: Of the whole training.
             config: Settings of the run, of which what concerns rounding and statistics is already done.
         """
         done = {"compensation": False, "target": "weights", "statistics": "stored", "rounding": "nearest"}
         more = {"refit": False, "bias_correction": False, "bit_allocation": False}
         config = config.model_copy(update=done | more)
-        price = Price(self.price, metric)
-        return CompressionPlan(network=name, policy="learned", layers=self.layers, setting=price, config=config)
+        setting = Learned(self.epochs, epochs, self.price, metric)
+        return CompressionPlan(network=name, policy=LEARNED, layers=self.layers, setting=setting, config=config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +188,7 @@ class Learning:
         iterations = self.config.epochs * (len(self.task.images) // self.config.batch_size)
 
         def take(number: int, averaged: nn.Module, price: float, there: float) -> None:
-            point = self._point(averaged, price)
+            point = self._point(averaged, price, path.iteration / (iterations / self.config.epochs))
             write_point(folder, number, point)
             score = "" if self.task.validate is None else f", held out {float(self.task.validate(averaged)):.2f} %"
             progress(f"point {number + 1} of {count}: {cost.name} {there:.4g}{score}")
@@ -208,7 +213,7 @@ class Learning:
         task = replace(self.task, objective=objective, regularizer=path, validate=None, listener=listen)
         train_network(network, task, self.config, folder / "train", label=RunLabel(data=self.data, fingerprint=content))
 
-    def _point(self, network: nn.Module, price: float) -> LearnedPoint:
+    def _point(self, network: nn.Module, price: float, epochs: float) -> LearnedPoint:
         """A point of a network with averaged weights, which gets the statistics of its levels."""
         self._average_statistics(network)
         found = levels_of(network)
@@ -222,7 +227,7 @@ class Learning:
             for part, _ in learned_parts(network)
             for layer in part.layers
         )
-        return LearnedPoint(network=packed(state_behind(network)), layers=layers, price=price)
+        return LearnedPoint(network=packed(state_behind(network)), layers=layers, price=price, epochs=epochs)
 
     @torch.no_grad()
     def _average_statistics(self, network: nn.Module) -> None:
@@ -329,7 +334,7 @@ def write_point(folder: Path, number: int, point: LearnedPoint) -> None:
     """
     about, weights = _files(folder, number)
     write_whole(weights, point.network)
-    found = _PointRecord(network=sha256(point.network), layers=point.layers, price=point.price)
+    found = _PointRecord(network=sha256(point.network), layers=point.layers, price=point.price, epochs=point.epochs)
     write_whole(about, json_file(with_schema(found, SCHEMA)))
 
 
@@ -347,7 +352,7 @@ def read_point(folder: Path, number: int) -> LearnedPoint | None:
     network = weights.read_bytes() if weights.is_file() else b""
     if sha256(network) != found.network:
         raise InputError(f"{about} must name the network beside it, got another or none: delete {folder}")
-    return LearnedPoint(network=network, layers=found.layers, price=found.price)
+    return LearnedPoint(network=network, layers=found.layers, price=found.price, epochs=found.epochs)
 
 
 def network_of(prepared: PreparedNetwork, content: bytes) -> nn.Module:

@@ -43,6 +43,7 @@ _KNOBS: dict[str, BaseDistribution] = {
     "bits": FloatDistribution(1, 16),
     "epoch": FloatDistribution(1, 1e9),
     "sigma": FloatDistribution(1e-60, 1e60, log=True),
+    "learned": FloatDistribution(0, 1e9),
     "keep_ratio": FloatDistribution(0, 1),
 }
 """What turned the knob, as parameters that Optuna's dashboard can draw."""

@@ -33,6 +33,7 @@ from slimbit.records.keep import KeepPlan
 from slimbit.records.plan import CompressionPlan
 from slimbit.records.point import FrontierPoint, PlannedPoint
 from slimbit.records.sensitivity import Sensitivity
+from slimbit.records.setting import LEARNED
 from slimbit.records.signal import EpochSignal
 
 ANALYTIC = ("aciq_laplace", "aciq_gauss")
@@ -222,7 +223,7 @@ class WidthSweep:
         self.plan.note_learning(learning.name)
         planned = []
         for number, point in enumerate(points):
-            plan = point.plan(self.prepared.name, metric.name, quant)
+            plan = point.plan(self.prepared.name, metric.name, learning.config.epochs, quant)
             network = self._with_weights(point.network)
             plan = replace(plan, activations=network.activations(plan.config))
             planned.append((f"learned-{number:02d}", plan, store.write(point.network, "safetensors")))
@@ -299,7 +300,7 @@ class WidthSweep:
                 plan=self.plan.store.write(canonical(plan), "json"),
                 policy=plan.policy,
                 setting=plan.setting,
-                baseline=plan.price is None,
+                baseline=plan.price is None and plan.policy != LEARNED,
                 keep_ratio=self.plan.keep_ratio,
                 network=network[0] if network else "",
             )

@@ -210,7 +210,7 @@ class Worker:
                         self._report("refine", f"{count} more points where the curve bends")
             return
         for stage, number in plan.wanted().items():
-            own = {planned.key for planned in plan.decided() if planned.policy == "optimal"}
+            own = {planned.key for planned in plan.decided() if planned.price is not None}
             if stage in plan.added() or not own <= finished:
                 continue  # a stage is decided on when the one before it is measured
             with self.store.claim(plan.key("refine"), plan.key("refine")) as claim:

@@ -79,5 +79,31 @@ class Sigma:
         return f"k = {self.value:g}"
 
 
-Setting = Annotated[Bits | Price | Epoch | Sigma, Field(discriminator="kind")]
+LEARNED = "learned"
+"""Policy of points that one training has passed while its price rose."""
+
+
+@dataclass(frozen=True)
+@strict
+class Learned:
+    """A place in a training whose price rises; policy ``learned``.
+
+    Attributes:
+        value: Epochs that had passed.
+        epochs: Epochs of the whole training.
+        price: Loss per unit of cost at that moment.
+        metric: Cost metric that it is for.
+    """
+
+    value: float
+    epochs: int
+    price: float
+    metric: str
+    kind: Literal["learned"] = "learned"
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} of {self.epochs} epochs"
+
+
+Setting = Annotated[Bits | Price | Epoch | Sigma | Learned, Field(discriminator="kind")]
 """What turned the knob; its text for people is ``str(setting)``, and nothing reads that back."""

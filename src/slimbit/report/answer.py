@@ -7,6 +7,7 @@ from itertools import groupby, pairwise
 
 from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.point import FrontierPoint
+from slimbit.records.setting import LEARNED, Learned
 from slimbit.records.terminal import UNITS, quantity
 from slimbit.report.headline import cost_at_accuracy, times
 
@@ -59,7 +60,7 @@ def answer(
     unit: str = "",
     score_name: str = "accuracy",
 ) -> Answer | None:
-    """Which ratio is best at which cost, and what pruning alone is worth.
+    """Which ratio is best at which cost, and what pruning alone, and learning, are worth.
 
     A pruned network counts as better where its front, interpolated on log cost, lies above that of the network as it
     was given by more than one standard error of an accuracy; where a ratio cannot reach a cost, any other is better.
@@ -73,12 +74,13 @@ def answer(
         score_name: What is called accuracy here.
 
     Returns:
-        None for a run of one ratio, or without points of this metric.
+        None for a run of one ratio that learns nothing, or without points of this metric.
     """
+    learning = _learning(points, metric, float_accuracy=float_accuracy, unit=unit)
     fronts = {ratio: front_of(ours, metric) for ratio, ours in _by_keep_ratio(points).items()}
     fronts = {ratio: front for ratio, front in fronts.items() if front}
     if len(fronts) < 2:
-        return None
+        return Answer(metric=metric, text=learning, stretches=()) if learning else None
     useful = [cost for front in fronts.values() for cost, accuracy in front if accuracy >= USEFUL * float_accuracy]
     if not useful:
         return None
@@ -88,14 +90,13 @@ def answer(
     best = [_best(fronts, cost, error) for cost in costs]
     stretches = tuple(_stretches(costs, best))
     space = f" {unit}" if unit else ""
-    cost_unit = UNITS.get(metric, "")
 
     def brief(cost: float) -> str:
-        return f"{quantity(float(f'{cost:.2g}'))} {PLURALS.get(cost_unit, cost_unit)}".strip()
+        return f"{quantity(float(f'{cost:.2g}'))} {_plural(metric)}".strip()
 
     gain = _gain(fronts, [(cost, _advised(stretches, cost)) for cost in costs], brief, space=space)
-    sentences = [_advice(stretches, brief), *gain, *_alone(points, fronts, metric, score_name)]
-    return Answer(metric=metric, text=" ".join(sentences), stretches=stretches)
+    sentences = [_advice(stretches, brief), *gain, *_alone(points, fronts, metric, score_name), learning]
+    return Answer(metric=metric, text=" ".join(filter(None, sentences)), stretches=stretches)
 
 
 def front_of(points: Sequence[FrontierPoint], metric: str) -> Curve:
@@ -120,8 +121,36 @@ def accuracy_at(front: Curve, cost: float) -> float | None:
 
 
 def _by_keep_ratio(points: Sequence[FrontierPoint]) -> Mapping[float, Sequence[FrontierPoint]]:
-    ours = sorted((p for p in points if not p.baseline), key=lambda p: -p.keep_ratio)
+    ours = sorted((p for p in points if not p.baseline and p.policy != LEARNED), key=lambda p: -p.keep_ratio)
     return {ratio: tuple(group) for ratio, group in groupby(ours, key=lambda p: p.keep_ratio)}
+
+
+def _learning(points: Sequence[FrontierPoint], metric: str, *, float_accuracy: float, unit: str) -> str:
+    """Where learning pays most against everything without it, and what it costs; "" where nothing was learned."""
+    learned = [p for p in points if p.policy == LEARNED]
+    before, after = (front_of([p for p in points if not p.baseline and (p.policy == LEARNED) == x], metric)
+                     for x in (False, True))  # fmt: skip
+    gains = []
+    for point in learned:
+        cost, there = point.costs.get(metric), point.accuracy
+        reached = accuracy_at(before, cost) if before and cost else None
+        if cost and there is not None and reached is not None and there >= USEFUL * float_accuracy:
+            gains.append((there - reached, cost, there, reached, point))
+    if not gains or not after:
+        return ""
+    gain, cost, there, reached, point = max(gains, key=lambda found: found[0])
+    if not isinstance(point.setting, Learned):
+        return ""
+    space, name = f" {unit}" if unit else "", f"{quantity(float(f'{cost:.2g}'))} {_plural(metric)}".strip()
+    epochs = f"{point.setting.epochs} epoch{'' if point.setting.epochs == 1 else 's'}"
+    if gain <= _standard_error(points):
+        return f"Learning for {epochs} gives no clearly better point than compression without training."
+    return f"Learning for {epochs} gives {there:.2f}{space} instead of {reached:.2f}{space} at {name}."
+
+
+def _plural(metric: str) -> str:
+    unit = UNITS.get(metric, "")
+    return PLURALS.get(unit, unit)
 
 
 def _standard_error(points: Sequence[FrontierPoint]) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from typing import Any
 
+from slimbit.records.setting import LEARNED
 from slimbit.records.terminal import quantity
 from slimbit.report.frames import MetricFrame, PointFrame, ReportData
 
@@ -32,10 +33,10 @@ COLOURS = {
 def accuracy_figure(data: ReportData, metric: str) -> FigureData:
     """Accuracy against one cost metric: Pareto front, other points, baselines, float accuracy.
 
-    Traces, in the order of the templates: where there are several keep ratios one for each, pruning alone, and
-    baselines of pruned networks; then other points, front, baselines by policy, steps from training, the float
-    network, the selected point. ``customdata`` holds the numbers of the points; the selected one is filled in by the
-    page. The layout opens on the useful part of the accuracy; ``layout.meta.ranges`` has that and the whole ("useful",
+    Traces, in the order of the templates: where there are several ways to points (`ways_of`) one for each, pruning
+    alone, and baselines of pruned networks; then other points, front, baselines by policy, steps from training, the
+    float network, the selected point. ``customdata`` holds the numbers of the points; the selected one is filled in by
+    the page. The layout opens on the useful part of the accuracy; ``layout.meta.ranges`` has that and the whole ("useful",
     "all").
 
     Args:
@@ -46,7 +47,7 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
     shown = [point for point in data.points if point.kind != "failed" and point.costs.get(metric)]
     by_cost = sorted(shown, key=lambda point: (point.costs[metric] or 0.0, point.number))
     front = [data.point(number) for number in frame.front]
-    joint = len(keep_ratios_of(data)) > 1
+    joint = len(ways_of(data)) > 1
     others = [p for p in by_cost if p.kind == "ours" and p.number not in frame.front and not joint]
     baselines = [point for point in by_cost if point.kind == "baseline" and point.keep_ratio == 1]
     signals = [point for point in by_cost if point.kind == "signal"]
@@ -54,7 +55,7 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
     unit = f" ({data.about.unit})" if data.about.unit else ""
     return {
         "data": [
-            *(_of_keep_ratios(by_cost, data, frame) if joint else ()),
+            *(_of_ways(by_cost, data, frame) if joint else ()),
             _trace("other points", others, data, frame, lines=False),
             {**_trace("Pareto front", front, data, frame, lines=True), "mode": "lines+markers+text",
              "text": [point.name if point.kind == "ours" else "" for point in front], "textposition": "top left",
@@ -109,23 +110,30 @@ def _on_the_axis(data: ReportData, frame: MetricFrame) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def keep_ratios_of(data: ReportData) -> list[float]:
-    """The keep ratios of a report, the largest first."""
-    return sorted({point.keep_ratio for point in data.points}, reverse=True)
+def ways_of(data: ReportData) -> list[str]:
+    """Ways to points of one's own, in words: the largest keep ratio first, what is learned behind what is not."""
+    ours = {(-point.keep_ratio, point.policy == LEARNED) for point in data.points if point.kind == "ours"}
+    return [_way(-ratio, learned=learned) for ratio, learned in sorted(ours)]
 
 
-def _of_keep_ratios(by_cost: Sequence[PointFrame], data: ReportData, frame: MetricFrame) -> list[FigureData]:
-    """A curve for each keep ratio, what pruning alone reaches, and (hidden at first) baselines of pruned networks."""
+def _way(ratio: float, *, learned: bool) -> str:
+    if ratio == 1:
+        return "learn" if learned else "quantize only"
+    return f"prune to {ratio:g}, then {'learn' if learned else 'quantize'}"
+
+
+def _of_ways(by_cost: Sequence[PointFrame], data: ReportData, frame: MetricFrame) -> list[FigureData]:
+    """A curve for each way, what pruning alone reaches, and (hidden at first) baselines of pruned networks."""
     ours = [point for point in by_cost if point.kind == "ours"]
     curves = [
         _trace(
-            "quantize only" if ratio == 1 else f"prune to {ratio:g}, then quantize",
-            [point for point in ours if point.keep_ratio == ratio],
+            way,
+            [point for point in ours if _way(point.keep_ratio, learned=point.policy == LEARNED) == way],
             data,
             frame,
             lines=True,
         )
-        for ratio in keep_ratios_of(data)
+        for way in ways_of(data)
     ]
     alone = [point for point in by_cost if point.kind == "pruned"]
     pruned = [point for point in by_cost if point.kind == "baseline" and point.keep_ratio != 1]
@@ -149,18 +157,18 @@ def histogram_figure(data: ReportData) -> FigureData:
     }  # fmt: skip
 
 
-def template(theme: str, *, keep_ratios: int = 1, baselines: int = 1) -> dict[str, Any]:
+def template(theme: str, *, ways: int = 1, baselines: int = 1) -> dict[str, Any]:
     """Plotly template of a theme ("light" or "dark"): the same figure in other colours.
 
     Args:
         theme: Its name.
-        keep_ratios: How many keep ratios the report has.
+        ways: How many ways to points the report has, see `ways_of`.
         baselines: How many policies its baselines have.
     """
     colours = COLOURS[theme]
     axis = {"gridcolor": colours["grid"], "linecolor": colours["quiet"], "zeroline": False, "ticks": "",
             "automargin": True, "title": {"standoff": 12, "font": {"size": 13}}}  # fmt: skip
-    return {"data": _trace_styles(colours, keep_ratios=keep_ratios, baselines=baselines), "layout": {
+    return {"data": _trace_styles(colours, ways=ways, baselines=baselines), "layout": {
         "font": {"family": FONT, "size": 13, "color": colours["quiet"]},
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
@@ -246,11 +254,11 @@ def _outside(points: Iterable[PointFrame], limits: Sequence[float]) -> int:
     return sum((point.accuracy or 0.0) < limits[0] for point in points)
 
 
-def _ratio_styles(colours: dict[str, str], keep_ratios: int) -> list[dict[str, Any]]:
-    """Styles of the traces that only several keep ratios have."""
+def _way_styles(colours: dict[str, str], ways: int) -> list[dict[str, Any]]:
+    """Styles of the traces that only reports with several ways have."""
     bars = {"thickness": 1, "width": 0}
     names = ("front", "width1", "width2", "width3", "width4")
-    hues = [colours[names[i % len(names)]] for i in range(keep_ratios)]
+    hues = [colours[names[i % len(names)]] for i in range(ways)]
     curves = [
         {"marker": {"color": hue, "size": 6, "symbol": symbol}, "line": {"color": hue, "width": 1.5}, "error_y": bars}
         for hue, symbol in zip(hues, cycle(("circle", "square", "triangle-down", "cross", "star")), strict=False)
@@ -261,18 +269,18 @@ def _ratio_styles(colours: dict[str, str], keep_ratios: int) -> list[dict[str, A
     return [*curves, alone, pruned]
 
 
-def _trace_styles(colours: dict[str, str], *, keep_ratios: int, baselines: int) -> dict[str, Any]:
+def _trace_styles(colours: dict[str, str], *, ways: int, baselines: int) -> dict[str, Any]:
     """Styles by type and order of traces: see `accuracy_figure`."""
     bars = {"thickness": 1, "width": 0}
     named = {"textfont": {"color": colours["quiet"], "size": 12}}
     front = {"marker": {"color": colours["front"], "size": 9}, "line": {"color": colours["front"], "width": 2}, **named}
-    if keep_ratios > 1:  # the curves of the keep ratios have the colours; the front goes over them as a ribbon of rings
+    if ways > 1:  # the curves of the ways have the colours; the front goes over them as a ribbon of rings
         front = {"marker": {"color": colours["ink"], "size": 11, "symbol": "circle-open", "line": {"width": 1.5}},
                  "line": {"color": colours["ink"], "width": 1, "dash": "dot"}, **named}  # fmt: skip
     ring = {"symbol": "circle-open", "size": 20, "color": colours["ink"], "line": {"width": 2}}
     return {
         "scatter": [
-            *(_ratio_styles(colours, keep_ratios) if keep_ratios > 1 else ()),
+            *(_way_styles(colours, ways) if ways > 1 else ()),
             {"marker": {"color": colours["quiet"], "symbol": "circle-open", "size": 8}, "error_y": bars},
             {**front, "error_y": bars},
             *({"marker": {"color": colours["base"], "symbol": symbol, "size": 9},

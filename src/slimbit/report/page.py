@@ -15,7 +15,7 @@ from slimbit.records.run import RunInfo
 from slimbit.records.sensitivity import Sensitivity
 from slimbit.records.verification import ExportedFile
 from slimbit.report.exported import exported_frames
-from slimbit.report.figures import accuracy_figure, baseline_policies, histogram_figure, keep_ratios_of, template
+from slimbit.report.figures import accuracy_figure, baseline_policies, histogram_figure, template, ways_of
 from slimbit.report.frames import CostData, ReportData, ReportFacts, report_data
 from slimbit.report.html import composed
 from slimbit.report.still import still_page
@@ -192,7 +192,7 @@ def contents(
         "figures": {metric.name: accuracy_figure(data, metric.name) for metric in data.metrics},
         "histogram": histogram_figure(data),
         "templates": {
-            theme: template(theme, keep_ratios=len(keep_ratios_of(data)), baselines=len(baseline_policies(data)))
+            theme: template(theme, ways=len(ways_of(data)), baselines=len(baseline_policies(data)))
             for theme in ("light", "dark")
         },
         "exported": [asdict(one) for one in exported_frames(exported, data)],

@@ -78,6 +78,7 @@ class PricePath:
 
     Attributes:
         taken: How many targets are behind.
+        iteration: Iterations that have passed.
     """
 
     def __init__(
@@ -94,30 +95,30 @@ class PricePath:
             raise InputError(f"targets must fall, got {list(targets)}")
         self.cost, self.schedule, self.targets, self.average = cost, schedule, tuple(targets), average
         self.taken = 0
-        self._take, self._iteration = take, 0
+        self._take, self.iteration = take, 0
         self._mean = {name: value.detach().clone() for name, value in model.named_parameters()}
 
     @property
     def price(self) -> float:
         """Of the iteration under way."""
-        return self.schedule.price(self._iteration)
+        return self.schedule.price(self.iteration)
 
     def penalty(self, model: nn.Module) -> Tensor:
         """``price * cost``, with a gradient; called once in every iteration, before the weights move."""
         self._follow(model)
         price = self.price
-        self._iteration += 1
+        self.iteration += 1
         self._shift(model)
         return price * self.cost.slope(model)
 
     def end_epoch(self, model: nn.Module, epoch: int) -> None:  # noqa: ARG002 - as the protocol has it
         """At the end of the training, the last point: what the last price has led to."""
-        if self._iteration >= self.schedule.iterations and self.taken < len(self.targets):
+        if self.iteration >= self.schedule.iterations and self.taken < len(self.targets):
             self._look(model, last=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that continues it exactly."""
-        counts = {"iteration": torch.tensor(self._iteration), "taken": torch.tensor(self.taken)}
+        counts = {"iteration": torch.tensor(self.iteration), "taken": torch.tensor(self.taken)}
         return counts | {f"mean.{name}": value for name, value in self._mean.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -131,24 +132,24 @@ class PricePath:
             shapes = [tuple(part[name].shape) if name in part else None for part in (state, wanted)]
             if shapes[0] != shapes[1]:
                 raise InputError(f"state of learning must be of this network, got {name!r} with shape {shapes[0]}")
-        self._iteration, self.taken = int(state["iteration"]), int(state["taken"])
+        self.iteration, self.taken = int(state["iteration"]), int(state["taken"])
         for name, value in self._mean.items():
             self._mean[name] = torch.empty_like(value).copy_(state[f"mean.{name}"])
 
     @torch.no_grad()
     def _follow(self, model: nn.Module) -> None:
         """Take the weights into the average, and a point where it has come to one."""
-        keep = min(self.average, self._iteration / (self._iteration + WARM_UP))
+        keep = min(self.average, self.iteration / (self.iteration + WARM_UP))
         parameters = dict(model.named_parameters())
         if next(iter(self._mean.values())).device != next(iter(parameters.values())).device:
             self._mean = {name: value.to(parameters[name].device) for name, value in self._mean.items()}
         torch._foreach_lerp_([*self._mean.values()], [parameters[name].detach() for name in self._mean], 1 - keep)
-        if self._iteration % LOOK_EVERY == 0 and self._iteration and self.taken < len(self.targets):
+        if self.iteration % LOOK_EVERY == 0 and self.iteration and self.taken < len(self.targets):
             self._look(model)
 
     @torch.no_grad()
     def _shift(self, model: nn.Module) -> None:
-        shifts = self.schedule.shifts(self._iteration)
+        shifts = self.schedule.shifts(self.iteration)
         for part, _ in learned_parts(model):
             for layer in part.layers:
                 if layer.name in shifts:

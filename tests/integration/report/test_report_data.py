@@ -295,10 +295,10 @@ def test_every_keep_ratio_has_a_curve_of_its_own(joint):
     assert (signals["x"], selected["x"]) == ([], [])
     assert narrow["visible"] == "legendonly"
     for theme in ("light", "dark"):
-        styles = template(theme, keep_ratios=2)["data"]["scatter"]
+        styles = template(theme, ways=2)["data"]["scatter"]
         assert len(styles) == 10  # one for each trace, in their order
         assert styles[-1]["marker"]["symbol"] == "circle-open"
-        go.Figure(accuracy_figure(joint, "esn_digital")).update_layout(template=template(theme, keep_ratios=2))
+        go.Figure(accuracy_figure(joint, "esn_digital")).update_layout(template=template(theme, ways=2))
 
 
 def test_removed_filters_are_counted_as_pruned(joint):
