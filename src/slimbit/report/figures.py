@@ -36,8 +36,8 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
     Traces, in the order of the templates: where there are several ways to points (`ways_of`) one for each, pruning
     alone, and baselines of pruned networks; then other points, front, baselines by policy, steps from training, the
     float network, the selected point. ``customdata`` holds the numbers of the points; the selected one is filled in by
-    the page. The layout opens on the useful part of the accuracy; ``layout.meta.ranges`` has that and the whole ("useful",
-    "all").
+    the page. The layout opens on the useful part of the accuracy; ``layout.meta.ranges`` has that and the whole
+    ("useful", "all").
 
     Args:
         data: From `report_data`.
