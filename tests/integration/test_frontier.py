@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
 from slimbit.frontier.frontier import Frontier, open_run
 from slimbit.frontier.progress import Progress
+from slimbit.frontier.store import open_store
+from slimbit.frontier.sweep_plan import missing_points, plans_of
 from slimbit.frontier.trace import trace_frontier
 from slimbit.measure.sensitivity import categorical
 from slimbit.records.codec import from_json
@@ -23,6 +25,7 @@ from slimbit.records.config import PAPER, QuantConfig, RunConfig
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
 from slimbit.records.setting import Bits
+from slimbit.report.page import data_of
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,22 @@ def test_the_same_call_repeats_nothing(run: tuple[Path, Frontier]) -> None:
     assert evaluate.calls == 0
     assert again.points == run[1].points
     assert sorted((p, p.stat().st_mtime_ns) for p in run[0].rglob("*.json")) == before
+
+
+def test_what_is_missing_is_counted_by_kind(run: tuple[Path, Frontier]) -> None:
+    folder, frontier = run
+    plans = plans_of(open_store(folder))
+    assert missing_points(plans, frontier.points) == ""
+    kept = [point for point in frontier.points if point.key not in ("sweep-00", "max_abs-8", "max_abs-7")]
+    assert "1 point and 2 points for comparison." in missing_points(plans, kept)
+
+
+def test_the_report_has_the_sensitivity_that_the_run_measured(run: tuple[Path, Frontier]) -> None:
+    source = run[1].report_source()
+    data, found = data_of(source), source.sensitivity[1.0]
+    assert [value for value in data.layers[data.start].sensitivity if value is not None] == pytest.approx(
+        [found.layer(name) for name in data.layer_names if name in found.filters], rel=1e-3
+    )
 
 
 def test_intervals_belong_to_the_number_of_images(run: tuple[Path, Frontier]) -> None:

@@ -14,7 +14,7 @@ import slimbit
 from slimbit.cli import app
 from slimbit.frontier.frontier import Frontier, open_run
 from slimbit.frontier.store import open_store
-from slimbit.frontier.width_sweep import near_stage
+from slimbit.frontier.sweep_plan import near_stage
 from slimbit.records.cost import LayerCost
 from slimbit.records.errors import InputError
 

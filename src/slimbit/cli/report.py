@@ -6,6 +6,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from slimbit.records.errors import InputError
+
+PORT = 8765
+
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
@@ -22,9 +26,28 @@ def report(
     storage: Annotated[
         str | None, typer.Option(help="Address of the study, where it is not RUN/study.db.", show_default=False)
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Serve it on this machine instead, fresh while the run goes on.")
+    ] = False,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Of --watch; 0: any.", show_default="8765")] = None,
 ) -> None:
     """Write a run's report: one HTML file with figures, tables and assumptions that needs no network."""
     from slimbit.frontier.frontier import open_run
 
-    file = open_run(run, storage=storage).with_hardware(*(hardware or ())).report(out)
-    Console(highlight=False, soft_wrap=True).print(f"report written: {file}", markup=False)
+    if watch and out is not None:
+        raise InputError(f"--out must not be given with --watch, which writes no file, got {out}")
+    if port is not None and not watch:
+        raise InputError(f"--port must be given with --watch, got {port} alone")
+    frontier = open_run(run, storage=storage).with_hardware(*(hardware or ()))
+    console = Console(highlight=False, soft_wrap=True)
+    if not watch:
+        console.print(f"report written: {frontier.report(out)}", markup=False)
+        return
+    from slimbit.report.server import watch as serve
+
+    serve(
+        lambda: frontier.refresh().report_source(),
+        PORT if port is None else port,
+        lambda address: console.print(f"report of {run}: {address} (Ctrl-C ends)", markup=False),
+    )
+    console.print("ended", markup=False)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from slimbit.frontier.select import best_within, cheapest_at_accuracy, pareto_front
 from slimbit.frontier.store import RunStore, open_store
-from slimbit.measure.hardware import HardwareLike, load_hardware
+from slimbit.frontier.sweep_plan import missing_points, plans_of
+from slimbit.measure.hardware import HardwareLike, hardware_names, load_hardware
 from slimbit.measure.named_cost import CostLike, NamedCost, load_cost
 from slimbit.records.codec import from_json
 from slimbit.records.cost import METRICS, CostReport
@@ -18,12 +19,14 @@ from slimbit.records.cost_names import HARDWARE
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
+from slimbit.records.sensitivity import Sensitivity
 from slimbit.records.verification import ExportedFile
 
 if TYPE_CHECKING:
     from torch import nn
 
     from slimbit.compress.model import CompressedModel
+    from slimbit.report.page import ReportSource
 
 
 class Frontier:
@@ -266,18 +269,34 @@ class Frontier:
         """
         from slimbit.report.page import write_report
 
-        def cost_data(point: FrontierPoint) -> Mapping[str, Any]:
-            return self._cost_report(point).to_dict()
+        return write_report(self.report_source(), out)
 
-        return write_report(
-            self.info,
-            self.points,
-            self._store.read,
+    def report_source(self) -> "ReportSource":
+        """What the report is made from: points, their costs on every built-in machine, and what is still missing."""
+        from slimbit.report.page import ReportSource
+
+        builtin = [NamedCost(HARDWARE + name, load_hardware(name)) for name in hardware_names()]
+
+        def on_machines(point: FrontierPoint) -> CostReport:
+            report = self._cost_report(point)
+            for machine in builtin:
+                if machine.name.removeprefix(HARDWARE) not in report.hardware:
+                    report = machine.in_report_or_not(report)
+            return report
+
+        self._store.refresh()
+        plans = plans_of(self._store)
+        sensitivity = {plan.keep_ratio: self._store.noted(plan.key("sensitivity"), Sensitivity) for plan in plans}
+        return ReportSource(
+            info=self.info,
+            points=self.points,
+            read=self._store.read,
+            read_cost=on_machines,
             run=str(self.path),
             exported=self.exported(),
-            out=out,
-            read_cost=cost_data if self._machines else None,
             hardware=self._given,
+            sensitivity={ratio: found for ratio, found in sensitivity.items() if found is not None},
+            missing=missing_points(plans, self.points),
         )
 
     def to_pandas(self) -> Any:

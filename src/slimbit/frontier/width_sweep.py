@@ -1,9 +1,8 @@
 """The points of one keep ratio of a run: of the network as it was given, or of a pruned one."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from slimbit.frontier.spacing import (
     without_nearest,
 )
 from slimbit.frontier.store import RunStore
+from slimbit.frontier.sweep_plan import BASELINE_BITS, SweepPlan, key_of, near_stage, sweep_size
 from slimbit.measure.named_cost import NamedCost
 from slimbit.records.codec import canonical, from_json
 from slimbit.records.codec import record as stored_record
-from slimbit.records.config import ACIQ, NEAR_POINTS, PAPER, RunConfig
+from slimbit.records.config import ACIQ, PAPER
 from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
@@ -32,107 +32,14 @@ from slimbit.records.point import FrontierPoint, PlannedPoint
 from slimbit.records.sensitivity import Sensitivity
 from slimbit.records.signal import EpochSignal
 
-PLAN_STAGES = ("first", "sweep", "refine", "baselines", "prune_only", "signal")
-"""In the order of work: points for comparison wait until the places of the refinement are known."""
-BASELINE_BITS = (8, 7, 6, 5, 4, 3, 2)
 ANALYTIC = ("aciq_laplace", "aciq_gauss")
 """Ranges of activations that the baseline ``aciq`` takes over from the run; any other becomes the first."""
 PRUNED = "pruned"
 """Under this name a run notes how a pruned network is kept."""
 ENOUGH_POINTS = 10
 """Where a network gets at least so many, three of them are measured before the range of prices is looked for."""
-REFINED_SHARE = 4
-"""One point in so many is placed where the curve bends."""
 LEAST_SHARE = 1e-6
 Report = Callable[[str], None]
-
-
-def sweep_size(points: int) -> int:
-    """How many of so many points the even sweep gets; the others refine it.
-
-    >>> sweep_size(16), sweep_size(3)
-    (12, 3)
-    """
-    return points - points // REFINED_SHARE
-
-
-def near_stage(name: str, amount: float) -> str:
-    """Name of the points near an accuracy or a cost; it is also part of file names.
-
-    >>> near_stage("accuracy", 91.0), near_stage("hardware:chips/edge.py:cost", 2e6)
-    ('near-accuracy-91', 'near-hardware_chips_edge.py_cost-2e+06')
-    """
-    return f"near-{re.sub(r'[^A-Za-z0-9_.]+', '_', name)}-{amount:g}"
-
-
-def _key(keep_ratio: float, name: str) -> str:
-    return name if keep_ratio == 1 else f"width-{keep_ratio:g}-{name}"
-
-
-@dataclass(frozen=True)
-class SweepPlan:
-    """What is decided about the points of a keep ratio, as it stands in the run's study.
-
-    Attributes:
-        store: The run.
-        config: What the run consists of.
-        keep_ratio: Share of the filters that is kept; 1 = the network as it was given.
-        cost: Cost that the run saves, `RunConfig.metric`.
-    """
-
-    store: RunStore
-    config: RunConfig
-    keep_ratio: float
-    cost: NamedCost
-
-    def key(self, name: str) -> str:
-        """The name of something of this keep ratio within the run."""
-        return _key(self.keep_ratio, name)
-
-    def planned(self, stage: str) -> tuple[PlannedPoint, ...] | None:
-        """The points of a stage, or None before they were decided on."""
-        return self.store.planned(self.key(stage))
-
-    def decided(self) -> list[PlannedPoint]:
-        """Every point so far, in the order of work."""
-        return [point for stage in (*PLAN_STAGES, *self.added()) for point in self.planned(stage) or ()]
-
-    @property
-    def begun_with(self) -> int:
-        """Points that were asked for when the run began."""
-        assert self.store.info is not None, "a run is planned once its float network was scored"
-        return self.store.info.points
-
-    @property
-    def refinement(self) -> int:
-        """Number of points that refine the sweep."""
-        return self.begun_with - sweep_size(self.begun_with)
-
-    def added(self) -> tuple[str, ...]:
-        """Stages that were added to the run after it began, in order."""
-        return self.store.noted(self.key("added"), tuple[str, ...]) or ()
-
-    def wanted(self) -> dict[str, int]:
-        """Stages beyond sweep and refinement that the settings ask for, with their number of points."""
-        more = self.config.points - self.begun_with
-        stages = {f"more-{self.config.points}": more} if more > 0 else {}
-        return stages | {near_stage(name, amount): NEAR_POINTS for name, amount in self.config.near.items()}
-
-    def is_done(self, finished: set[str]) -> bool:
-        """Whether every point is decided on and finished."""
-        refined = self.refinement == 0 or self.planned("refine") is not None
-        known = self.planned("sweep") is not None and refined and {*self.wanted()} <= {*self.added()}
-        return known and {p.key for p in self.decided()} <= finished
-
-    def size(self, signal_epochs: int) -> int:
-        """Points in all: as many as were asked for until they are decided."""
-        added = self.added()
-        left = sum(count for stage, count in self.wanted().items() if stage not in added)
-        if self.planned("sweep") is None:
-            signal = signal_epochs if self.keep_ratio == 1 else 0
-            baselines = len(BASELINE_BITS) * len(self.config.baselines)
-            return self.begun_with + left + signal + baselines + (len(self.config.keep_ratios) > 1)
-        return len(self.decided()) + left + (self.refinement if self.planned("refine") is None else 0)
 
 
 @stored_record
@@ -346,7 +253,7 @@ def pruned_objects(store: RunStore, points: Sequence[FrontierPoint], keep_ratio:
     Raises:
         InputError: The run has no such network, or an object is missing or damaged.
     """
-    note = store.noted(_key(keep_ratio, PRUNED), _PrunedNote)
+    note = store.noted(key_of(keep_ratio, PRUNED), _PrunedNote)
     keep = next((p.objects["keep"] for p in points if p.keep_ratio == keep_ratio and "keep" in p.objects), None)
     if note is None or keep is None:
         there = ", ".join(f"{ratio:g}" for ratio in sorted({p.keep_ratio for p in points} - {1.0}, reverse=True))

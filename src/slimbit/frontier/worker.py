@@ -11,8 +11,9 @@ from slimbit.compress.prune import Pruner
 from slimbit.frontier.points import Scorer, measure_point
 from slimbit.frontier.progress import Listener, Progress, Stage
 from slimbit.frontier.store import FIRST_WAIT, LONGEST_WAIT, RunStore
+from slimbit.frontier.sweep_plan import SweepPlan
 from slimbit.frontier.table import Claim, ClaimLost
-from slimbit.frontier.width_sweep import SweepPlan, WidthSweep
+from slimbit.frontier.width_sweep import WidthSweep
 from slimbit.measure.named_cost import NamedCost
 from slimbit.records.config import RunConfig
 from slimbit.records.point import FrontierPoint, PlannedPoint, keep_label

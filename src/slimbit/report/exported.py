@@ -55,7 +55,7 @@ def exported_frames(exported: Sequence[ExportedFile], data: ReportData) -> tuple
     """
     known = {point.number: point for point in data.points}
     return tuple(
-        _frame(file, f"{file.verification.file}: point {file.point}, {known[file.point].label}", data.about.unit)
+        _frame(file, f"{file.verification.file}: point {known[file.point].name}", data.about.unit)
         for file in exported
         if file.point in known
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from typing import Any
 
+from slimbit.records.terminal import quantity
 from slimbit.report.frames import MetricFrame, PointFrame, ReportData
 
 FigureData = dict[str, Any]
@@ -32,9 +33,10 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
     """Accuracy against one cost metric: Pareto front, other points, baselines, float accuracy.
 
     Traces, in the order of the templates: where there are several keep ratios one for each, pruning alone, and
-    baselines of pruned networks; then other points, front, baselines by policy, steps from training, the
-    selected point. ``customdata`` holds the numbers of the points; the selected one is filled in by the page. The
-    layout opens on the useful part of the accuracy; ``layout.meta.ranges`` has that and the whole ("useful", "all").
+    baselines of pruned networks; then other points, front, baselines by policy, steps from training, the float
+    network, the selected point. ``customdata`` holds the numbers of the points; the selected one is filled in by the
+    page. The layout opens on the useful part of the accuracy; ``layout.meta.ranges`` has that and the whole ("useful",
+    "all").
 
     Args:
         data: From `report_data`.
@@ -48,18 +50,21 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
     others = [p for p in by_cost if p.kind == "ours" and p.number not in frame.front and not joint]
     baselines = [point for point in by_cost if point.kind == "baseline" and point.keep_ratio == 1]
     signals = [point for point in by_cost if point.kind == "signal"]
-    ranges = {name: _ranges(data, shown, metric, whole=name == "all") for name in ("useful", "all")}
+    ranges = {name: _ranges(data, shown, frame, whole=name == "all") for name in ("useful", "all")}
     unit = f" ({data.about.unit})" if data.about.unit else ""
     return {
         "data": [
             *(_of_keep_ratios(by_cost, data, frame) if joint else ()),
             _trace("other points", others, data, frame, lines=False),
-            _trace("Pareto front", front, data, frame, lines=True),
+            {**_trace("Pareto front", front, data, frame, lines=True), "mode": "lines+markers+text",
+             "text": [point.name if point.kind == "ours" else "" for point in front], "textposition": "top left",
+             "cliponaxis": False},
             *(
                 _trace(f"baseline: {policy}", [p for p in baselines if p.policy == policy], data, frame, lines=True)
                 for policy in baseline_policies(data)
             ),
             _trace("training signal, by epoch", signals, data, frame, lines=False),
+            _float_trace(data, frame),
             {"type": "scatter", "name": "selected", "x": [], "y": [], "mode": "markers", "hoverinfo": "skip",
              "showlegend": False},
         ],
@@ -70,10 +75,38 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
             "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": data.about.float_accuracy,
                         "y1": data.about.float_accuracy}],
             "annotations": [{"xref": "paper", "x": 0, "y": data.about.float_accuracy,
-                             "text": f"float {data.about.float_accuracy:.2f}"}],
+                             "text": f"float {data.about.float_accuracy:.2f}"}, *_on_the_axis(data, frame)],
             "meta": {"ranges": ranges, "hidden": _outside(shown, ranges["useful"]["y"])},
         },
     }  # fmt: skip
+
+
+def _float_trace(data: ReportData, frame: MetricFrame) -> FigureData:
+    """The float network, where it has a cost."""
+    cost = frame.float_cost
+    text = f"<b>float32</b><br>{plain(data.about.score_name)} {data.about.float_accuracy:.2f}<br>{plain(frame.label)}"
+    return {
+        "type": "scatter",
+        "name": "float32",
+        "mode": "markers",
+        "showlegend": cost is not None,
+        "x": [] if cost is None else [cost],
+        "y": [] if cost is None else [data.about.float_accuracy],
+        "hoverinfo": "text",
+        "hovertext": [] if cost is None else [f"{text}  {quantity(cost)} {frame.unit}"],
+    }
+
+
+def _on_the_axis(data: ReportData, frame: MetricFrame) -> list[dict[str, Any]]:
+    """Names of the 8-bit and the float network at their costs; x of an annotation is a power of ten."""
+    eight = None if data.reference is None else data.point(data.reference).costs.get(frame.name)
+    places = {"8 bits": eight, "float32": frame.float_cost}
+    return [
+        {"x": math.log10(cost), "yref": "paper", "y": 0, "text": f"\N{BLACK UP-POINTING TRIANGLE} {name}",
+         "xanchor": "center", "xshift": 0}
+        for name, cost in places.items()
+        if cost
+    ]  # fmt: skip
 
 
 def keep_ratios_of(data: ReportData) -> list[float]:
@@ -172,12 +205,14 @@ def _trace(name: str, points: Sequence[PointFrame], data: ReportData, frame: Met
 
 def _hover(point: PointFrame, data: ReportData) -> str:
     interval = "" if point.low is None or point.high is None else f"  ({point.low:.2f} to {point.high:.2f})"
-    rows = [f"<b>{plain(point.label)}</b>", f"{plain(data.about.score_name)} {plain(point.accuracy_text)}{interval}"]
+    rows = [f"<b>{plain(point.name)}</b>", f"{plain(data.about.score_name)} {plain(point.accuracy_text)}{interval}"]
     if point.clamped:
         rows.append(f"clamped: {len(point.clamped)} of the layers")
     rows += [
         f"{plain(metric.label)}  {plain(point.texts.get(metric.name, '-'))} {metric.unit}" for metric in data.metrics
     ]
+    if point.name != point.label:
+        rows.append(plain(point.label))
     return "<br>".join(rows)
 
 
@@ -186,13 +221,13 @@ def baseline_policies(data: ReportData) -> tuple[str, ...]:
     return tuple(dict.fromkeys(point.policy for point in data.points if point.kind == "baseline")) or ("max_abs",)
 
 
-def _ranges(data: ReportData, points: Sequence[PointFrame], metric: str, *, whole: bool) -> dict[str, Any]:
+def _ranges(data: ReportData, points: Sequence[PointFrame], frame: MetricFrame, *, whole: bool) -> dict[str, Any]:
     """Axis ranges, the one of x in powers of ten, around the points that a view shows, intervals included."""
     top = data.about.float_accuracy
     near = [point for point in points if whole or (point.accuracy or 0.0) >= USEFUL * top] or points
     lows = [point.accuracy or 0.0 if point.low is None else point.low for point in near]
     highs = [point.accuracy or 0.0 if point.high is None else point.high for point in near]
-    costs = [math.log10(point.costs[metric] or 1.0) for point in near]
+    costs = [math.log10(cost) for cost in (frame.float_cost, *(point.costs[frame.name] for point in near)) if cost]
     x = _padded(min(costs, default=0.0), max(costs, default=1.0))
     decades = x[1] - x[0]
     return {
@@ -229,10 +264,11 @@ def _ratio_styles(colours: dict[str, str], keep_ratios: int) -> list[dict[str, A
 def _trace_styles(colours: dict[str, str], *, keep_ratios: int, baselines: int) -> dict[str, Any]:
     """Styles by type and order of traces: see `accuracy_figure`."""
     bars = {"thickness": 1, "width": 0}
-    front = {"marker": {"color": colours["front"], "size": 9}, "line": {"color": colours["front"], "width": 2}}
+    named = {"textfont": {"color": colours["quiet"], "size": 12}}
+    front = {"marker": {"color": colours["front"], "size": 9}, "line": {"color": colours["front"], "width": 2}, **named}
     if keep_ratios > 1:  # the curves of the keep ratios have the colours; the front goes over them as a ribbon of rings
         front = {"marker": {"color": colours["ink"], "size": 11, "symbol": "circle-open", "line": {"width": 1.5}},
-                 "line": {"color": colours["ink"], "width": 1, "dash": "dot"}}  # fmt: skip
+                 "line": {"color": colours["ink"], "width": 1, "dash": "dot"}, **named}  # fmt: skip
     ring = {"symbol": "circle-open", "size": 20, "color": colours["ink"], "line": {"width": 2}}
     return {
         "scatter": [
@@ -243,6 +279,7 @@ def _trace_styles(colours: dict[str, str], *, keep_ratios: int, baselines: int) 
                "line": {"color": colours["base"], "width": 1.5, "dash": dash}, "error_y": bars}
               for symbol, dash in islice(cycle((("diamond", "dot"), ("square", "dash"))), baselines)),
             {"marker": {"color": colours["signal"], "symbol": "triangle-up", "size": 10}, "error_y": bars},
+            {"marker": {"color": colours["ink"], "symbol": "star", "size": 11}},
             {"marker": ring},
         ],
         "bar": [{"marker": {"color": colours["front"]}, "textposition": "outside", "cliponaxis": False}],

@@ -15,7 +15,8 @@ from slimbit.records.point import FrontierPoint, point_label
 from slimbit.records.terminal import MISSING, UNITS, quantity
 from slimbit.report.answer import Answer, answer
 from slimbit.report.assumptions import assumptions
-from slimbit.report.headline import Headline, headlines
+from slimbit.report.headline import Headline, eight_bits, float_costs, headlines
+from slimbit.report.machines import MachineFrame, machine_frames
 
 CostData = Mapping[str, Any]
 """JSON of one `CostReport`."""
@@ -50,6 +51,7 @@ class ReportFacts:
         scoring: How accuracy was scored, by name: data, images, interval.
         provenance: Versions, seed, hardware and settings, by name.
         activation_bits: Width that activations are quantized to; None where they stay float.
+        missing: What a run that is not finished still lacks, in a sentence; "" for a finished one.
     """
 
     run: str
@@ -61,6 +63,7 @@ class ReportFacts:
     scoring: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     activation_bits: int | None = None
+    missing: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ class PointFrame:
     """One point as tables and figures show it; ``texts`` are the costs for people."""
 
     number: int
+    name: str
+    """A letter for points of the sweep, "A" the cheapest by the run's metric; policy and setting for others."""
     kind: str
     """"ours", "baseline", "signal" (steps from a training epoch), "pruned" (pruned to 8 bits only) or "failed"."""
     policy: str
@@ -97,7 +102,8 @@ class PointFrame:
 class MetricFrame:
     """One cost metric: its names, its unit, and the numbers of the points on its Pareto front, cheapest first.
 
-    ``title`` is label and unit, unless the label says the unit already.
+    ``title`` is label and unit, unless the label says the unit already. ``float_cost`` is that of float32 weights and
+    activations, None where a float network has no such cost.
     """
 
     name: str
@@ -106,6 +112,7 @@ class MetricFrame:
     unit: str
     text: str
     front: tuple[int, ...]
+    float_cost: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +123,7 @@ class LayersFrame:
         mean_bits: Bits per weight.
         widest: Bits of the widest level.
         decibels: S/N in dB, None where nothing was rounded.
+        sensitivity: Mean squared gradient of each layer's weights; empty where it was not measured.
         shares: Share of the network's cost by metric, 0 to 1.
         filters: Number of filters by bit width, from 0 (pruned, those of a pruned network included).
     """
@@ -123,6 +131,7 @@ class LayersFrame:
     mean_bits: tuple[float, ...]
     widest: tuple[int, ...]
     decibels: tuple[float | None, ...]
+    sensitivity: tuple[float | None, ...]
     shares: dict[str, tuple[float, ...]]
     filters: tuple[int, ...]
 
@@ -132,17 +141,20 @@ class ReportData:
     """Everything a report shows; ``start`` is the number of the point it opens with.
 
     ``headlines`` say how many times cheaper it is, one per accuracy that people ask for. ``answers`` tell which keep
-    ratio is best at which cost, one per metric, where a run has several.
+    ratio is best at which cost, one per metric, where a run has several. ``reference`` is the number of the 8-bit
+    network that factors compare with, None where the run has none.
     """
 
     about: ReportFacts
     headlines: tuple[Headline, ...]
     answers: tuple[Answer, ...]
     start: int
+    reference: int | None
     metrics: tuple[MetricFrame, ...]
     points: tuple[PointFrame, ...]
     layer_names: tuple[str, ...]
     layers: dict[int, LayersFrame]
+    machines: tuple[MachineFrame, ...]
     assumptions: tuple[str, ...]
 
     def metric(self, name: str) -> MetricFrame:
@@ -155,7 +167,10 @@ class ReportData:
 
 
 def report_data(
-    about: ReportFacts, points: Sequence[FrontierPoint], read_cost: Callable[[FrontierPoint], CostData]
+    about: ReportFacts,
+    points: Sequence[FrontierPoint],
+    read_cost: Callable[[FrontierPoint], CostData],
+    sensitivity: Mapping[float, Mapping[str, float]] | None = None,
 ) -> ReportData:
     """What a report shows, from records.
 
@@ -163,6 +178,7 @@ def report_data(
         about: What to say of the run.
         points: Every point, failed ones included.
         read_cost: Gives the JSON data of a finished point's `CostReport`.
+        sensitivity: By keep ratio, the mean squared gradient of each layer's weights, by its name.
 
     Raises:
         InputError: No finished point; a cost report of another schema, or with other layers than the rest.
@@ -174,20 +190,34 @@ def report_data(
     names = _layer_names(reports)
     names_of_metrics = _metric_names(about.metric, done)
     machines = {HARDWARE + name: found for report in reports.values() for name, found in report["hardware"].items()}
-    metrics = tuple(_metric_frame(name, done, machines.get(name, {})) for name in names_of_metrics)
+    reference = eight_bits(done, reports)
+    floats = {} if reference is None else float_costs(reports[reference.number])
+    metrics = tuple(
+        _metric_frame(name, done, machines.get(name, {}), float_cost=floats.get(name)) for name in names_of_metrics
+    )
+    letters = _letters(done, about.metric)
     whole = max(map(_filters, reports.values()))
     score: dict[str, Any] = {
         "float_accuracy": about.float_accuracy, "unit": about.unit, "score_name": about.score_name
     }  # fmt: skip
     return ReportData(
         about=about,
-        headlines=headlines(done, reports, names_of_metrics, **score),
+        headlines=headlines(done, reports, names_of_metrics, letters=letters, **score),
         answers=tuple(found for name in names_of_metrics if (found := answer(done, name, **score))),
         start=_start(metrics[0], done, about),
+        reference=None if reference is None else reference.number,
         metrics=metrics,
-        points=tuple(_point_frame(point, reports.get(point.number), about.unit) for point in points),
+        points=tuple(
+            _point_frame(point, reports.get(point.number), about.unit, letters.get(point.number)) for point in points
+        ),
         layer_names=names,
-        layers={number: _layers_frame(report, names_of_metrics, whole) for number, report in reports.items()},
+        layers={
+            point.number: _layers_frame(
+                reports[point.number], names_of_metrics, whole, (sensitivity or {}).get(point.keep_ratio, {})
+            )
+            for point in done
+        },
+        machines=machine_frames(reports),
         assumptions=assumptions(
             list(reports.values()), activation_bits=about.activation_bits, score_name=about.score_name
         ),
@@ -219,7 +249,29 @@ def _metric_names(first: str, points: Sequence[FrontierPoint]) -> list[str]:
     return chosen or [name for name in known if values[name]][:1]
 
 
-def _metric_frame(name: str, points: Sequence[FrontierPoint], machine: CostData) -> MetricFrame:
+def _letters(points: Sequence[FrontierPoint], metric: str) -> dict[int, str]:
+    """Letters of the points of the sweep by number, A for the cheapest, then Z, AA, AB."""
+    ours = sorted((p for p in points if not p.baseline), key=lambda p: (p.costs.get(metric) or 0.0, p.number))
+    return {point.number: letters(place) for place, point in enumerate(ours)}
+
+
+def letters(place: int) -> str:
+    """The letters of a place, as columns of spreadsheets are named.
+
+    >>> letters(0), letters(25), letters(26), letters(701), letters(702)
+    ('A', 'Z', 'AA', 'ZZ', 'AAA')
+    """
+    text = ""
+    place += 1
+    while place:
+        place, letter = divmod(place - 1, 26)
+        text = chr(ord("A") + letter) + text
+    return text
+
+
+def _metric_frame(
+    name: str, points: Sequence[FrontierPoint], machine: CostData, *, float_cost: float | None
+) -> MetricFrame:
     label, text = LABELS.get(
         name, (name.removeprefix(HARDWARE), ", ".join(filter(None, ("machine", machine.get("source")))))
     )
@@ -238,6 +290,7 @@ def _metric_frame(name: str, points: Sequence[FrontierPoint], machine: CostData)
         unit=unit,
         text=text,
         front=tuple(number for _, number, _ in front),
+        float_cost=float_cost,
     )
 
 
@@ -249,11 +302,12 @@ def _start(metric: MetricFrame, points: Sequence[FrontierPoint], about: ReportFa
     return keeping[0] if keeping else max(front, key=accuracy.__getitem__)
 
 
-def _point_frame(point: FrontierPoint, report: CostData | None, unit: str) -> PointFrame:
+def _point_frame(point: FrontierPoint, report: CostData | None, unit: str, letter: str | None) -> PointFrame:
     kind = "failed" if report is None else _kind(point)
     grids = () if report is None else dict.fromkeys(layer["grid"] for layer in report["layers"])
     return PointFrame(
         number=point.number,
+        name=letter or point_label(point.keep_ratio, point.policy, point.setting),
         kind=kind,
         policy=point.policy,
         setting="" if point.setting is None else str(point.setting),
@@ -281,7 +335,9 @@ def _filters(report: CostData) -> int:
     return sum(len(layer["filter_bits"]) for layer in report["layers"])
 
 
-def _layers_frame(report: CostData, metrics: Iterable[str], whole: int) -> LayersFrame:
+def _layers_frame(
+    report: CostData, metrics: Iterable[str], whole: int, sensitivity: Mapping[str, float]
+) -> LayersFrame:
     """``whole`` is the number of filters before anything was pruned."""
     layers = report["layers"]
     ratios = [layer["signal_to_noise"] for layer in layers]
@@ -289,6 +345,11 @@ def _layers_frame(report: CostData, metrics: Iterable[str], whole: int) -> Layer
         mean_bits=tuple(_short(layer["mean_bits"]) for layer in layers),
         widest=tuple(layer["weight_bits"] for layer in layers),
         decibels=tuple(_short(10 * math.log10(ratio)) if ratio else None for ratio in ratios),
+        sensitivity=tuple(
+            None if (value := sensitivity.get(layer["name"])) is None else _short(value) for layer in layers
+        )
+        if sensitivity
+        else (),
         shares={metric: shares for metric in metrics if (shares := _shares(report, metric))},
         filters=_histogram(
             chain((bits for x in layers for bits in x["filter_bits"]), repeat(0, whole - _filters(report)))

@@ -16,7 +16,7 @@ CostData = Mapping[str, Any]
 REFERENCE_BITS = 8
 DROPS = (0.5, 1.0, 2.0, 3.0, 5.0)
 """Points below the float accuracy that people ask for; the page opens with 1."""
-FLOAT_BYTES = 4
+FLOAT_BITS = 32
 
 Reached = Literal["exact", "at_least", "not_reached", "no_cost"]
 
@@ -48,13 +48,17 @@ class Headline:
 
     Attributes:
         drop: Points below the float accuracy.
-        text: What is compared with what.
+        text: What is compared with what, in a sentence.
+        least: The accuracy that is asked for, for people.
+        smaller: How many times fewer bytes the weights take than as float32, e.g. ``15.6x``; "" where unknown.
         factors: One per metric, the sweep's own first; empty where nothing is there to compare with.
         notes: What a reader must know before quoting the factors.
     """
 
     drop: float
     text: str
+    least: str
+    smaller: str = ""
     factors: tuple[Factor, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -65,6 +69,7 @@ def headlines(
     metrics: Sequence[str],
     *,
     float_accuracy: float,
+    letters: Mapping[int, str],
     unit: str = "",
     score_name: str = "accuracy",
 ) -> tuple[Headline, ...]:
@@ -77,15 +82,26 @@ def headlines(
         reports: JSON data of their cost reports, by point number.
         metrics: Cost metrics.
         float_accuracy: Of the network before compression.
+        letters: How points are named, by number.
         unit: Unit of accuracy; without one a "point" is a hundredth of the float accuracy.
         score_name: What is called accuracy here.
     """
-    reference = _reference(points, reports)
+    reference = eight_bits(points, reports)
     ours = [point for point in points if not point.baseline]
     scale = 1.0 if unit else abs(float_accuracy) / 100
     name = score_name
     return tuple(
-        _headline(drop, float_accuracy - drop * scale, ours, reference, reports, metrics=metrics, unit=unit, name=name)
+        _headline(
+            drop,
+            float_accuracy - drop * scale,
+            ours,
+            reference,
+            reports,
+            metrics=metrics,
+            letters=letters,
+            unit=unit,
+            name=name,
+        )
         for drop in DROPS
     )
 
@@ -98,34 +114,44 @@ def _headline(
     reports: Mapping[int, CostData],
     *,
     metrics: Sequence[str],
+    letters: Mapping[int, str],
     unit: str,
     name: str,
 ) -> Headline:
     space = f" {unit}" if unit else ""
     what = f"{drop:g} point{'' if drop == 1 else 's'}" if unit else f"{drop:g} % of the float score"
-    begin = f"Within {what} of float ({target:.2f}{space} or more)"
+    least = f"{target:.2f}{space} or more"
+    begin = f"Within {what} of float ({least})"
     if reference is None:
-        return Headline(drop=drop, text=f"{begin}: this run has no 8-bit network to compare with.")
+        return Headline(drop=drop, least=least, text=f"{begin}: this run has no 8-bit network to compare with.")
     factors = tuple(_factor(metric, reference.costs.get(metric), target, ours) for metric in metrics)
     chosen = _cheapest(ours, metrics[0] if metrics else "", target)
     notes = [f"Interpolated on log cost along the Pareto front; each {name} is an estimate with an interval."]
-    parts = []
+    parts, smaller = [], ""
     if factors and factors[0].factor is not None:
         parts.append(f"{factors[0].text} cheaper than {REFERENCE_BITS} bits")
     if chosen is not None:
-        weights = sum(layer["weights"] for layer in reports[reference.number]["layers"])
         size = chosen.costs.get("weight_bytes")
         if size:
-            parts.append(f"weights {times(FLOAT_BYTES * weights / size)}\N{MULTIPLICATION SIGN} smaller than float32")
-        notes += _pairwise(chosen, reference)
+            whole = float_costs(reports[reference.number])["weight_bytes"]
+            smaller = f"{times(whole / size)}\N{MULTIPLICATION SIGN}"
+            parts.append(f"weights {smaller} smaller than float32")
+        notes += _pairwise(chosen, reference, letters[chosen.number])
     if not parts:
         best = max((p.accuracy for p in ours if p.accuracy is not None), default=None)
         reached = "none was measured" if best is None else f"the best one has {best:.2f}{space}"
-        return Headline(drop=drop, text=f"{begin}: no point of the sweep reaches that; {reached}.")
-    return Headline(drop=drop, text=f"{begin}: {', '.join(parts)}", factors=factors, notes=tuple(notes))
+        return Headline(drop=drop, least=least, text=f"{begin}: no point of the sweep reaches that; {reached}.")
+    return Headline(
+        drop=drop,
+        text=f"{begin}: {', '.join(parts)}",
+        least=least,
+        smaller=smaller,
+        factors=factors,
+        notes=tuple(notes),
+    )
 
 
-def _pairwise(chosen: FrontierPoint, reference: FrontierPoint) -> list[str]:
+def _pairwise(chosen: FrontierPoint, reference: FrontierPoint, letter: str) -> list[str]:
     """How the cheapest point that is accurate enough and the 8-bit network differ on the very same images."""
     if not chosen.hits or not reference.hits or chosen.images != reference.images:
         return []
@@ -133,7 +159,7 @@ def _pairwise(chosen: FrontierPoint, reference: FrontierPoint) -> list[str]:
     pairs = list(zip(first.right(), second.right(), strict=True))
     won, lost = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
     text = (
-        f"Pairwise on {chosen.images:,} images: point {chosen.number} is right on {won} that the {REFERENCE_BITS}-bit "
+        f"Pairwise on {chosen.images:,} images: point {letter} is right on {won} that the {REFERENCE_BITS}-bit "
         f"network gets wrong, and wrong on {lost} that it gets right (McNemar p = {mcnemar(first, second):.2g})."
     )
     return [text]
@@ -165,11 +191,11 @@ def cost_at_accuracy(costs: Sequence[tuple[float, float]], accuracy: float) -> t
     return ("exact", front[-1][0]) if front[-1][1] == accuracy else ("not_reached", None)
 
 
-def _reference(points: Sequence[FrontierPoint], reports: Mapping[int, CostData]) -> FrontierPoint | None:
+def eight_bits(points: Sequence[FrontierPoint], reports: Mapping[int, CostData]) -> FrontierPoint | None:
     """The baseline whose widest level is nearest to 8 bits; of several, `max_abs`, then the more accurate.
 
-    Policy ``signal`` is no baseline: its steps are the paper's proposal, beside the sweep for comparison. Neither
-    is what was pruned.
+    None where there are no baselines. Policy ``signal`` is none: its steps are the paper's proposal, beside the sweep
+    for comparison. Neither is what was pruned.
     """
     candidates = [p for p in points if p.baseline and p.policy not in ("signal", "prune_only") and p.keep_ratio == 1]
 
@@ -178,6 +204,27 @@ def _reference(points: Sequence[FrontierPoint], reports: Mapping[int, CostData])
         return off, point.policy != "max_abs", -(point.accuracy or 0.0)
 
     return min(candidates, key=rank, default=None)
+
+
+def float_costs(report: CostData) -> dict[str, float]:
+    """Costs of the network with float32 weights and activations, no weight of it zero, as `slimbit.cost` counts them.
+
+    Args:
+        report: Cost report of the network with the same layers at any width, none of its filters removed.
+    """
+    layers, bits = report["layers"], FLOAT_BITS
+    macs = sum(layer["positions"] * layer["weights"] for layer in layers)
+    return {
+        "nonzero_macs": macs,
+        "macs": macs,
+        "esn_digital": bits * macs,
+        "esn_filterwise": bits * macs,
+        "bit_operations": bits * bits * macs,
+        "weight_bytes": bits
+        / 8
+        * sum(layer["weights"] for layer in layers if layer["weight_bytes"]),  # shared ones once
+        "mean_bits": bits,
+    }
 
 
 def _widest(report: CostData) -> int:

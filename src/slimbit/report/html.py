@@ -13,26 +13,33 @@ from typing import Any
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def composed(name: str, *, title: str, data: Mapping[str, Any]) -> str:
+def composed(name: str, *, title: str, data: Mapping[str, Any], still: str = "", connects: bool = False) -> str:
     """The HTML text of a page; equal data give equal text.
 
     Names of networks and layers are the user's and may be hostile. They travel as JSON without ``<``, ``>`` and
     ``&`` and become text nodes; the page's content security policy allows our two scripts by their hashes, no other,
-    and no network.
+    and no network but, for a page that is served, the server it came from.
 
     Args:
-        name: Of the page's ``.html`` and ``.js`` among the assets.
+        name: Of the page's ``.html`` among the assets, and of its ``.js`` where it has a script.
         title: Of the window.
         data: What the script draws.
+        still: HTML that is shown where scripts do not run; its texts are escaped.
+        connects: Whether the page may ask its own server for fresh data.
     """
-    parts = {"style": _asset("page.css"), "plotly": _asset("plotly.min.js"), "script": _asset(f"{name}.js")}
+    text = _asset(f"{name}.html")
+    parts = {"style": _asset("page.css")}
+    if "{{script}}" in text:
+        scripts = {"plotly": _asset("plotly.min.js"), "script": _asset(f"{name}.js")}
+        parts |= {**scripts, "script_hashes": " ".join(map(_source_hash, scripts.values()))}
     parts |= {
-        "script_hashes": " ".join(_source_hash(parts[script]) for script in ("plotly", "script")),
         "title": html.escape(title),
         "data": embedded(data),
+        "still": still,
+        "connect": "connect-src 'self'; " if connects else "",
     }
     # one pass, so that nothing inside a part is taken for a slot
-    return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], _asset(f"{name}.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], text)
 
 
 def embedded(value: Mapping[str, Any]) -> str:
@@ -43,6 +50,11 @@ def embedded(value: Mapping[str, Any]) -> str:
     """
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     return re.sub("[<>&\u2028\u2029]", lambda found: _ESCAPES[found[0]], text)
+
+
+def entity_tag(text: str) -> str:
+    """The HTTP entity tag of a text."""
+    return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
 
 
 def _asset(name: str) -> str:

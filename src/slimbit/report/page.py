@@ -2,46 +2,58 @@
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slimbit.records.codec import from_json, plain
-from slimbit.records.cost import SCHEMA as COST_SCHEMA
+from slimbit.records.codec import plain
 from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
 from slimbit.records.files import as_path, parse_json, write_whole
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
+from slimbit.records.sensitivity import Sensitivity
 from slimbit.records.verification import ExportedFile
 from slimbit.report.exported import exported_frames
 from slimbit.report.figures import accuracy_figure, baseline_policies, histogram_figure, keep_ratios_of, template
 from slimbit.report.frames import CostData, ReportData, ReportFacts, report_data
 from slimbit.report.html import composed
+from slimbit.report.still import still_page
 
 
-def write_report(
-    info: RunInfo,
-    points: Sequence[FrontierPoint],
-    read: Callable[[str, Any], bytes],
-    *,
-    run: str,
-    exported: Sequence[ExportedFile] = (),
-    out: str | Path | None = None,
-    read_cost: Callable[[FrontierPoint], CostData] | None = None,
-    hardware: Sequence[str] = (),
-) -> Path:
-    """Write the report of a run: one HTML file that needs no network.
+@dataclass(frozen=True, kw_only=True)
+class ReportSource:
+    """What the report of a run is made from.
 
-    Args:
+    Attributes:
         info: What the run is about.
         points: Its points.
         read: Gives a verified object by digest and kind.
+        read_cost: Gives a point's `CostReport`, with the machines to show.
         run: Its folder, as commands should name it.
         exported: What was proved of files that were written of its points.
-        out: File to write; default ``report.html`` in the run's folder.
-        read_cost: Gives the JSON data of a point's `CostReport`; default: what is stored.
         hardware: Machines that were added to it, as commands name them.
+        sensitivity: What was measured of each keep ratio's network.
+        missing: What a run that is not finished still lacks; "" for a finished one.
+    """
+
+    info: RunInfo
+    points: Sequence[FrontierPoint]
+    read: Callable[[str, Any], bytes]
+    read_cost: Callable[[FrontierPoint], CostReport]
+    run: str
+    exported: Sequence[ExportedFile] = ()
+    hardware: Sequence[str] = ()
+    sensitivity: Mapping[float, Sensitivity] = field(default_factory=dict)
+    missing: str = ""
+
+
+def write_report(source: ReportSource, out: str | Path | None = None) -> Path:
+    """Write the report of a run: one HTML file that needs no network.
+
+    Args:
+        source: The run.
+        out: File to write; default ``report.html`` in the run's folder.
 
     Returns:
         The file.
@@ -50,11 +62,23 @@ def write_report(
         InputError: A cost report is missing or damaged, or no point is finished.
         StoreError: The file cannot be written; an older one stays.
     """
+    text = page(data_of(source), source.exported, hardware=source.hardware)
+    file = as_path(out, "out") if out is not None else Path(source.run) / "report.html"
+    write_whole(file, text.encode())
+    return file
+
+
+def data_of(source: ReportSource) -> ReportData:
+    """What the report of a run shows.
+
+    Raises:
+        InputError: A cost report or a plan is missing or damaged, or no point is finished.
+    """
 
     def content(point: FrontierPoint, role: str) -> bytes:
         if role not in point.objects:
-            raise InputError(f"point {point.number} of run {run} must have a {role} object, got none")
-        return read(point.objects[role], "json")
+            raise InputError(f"point {point.number} of run {source.run} must have a {role} object, got none")
+        return source.read(point.objects[role], "json")
 
     def config_of(point: FrontierPoint) -> Mapping[str, Any]:
         where = f"plan of point {point.number}"
@@ -64,17 +88,16 @@ def write_report(
             raise InputError(f"{where} must hold the settings of a plan, got {type(plan).__name__}")
         return config
 
-    def stored_cost(point: FrontierPoint) -> CostData:
-        where = f"cost of point {point.number}"
-        return from_json(CostReport, content(point, "cost"), where=where, schema=COST_SCHEMA).to_dict()
+    def cost_data(point: FrontierPoint) -> CostData:
+        content(point, "cost")
+        return source.read_cost(point).to_dict()
 
-    baselines = [config_of(point) for point in points if point.baseline]
-    facts = about(info, run, points, baselines=baselines)
-    shown = report_data(facts, points, read_cost or stored_cost)
-    text = page(shown, exported, hardware=hardware)
-    file = as_path(out, "out") if out is not None else Path(run) / "report.html"
-    write_whole(file, text.encode())
-    return file
+    baselines = [config_of(point) for point in source.points if point.baseline]
+    facts = about(source.info, source.run, source.points, baselines=baselines, missing=source.missing)
+    sensitivity = {
+        ratio: {layer: found.layer(layer) for layer in found.filters} for ratio, found in source.sensitivity.items()
+    }
+    return report_data(facts, source.points, cost_data, sensitivity)
 
 
 def about(
@@ -83,6 +106,7 @@ def about(
     points: Sequence[FrontierPoint] = (),
     *,
     baselines: Sequence[Mapping[str, Any]] = (),
+    missing: str = "",
 ) -> ReportFacts:
     """What a report says of the run itself.
 
@@ -91,6 +115,7 @@ def about(
         run: Its folder, as commands should name it.
         points: Its points, for versions and hardware.
         baselines: Settings of its baselines, as plain data.
+        missing: What it still lacks.
     """
     known = info.float_low is not None and info.float_high is not None
     images = "not told by evaluate" if info.evaluate_images is None else f"{info.evaluate_images:,}"
@@ -131,23 +156,29 @@ def about(
         scoring={name: text for name, text in scoring.items() if text},
         provenance={name: text for name, text in provenance.items() if text},
         activation_bits=bits,
+        missing=missing,
     )
 
 
-def page(data: ReportData, exported: Sequence[ExportedFile] = (), *, hardware: Sequence[str] = ()) -> str:
+def page(
+    data: ReportData, exported: Sequence[ExportedFile] = (), *, hardware: Sequence[str] = (), watch: str = ""
+) -> str:
     """The HTML text of a report; equal data give equal text.
 
     Args:
         data: What it shows.
         exported: What was proved of files that were written of its points.
         hardware: Machines that commands must name beside the run.
+        watch: Entity tag of its data on the server that it asks for fresh ones; "" for a page that stays as it is.
 
     See `slimbit.report.html.composed` for how it is kept safe from hostile names.
     """
     return composed(
         "page",
         title=f"{data.about.network}: {data.about.score_name} against cost",
-        data=contents(data, exported, hardware=hardware),
+        data={**contents(data, exported, hardware=hardware), "watch": watch},
+        connects=bool(watch),
+        still=still_page(data),
     )
 
 

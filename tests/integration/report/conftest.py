@@ -9,9 +9,16 @@ from typing import Any
 
 import pytest
 
+from slimbit.frontier.store import RunStore, begin_store, check_folder
+from slimbit.frontier.table import FolderTable
+from slimbit.records.codec import canonical
+from slimbit.records.config import PAPER, QuantConfig
 from slimbit.records.cost import METRICS, CostReport, LayerCost, TotalCost
 from slimbit.records.latency import Latency
+from slimbit.records.origin import NetworkOrigin
+from slimbit.records.plan import CompressionPlan, LayerPlan
 from slimbit.records.point import FrontierPoint
+from slimbit.records.run import RunInfo
 from slimbit.records.setting import Bits, Price
 from slimbit.records.verification import ExportedFile, NodeExecution, PaddedCost, SaturationCheck, Verification
 from slimbit.report.frames import ReportFacts
@@ -126,6 +133,72 @@ class InventedRun:
     def read_cost(self, asked: FrontierPoint) -> dict[str, Any]:
         """As a store does."""
         return self.reports[asked.number].to_dict()
+
+
+def add_point(store: RunStore, run: InventedRun, chosen: FrontierPoint) -> None:
+    """Keep an invented point in a real store."""
+    plan = CompressionPlan(
+        network="resnet20",
+        policy=chosen.policy,
+        setting=chosen.setting,
+        layers=(LayerPlan(name="conv1", steps=(0.1,)),),
+        config=PAPER if chosen.baseline else QuantConfig(),
+    )
+    objects = {"plan": store.write(canonical(plan), "json")}
+    if chosen.state == "done":
+        objects["cost"] = store.write(canonical(run.read_cost(chosen)), "json")
+    provenance = {"versions": {"slimbit": "0.1.0"}, "hardware": {"machine": "x86_64", "cores": 2}}
+    kept = {
+        "key": f"{chosen.policy}-{chosen.number}",
+        "plan": plan.digest(),
+        "objects": objects,
+        "provenance": provenance,
+    }
+    store.add(FrontierPoint(**{**vars(chosen), **kept}), "esn_digital")
+
+
+@pytest.fixture
+def begun_run(tmp_path: Path) -> RunStore:
+    """A store of a run without points."""
+    folder = tmp_path / "a run"
+    check_folder(folder)
+    store = begin_store(FolderTable(folder), storage=None, metric="esn_digital", check=lambda _: None)
+    store.write_info(
+        RunInfo(
+            network="resnet20",
+            network_digest="a" * 64,
+            origin=NetworkOrigin(data="cifar10:cifar-10"),
+            metric="esn_digital",
+            points=2,
+            baselines=True,
+            calibration_images=500,
+            calibration_digest="b" * 64,
+            evaluate_images=10_000,
+            classes=10,
+            seed=0,
+            quant=QuantConfig(grid="midrise_zero"),
+            float_accuracy=91.73,
+            float_low=91.17,
+            float_high=92.25,
+            evaluate_seconds=9.1,
+            study="frontier",
+        )
+    )
+    return store
+
+
+@pytest.fixture
+def grow(begun_run: RunStore, invented_run: InventedRun) -> Callable[[int], None]:
+    """Adds the invented point of that number to the run."""
+    return lambda number: add_point(begun_run, invented_run, invented_run.points[number])
+
+
+@pytest.fixture
+def stored_run(begun_run: RunStore, grow: Callable[[int], None]) -> Path:
+    """The invented run's 4-bit baseline, two of its points and its failure, in a real store."""
+    for number in (3, 12, 15, 18):
+        grow(number)
+    return begun_run.folder
 
 
 def exported_file(number: int, *, exact: bool = True, name: str = "small.onnx") -> ExportedFile:

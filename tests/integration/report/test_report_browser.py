@@ -1,5 +1,7 @@
 """The report in headless Chromium: no error, no network, points clickable, readable, nothing injected."""
 
+import csv
+import dataclasses
 import json
 
 import pytest
@@ -65,7 +67,7 @@ def exported_report(tmp_path_factory, run_of, file_of):
 def test_exported_files_are_a_section(open_page, exported_report, width, scheme):
     shown = open_page(exported_report, width=width, scheme=scheme)
     assert shown.locator("#exported").is_visible()
-    assert shown.locator("#file option").all_text_contents()[0].startswith("small.onnx: point 8, optimal, price ")
+    assert shown.locator("#file option").all_text_contents()[0] == "small.onnx: point J"
     shown.select_option("#file", "0")
     assert shown.locator("#file-verdict").text_content().startswith("Exact: of 200 images, 200 are equal bit for bit")
     assert "2.00" in shown.locator("#file-latencies tr").first.text_content()
@@ -85,10 +87,15 @@ def test_a_report_without_files_has_no_such_section(open_page, report_file):
     assert not open_page(report_file).locator("#exported").is_visible()
 
 
+def pick_button(shown, name):
+    """The button of the table that chooses the point of that name."""
+    return shown.locator("#points .pick").get_by_text(name, exact=True)
+
+
 def start_over(shown):
     """The metric and the point that the report opens with."""
     shown.locator("#metrics button").first.click()
-    shown.locator("#points .pick", has_text="optimal, price 2.15e-09").click()
+    pick_button(shown, "H").click()
     shown.locator("#accuracy").scroll_into_view_if_needed()
 
 
@@ -101,7 +108,7 @@ def markers(shown, trace):
 def test_readable_at_width(open_page, report_file, width):
     shown = open_page(report_file, width=width)
     assert shown.evaluate("document.documentElement.scrollWidth") <= width
-    assert shown.locator("#factors .value").first.inner_text().endswith("\N{MULTIPLICATION SIGN}")
+    assert shown.locator("#hero .value").first.inner_text().endswith("\N{MULTIPLICATION SIGN}")
     smallest = shown.evaluate(
         "Math.min(...[...document.querySelectorAll('main *')].filter((e) => e.children.length === 0 && e.textContent"
         ".trim() && !e.closest('.chart')).map((e) => parseFloat(getComputedStyle(e).fontSize)))"
@@ -120,8 +127,8 @@ def test_clicking_a_point_changes_the_layers(open_page, report_file):
     before = shown.locator("#layers").inner_text(), shown.locator("#histogram").get_attribute("aria-label")
     box = markers(shown, 2).nth(2).bounding_box()  # baselines from the cheapest: 2, 3, 4 bits
     shown.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    shown.wait_for_function("document.getElementById('point-title').textContent.startsWith('86.35')")
-    assert "max_abs, 4 bits" in shown.locator("#point-facts").inner_text()
+    shown.wait_for_function("document.getElementById('point-title').textContent.startsWith('max_abs, 4 bits: 86.35')")
+    assert "number 3" in shown.locator("#point-facts").inner_text()
     assert (shown.locator("#layers").inner_text(), shown.locator("#histogram").get_attribute("aria-label")) != before
     assert "22.8" in shown.locator("#layers").inner_text()  # 10 log10(3 * 4^3) dB
     assert "--min-accuracy 86.35" in shown.locator("#pick-accuracy").inner_text()
@@ -152,7 +159,77 @@ def test_keyboard_alone_chooses_metric_and_point(open_page, report_file):
     assert shown.locator("#point-title").inner_text() != title
     shown.locator("#points .pick", has_text="max_abs, 2 bits").focus()
     shown.keyboard.press("Enter")
-    assert shown.locator("#point-title").inner_text().startswith("21.30")
+    assert shown.locator("#point-title").inner_text().startswith("max_abs, 2 bits: 21.30")
+
+
+def test_arrow_keys_pass_over_points_that_are_not_shown(open_page, report_file):
+    shown = open_page(report_file)
+    start_over(shown)
+    shown.locator("#accuracy").focus()
+
+    def walk(steps=20):
+        titles = set()
+        for _ in range(steps):
+            shown.keyboard.press("ArrowRight")
+            titles.add(shown.locator("#point-title").inner_text().split(":")[0])
+        return titles
+
+    everything = walk()
+    assert {"A", "max_abs, 2 bits"} & everything == set()  # 61.0 % and 21.3 % are below the first view
+    assert {"B", "L", "max_abs, 3 bits"} <= everything
+    shown.evaluate("Plotly.restyle('accuracy', {visible: 'legendonly'}, [2])")
+    assert {name for name in walk() if "max_abs" in name} == set()
+    shown.evaluate("Plotly.restyle('accuracy', {visible: true}, [2])")
+
+
+def test_columns_are_chosen(open_page, report_file):
+    shown = open_page(report_file)
+    assert "policy, setting" not in shown.locator("#points-head").inner_text()
+    shown.locator("#columns summary").click()
+    box = shown.locator("#columns label", has_text="policy, setting")
+    box.click()
+    assert "policy, setting" in shown.locator("#points-head").inner_text()
+    assert "optimal, price 2.15e-09" in shown.locator("#points-body").inner_text()
+    box.click()
+    shown.locator("#columns label", has_text="95 % interval").click()
+    assert "95 % interval" not in shown.locator("#points-head").inner_text()
+    shown.locator("#columns label", has_text="95 % interval").click()
+    shown.locator("#columns summary").click()
+
+
+def test_points_and_figure_are_saved(open_page, tmp_path, run_of):
+    run = run_of(HOSTILE)
+    run.points[0] = dataclasses.replace(run.points[0], policy='=1+1,"x"')
+    file = tmp_path / "report.html"
+    file.write_text(page(report_data(run.about, run.points, run.read_cost)), encoding="utf-8")
+    shown = open_page(file)
+    saved = {}
+    for kind in ("csv", "json", "svg"):
+        with shown.expect_download() as waiting:
+            shown.locator(f"#save-{kind}").click()
+        saved[kind] = tmp_path / waiting.value.suggested_filename
+        waiting.value.save_as(saved[kind])
+    rows = list(csv.DictReader(saved["csv"].read_text().splitlines()))
+    assert len(rows) == len(run.points)
+    assert rows[0]["policy"] == '\'=1+1,"x"'  # a spreadsheet calculates nothing
+    assert float(rows[3]["esn_digital"]) == run.points[3].costs["esn_digital"]
+    data = json.loads(saved["json"].read_text())
+    assert (data["schema"], data["network"], data["points"][0]["policy"]) == (1, HOSTILE, '=1+1,"x"')
+    figure = saved["svg"].read_text()
+    assert figure.startswith("<svg")
+    assert "<script" not in figure
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_without_scripts_the_figure_is_seen(browser, report_file, width, scheme):
+    shown = browser.new_context(
+        java_script_enabled=False, viewport={"width": width, "height": 900}, color_scheme=scheme
+    ).new_page()
+    shown.goto(report_file.as_uri())
+    assert shown.locator("svg.still circle").count() == 16
+    assert shown.locator("svg.still").bounding_box()["width"] > 300
+    assert not shown.locator("#metrics").is_visible()
+    shown.context.close()
 
 
 def test_table_lists_failures_and_sorts(open_page, report_file):

@@ -104,7 +104,7 @@ def test_headline_compares_pairwise_where_hits_are_known(invented_run):
     notes = at(report_data(invented_run.about, points, invented_run.read_cost), 1.0).notes
     # 2 * P(X <= 5), X of 13 images: 2 * (1 + 13 + 78 + 286 + 715 + 1287) / 2^13 = 0.58
     assert notes[-1] == (
-        "Pairwise on 1,000 images: point 11 is right on 5 that the 8-bit network gets wrong, and wrong on 8 that it "
+        "Pairwise on 1,000 images: point G is right on 5 that the 8-bit network gets wrong, and wrong on 8 that it "
         "gets right (McNemar p = 0.58)."
     )
 
@@ -112,7 +112,7 @@ def test_headline_compares_pairwise_where_hits_are_known(invented_run):
 def test_every_baseline_has_a_curve_of_its_own(invented_run):
     points = [dataclasses.replace(p, policy="aciq") if p.baseline and p.number % 2 else p for p in invented_run.points]
     data = report_data(invented_run.about, points, invented_run.read_cost)
-    _, _, plain, aciq, _, selected = traces = accuracy_figure(data, "esn_digital")["data"]
+    _, _, plain, aciq, _, _, selected = traces = accuracy_figure(data, "esn_digital")["data"]
     assert (plain["name"], aciq["name"]) == ("baseline: max_abs", "baseline: aciq")
     assert {p % 2 for p in plain["customdata"]} == {0}
     assert {p % 2 for p in aciq["customdata"]} == {1}
@@ -135,7 +135,7 @@ def test_steps_from_training_are_a_series_of_their_own(invented_run):
     chosen = {"policy": "signal", "setting": Epoch(12), "baseline": True, "clamped": ("conv1",)}
     points = [dataclasses.replace(p, **chosen) if p.number == 3 else p for p in invented_run.points]
     data = report_data(invented_run.about, points, invented_run.read_cost)
-    *_, baselines, signals, _ = accuracy_figure(data, "esn_digital")["data"]
+    *_, baselines, signals, _, _ = accuracy_figure(data, "esn_digital")["data"]
     assert signals["customdata"] == [3]
     assert 3 not in baselines["customdata"]
     assert "signal, epoch 12" in signals["hovertext"][0]
@@ -282,7 +282,7 @@ def joint(invented_run):
 
 
 def test_every_keep_ratio_has_a_curve_of_its_own(joint):
-    whole, half, alone, narrow, others, front, baselines, signals, selected = accuracy_figure(joint, "esn_digital")[
+    whole, half, alone, narrow, others, front, baselines, signals, _, selected = accuracy_figure(joint, "esn_digital")[
         "data"
     ]
     names = [trace["name"] for trace in (whole, half, alone, narrow)]
@@ -296,7 +296,7 @@ def test_every_keep_ratio_has_a_curve_of_its_own(joint):
     assert narrow["visible"] == "legendonly"
     for theme in ("light", "dark"):
         styles = template(theme, keep_ratios=2)["data"]["scatter"]
-        assert len(styles) == 9  # one for each trace, in their order
+        assert len(styles) == 10  # one for each trace, in their order
         assert styles[-1]["marker"]["symbol"] == "circle-open"
         go.Figure(accuracy_figure(joint, "esn_digital")).update_layout(template=template(theme, keep_ratios=2))
 
@@ -322,4 +322,61 @@ def test_a_pruned_network_is_no_baseline_of_the_headline(joint):
 def test_one_keep_ratio_asks_nothing(invented_run):
     data = data_of(invented_run)
     assert data.answers == ()
-    assert len(accuracy_figure(data, "esn_digital")["data"]) == len(template("light")["data"]["scatter"]) == 5
+    assert len(accuracy_figure(data, "esn_digital")["data"]) == len(template("light")["data"]["scatter"]) == 6
+
+
+def test_points_of_the_sweep_are_letters_from_the_cheapest(invented_run):
+    names = {point.number: point.name for point in data_of(invented_run).points}
+    # points 6 to 17 are the sweep, 17 the cheapest; 0 to 5 are 8 to 2 bits for comparison; 18 failed
+    assert [names[17], names[16], names[6]] == ["A", "B", "L"]
+    assert (names[0], names[18]) == ("max_abs, 8 bits", "optimal, price 1e-05")
+
+
+def test_the_float_network_stands_on_the_cost_axis(invented_run):
+    data = data_of(invented_run)
+    weights = 16 * 27 + 6 * 16 * 144 + 6 * 32 * 288 + 6 * 64 * 576 + 640  # as in conftest's SHAPES
+    macs = 1024 * (16 * 27 + 6 * 16 * 144) + 256 * 6 * 32 * 288 + 64 * 6 * 64 * 576 + 640
+    costs = {metric.name: metric.float_cost for metric in data.metrics}
+    assert costs["esn_digital"] == costs["esn_filterwise"] == 32 * macs
+    assert costs["bit_operations"] == 32 * 32 * macs
+    assert costs["weight_bytes"] == 4 * weights
+    assert costs["esn_analog"] is None  # a float has no level
+    layout = accuracy_figure(data, "esn_digital")["layout"]
+    eight, whole = layout["annotations"][1:]
+    assert 10 ** eight["x"] == pytest.approx(invented_run.points[0].costs["esn_digital"])
+    assert 10 ** whole["x"] == pytest.approx(32 * macs)
+    assert layout["xaxis"]["range"][1] > whole["x"]
+    assert [one["text"][2:] for one in accuracy_figure(data, "esn_analog")["layout"]["annotations"][1:]] == ["8 bits"]
+
+
+def test_machines_of_the_cost_reports_are_a_table(invented_run):
+    def on_machine(point):
+        found = {"model": "npu", "unit": "cycles", "total": 1e6 / (point.number + 1), "layers": [], "source": "ours"}
+        return {**invented_run.read_cost(point), "hardware": {} if point.number == 5 else {"npu": found}}
+
+    (machine,) = report_data(invented_run.about, invented_run.points, on_machine).machines
+    assert (machine.name, machine.unit, machine.text) == ("npu", "cycles", "ours")
+    assert (machine.costs[0], machine.texts[1]) == (1e6, "500k")
+    assert 5 not in machine.costs
+
+
+def test_sensitivity_is_that_of_the_keep_ratio(invented_run):
+    points = [dataclasses.replace(p, keep_ratio=0.5) if p.number == 10 else p for p in invented_run.points]
+    data = report_data(invented_run.about, points, invented_run.read_cost, {1.0: {"conv1": 1.23456e-3, "linear": 2.0}})
+    assert data.layers[9].sensitivity[0] == 1.235e-3
+    assert (data.layers[9].sensitivity[1], data.layers[9].sensitivity[-1]) == (None, 2.0)
+    assert data.layers[10].sensitivity == ()
+
+
+def test_without_scripts_a_figure_and_the_table_are_left(run_of):
+    hostile = "</noscript><script>alert(1)</script>"
+    run = run_of(hostile)
+    about = dataclasses.replace(run.about, missing="Not finished.")
+    text = page(report_data(about, run.points, run.read_cost))
+    assert text.lower().count("</noscript>") == 1
+    still = text.split("<noscript>")[1].split("</noscript>")[0]
+    assert "&lt;/noscript&gt;&lt;script&gt;" in still
+    assert "<script" not in still
+    assert "Not finished." in still
+    assert still.count("<circle") == 16  # of 18 points those of at least three quarters of the float accuracy
+    assert still.count("<tr>") == 20  # a head and 19 points, the failed one among them

@@ -1,21 +1,21 @@
 "use strict";
 // Draws a report from the JSON beside it. Names come from users: they reach the page as text, never as markup.
 (() => {
-  const { report, figures, histogram, templates, pick, exported } = JSON.parse(document.getElementById("data").textContent);
-  const { about } = report;
-  const points = new Map(report.points.map((point) => [point.number, point]));
-  const state = { metric: report.metrics[0].name, point: report.start, view: "useful", sort: null, up: true };
+  let report, figures, histogram, templates, pick, exported, about, points; // what `take` was given last
+  const state = { metric: null, point: null, view: "useful", sort: null, up: true, shown: new Map() };
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const config = {
-    responsive: true, displaylogo: false, modeBarButtons: [["toImage"]],
-    toImageButtonOptions: { format: "svg", filename: "accuracy" },
-  };
+  const config = { responsive: true, displayModeBar: false };
+  const OPEN = 6; // costs that the table opens with
+  const EVERY = 3000; // milliseconds between two looks at a run under way
 
   const at = (id) => document.getElementById(id);
   const metric = () => report.metrics.find((one) => one.name === state.metric);
   const chosen = () => points.get(state.point);
-  const label = (point) =>
-    [point.keep_ratio === 1 ? "" : `keep ${point.keep_ratio}`, point.policy, point.setting].filter(Boolean).join(", ");
+  const label = (point) => [keep(point), point.policy, point.setting].filter(Boolean).join(", ");
+  const keep = (point) => (point.keep_ratio === 1 ? "" : `keep ${point.keep_ratio}`);
+  // a letter says nothing of the keep ratio, the name of a point for comparison does
+  const called = (point) => (point.kind === "ours" && keep(point) ? `${point.name}, ${keep(point)}` : point.name);
+  const amount = (point, one) => `${point.texts[one.name] ?? "-"}${one.unit && ` ${one.unit}`}`;
   const theme = () => document.documentElement.dataset.theme || (dark.matches ? "dark" : "light");
   const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 
@@ -28,6 +28,37 @@
   const row = (...cells) => { const made = node("tr"); made.append(...cells); return made; };
   const pairs = (target, entries) =>
     target.replaceChildren(...entries.flatMap(([name, value]) => [node("dt", name), node("dd", value)]));
+
+  // ---- the data, which a run under way replaces ----------------------------------------------------------------
+  function take(contents) {
+    ({ report, figures, histogram, templates, pick, exported } = contents);
+    about = report.about;
+    points = new Map(report.points.map((point) => [point.number, point]));
+    if (!report.metrics.some((one) => one.name === state.metric)) state.metric = report.metrics[0].name;
+    if (!report.layers[state.point]) state.point = report.start;
+    drawHead();
+    drawFiles();
+    drawTabs();
+    drawColumns();
+    chooseMetric(state.metric, state);
+  }
+
+  async function watch(seen) {
+    let text = "Watching the run";
+    try {
+      const answer = await fetch("data", { headers: seen ? { "If-None-Match": seen } : {}, cache: "no-store" });
+      if (answer.status === 200) {
+        take(await answer.json());
+        seen = answer.headers.get("ETag");
+        text = `Watching the run: updated at ${new Date().toLocaleTimeString()}`;
+      } else if (answer.status === 304) text = at("watch").textContent;
+      else text = `The run cannot be read: ${await answer.text()}`;
+    } catch {
+      text = "slimbit report --watch has ended: the page stays as it is";
+    }
+    if (at("watch").textContent !== text) at("watch").textContent = text;
+    setTimeout(watch, EVERY, seen);
+  }
 
   // ---- what stays -------------------------------------------------------------------------------------------
   function drawHead() {
@@ -45,10 +76,12 @@
       plural(ours, "point"), plural(baselines, "baseline"),
       ...(signals ? [`${signals} from training`] : []), ...(failed ? [`${failed} failed`] : []),
     ].join(" · ");
+    at("missing").hidden = !about.missing;
+    at("missing").textContent = about.missing;
+    const drop = at("drop").value || report.headlines.findIndex((one) => one.drop === 1);
     at("drop").replaceChildren(...report.headlines.map((one, place) =>
       node("option", `${one.drop} ${about.unit ? (one.drop === 1 ? "point" : "points") : "%"}`, { value: place })));
-    at("drop").value = report.headlines.findIndex((one) => one.drop === 1);
-    at("drop").addEventListener("change", drawHeadline);
+    at("drop").value = drop;
     drawHeadline();
     at("assumptions").replaceChildren(...report.assumptions.map((text) => node("li", text)));
     pairs(at("scoring"), Object.entries(about.scoring));
@@ -57,18 +90,33 @@
 
   function drawHeadline() {
     const headline = report.headlines[at("drop").value];
-    at("headline-text").textContent = headline.text;
+    const [first, ...others] = headline.factors;
+    at("headline-least").textContent = `of float (${headline.least})`;
+    at("headline-text").textContent = headline.text.slice(headline.text.indexOf("): ") + 3);
+    at("headline-text").classList.toggle("unseen", Boolean(first)); // the figures say it
     at("headline-notes").textContent = headline.notes.join(" ");
-    at("factors").hidden = !headline.factors.length;
-    at("factors").replaceChildren(...headline.factors.map(tile));
+    at("hero").replaceChildren(...(first ? [
+      figure(first.text, "cheaper than 8 bits", `${labelOf(first)}: ${first.detail} ${unitOf(first)}`),
+      ...(headline.smaller ? [figure(headline.smaller, "smaller than float32", "bytes of the weights")] : []),
+    ] : []));
+    at("factors").hidden = !others.length;
+    at("factors").replaceChildren(...others.map(tile));
+  }
+
+  const labelOf = (factor) => report.metrics.find((one) => one.name === factor.metric).label;
+  const unitOf = (factor) => report.metrics.find((one) => one.name === factor.metric).unit;
+
+  function figure(value, what, detail) {
+    const made = node("p");
+    made.append(node("span", value, { class: "value" }), node("span", what), node("span", detail, { class: "detail" }));
+    return made;
   }
 
   function tile(factor) {
     const made = node("div");
-    const name = report.metrics.find((one) => one.name === factor.metric).label;
     const missing = factor.factor === null ? " none" : "";
     made.append(
-      node("dt", name), node("dd", factor.text, { class: `value${missing}` }),
+      node("dt", labelOf(factor)), node("dd", factor.text, { class: `value${missing}` }),
       node("dd", factor.detail, { class: "detail" }),
     );
     return made;
@@ -81,19 +129,15 @@
       tab.addEventListener("click", () => chooseMetric(one.name));
       return tab;
     }));
-    at("metrics").addEventListener("keydown", (event) => {
-      const next = step(report.metrics.map((one) => one.name), state.metric, event);
-      if (next === undefined) return;
-      chooseMetric(next);
-      at("metrics").querySelector("[aria-selected=true]").focus();
-    });
   }
 
   function step(list, current, event) {
     const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!by || !list.length) return undefined;
     event.preventDefault();
-    return list[(list.indexOf(current) + by + list.length) % list.length];
+    const place = list.indexOf(current);
+    if (place < 0) return by > 0 ? list[0] : list.at(-1);
+    return list[(place + by + list.length) % list.length];
   }
 
   // ---- figures ----------------------------------------------------------------------------------------------
@@ -132,22 +176,40 @@
     return Plotly.react("histogram", data, layoutOf(histogram), { responsive: true, displayModeBar: false });
   }
 
+  // Numbers of the points that can be seen, the cheapest first: not those outside of the axes or of hidden curves.
+  function visible() {
+    const { _fullData: traces, layout } = at("accuracy");
+    const [[left, right], [low, high]] = [layout.xaxis.range, layout.yaxis.range];
+    const seen = traces.filter((trace) => trace.visible === true).flatMap((trace) => trace.customdata ?? []);
+    const inside = (point) => {
+      const cost = Math.log10(point.costs[state.metric]);
+      return left <= cost && cost <= right && low <= point.accuracy && point.accuracy <= high;
+    };
+    return [...new Set(seen)].map((number) => points.get(number)).filter(inside)
+      .sort((a, b) => a.costs[state.metric] - b.costs[state.metric]).map((point) => point.number);
+  }
+
   // ---- the selected point -----------------------------------------------------------------------------------
   function drawPoint() {
     const point = chosen();
-    const interval = point.low === null || point.high === null ? "" : ` (${span(point)})`;
+    const interval = point.low === null || point.high === null ? "" : span(point);
     const grid = point.grid && `grid ${point.grid}`;
+    const letter = point.name !== label(point);
     const place = metric().front.includes(point.number) ? "on the Pareto front" : "";
-    at("point-title").textContent = `${point.accuracy_text}${interval}`;
+    const cost = point.costs[state.metric] ? ` at ${amount(point, metric())}` : "";
+    at("point-title").textContent = `${called(point)}: ${point.accuracy_text}${cost}`;
     const clamped = point.clamped.length ? `out of reach, so clamped: ${point.clamped.join(", ")}` : "";
-    const facts = [`Point ${point.number}: ${label(point)}`, grid, place, clamped];
+    const facts = [
+      interval && `95 % interval ${interval}`, place, letter && label(point), grid, `number ${point.number}`, clamped,
+    ];
     at("point-facts").textContent = facts.filter(Boolean).join(" · ");
     at("costs").replaceChildren(...report.metrics.map((one) => {
-      const made = row(node("th", one.label, { scope: "row" }), node("td", `${point.texts[one.name] ?? "-"} ${one.unit}`, { class: "number" }));
+      const made = row(node("th", one.label, { scope: "row" }), node("td", amount(point, one), { class: "number" }));
       made.classList.toggle("chosen", one.name === state.metric);
       return made;
     }));
-    at("layers-point").textContent = `Point ${point.number}: ${label(point)}, ${about.score_name} ${point.accuracy_text}`;
+    at("layers-point").textContent = `Point ${called(point)}: ${about.score_name} ${point.accuracy_text}${cost}`;
+    at("machine-point").textContent = called(point);
     at("pick-budget").textContent = `${pick} --budget ${state.metric}=${point.costs[state.metric]} --out model`;
     const floor = Number(point.accuracy.toFixed(4)); // short, and never above what the point reaches
     const least = floor > point.accuracy ? (floor - 1e-4).toFixed(4) : floor;
@@ -172,10 +234,15 @@
     const shares = layers.shares[state.metric];
     const largest = Math.max(1e-9, ...(shares ?? [0]));
     at("share-head").textContent = `share of ${metric().label}`;
+    const measured = layers.sensitivity.filter(Boolean);
+    const [least, most] = [Math.min(...measured), Math.max(...measured)].map(Math.log);
+    const loud = (value) => (value ? 0.05 + 0.95 * (most > least ? (Math.log(value) - least) / (most - least) : 1) : 0);
+    for (const one of document.querySelectorAll(".sensitivity")) one.hidden = !measured.length;
     at("layers").replaceChildren(...report.layer_names.map((name, i) => row(
       node("th", name, { scope: "row", title: name }),
       bar(layers.mean_bits[i] / widest, `${layers.mean_bits[i].toFixed(1)}, ${layers.widest[i]}`, layers.widest[i] / widest),
       bar((layers.decibels[i] ?? 0) / loudest, layers.decibels[i]?.toFixed(1) ?? "-"),
+      ...(measured.length ? [bar(loud(layers.sensitivity[i]), layers.sensitivity[i]?.toExponential(1) ?? "-")] : []),
       bar(shares ? shares[i] / largest : 0, shares ? percent(shares[i]) : "-"),
     )));
   }
@@ -195,53 +262,97 @@
     return cell;
   }
 
+  const times = (factor) => factor.toFixed(factor < 2 ? 2 : factor < 100 ? 1 : 0);
+
+  // ---- machines ---------------------------------------------------------------------------------------------
+  function drawMachines() {
+    at("hardware").hidden = !report.machines.length;
+    const [ours, eight] = [state.point, report.reference];
+    at("machines").replaceChildren(...report.machines.map((one) => row(
+      node("th", one.name, { scope: "row" }),
+      node("td", one.texts[eight] ?? "-", { class: "number" }),
+      node("td", one.texts[ours] ?? "does not run", { class: "number" }),
+      node("td", one.costs[eight] && one.costs[ours] ? times(one.costs[eight] / one.costs[ours]) : "-", { class: "number" }),
+      node("td", one.unit), node("td", one.text, { class: "wide" }),
+    )));
+  }
+
   // ---- the table --------------------------------------------------------------------------------------------
-  const columns = [
-    ["policy", "point", (point) => label(point)],
-    ["accuracy", about.score_name, (point) => point.accuracy],
-    ...report.metrics.map((one) => [one.name, one.title, (point) => point.costs[one.name] ?? null]),
+  // id, heading, value to sort by (none: cannot be sorted), text, class
+  const columns = () => [
+    { id: "name", head: "point", value: (p) => (p.kind === "ours" ? [p.name.length, p.name] : [99, p.name]), text: called },
+    { id: "accuracy", head: about.score_name, value: (p) => p.accuracy, text: (p) => p.accuracy_text, class: "number" },
+    { id: "interval", head: "95 % interval", text: (p) => (p.low === null || p.high === null ? "-" : span(p)), class: "interval" },
+    ...report.metrics.map((one, place) => ({
+      id: one.name, head: one.title, value: (p) => p.costs[one.name] ?? null, text: (p) => p.texts[one.name] ?? "-",
+      class: "number", off: place >= OPEN,
+    })),
+    { id: "setting", head: "policy, setting", text: label, off: true },
+    { id: "grid", head: "grid", text: (p) => p.grid, off: true },
+    { id: "time", head: "time", text: (p) => p.seconds, off: true },
+    { id: "number", head: "number", value: (p) => p.number, text: (p) => String(p.number), class: "number", off: true },
+    { id: "plan", head: "plan", text: (p) => p.plan.slice(0, 10), title: (p) => p.plan, off: true },
   ];
+  // the chosen cost is always there
+  const isShown = (column) => column.id === state.metric || (state.shown.get(column.id) ?? !column.off);
+
+  function drawColumns() {
+    const box = at("columns").querySelector("fieldset");
+    box.replaceChildren(box.firstElementChild, ...columns().filter((one) => one.id !== "name").map((one) => {
+      const made = node("label");
+      const check = node("input", "", { type: "checkbox" });
+      check.checked = state.shown.get(one.id) ?? !one.off;
+      check.addEventListener("change", () => { state.shown.set(one.id, check.checked); drawTable(); });
+      made.append(check, ` ${one.head}`);
+      return made;
+    }));
+  }
 
   function drawTable() {
     const key = state.sort ?? state.metric;
-    const head = columns.map(([name, text]) => {
-      const cell = node("th", "", { scope: "col", class: name === "policy" ? "" : "number" });
-      if (name === key) cell.setAttribute("aria-sort", state.up ? "ascending" : "descending");
-      const button = node("button", text, { type: "button", title: name });
-      button.addEventListener("click", () => sortBy(name, key));
+    const shown = columns().filter(isShown);
+    const head = shown.map((column) => {
+      const cell = node("th", column.value ? "" : column.head, { scope: "col", class: column.class ?? "" });
+      if (!column.value) return cell;
+      if (column.id === key) cell.setAttribute("aria-sort", state.up ? "ascending" : "descending");
+      const button = node("button", column.head, { type: "button", "data-column": column.id });
+      button.addEventListener("click", () => sortBy(column.id, key));
       cell.append(button);
       return cell;
     });
-    const rest = ["grid", "time", "plan"].map((text) => node("th", text, { scope: "col", class: "extra" }));
-    head.splice(2, 0, node("th", "95 % interval", { scope: "col", class: "interval" }));
-    at("points-head").replaceChildren(row(node("th", "", { "aria-label": "Pareto front" }), ...head, ...rest));
-    const value = columns.find(([name]) => name === key)[2];
+    at("points-head").replaceChildren(row(node("th", "", { "aria-label": "Pareto front" }), ...head));
+    const { value } = columns().find((column) => column.id === key);
     const order = [...report.points].sort((a, b) => (state.up ? 1 : -1) * compare(value(a), value(b)) || a.number - b.number);
     const [done, failed] = [order.filter((p) => p.kind !== "failed"), order.filter((p) => p.kind === "failed")];
-    at("points-body").replaceChildren(...done.map(pointRow), ...failed.map(failedRow));
+    at("points-body").replaceChildren(
+      ...done.map((point) => pointRow(point, shown)), ...failed.map((point) => failedRow(point, shown)),
+    );
   }
 
-  const compare = (a, b) => (a === b ? 0 : a === null ? 1 : b === null ? -1 : a < b ? -1 : 1);
+  function compare(a, b) {
+    if (Array.isArray(a)) return compare(a[0], b[0]) || compare(a[1], b[1]);
+    return a === b ? 0 : a === null ? 1 : b === null ? -1 : a < b ? -1 : 1;
+  }
 
   function sortBy(name, key) {
     state.up = name === key ? !state.up : name !== "accuracy"; // accuracy starts with the best
     state.sort = name;
     drawTable();
-    [...at("points-head").querySelectorAll("button")][columns.findIndex(([one]) => one === name)].focus();
+    markChosen();
+    at("points-head").querySelector(`[data-column="${CSS.escape(name)}"]`).focus();
   }
 
-  function pointRow(point) {
+  function pointRow(point, shown) {
     const front = metric().front.includes(point.number);
-    const name = node("td");
-    const button = node("button", label(point), { type: "button", class: "pick" });
-    name.append(button);
-    const costs = report.metrics.map((one) => node("td", point.texts[one.name] ?? "-", { class: "number" }));
-    const interval = point.low === null || point.high === null ? "-" : span(point);
     const made = row(
       node("td", front ? "●" : "", { class: "mark", ...(front ? { "aria-label": "on the Pareto front" } : {}) }),
-      name, node("td", point.accuracy_text, { class: "number" }), node("td", interval, { class: "interval" }), ...costs,
-      node("td", point.grid, { class: "extra" }), node("td", point.seconds, { class: "extra" }),
-      node("td", point.plan.slice(0, 10), { class: "extra", title: point.plan }),
+      ...shown.map((column) => {
+        if (column.id !== "name")
+          return node("td", column.text(point), { class: column.class ?? "", ...(column.title ? { title: column.title(point) } : {}) });
+        const cell = node("td");
+        cell.append(node("button", called(point), { type: "button", class: "pick", title: label(point) }));
+        return cell;
+      }),
     );
     made.dataset.number = point.number;
     made.className = `kind-${point.kind}`;
@@ -249,17 +360,48 @@
     return made;
   }
 
-  function failedRow(point) {
-    const reason = node("td", `failed: ${point.error}`, { class: "reason", colspan: columns.length + 3 });
+  function failedRow(point, shown) {
+    const reason = node("td", `failed: ${point.error}`, { class: "reason", colspan: Math.max(1, shown.length - 1) });
     return row(node("td"), node("td", label(point)), reason);
+  }
+
+  // ---- files to save ----------------------------------------------------------------------------------------
+  function table() {
+    const front = new Set(metric().front);
+    return report.points.map(({ texts, accuracy_text, costs, clamped, ...rest }) => ({
+      ...rest, clamped: clamped.join(" "), pareto: front.has(rest.number), ...costs,
+    }));
+  }
+
+  function csv() {
+    const rows = table();
+    const names = [...new Set(rows.flatMap(Object.keys))];
+    const cell = (value) => {
+      // a spreadsheet takes text that begins like this for a formula
+      const text = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value ?? "");
+      return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+    };
+    return [names, ...rows.map((one) => names.map((name) => one[name]))].map((line) => line.map(cell).join(",") + "\n").join("");
+  }
+
+  function save(name, type, text) {
+    const link = node("a", "", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  function asJson() {
+    const { network, metric: swept, score_name, float_accuracy } = about;
+    return JSON.stringify({ schema: 1, network, metric: swept, score_name, float_accuracy, points: table() }, null, 1);
   }
 
   // ---- exported files ---------------------------------------------------------------------------------------
   function drawFiles() {
     at("exported").hidden = !exported.length;
     if (!exported.length) return;
-    at("file").replaceChildren(...exported.map((one, place) => node("option", one.title, { value: place })));
-    at("file").addEventListener("change", drawFile);
+    const place = at("file").value || 0;
+    at("file").replaceChildren(...exported.map((one, number) => node("option", one.title, { value: number })));
+    at("file").value = place;
     drawFile();
   }
 
@@ -293,12 +435,17 @@
     drawPoint();
     drawLayers();
     drawHistogram();
+    drawMachines();
+    markChosen();
+  }
+
+  function markChosen() {
     for (const made of at("points-body").querySelectorAll("[data-number]"))
       made.setAttribute("aria-current", String(Number(made.dataset.number) === state.point));
   }
 
-  function chooseMetric(name) {
-    Object.assign(state, { metric: name, sort: null, up: true });
+  function chooseMetric(name, { sort = null, up = true } = {}) {
+    Object.assign(state, { metric: name, sort, up });
     for (const tab of at("metrics").children) {
       const on = tab.dataset.metric === name;
       tab.setAttribute("aria-selected", String(on));
@@ -316,11 +463,21 @@
       if ("xaxis.range[0]" in event) Plotly.relayout("accuracy", { "xaxis.dtick": null });
     });
     at("accuracy").addEventListener("keydown", (event) => {
-      const order = figures[state.metric].data.flatMap((trace) => trace.customdata ?? [])
-        .map((number) => points.get(number)).sort((a, b) => a.costs[state.metric] - b.costs[state.metric]);
-      const next = step([...new Set(order.map((point) => point.number))], state.point, event);
+      const next = step(visible(), state.point, event);
       if (next !== undefined) choosePoint(next);
     });
+    at("metrics").addEventListener("keydown", (event) => {
+      const next = step(report.metrics.map((one) => one.name), state.metric, event);
+      if (next === undefined) return;
+      chooseMetric(next);
+      at("metrics").querySelector("[aria-selected=true]").focus();
+    });
+    at("drop").addEventListener("change", drawHeadline);
+    at("file").addEventListener("change", drawFile);
+    at("save-csv").addEventListener("click", () => save("points.csv", "text/csv", csv()));
+    at("save-json").addEventListener("click", () => save("points.json", "application/json", asJson()));
+    at("save-svg").addEventListener("click", () =>
+      Plotly.downloadImage("accuracy", { format: "svg", filename: "accuracy", width: 900, height: 520 }));
     at("view").addEventListener("click", () => {
       state.view = state.view === "all" ? "useful" : "all";
       drawAccuracy();
@@ -342,10 +499,11 @@
 
   const nameTheme = () => { at("theme").textContent = theme() === "dark" ? "Light" : "Dark"; };
 
-  drawHead();
-  drawFiles();
-  drawTabs();
+  document.body.classList.remove("still");
+  const given = JSON.parse(at("data").textContent);
   nameTheme();
-  chooseMetric(state.metric);
+  take(given);
   listen();
+  at("watch").hidden = !given.watch;
+  if (given.watch) watch(given.watch);
 })();
