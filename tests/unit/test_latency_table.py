@@ -30,7 +30,7 @@ def table(**changes: object) -> LatencyTable:
         LayerTime(name="0", shape=(2, 1, 1, 1), positions=4, int8_ms=0.25, float_ms=1.0),
         LayerTime(name="2", shape=(3, 8), positions=1, int8_ms=0.5, float_ms=2.0),
     )
-    file = ProfiledFile(name='a "net".onnx', arithmetic="int8", whole_ms=0.75, profiled_ms=0.9)
+    file = ProfiledFile(name='a "net"\\\n.onnx', arithmetic="int8", whole_ms=0.75, profiled_ms=0.9)
     known = LatencyTable(
         name="cpu", runtime="onnxruntime 1", processor="x86", threads=1, batch=1, file=(file,), layer=layers
     )

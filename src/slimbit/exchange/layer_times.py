@@ -1,6 +1,5 @@
 """Times of layers in ONNX Runtime, from its profiler: the table that makes latency a cost."""
 
-import json
 import platform
 import re
 import statistics
@@ -17,7 +16,8 @@ from slimbit.exchange.latency import FEWEST_PASSES, WARM_UP, images_for, input_s
 from slimbit.exchange.verify import load_model, session_options
 from slimbit.measure.latency_table import Arithmetic, LatencyTable, LayerTime, ProfiledFile
 from slimbit.records.errors import InputError, MissingExtraError
-from slimbit.records.text import clipped
+from slimbit.records.files import parse_json
+from slimbit.records.text import clipped, printable
 from slimbit.survey.onnx_file import survey_onnx
 
 PRODUCTS = ("Conv", "Gemm", "MatMul", "ConvTranspose", "ConvInteger")
@@ -75,7 +75,12 @@ def measure_layer_times(
         per_layer = _by_layer(model, nodes)
         total = sum(per_layer.values())
         profiled.append(
-            ProfiledFile(name=clipped(file.name), arithmetic=arithmetic, whole_ms=1e3 * whole, profiled_ms=1e-3 * total)
+            ProfiledFile(
+                name=printable(clipped(file.name)),
+                arithmetic=arithmetic,
+                whole_ms=1e3 * whole,
+                profiled_ms=1e-3 * total,
+            )
         )
         layers = survey_onnx(file).spec.layers
         if not layers:
@@ -135,7 +140,7 @@ def _profile(
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{file} must be a file that ONNX Runtime can execute, got {reason}") from error
-        events = json.loads(Path(watched.end_profiling()).read_text(encoding="utf-8"))
+        events = parse_json(Path(watched.end_profiling()).read_text(encoding="utf-8"), f"profile of {file}")
     durations: dict[str, list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -201,4 +206,4 @@ def _processor() -> str:
     except OSError:
         lines = []
     named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return clipped(f"{named or platform.processor() or 'unknown processor'} ({platform.machine()})")
+    return printable(clipped(f"{named or platform.processor() or 'unknown processor'} ({platform.machine()})"))

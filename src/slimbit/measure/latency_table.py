@@ -1,6 +1,5 @@
 """A machine whose cost of a layer is its measured time: a table of what a runtime took, layer by layer."""
 
-import json
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -142,8 +141,13 @@ class LatencyTable:
 
 
 def _toml(value: object) -> str:
-    """A text, a number or a tuple of numbers, which look alike in JSON and TOML."""
-    return json.dumps(value, ensure_ascii=False)
+    """A text, a number, or a tuple of numbers."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str):
+        escaped = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
+        return f'"{"".join(escaped)}"'
+    return repr(value)
 
 
 def _size(shape: tuple[int, ...]) -> str:
