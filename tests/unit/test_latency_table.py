@@ -61,6 +61,7 @@ def test_device_threads_and_batch_are_part_of_what_the_machine_is(cpu: Path) -> 
     read = load_cost(str(cpu))
     assert read.is_same(load_cost(str(cpu)))
     assert read.model is not None
+    assert read.model.definition == table().model().definition
     assert read.model.source == "onnxruntime 1, x86, 1 thread, 1 image per pass"
     for change in ({"threads": 2}, {"batch": 8}, {"processor": "arm"}):
         cpu.write_text(table(**change).to_toml())
