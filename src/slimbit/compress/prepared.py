@@ -32,7 +32,7 @@ from slimbit.records.activations import ActivationQuantizer
 from slimbit.records.codec import canonical, sha256
 from slimbit.records.config import PAPER, QuantConfig, check_positive
 from slimbit.records.cost import CostReport
-from slimbit.records.cost_names import allocation_of, check_priceable
+from slimbit.records.cost_names import allocation_of
 from slimbit.records.dataflow import Dataflow
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
@@ -346,7 +346,7 @@ class PreparedNetwork:
     def plan_at(self, price: float, metric: CostLike | NamedCost, config: QuantConfig) -> CompressionPlan:
         """The plan of a price for any cost."""
         cost = load_cost(metric)
-        check_priceable(cost.name)
+        cost.check_priceable()
         config = config.for_metric(cost.name)
         inputs = self.inputs(config, priced=True)
         if allocation_of(cost.name) != "table":
