@@ -9,7 +9,7 @@
     for (const place of document.querySelectorAll(".score"))
       place.textContent = place.classList.contains("first") && score === score.toLowerCase()
         ? score[0].toUpperCase() + score.slice(1) : score;
-    at("facts-head").replaceChildren(row(...["", "", ...names].map((text) => node("th", text, { scope: "col" }))));
+    at("facts-head").replaceChildren(row(node("td"), ...["setting", ...names].map((text) => node("th", text, { scope: "col" }))));
     at("facts").replaceChildren(...facts.map(([name, first, second, differs]) => row(
       node("td", differs ? "\u2260" : "", differs ? { "aria-label": "differs" } : {}),
       node("th", name, { scope: "row" }), node("td", first), node("td", second),

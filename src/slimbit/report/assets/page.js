@@ -282,7 +282,7 @@
       cell.append(button);
       return cell;
     });
-    at("points-head").replaceChildren(row(node("th", "", { "aria-label": "Pareto front" }), ...head));
+    at("points-head").replaceChildren(row(unseen("th", "on the Pareto front"), ...head));
     const { value } = columns().find((column) => column.id === key);
     const order = [...report.points].sort((a, b) => (state.up ? 1 : -1) * compare(value(a), value(b)) || a.number - b.number);
     const [done, failed] = [order.filter((p) => p.kind !== "failed"), order.filter((p) => p.kind === "failed")];
@@ -294,6 +294,13 @@
   function compare(a, b) {
     if (Array.isArray(a)) return compare(a[0], b[0]) || compare(a[1], b[1]);
     return a === b ? 0 : a === null ? 1 : b === null ? -1 : a < b ? -1 : 1;
+  }
+
+  // a cell without visible text
+  function unseen(tag, text) {
+    const made = node(tag);
+    made.append(node("span", text, { class: "unseen" }));
+    return made;
   }
 
   function sortBy(name, key) {
