@@ -22,8 +22,8 @@ from slimbit.apply.layers import first_input
 from slimbit.numerics.batches import output_tensors
 from slimbit.numerics.copies import copied
 from slimbit.records.keep import KeepPlan
-from slimbit.survey.channel_operation import storage_of
 from slimbit.survey.channel_run import call
+from slimbit.survey.channel_trace import storage_of
 from slimbit.survey.trace import Inputs
 
 TOLERANCE, INTERIOR = 1e-3, 0.6

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.modules.padding import _ConstantPadNd
 
 from slimbit.survey.channel_groups import NOT_A_FILTER, Channels
-from slimbit.survey.channel_operation import Operation, compressed
+from slimbit.survey.channel_operation import Operation
 from slimbit.survey.channel_rules import handles, met
+from slimbit.survey.channel_trace import TensorChannels, compressed
 
 
 @handles("alias", "detach", "lift_fresh", "contiguous", "clone", "dropout", "zeros_like", "ones_like", "rand_like")
@@ -34,6 +35,12 @@ def _pass_on(op: Operation) -> None:
     if zero is not None:
         for output in op.outputs:
             op.trace.note_constant(output, zero=zero)
+
+
+def _followed(op: Operation) -> TensorChannels | None:
+    """The channels of a tensor whose entries an operation moves, which stays the parameter or constant that it is."""
+    _pass_on(op)
+    return op.channels(op["self"])
 
 
 @handles("empty", "new_empty", "zeros", "new_zeros", "ones", "new_ones", "full", "new_full", "full_like",
@@ -69,9 +76,7 @@ def _write(op: Operation) -> None:
 @handles("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "expand", "unflatten")
 def _view(op: Operation) -> None:
     """Channels keep their order; where their dimension is split, the code tells which part becomes shorter."""
-    _pass_on(op)
-    values: Tensor = op["self"]
-    found = op.channels(values)
+    values, found = op["self"], _followed(op)
     if found is None:
         return
     if op.name == "expand":
@@ -137,9 +142,7 @@ def _settled(op: Operation, ids: Channels) -> Channels:
 
 @handles("permute", "transpose", "t", "movedim")
 def _permute(op: Operation) -> None:
-    _pass_on(op)
-    values: Tensor = op["self"]
-    found = op.channels(values)
+    values, found = op["self"], _followed(op)
     if found is None:
         return
     if op.name == "permute":
@@ -154,8 +157,7 @@ def _permute(op: Operation) -> None:
 @handles("slice", "narrow")
 def _slice(op: Operation) -> None:
     """Parts along other axes keep channels; parts along theirs take them by numbers that must follow."""
-    _pass_on(op)
-    found = op.channels(op["self"])
+    found = _followed(op)
     if found is None:
         return
     dim, size = op["dim"] % op["self"].ndim, op["self"].shape[op["dim"]]
@@ -194,8 +196,7 @@ def _union_parts(op: Operation, line: Channels, bounds: Sequence[int]) -> None:
 @handles("select", "unbind")
 def _select(op: Operation) -> None:
     """One entry along a dimension; of channels only where all along it are one unit."""
-    _pass_on(op)
-    found = op.channels(op["self"])
+    found = _followed(op)
     if found is None:
         return
     dim = (op["dim"] or 0) % op["self"].ndim
@@ -208,8 +209,7 @@ def _select(op: Operation) -> None:
 
 @handles("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk")
 def _split(op: Operation) -> None:
-    _pass_on(op)
-    found = op.channels(op["self"])
+    found = _followed(op)
     if found is None:
         return
     dim = (op["dim"] or 0) % op["self"].ndim
@@ -252,8 +252,7 @@ def _cat(op: Operation) -> None:
 
 @handles("repeat")
 def _repeat(op: Operation) -> None:
-    _pass_on(op)
-    found = op.channels(op["self"])
+    found = _followed(op)
     if found is None:
         return
     ids = found.ids.reshape((1,) * (op.output.ndim - op["self"].ndim) + found.ids.shape)

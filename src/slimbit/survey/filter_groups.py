@@ -17,9 +17,10 @@ from slimbit.numerics.copies import plain_network
 from slimbit.records.groups import FilterGroups
 from slimbit.survey.channel_families import Families
 from slimbit.survey.channel_groups import ChannelGroups, Channels
-from slimbit.survey.channel_operation import Decisions
+from slimbit.survey.channel_growth import even, mixed
 from slimbit.survey.channel_run import LEFT_EMPTY, Runs
-from slimbit.survey.channel_sizes import even, judge, mixed, refusal
+from slimbit.survey.channel_sizes import judge, refusal
+from slimbit.survey.channel_trace import Decisions
 from slimbit.survey.module import refuse_what_cannot_be_counted
 from slimbit.survey.trace import Inputs
 
