@@ -7,10 +7,13 @@ import numpy as np
 from torch import Tensor
 from torch.nn.modules.padding import _ConstantPadNd
 
+from slimbit.numerics.channel_order import BUFFERS, Reordering
 from slimbit.survey.channel_groups import NOT_A_FILTER, Channels
 from slimbit.survey.channel_operation import Operation
 from slimbit.survey.channel_rules import handles, met
 from slimbit.survey.channel_trace import TensorChannels, compressed
+
+HALVES = 2
 
 
 @handles("alias", "detach", "lift_fresh", "contiguous", "clone", "dropout", "zeros_like", "ones_like", "rand_like")
@@ -188,9 +191,15 @@ def _slice(op: Operation) -> None:
 
 
 def _union_parts(op: Operation, line: Channels, bounds: Sequence[int]) -> None:
-    """Parts whose sizes the code computes from the whole stay such parts if all of them lose the same places."""
-    part = math.gcd(len(line), *bounds)
-    op.union_rows(line.reshape(-1, part), f"{op.where} takes parts of them and of what is no filter")
+    """Parts whose sizes the code computes from the whole stay such parts if all of them lose the same places.
+
+    Halves also do if they lose mirrored places. A shuffle of halves, and any number of them, keeps such pairs together,
+    where channels at the same places of both soon are all one unit.
+    """
+    rows = line.reshape(-1, math.gcd(len(line), *bounds))
+    if op.index in op.trace.decisions.mirrored and len(rows) == HALVES:
+        rows = np.stack((rows[0], rows[1][::-1]))
+    op.union_rows(rows, f"{op.where} takes parts of them and of what is no filter")
 
 
 @handles("select", "unbind")
@@ -341,6 +350,10 @@ def _indexed(op: Operation) -> None:
     found = op.channels(values)
     if found is None:
         return
+    path = op.trace.path[-1]
+    if isinstance(op.trace.modules[path], Reordering):
+        _reordered(op, path)
+        return
     indices = op["indices"] if op.name == "index" else [*(None,) * (op["dim"] % values.ndim), op["index"]]
     picked = [d for d, index in enumerate(indices) if index is not None]
     plain = op.output.ndim == values.ndim and len(picked) == 1
@@ -349,10 +362,27 @@ def _indexed(op: Operation) -> None:
         return
     names = op.trace.names(indices[picked[0]]) if plain else []
     numbers = op.trace.numbers.get(names[0]) if len(names) == 1 else None
-    line = op.along(values, picked[0]) if numbers is not None else None
+    kept = len(names) == 1 and names[0].endswith(BUFFERS)
+    line = op.along(values, picked[0]) if numbers is not None and not kept else None
     if line is None or numbers is None or numbers.shape != indices[picked[0]].shape or numbers.ndim != 1:
         op.give_up(f"{op.where} takes channels by their number")
         return
     op.proper.add(names[0])
     op.channel_groups.assign((names[0], "values"), line)
     op.put_along(picked[0], op.channel_groups.assign((names[0], "index"), line[numbers]), zero=found.zero)
+
+
+def _reordered(op: Operation, path: str) -> None:
+    """What stands for a module that only reorders channels."""
+    values: Tensor = op["self"]
+    found, order = op.channels(values), op.trace.numbers[f"{path}.order"]
+    line = op.along(values, 1)
+    op.proper.update(op.trace.names(op["index"]))
+    if line is None or found is None:
+        return
+    if len(op["index"]) != len(order):
+        op.give_up(f"{op.where} takes channels by their number")
+        return
+    line = op.channel_groups.assign((path, "order"), line)
+    op.channel_groups.dims[path] = values.ndim - 2
+    op.put_along(1, line[order], zero=found.zero)

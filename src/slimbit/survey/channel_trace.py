@@ -43,6 +43,7 @@ class Decisions:
         like: Sizes that the code takes from other channels, of which as many stay: a record and which of its outputs.
         banned: Attributes that are used for something else.
         loose: Parts of equal size (see `Record.even`) that lose as many places, not the same.
+        mirrored: Of `parts`, those of two halves in which the first of one and the last of the other are lost together.
         thin: Which grouped convolutions keep their groups and lose places of each; the others lose whole groups.
         choices: For views whose sizes are all attributes, which dimension and attribute may change, best first.
     """
@@ -55,6 +56,7 @@ class Decisions:
     like: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
     banned: set[str] = field(default_factory=set)
     loose: set[tuple[int, str]] = field(default_factory=set)
+    mirrored: set[int] = field(default_factory=set)
     thin: dict[str, bool] = field(default_factory=dict)
     choices: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
 
