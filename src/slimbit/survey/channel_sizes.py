@@ -16,11 +16,14 @@ from slimbit.survey.axes import numbers_of
 from slimbit.survey.channel_growth import Growth
 from slimbit.survey.channel_operation import NORMS
 from slimbit.survey.channel_replay import COMPUTED, Replay
-from slimbit.survey.channel_trace import Decisions, Record, Size, Trace
+from slimbit.survey.channel_trace import ALL, Decisions, Record, Size, Trace
 
 PARTS = {"slice", "narrow", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"}
 KNOWN = (_ConvNd, nn.Linear, *NORMS, nn.PReLU, _ConstantPadNd)
 """Modules whose sizes are changed with their channels."""
+OF_TORCH = {*vars(nn.Conv2d(1, 1, 1)), *vars(nn.BatchNorm2d(1)), *vars(nn.GroupNorm(1, 1)), *vars(nn.PReLU()),
+            *vars(nn.Linear(1, 1)), *vars(nn.ConstantPad2d(1, 0.0))}  # fmt: skip
+"""Their own attributes; a subclass may have others."""
 
 
 def judge(trace: Trace, replay: Replay, decisions: Decisions, *, final: bool) -> bool:
@@ -63,6 +66,12 @@ def judge(trace: Trace, replay: Replay, decisions: Decisions, *, final: bool) ->
 def _judge_stop(trace: Trace, replay: Replay, decisions: Decisions) -> None:
     """The code raised an error, or went another way: what it was about to use cannot follow."""
     path = replay.path[-1]
+    for index, record in enumerate(trace.records[replay.reached :], start=replay.reached):
+        # torch leaves out slices of everything (``weight[:n]``) until there is more
+        whole = record.path[-1] == path and any(size.slot.endswith(ALL) for size in record.sizes)
+        known = dict(decisions.sizes)
+        if whole and _by_attributes(trace, replay.growth, decisions, index) and decisions.sizes != known:
+            return
     if _ban(decisions, lambda name: name.rpartition(".")[0] == path):
         return
     where = f" of module {path!r}" if path else ""
@@ -90,10 +99,12 @@ def _by_attributes(trace: Trace, growth: Growth, decisions: Decisions, index: in
             decisions.follow[index], decisions.sizes[index, str(axis)] = axis, name
         return index in decisions.follow
     stiff = [size for size in record.sizes if growth.size(size.ids) != size.value]
-    names = [next(_holding(trace, record, size, decisions), None) for size in stiff]
-    if not stiff or None in names:
+    holding = {size.slot: next(_holding(trace, record, size, decisions), None) for size in stiff}
+    missing = [slot for slot, name in holding.items() if name is None and not slot.endswith(ALL)]
+    new = {(index, slot): name for slot, name in holding.items() if name is not None}
+    if missing or not new:
         return False
-    decisions.sizes |= {(index, size.slot): name for size, name in zip(stiff, names, strict=True) if name is not None}
+    decisions.sizes |= new
     return True
 
 
@@ -130,10 +141,10 @@ def _holding(trace: Trace, record: Record, size: Size, decisions: Decisions) -> 
     """Attributes of the running modules, innermost first, that hold a size."""
     for path in dict.fromkeys(reversed(record.path)):
         module = trace.modules[path]
-        if isinstance(module, KNOWN):
-            continue
-        names = [name for name, number in numbers_of(module) if number == size.value]
-        for name in sorted(names, key=lambda name: not name.endswith(f"[{size.slot}]")):
+        own = OF_TORCH if isinstance(module, KNOWN) else ()
+        names = [name for name, n in numbers_of(module) if n == size.value and name.partition("[")[0] not in own]
+        hint = "out" if size.slot.startswith("filters") else "in"
+        for name in sorted(names, key=lambda name: (not name.endswith(f"[{size.slot}]"), hint not in name)):
             full = f"{path}.{name}".removeprefix(".")
             if full not in decisions.banned:
                 yield full

@@ -13,6 +13,8 @@ from slimbit.survey.channel_groups import NOT_A_FILTER, ChannelGroups, Channels
 Key = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 WILD = -2
 """A channel that nothing has said anything about yet."""
+ALL = "all"
+"""Ends the name of a size that counts all channels, which the code need not say (``weight[n:]``)."""
 ENTRIES = 1 << 22
 """Tensors of more entries are not followed entry by entry (writing into a part of them, free parameters)."""
 
