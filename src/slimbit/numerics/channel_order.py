@@ -82,6 +82,7 @@ def keep_order(module: nn.Module, behind: int, size: int, places: Tensor) -> Non
         state.order_spread = spread.to(device)[state.order_spread]
         state.order_gather = state.order_gather[gather.to(device)]
         return
+    # nothing here tells the device: it is that of the input, until the network is moved
     module.register_buffer("order_spread", spread, persistent=False)
     module.register_buffer("order_gather", gather, persistent=False)
     module.register_forward_pre_hook(spread_order)
@@ -91,10 +92,11 @@ def keep_order(module: nn.Module, behind: int, size: int, places: Tensor) -> Non
 def spread_order(self: Any, input: Tuple[Tensor]) -> Tuple[Tensor]:  # noqa: A002, UP006 - names and types of TorchScript
     """Forward pre-hook: channels at their old places."""
     places: Tensor = self.order_spread
-    return (input[0].index_select(1, places),)
+    x = input[0]
+    return (x.index_select(1, places.to(x.device)),)
 
 
 def gather_order(self: Any, input: Tuple[Tensor], output: Tensor) -> Tensor:  # noqa: A002, ARG001, UP006 - as above
     """Forward hook: the channels that are left."""
     places: Tensor = self.order_gather
-    return output.index_select(1, places)
+    return output.index_select(1, places.to(output.device))
