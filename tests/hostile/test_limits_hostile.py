@@ -28,7 +28,7 @@ def test_weights_without_numbers() -> None:
 
 def test_inputs_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="inputs must fit into memory, got 1x1000000000x1000000000"):
-        latency._images({"x": (10**9, 10**9)}, 1, 0)
+        latency.images_for({"x": (10**9, 10**9)}, 1, 0)
 
 
 def test_a_value_without_end_is_clipped() -> None:

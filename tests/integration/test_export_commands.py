@@ -169,6 +169,28 @@ def test_commands_from_the_picked_folder(folder: Path) -> None:
     assert all(row["median_seconds"] > 0 for row in timed)
 
 
+def test_a_run_gets_a_table_of_times_that_points_are_picked_by(folder: Path) -> None:
+    table = folder / "cpu.toml"
+    told = run("latency", folder / "run", "--table", table, "--seconds", "0.05")
+    assert "width-1-int8.onnx" in told
+    assert "times of 11 layers" in told
+    rows = json.loads(run("points", folder / "run", "--hardware", table, "--json"))["points"]
+    times = {row["hardware:cpu"] for row in rows}
+    read = json.loads(
+        run("latency", folder / "small.onnx", "--table", folder / "one.toml", "--seconds", "0.05", "--json")
+    )
+    assert len(times) == 1  # every width up to 8 bits runs as bytes
+    assert times.pop() > 0
+    assert (read["threads"], read["batch"], [file["arithmetic"] for file in read["file"]]) == (1, 1, ["int8"])
+    run("pick", folder / "run", "--budget", f"{table}=1000", "--out", folder / "by-time")
+    for arguments, said in (
+        (("--threads", "1", "--threads", "2"), "--threads must be given once with --table, got 2"),
+        (("--runtime", "openvino"), "runtime must be onnxruntime for --table"),
+    ):
+        result = CliRunner().invoke(app, ["latency", str(folder / "run"), "--table", str(table), *arguments])
+        assert said in str(result.exception)
+
+
 def test_a_changed_file_is_found_out(folder: Path) -> None:
     model = onnx.load(str(folder / "small.onnx"))
     stored = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4)

@@ -299,17 +299,27 @@ def test_closed_forms_minimize_loss_plus_price_times_cost():
     assert float(steps[digital.argmin()]) == pytest.approx(digital_step(price, positions=c, sensitivity=s), rel=1e-4)
 
 
-def test_widths_per_filter_equal_brute_force():
+@pytest.mark.parametrize("left", [1.0, 0.2])
+def test_widths_per_filter_equal_brute_force(left):
     weights = torch.randn(3, 8, generator=generator(), dtype=torch.float64)
     table = width_table(weights, widths=4)
     s = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64)
+
+    def loss(f: int, b: int) -> float:
+        repaired = left if b else 1.0  # nothing repairs a filter that is gone
+        return 0.5 * float(s[f]) * repaired * float(table.error[f, b])
+
+    dropped = 0
     for price in (1e-3, 1e-2, 0.1, 1.0):
         total = {
-            widths: sum(0.5 * float(s[f]) * float(table.error[f, b]) + price * 6 * b for f, b in enumerate(widths))
+            widths: sum(loss(f, b) + price * 6 * b for f, b in enumerate(widths))
             for widths in itertools.product(range(5), repeat=3)
         }
-        chosen = tuple(best_widths(table, price, sensitivity=s, macs_per_filter=6).tolist())
+        found = best_widths(table, price, sensitivity=s, macs_per_filter=6, compensation_factor=left)
+        chosen = tuple(found.tolist())
+        dropped += chosen.count(0)
         assert total[chosen] == pytest.approx(min(total.values()), rel=1e-12)
+    assert dropped
 
 
 @pytest.mark.parametrize("grid", ["midrise", "midtread"])

@@ -31,7 +31,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "out", "config", "seed", "device", "storage", "artifacts", "run_name", "takeover_after", "workers",
         "retry_failed", "timeout", "threads", "runtime", "seconds",
     ),
-    "Output": ("as_json", "as_csv", "layers", "layer", "versus", "export", "verify", "watch", "port"),
+    "Output": ("as_json", "as_csv", "layers", "layer", "versus", "export", "verify", "table", "watch", "port"),
 }  # fmt: skip
 """Options by what they are about, under the names of their parameters; others stay in the panel of all."""
 
@@ -61,7 +61,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     ),
     "export": ("slimbit export small --out small.onnx", "slimbit export small --format qonnx --out small.qonnx"),
     "verify": ("slimbit verify small.onnx small --data digits", "slimbit verify small.onnx --data images:DIR"),
-    "latency": ("slimbit latency small.onnx float.onnx", "slimbit latency small.onnx float.onnx --runtime openvino"),
+    "latency": ("slimbit latency small.onnx float.onnx", "slimbit latency RUN --table cpu.toml"),
     "report": ("slimbit report RUN --versus OTHER", "slimbit report RUN --watch"),
 }
 

@@ -1,5 +1,6 @@
 """`slimbit latency`: how long an exported file takes in a runtime on this machine."""
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,7 +8,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from slimbit.cli.options import AllowCode
 from slimbit.records.codec import plain, pretty, with_schema
+from slimbit.records.errors import InputError
+from slimbit.records.files import has_file, write_whole
+from slimbit.records.run import RUN_FILE
 from slimbit.records.terminal import shown
 
 if TYPE_CHECKING:
@@ -18,7 +23,12 @@ SCHEMA = 1
 
 def latency(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="ONNX files with the same inputs.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="ONNX files with the same inputs; with --table also runs, of which every size is exported.",
+            show_default=False,
+        ),
     ],
     *,
     batch: Annotated[list[int] | None, typer.Option(help="Images per pass; repeatable; default 1.")] = None,
@@ -27,9 +37,24 @@ def latency(
     ] = None,
     runtime: Annotated[str, typer.Option(help="onnxruntime or openvino.")] = "onnxruntime",
     seconds: Annotated[float, typer.Option(help="Time to spend on each setting.")] = 2.0,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="Write the time of each layer in ONNX Runtime, a machine for --hardware and --budget, instead of "
+            "comparing the files; one --batch and one --threads, default 1.",
+        ),
+    ] = None,
+    allow_code: AllowCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure files in a runtime, taking turns in one run: medians, and ratios to the last file."""
+    if table is not None:
+        _write_table(
+            files, table, batches=batch, threads=threads, runtime=runtime, seconds=seconds, allow_code=allow_code,
+            as_json=as_json,
+        )  # fmt: skip
+        return
     from slimbit.exchange.latency import measure_latency
 
     found = measure_latency(
@@ -62,3 +87,58 @@ def latency_table(found: "tuple[Latency, ...]", baseline: str) -> Table:
             f"{1e3 * one.low_seconds:.3g}-{1e3 * one.high_seconds:.3g}", last,
         )  # fmt: skip
     return table
+
+
+def _write_table(
+    given: list[Path],
+    out: Path,
+    *,
+    batches: list[int] | None,
+    threads: list[int] | None,
+    runtime: str,
+    seconds: float,
+    allow_code: bool,
+    as_json: bool,
+) -> None:
+    """Profile the files, write the table and print how far each profile is off."""
+    if runtime != "onnxruntime":
+        raise InputError(f"runtime must be onnxruntime for --table, whose profiler times layers, got {runtime}")
+    for name, values in (("--batch", batches), ("--threads", threads)):
+        if values is not None and len(values) > 1:
+            raise InputError(f"{name} must be given once with --table, got {len(values)}")
+    if out.suffix.lower() != ".toml":
+        raise InputError(f"--table must name a .toml file, got {out}")
+    from slimbit.exchange.layer_times import measure_layer_times
+
+    with tempfile.TemporaryDirectory() as folder:
+        files: list[Path] = []
+        for place, path in enumerate(given):
+            if has_file(path, RUN_FILE):
+                from slimbit.frontier.frontier import open_run
+                from slimbit.frontier.sizes import export_each_size
+
+                place_of_run = Path(folder) / str(place)
+                place_of_run.mkdir()
+                files += export_each_size(open_run(path), place_of_run, allow_code=allow_code)
+            else:
+                files.append(path)
+        found = measure_layer_times(
+            files, name=out.stem, batch=(batches or [1])[0], threads=(threads or [1])[0], seconds=seconds
+        )
+    write_whole(out, found.to_toml().encode())
+    if as_json:
+        typer.echo(pretty(with_schema(found, SCHEMA)))
+        return
+    rows = Table(title=shown(found.source))
+    for column in ("file", "arithmetic", "median pass", "sum of the profile", "ratio"):
+        rows.add_column(column, justify="left" if column in ("file", "arithmetic") else "right")
+    for one in found.file:
+        rows.add_row(
+            shown(one.name), one.arithmetic, f"{one.whole_ms:.3g} ms", f"{one.profiled_ms:.3g} ms",
+            f"{one.profiled_over_whole:.2f}",
+        )  # fmt: skip
+    Console().print(rows)
+    typer.echo(
+        f"wrote {shown(str(out))}: times of {len({row.name for row in found.layer})} layers, divided by the ratio"
+    )
+    typer.echo(f"in milliseconds: slimbit points RUN --hardware {shown(str(out))}, --budget {shown(str(out))}=AMOUNT")

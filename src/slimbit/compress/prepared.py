@@ -32,7 +32,7 @@ from slimbit.records.activations import ActivationQuantizer
 from slimbit.records.codec import canonical, sha256
 from slimbit.records.config import PAPER, QuantConfig, check_positive
 from slimbit.records.cost import CostReport
-from slimbit.records.cost_names import allocation_of, check_priceable
+from slimbit.records.cost_names import allocation_of
 from slimbit.records.dataflow import Dataflow
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
@@ -89,7 +89,7 @@ def prepare(
             they need more, they are kept in half precision, then fewer images are used; notes of the results say so.
 
     Raises:
-        InputError: A network without layers to compress, or batches that are empty or not finite.
+        InputError: A network without layers, or with complex weights; batches that are empty or not finite.
 
     >>> import slimbit, torch
     >>> prepared = slimbit.prepare(slimbit.network("digits_resnet"), torch.zeros(1, 1, 8, 8), torch.randn(16, 1, 8, 8))
@@ -107,8 +107,10 @@ def prepare(
     named = str(getattr(unwrapped(model), "zoo_name", ""))
     survey = survey_network(model, example_input, name=name or named)
     if not survey.spec.layers:
-        raise InputError(f"{survey.spec.name} must have a layer to compress (convolution, linear, ...), got none")
+        found = " ".join(("got none.", *survey.spec.notes)) if survey.spec.notes else "got none"
+        raise InputError(f"{survey.spec.name} must have a layer to compress (convolution, linear, ...), {found}")
     network = plain_network(model)
+    bind(network, survey.spec)  # raises for weights that are no plain floating-point ones
     digest = digest_of(model.state_dict())
     known = origin if isinstance(origin, NetworkOrigin) else _origin_of(unwrapped(model), example_input, origin)
     if keep is None and not known.weights_digest:
@@ -346,7 +348,7 @@ class PreparedNetwork:
     def plan_at(self, price: float, metric: CostLike | NamedCost, config: QuantConfig) -> CompressionPlan:
         """The plan of a price for any cost."""
         cost = load_cost(metric)
-        check_priceable(cost.name)
+        cost.check_priceable()
         config = config.for_metric(cost.name)
         inputs = self.inputs(config, priced=True)
         if allocation_of(cost.name) != "table":

@@ -14,7 +14,6 @@ from slimbit.compress.widths import predicted_loss
 from slimbit.measure.named_cost import CostLike, NamedCost, load_amounts, load_cost
 from slimbit.records.config import PAPER, QuantConfig, check_config, check_positive
 from slimbit.records.cost import CostReport
-from slimbit.records.cost_names import FIXED, check_priceable
 from slimbit.records.errors import InputError
 from slimbit.records.plan import CompressionPlan
 from slimbit.records.signal import EpochSignal
@@ -80,7 +79,7 @@ def quantize(
         raise InputError(f"one of {', '.join(ways)} must be given, got {' and '.join(given) or 'none'}")
     cost = None if metric is None else load_cost(metric)
     if cost is not None:
-        check_priceable(cost.name)
+        cost.check_priceable()
     prepared = as_prepared(model, example_input, calibration, seed=seed)
     if signal is not None:
         return quantized(prepared, prepared.plan_signal(signal, config or PAPER))
@@ -164,7 +163,7 @@ def _within_budget(
     prepared: PreparedNetwork, budget: dict[NamedCost, float], metric: NamedCost | None, config: QuantConfig
 ) -> CompressedModel:
     """The smallest price that fits; of the costs that a price may be for, the one with the least predicted loss."""
-    priced = [cost for cost in budget if cost.name not in FIXED]
+    priced = [cost for cost in budget if cost.is_priceable]
     metrics = [metric] if metric else priced or [load_cost("esn_digital")]
     aims, result = dict(budget), None
     for _ in range(ROUNDS):

@@ -72,14 +72,14 @@ def measure_latency(
         raise InputError("files must hold at least one ONNX file, got none")
     cores = os.cpu_count() or 1
     counts = tuple(dict.fromkeys(threads or (1, cores)))
-    shapes = [_shapes(path, input_shapes or {}) for path in paths]
+    shapes = [input_shapes_of(path, input_shapes or {}) for path in paths]
     open_ = _open_onnxruntime if runtime == "onnxruntime" else _open_openvino
     found: list[Latency] = []
     for batch in batches:
         for count in counts:
             candidates = []
             for path, shape in zip(paths, shapes, strict=True):
-                images = _images(shape, batch, seed)
+                images = images_for(shape, batch, seed)
                 run, version = open_(path, images, count)
                 candidates.append(_Candidate(path.name, run, []))
             _take_turns(candidates, seconds)
@@ -117,8 +117,12 @@ def _entry(candidate: _Candidate, version: str, batch: int, threads: int) -> Lat
     )
 
 
-def _shapes(path: Path, given: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Shape of each input for one image."""
+def input_shapes_of(path: Path, given: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shape of each input of a file for one image.
+
+    Raises:
+        InputError: It leaves more than the batch open, and no shape is given.
+    """
     graph = load_model(path).graph
     stored = {tensor.name for tensor in graph.initializer}
     found: dict[str, tuple[int, ...]] = {}
@@ -135,7 +139,12 @@ def _shapes(path: Path, given: Mapping[str, tuple[int, ...]]) -> dict[str, tuple
     return found
 
 
-def _images(shapes: Mapping[str, tuple[int, ...]], batch: int, seed: int) -> dict[str, NDArray[np.float32]]:
+def images_for(shapes: Mapping[str, tuple[int, ...]], batch: int, seed: int) -> dict[str, NDArray[np.float32]]:
+    """Random images for each input.
+
+    Raises:
+        InputError: They do not fit into memory.
+    """
     rng = np.random.default_rng(seed)
     try:
         return {name: rng.standard_normal((batch, *shape), dtype=np.float32) for name, shape in shapes.items()}

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 from torch import nn
 
-from slimbit.exchange.reference import Reference, stored_array
+from slimbit.exchange.reference import Reference
+from slimbit.exchange.reference_values import stored_array
 from slimbit.numerics.batches import inputs_of
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.verification import Fusion, NodeExecution, SaturationCheck, Verification

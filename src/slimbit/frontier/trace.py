@@ -115,6 +115,7 @@ def trace_frontier(
     named = metric if metric is None or isinstance(metric, str) else load_cost(metric).name
     settings: RunConfig = (config or RunConfig()).with_options({"metric": named, "points": points})
     cost = load_cost(settings.metric if metric is None else metric)
+    cost.check_priceable()
     near = {name if name == "accuracy" else load_cost(name, (cost,), what="near").name: amount
             for name, amount in settings.near.items()}  # fmt: skip
     settings = settings.model_copy(

@@ -35,6 +35,8 @@ class HardwareModel:
         source: Where the formula comes from.
         description: One line on the machine.
         definition: What a file says of the machine, as JSON; "" where code does.
+        depends_on_widths: Whether bit widths or dropped filters change the cost of a layer; where its shape alone does,
+            no price can be for it.
 
     >>> HardwareModel("one cycle per weight", "cycles", lambda layer: layer.weights).unit
     'cycles'
@@ -47,6 +49,7 @@ class HardwareModel:
     source: str = ""
     description: str = ""
     definition: str = ""
+    depends_on_widths: bool = True
 
 
 HOROWITZ = "Horowitz, ISSCC 2014 (45 nm, 0.9 V)"

@@ -1,4 +1,4 @@
-"""A hardware cost model from a TOML table: data only, nothing in it is executed.
+"""A hardware cost model from a TOML table, of modes or of measured times: data only, nothing in it is executed.
 
 The format is documented in docs/how-to/own-hardware-model.md.
 """
@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from slimbit.measure.hardware_models import MODELS, HardwareModel, UnfitError, skipping_cost, slices
+from slimbit.measure.latency_table import LatencyTable
 from slimbit.records.codec import canonical, from_plain, record
 from slimbit.records.cost import LayerCost
 from slimbit.records.files import read_toml_table
@@ -139,6 +140,8 @@ def read_hardware_toml(path: Path) -> HardwareModel:
             and the key.
     """
     content = {"name": path.stem, **read_toml_table(path, "hardware model", limit=MAX_BYTES)}
+    if "layer" in content:
+        return from_plain(LatencyTable, content, where=str(path)).model()
     table = from_plain(HardwareTable, content, where=str(path))
     return HardwareModel(
         table.name,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from slimbit.measure.hardware import HardwareLike, hardware_cost, hardware_names, load_hardware
 from slimbit.measure.hardware_models import HardwareModel, UnfitError
 from slimbit.records.cost import METRICS, CostReport, LayerCost
-from slimbit.records.cost_names import HARDWARE, check_cost_name
+from slimbit.records.cost_names import FIXED, HARDWARE, check_cost_name, check_priceable
 from slimbit.records.errors import InputError, closest
 from slimbit.records.terminal import UNITS
 
@@ -31,6 +31,20 @@ class NamedCost:
     def unit(self) -> str:
         """What it counts."""
         return UNITS[self.name] if self.model is None else self.model.unit
+
+    @property
+    def is_priceable(self) -> bool:
+        """Whether widths or dropped filters change it, so that a price can be for it."""
+        return self.name not in FIXED if self.model is None else self.model.depends_on_widths
+
+    def check_priceable(self) -> None:
+        """Raise `InputError` for a cost that neither bit widths nor dropped filters change."""
+        check_priceable(self.name)
+        if not self.is_priceable:
+            raise InputError(
+                f"metric must be a cost that bit widths or dropped filters change, got {self.name!r}, which shapes "
+                "alone decide: sweep pruned networks for another cost, then choose a point by this one"
+            )
 
     def is_same(self, other: "NamedCost") -> bool:
         """Whether both are one cost: a file that is read twice gives the same machine."""

@@ -62,8 +62,8 @@ def budget_in(
         InputError: A cost that does not exist, or that these weights do not have.
     """
     named = load_cost(metric)
-    if named.name == "parameters":
-        raise InputError("metric must be one that a keep plan counts, as weight_bytes or macs, got 'parameters'")
+    if not named.is_priceable:
+        raise InputError(f"metric must be one that a keep plan counts, as weight_bytes or macs, got {named.name!r}")
 
     def cost(plan: KeepPlan) -> float:
         value = named.total(cost_of_plan(survey, plan, counting))

@@ -156,9 +156,13 @@ def _filterwise_steps(
 
     def steps(layer: LayerSpec, weights: Tensor) -> LayerPlan:
         table = inputs.width_table(layer, grid)
-        s = weights.new_tensor(sensitivity.filters[layer.name]) * compensation_factor(inputs, layer, config)
-        macs = _multiplicity(inputs, layer, metric, config) * layer.weights / layer.filters
-        widths = best_widths(table, price, sensitivity=s, macs_per_filter=macs)
+        widths = best_widths(
+            table,
+            price,
+            sensitivity=weights.new_tensor(sensitivity.filters[layer.name]),
+            macs_per_filter=_multiplicity(inputs, layer, metric, config) * layer.weights / layer.filters,
+            compensation_factor=compensation_factor(inputs, layer, config),
+        )
         return as_integers(by_width(layer, table, widths.tolist(), config), weights, config)
 
     return steps
