@@ -1,14 +1,14 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both make their own environment in .venv.
-PYTHON ?= python3.11
+PYTHON ?= $(if $(shell command -v python3.11),python3.11,python3)
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test environment lint format types imports docs site slow mutants fuzz chaos clean
+.PHONY: demo test environment lint format types imports docs site slow mutants fuzz chaos oldest pythons clean
 
 # $(1): extra. The stamp makes a second run start at once; it is stale when the dependencies change.
 define install
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) must be on the PATH (or: make PYTHON=python3 $(MAKECMDGOALS))"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) must be Python 3.11 or newer; another one: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(1)]"
@@ -45,6 +45,15 @@ fuzz: $(VENV)/dev.stamp
 
 chaos: $(VENV)/dev.stamp
 	$(BIN)/python tests/chaos/run.py --seed $(SEED) --kills $(KILLS)
+
+# Before a release (CONTRIBUTING.md): the built wheel with the lowest declared versions, and with other Pythons.
+RELEASE ?=
+
+oldest: $(VENV)/dev.stamp
+	$(BIN)/python tests/release/environments.py --oldest $(RELEASE)
+
+pythons: $(VENV)/dev.stamp
+	$(BIN)/python tests/release/environments.py --python 3.11 --python 3.12 --python 3.13 $(RELEASE)
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

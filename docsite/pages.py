@@ -52,9 +52,24 @@ def on_files(files: Files, config: Any) -> Files:
         for picture in sorted(page.parent.glob("*.png")):
             uri = f"experiments/{page.parent.name}/{picture.name}"
             files.append(File.generated(config, uri, abs_src_path=str(picture)))
+    made |= {
+        f"assets/{name}": (ROOT / "docsite" / name).read_text(encoding="utf-8") for name in ("site.css", "site.js")
+    }
     for uri, content in made.items():
         files.append(File.generated(config, uri, content=content))
     return files
+
+
+def on_post_page(output: str, *, page: Any, config: Any) -> str:
+    """Name the theme's search dialog for screen readers."""
+    del page, config
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
+
+
+def on_post_template(output_content: str, *, template_name: str, config: Any) -> str:
+    """The same on the page of a missing address."""
+    del template_name
+    return on_post_page(output_content, page=None, config=config)
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
@@ -83,7 +98,7 @@ def command_line() -> str:
         shown = [param for param in command.params if not getattr(param, "hidden", False) and param.name != "help"]
         arguments = "".join(f" {_metavar(param)}" for param in shown if param.param_type_name == "argument")
         parts += [f"## slimbit {name}\n", f"```\nslimbit {name}{arguments} [OPTIONS]\n```\n", f"{command.help}\n"]
-        parts += ["| | |", "|---|---|"]
+        parts += ["| option | meaning |", "|---|---|"]
         for param in shown:
             names = " ".join(f"`{option}`" for option in (*param.opts, *param.secondary_opts))
             if param.param_type_name == "argument":
@@ -101,7 +116,7 @@ def configuration() -> str:
     ]
     for kind in CONFIGS:
         text, meanings = _attributes(kind.__doc__ or "")
-        parts += [f"## {kind.__name__}\n", f"{text}\n", "| key | type | default | |", "|---|---|---|---|"]
+        parts += [f"## {kind.__name__}\n", f"{text}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
         meanings |= {} if kind is not settings.FrontierConfig else {"": "and every key of RunConfig"}
         for name, info in kind.model_fields.items():
             if kind is settings.FrontierConfig and name in settings.RunConfig.model_fields:

@@ -1,6 +1,7 @@
 """What README.md shows is what a reader gets."""
 
 import re
+import tomllib
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -19,7 +20,25 @@ def test_printed_tables_are_what_the_commands_print():
         assert printed == expected.splitlines(), command
 
 
-def test_links_lead_somewhere():
-    text = README.read_text()
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert link.startswith("https://") or (README.parent / link).exists(), link
+def test_links_lead_somewhere_from_everywhere():
+    """Package indexes show the page, too: only whole addresses lead somewhere there."""
+    own = re.compile(r"https://github\.com/slimbit/slimbit/(?:blob|tree)/main/(.*)")
+    links = re.findall(r"\]\(([^)#]+)\)", README.read_text())
+    assert len(links) > 30
+    for link in links:
+        assert link.startswith("https://"), link
+        inside = own.fullmatch(link)
+        assert inside is None or (README.parent / inside[1]).exists(), link
+
+
+def test_every_dependency_has_its_licence_in_the_table():
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]
+    declared = [
+        *project["dependencies"],
+        *(one for extra in project["optional-dependencies"].values() for one in extra),
+    ]
+    names = {re.match(r"[\w.-]+", one)[0] for one in declared} - {"slimbit"}
+    rows = re.findall(
+        r"^\| ([^|]+) \|[^|]+\| [^|]+ \|$", (README.parent / "docs/reference/licences.md").read_text(), re.MULTILINE
+    )
+    assert {name for row in rows[1:] for name in row.split(", ")} == names

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from slimbit import zoo
 from slimbit.records.errors import InputError
+from slimbit.zoo.registry import network
 
 
 def tiny() -> nn.Sequential:
@@ -276,3 +277,12 @@ def test_flipped_bits_load_or_are_refused(tmp_path: Path, name: str, flips: list
         refuse(tmp_path / name)
     else:
         assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_weights_of_a_variant_name_the_network_that_they_fit(tmp_path):
+    file = tmp_path / "w.safetensors"
+    save_file(network("resnet8-A", classes=100).state_dict(), file)
+    with pytest.raises(InputError, match="; they fit resnet8-A with 100 classes"):
+        network("resnet8", weights=file)
+    with pytest.raises(InputError, match=r"misshapen: [^;]*$"):
+        network("resnet8-A@0.5", weights=file)

@@ -63,7 +63,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "export": ("slimbit export small --out small.onnx", "slimbit export small --format qonnx --out small.qonnx"),
     "verify": ("slimbit verify small.onnx small --data digits", "slimbit verify small.onnx --data images:DIR"),
     "latency": ("slimbit latency small.onnx float.onnx", "slimbit latency RUN --table cpu.toml"),
-    "report": ("slimbit report RUN --hardware npu.toml", "slimbit report RUN --watch"),
+    "report": ("slimbit report RUN --versus OTHER", "slimbit report RUN --watch"),
 }
 
 

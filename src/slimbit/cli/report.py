@@ -14,7 +14,9 @@ PORT = 8765
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
     *,
-    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="RUN/report.html")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="RUN/report.html, RUN/versus.html")
+    ] = None,
     hardware: Annotated[
         list[str] | None,
         typer.Option(
@@ -25,6 +27,10 @@ def report(
     ] = None,
     storage: Annotated[
         str | None, typer.Option(help="Address of the study, where it is not RUN/study.db.", show_default=False)
+    ] = None,
+    versus: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Show this run beside the other instead.", show_default=False),
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Serve it on this machine instead, fresh while the run goes on.")
@@ -38,10 +44,13 @@ def report(
         raise InputError(f"--out must not be given with --watch, which writes no file, got {out}")
     if port is not None and not watch:
         raise InputError(f"--port must be given with --watch, got {port} alone")
+    if versus is not None and watch:
+        raise InputError(f"--versus must not be given with --watch, which shows one run, got {versus}")
     frontier = open_run(run, storage=storage).with_hardware(*(hardware or ()))
     console = Console(highlight=False, soft_wrap=True)
     if not watch:
-        console.print(f"report written: {frontier.report(out)}", markup=False)
+        other = None if versus is None else open_run(versus, storage=storage).with_hardware(*(hardware or ()))
+        console.print(f"report written: {frontier.report(out, versus=other)}", markup=False)
         return
     from slimbit.report.server import watch as serve
 

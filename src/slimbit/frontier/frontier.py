@@ -258,18 +258,21 @@ class Frontier:
             raise InputError(f"point of an exported file must be one of the run's, got {file.point}")
         self._store.add_exported(file)
 
-    def report(self, out: str | Path | None = None) -> Path:
+    def report(self, out: str | Path | None = None, *, versus: "Frontier | None" = None) -> Path:
         """Write the report: one HTML file that needs no network.
 
         Args:
-            out: File to write; default: ``report.html`` in the run's folder.
+            out: File to write; default: ``report.html`` in the run's folder, ``versus.html`` with two runs.
+            versus: Another run, to show both side by side instead.
 
         Raises:
             InputError: No point is finished, a cost report is damaged, or the file cannot be written.
         """
-        from slimbit.report.page import write_report
+        from slimbit.report.page import write_comparison, write_report
 
-        return write_report(self.report_source(), out)
+        if versus is None:
+            return write_report(self.report_source(), out)
+        return write_comparison(self.report_source(), versus.report_source(), out)
 
     def report_source(self) -> "ReportSource":
         """What the report is made from: points, their costs on every built-in machine, and what is still missing."""

@@ -46,7 +46,6 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
     frame = data.metric(metric)
     shown = [point for point in data.points if point.kind != "failed" and point.costs.get(metric)]
     by_cost = sorted(shown, key=lambda point: (point.costs[metric] or 0.0, point.number))
-    front = [data.point(number) for number in frame.front]
     joint = len(ways_of(data)) > 1
     others = [p for p in by_cost if p.kind == "ours" and p.number not in frame.front and not joint]
     baselines = [point for point in by_cost if point.kind == "baseline" and point.keep_ratio == 1]
@@ -57,9 +56,7 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
         "data": [
             *(_of_ways(by_cost, data, frame) if joint else ()),
             _trace("other points", others, data, frame, lines=False),
-            {**_trace("Pareto front", front, data, frame, lines=True), "mode": "lines+markers+text",
-             "text": [point.name if point.kind == "ours" else "" for point in front], "textposition": "top left",
-             "cliponaxis": False},
+            front_trace("Pareto front", data, metric),
             *(
                 _trace(f"baseline: {policy}", [p for p in baselines if p.policy == policy], data, frame, lines=True)
                 for policy in baseline_policies(data)
@@ -80,6 +77,25 @@ def accuracy_figure(data: ReportData, metric: str) -> FigureData:
             "meta": {"ranges": ranges, "hidden": _outside(shown, ranges["useful"]["y"])},
         },
     }  # fmt: skip
+
+
+def front_trace(name: str, data: ReportData, metric: str) -> FigureData:
+    """The Pareto front of a report, its points of the sweep with their letters.
+
+    Args:
+        name: In the legend.
+        data: From `report_data`.
+        metric: Name of a metric in ``data.metrics``.
+    """
+    frame = data.metric(metric)
+    front = [data.point(number) for number in frame.front]
+    return {
+        **_trace(name, front, data, frame, lines=True),
+        "mode": "lines+markers+text",
+        "text": [point.name if point.kind == "ours" else "" for point in front],
+        "textposition": "top left",
+        "cliponaxis": False,
+    }
 
 
 def _float_trace(data: ReportData, frame: MetricFrame) -> FigureData:

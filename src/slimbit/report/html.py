@@ -30,7 +30,7 @@ def composed(name: str, *, title: str, data: Mapping[str, Any], still: str = "",
     text = _asset(f"{name}.html")
     parts = {"style": _asset("page.css")}
     if "{{script}}" in text:
-        scripts = {"plotly": _asset("plotly.min.js"), "script": _asset(f"{name}.js")}
+        scripts = {"plotly": _asset("plotly.min.js"), "script": _asset("common.js") + _asset(f"{name}.js")}
         parts |= {**scripts, "script_hashes": " ".join(map(_source_hash, scripts.values()))}
     parts |= {
         "title": html.escape(title),

@@ -14,6 +14,7 @@ from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
 from slimbit.records.sensitivity import Sensitivity
 from slimbit.records.verification import ExportedFile
+from slimbit.report.compare import compare_page
 from slimbit.report.exported import exported_frames
 from slimbit.report.figures import accuracy_figure, baseline_policies, histogram_figure, template, ways_of
 from slimbit.report.frames import CostData, ReportData, ReportFacts, report_data
@@ -64,6 +65,27 @@ def write_report(source: ReportSource, out: str | Path | None = None) -> Path:
     """
     text = page(data_of(source), source.exported, hardware=source.hardware)
     file = as_path(out, "out") if out is not None else Path(source.run) / "report.html"
+    write_whole(file, text.encode())
+    return file
+
+
+def write_comparison(first: ReportSource, second: ReportSource, out: str | Path | None = None) -> Path:
+    """Write one HTML file with two runs side by side.
+
+    Args:
+        first: A run.
+        second: Another one.
+        out: File to write; default ``versus.html`` in the folder of the first.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: As of `write_report`, or the runs have no cost in common.
+        StoreError: The file cannot be written; an older one stays.
+    """
+    text = compare_page(data_of(first), data_of(second))
+    file = as_path(out, "out") if out is not None else Path(first.run) / "versus.html"
     write_whole(file, text.encode())
     return file
 

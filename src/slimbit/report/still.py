@@ -79,6 +79,11 @@ def table(data: ReportData) -> str:
         )
         for p in order
     ]
+    return text_table(heads, rows)
+
+
+def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as HTML; every text is escaped."""
     return (
         f'<div class="scroll"><table><thead>{_row("th", heads)}</thead>'
         f"<tbody>{''.join(_row('td', cells) for cells in rows)}</tbody></table></div>"

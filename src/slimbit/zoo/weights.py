@@ -57,7 +57,8 @@ def load_weights(model: Network, path: str | os.PathLike[str]) -> Network:
     if faults:
         told = (read_card(path) or {}).get("description")
         card = f"; its card says: {told}" if told else ""
-        raise InputError(f"weights of {file!r} must fit {type(model).__name__}, got {faults}{card}")
+        hint = f"; they fit {fitting}" if (fitting := _fitting(model, weights)) else ""
+        raise InputError(f"weights of {file!r} must fit {type(model).__name__}, got {faults}{card}{hint}")
     checked = {prefix + name: _converted(name, weights[name], wanted[name], file=file) for name in weights}
     model.load_state_dict({**state, **checked})
     return model
@@ -78,6 +79,26 @@ def _misfits(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str
         _listed("misshapen", misshapen[:LISTED], len(misshapen)),
     ]
     return "; ".join(filter(None, faults))
+
+
+def _fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """The network of the zoo, as deep and wide as this one of the zoo, that the weights do fit; "" where none does."""
+    from slimbit.zoo.registry import ENTRIES
+
+    base, _, width = str(getattr(model, "zoo_name", "")).partition("@")
+    rows = [len(value) for value in weights.values() if value.dim() == 2]  # of the last linear layer, an output each
+    if base not in ENTRIES or not rows:
+        return ""
+    depth = ENTRIES[base].options.get("depth")
+    for name, entry in ENTRIES.items():
+        if entry.options.get("depth") != depth:
+            continue
+        with torch.device("meta"):  # without memory for weights
+            built = entry.build(classes=rows[-1], width=float(width or 1))
+        if not _misfits(built.state_dict(), weights):
+            suffix = f" with {rows[-1]} classes" if rows[-1] != entry.classes else ""
+            return f"{name}{'@' if width else ''}{width}{suffix}"
+    return ""
 
 
 def _listed(fault: str, shown: list[str], count: int) -> str:

@@ -1,14 +1,11 @@
-"use strict";
-// Draws a report from the JSON beside it. Names come from users: they reach the page as text, never as markup.
+// Draws a report from the JSON beside it.
 (() => {
   let report, figures, histogram, templates, pick, exported, about, points; // what `take` was given last
   const state = { metric: null, point: null, view: "useful", sort: null, up: true, shown: new Map() };
-  const dark = matchMedia("(prefers-color-scheme: dark)");
   const config = { responsive: true, displayModeBar: false };
   const OPEN = 6; // costs that the table opens with
   const EVERY = 3000; // milliseconds between two looks at a run under way
 
-  const at = (id) => document.getElementById(id);
   const metric = () => report.metrics.find((one) => one.name === state.metric);
   const chosen = () => points.get(state.point);
   const label = (point) => [keep(point), point.policy, point.setting].filter(Boolean).join(", ");
@@ -16,18 +13,7 @@
   // a letter says nothing of the keep ratio, the name of a point for comparison does
   const called = (point) => (point.kind === "ours" && keep(point) ? `${point.name}, ${keep(point)}` : point.name);
   const amount = (point, one) => `${point.texts[one.name] ?? "-"}${one.unit && ` ${one.unit}`}`;
-  const theme = () => document.documentElement.dataset.theme || (dark.matches ? "dark" : "light");
   const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
-
-  function node(tag, text = "", attributes = {}) {
-    const made = document.createElement(tag);
-    made.textContent = text;
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    return made;
-  }
-  const row = (...cells) => { const made = node("tr"); made.append(...cells); return made; };
-  const pairs = (target, entries) =>
-    target.replaceChildren(...entries.flatMap(([name, value]) => [node("dt", name), node("dd", value)]));
 
   // ---- the data, which a run under way replaces ----------------------------------------------------------------
   function take(contents) {
@@ -38,26 +24,25 @@
     if (!report.layers[state.point]) state.point = report.start;
     drawHead();
     drawFiles();
-    drawTabs();
+    tabs(at("metrics"), report.metrics, chooseMetric);
     drawColumns();
     chooseMetric(state.metric, state);
   }
 
-  async function watch(seen) {
-    let text = "Watching the run";
+  async function watch(seen, before = "Watching the run") {
+    let text = before;
     try {
-      const answer = await fetch("data", { headers: seen ? { "If-None-Match": seen } : {}, cache: "no-store" });
+      const answer = await fetch("data", { headers: { "If-None-Match": seen }, cache: "no-store" });
       if (answer.status === 200) {
         take(await answer.json());
         seen = answer.headers.get("ETag");
-        text = `Watching the run: updated at ${new Date().toLocaleTimeString()}`;
-      } else if (answer.status === 304) text = at("watch").textContent;
-      else text = `The run cannot be read: ${await answer.text()}`;
+        before = text = `Watching the run: updated at ${new Date().toLocaleTimeString()}`;
+      } else if (answer.status !== 304) text = `The run cannot be read: ${await answer.text()}`;
     } catch {
       text = "slimbit report --watch has ended: the page stays as it is";
     }
-    if (at("watch").textContent !== text) at("watch").textContent = text;
-    setTimeout(watch, EVERY, seen);
+    if (at("watch").textContent !== text) at("watch").textContent = text; // a screen reader says each change
+    setTimeout(watch, EVERY, seen, before);
   }
 
   // ---- what stays -------------------------------------------------------------------------------------------
@@ -122,34 +107,11 @@
     return made;
   }
 
-  function drawTabs() {
-    at("metrics").replaceChildren(...report.metrics.map((one) => {
-      const tab = node("button", one.label, { type: "button", role: "tab", "aria-controls": "panel", title: one.name });
-      tab.dataset.metric = one.name;
-      tab.addEventListener("click", () => chooseMetric(one.name));
-      return tab;
-    }));
-  }
-
-  function step(list, current, event) {
-    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!by || !list.length) return undefined;
-    event.preventDefault();
-    const place = list.indexOf(current);
-    if (place < 0) return by > 0 ? list[0] : list.at(-1);
-    return list[(place + by + list.length) % list.length];
-  }
-
   // ---- figures ----------------------------------------------------------------------------------------------
-  const layoutOf = (figure, extra = {}) => {
-    const touch = matchMedia("(pointer: coarse)").matches ? { dragmode: false } : {}; // leave the finger to the page
-    return { ...structuredClone(figure.layout), template: templates[theme()], ...touch, ...extra };
-  };
-
   function drawAccuracy() {
     const figure = figures[state.metric];
     const { ranges, hidden } = figure.layout.meta;
-    const layout = layoutOf(figure, { uirevision: `${state.metric} ${state.view}` });
+    const layout = layoutOf(figure, templates[theme()], { uirevision: `${state.metric} ${state.view}` });
     layout.xaxis.range = [...ranges[state.view].x];
     layout.xaxis.dtick = ranges[state.view].dtick;
     layout.yaxis.range = [...ranges[state.view].y];
@@ -173,7 +135,7 @@
     data[0].text = data[0].y.map((count) => (count ? String(count) : ""));
     const words = counts.map((count, width) => `${count} ${width ? `at ${width} bits` : "pruned"}`);
     at("histogram").setAttribute("aria-label", `Filters by bit width: ${words.join(", ")}`);
-    return Plotly.react("histogram", data, layoutOf(histogram), { responsive: true, displayModeBar: false });
+    return Plotly.react("histogram", data, layoutOf(histogram, templates[theme()]), { responsive: true, displayModeBar: false });
   }
 
   // Numbers of the points that can be seen, the cheapest first: not those outside of the axes or of hidden curves.
@@ -320,7 +282,7 @@
       cell.append(button);
       return cell;
     });
-    at("points-head").replaceChildren(row(node("th", "", { "aria-label": "Pareto front" }), ...head));
+    at("points-head").replaceChildren(row(unseen("th", "on the Pareto front"), ...head));
     const { value } = columns().find((column) => column.id === key);
     const order = [...report.points].sort((a, b) => (state.up ? 1 : -1) * compare(value(a), value(b)) || a.number - b.number);
     const [done, failed] = [order.filter((p) => p.kind !== "failed"), order.filter((p) => p.kind === "failed")];
@@ -332,6 +294,13 @@
   function compare(a, b) {
     if (Array.isArray(a)) return compare(a[0], b[0]) || compare(a[1], b[1]);
     return a === b ? 0 : a === null ? 1 : b === null ? -1 : a < b ? -1 : 1;
+  }
+
+  // a cell without visible text
+  function unseen(tag, text) {
+    const made = node(tag);
+    made.append(node("span", text, { class: "unseen" }));
+    return made;
   }
 
   function sortBy(name, key) {
@@ -446,11 +415,7 @@
 
   function chooseMetric(name, { sort = null, up = true } = {}) {
     Object.assign(state, { metric: name, sort, up });
-    for (const tab of at("metrics").children) {
-      const on = tab.dataset.metric === name;
-      tab.setAttribute("aria-selected", String(on));
-      tab.tabIndex = on ? 0 : -1;
-    }
+    markTab(at("metrics"), name);
     drawTable();
     drawAnswer();
     drawAccuracy();
@@ -466,12 +431,6 @@
       const next = step(visible(), state.point, event);
       if (next !== undefined) choosePoint(next);
     });
-    at("metrics").addEventListener("keydown", (event) => {
-      const next = step(report.metrics.map((one) => one.name), state.metric, event);
-      if (next === undefined) return;
-      chooseMetric(next);
-      at("metrics").querySelector("[aria-selected=true]").focus();
-    });
     at("drop").addEventListener("change", drawHeadline);
     at("file").addEventListener("change", drawFile);
     at("save-csv").addEventListener("click", () => save("points.csv", "text/csv", csv()));
@@ -482,26 +441,11 @@
       state.view = state.view === "all" ? "useful" : "all";
       drawAccuracy();
     });
-    at("theme").addEventListener("click", () => setTheme(theme() === "dark" ? "light" : "dark"));
-    dark.addEventListener("change", () => setTheme(document.documentElement.dataset.theme));
-    let before;
-    addEventListener("beforeprint", () => { before = document.documentElement.dataset.theme; setTheme("light"); });
-    addEventListener("afterprint", () => setTheme(before));
+    themes(() => { drawAccuracy(); drawHistogram(); });
   }
-
-  function setTheme(name) {
-    if (name) document.documentElement.dataset.theme = name;
-    else delete document.documentElement.dataset.theme;
-    nameTheme();
-    drawAccuracy();
-    drawHistogram();
-  }
-
-  const nameTheme = () => { at("theme").textContent = theme() === "dark" ? "Light" : "Dark"; };
 
   document.body.classList.remove("still");
   const given = JSON.parse(at("data").textContent);
-  nameTheme();
   take(given);
   listen();
   at("watch").hidden = !given.watch;

@@ -1,19 +1,6 @@
-"use strict";
-// Draws a training run from the JSON beside it. Names come from users: they reach the page as text, never as markup.
+// Draws a training run from the JSON beside it.
 (() => {
   const { report, columns, rows, figures, templates } = JSON.parse(document.getElementById("data").textContent);
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const at = (id) => document.getElementById(id);
-  const theme = () => document.documentElement.dataset.theme || (dark.matches ? "dark" : "light");
-
-  function node(tag, text = "", attributes = {}) {
-    const made = document.createElement(tag);
-    made.textContent = text;
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    return made;
-  }
-  const row = (...cells) => { const made = node("tr"); made.append(...cells); return made; };
-
   function drawHead() {
     const last = report.epochs.at(-1);
     const best = report.epochs.filter((epoch) => epoch.accuracy !== null)
@@ -27,7 +14,7 @@
     at("assumptions").replaceChildren(...report.notes.map((text) => node("li", text)));
     const settings = Object.entries(report.settings);
     at("settings-part").hidden = !settings.length;
-    at("settings").replaceChildren(...settings.flatMap(([name, value]) => [node("dt", name), node("dd", value)]));
+    pairs(at("settings"), settings);
   }
 
   function drawTable() {
@@ -37,31 +24,18 @@
   }
 
   function drawFigures() {
-    const touch = matchMedia("(pointer: coarse)").matches ? { dragmode: false } : {}; // leave the finger to the page
     at("map").style.height = `${Math.max(260, 120 + 18 * report.layers.length)}px`;
     for (const [name, figure] of Object.entries(figures)) {
-      const layout = { ...structuredClone(figure.layout), template: templates[theme()][name], ...touch };
       const config = {
         responsive: true, displaylogo: false, modeBarButtons: [["toImage"]],
         toImageButtonOptions: { format: "svg", filename: `signal-${name}` },
       };
-      Plotly.react(name, structuredClone(figure.data), layout, config);
+      Plotly.react(name, structuredClone(figure.data), layoutOf(figure, templates[theme()][name]), config);
     }
-    at("theme").textContent = theme() === "dark" ? "Light" : "Dark";
-  }
-
-  function setTheme(name) {
-    if (name) document.documentElement.dataset.theme = name;
-    else delete document.documentElement.dataset.theme;
-    drawFigures();
   }
 
   drawHead();
   drawTable();
   drawFigures();
-  at("theme").addEventListener("click", () => setTheme(theme() === "dark" ? "light" : "dark"));
-  dark.addEventListener("change", () => setTheme(document.documentElement.dataset.theme));
-  let before;
-  addEventListener("beforeprint", () => { before = document.documentElement.dataset.theme; setTheme("light"); });
-  addEventListener("afterprint", () => setTheme(before));
+  themes(drawFigures);
 })();
