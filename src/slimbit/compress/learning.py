@@ -183,8 +183,10 @@ class Learning:
         learn_levels(network, prepared.spec.layers, start.layers, weights=prepared.weights, masks=masks)
         level_cost = level_cost_of(prepared, cost, plans[0])
         log_steps = {x.name: _log_steps([plan.layer(x.name) for plan in plans]) for x in plans[0].layers}
-        ends = [level_cost.exact(levels_of(network)), level_cost.exact(_rounded(prepared, plans[-1]))]
-        targets = [ends[0] * (ends[1] / ends[0]) ** (place / max(1, count - 1)) for place in range(count)]
+        begin = level_cost.exact(levels_of(network))
+        costs = [begin, *(level_cost.exact(_rounded(prepared, plan)) for plan in plans[1:])]
+        costs = [min(costs[: place + 1]) for place in range(len(costs))]
+        targets = [begin * (costs[-1] / begin) ** (place / max(1, count - 1)) for place in range(count)]
         iterations = self.config.epochs * (len(self.task.images) // self.config.batch_size)
 
         def take(number: int, averaged: nn.Module, price: float, there: float) -> None:
@@ -196,7 +198,7 @@ class Learning:
         path = PricePath(
             network,
             level_cost,
-            PriceSchedule(prices=tuple(prices), iterations=iterations, log_steps=log_steps),
+            PriceSchedule(prices=tuple(prices), costs=tuple(costs), iterations=iterations, log_steps=log_steps),
             targets=targets,
             average=self.learn.average,
             take=take,

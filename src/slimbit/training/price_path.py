@@ -1,7 +1,9 @@
 """A price that rises while a network learns its levels, and the points that are taken on the way.
 
-Steps follow the price: those of the frontier without training (its closed forms), times what is learned of them. So
-the path is passed in any number of iterations, and training finds what is better than the closed forms.
+Time goes evenly over log cost. Steps follow it: those of the frontier without training (its closed forms), times what
+is learned of them, so that the path is passed in any number of iterations. The price is that of the closed forms, times
+a factor that keeps the cost on its way: training finds weights that are cheaper at the same price, and would otherwise
+run ahead to where accuracy is lost.
 """
 
 import math
@@ -18,26 +20,36 @@ from slimbit.training.learned_levels import LevelCost, learned_parts, levels_of
 
 LOOK_EVERY = 5
 """Iterations between two looks at what the averaged levels cost."""
+HASTE, LEAST, MOST = 1.05, 1e-3, 10.0
+"""The factor of the price changes by so much at every look, and stays within these."""
 WARM_UP = 20
 """At first the running average is over a part of the iterations that there were, so that it forgets the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriceSchedule:
-    """Prices, and the steps of the closed forms, over a training: on straight lines in log, evenly spaced in time.
+    """Costs, prices and steps of the closed forms over a training, on straight lines in log between those given.
 
     Attributes:
         prices: Rising; the first is that of the start, the last that of the end.
+        costs: What the network costs at each of them without training, falling; log cost falls evenly in time.
         iterations: Of the whole training.
         log_steps: By layer name, a row for each price: a number, or one for each filter.
 
-    >>> round(PriceSchedule(prices=(1.0, 100.0), iterations=11).price(5), 9)
-    10.0
+    >>> schedule = PriceSchedule(prices=(1.0, 100.0), costs=(9.0, 1.0), iterations=11)
+    >>> round(schedule.cost(5), 9), round(schedule.price(5), 9)
+    (3.0, 10.0)
     """
 
     prices: tuple[float, ...]
+    costs: tuple[float, ...]
     iterations: int
     log_steps: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def cost(self, iteration: int) -> float:
+        """The cost that an iteration, counted from 0, should have come to."""
+        share = min(1.0, iteration / max(1, self.iterations - 1))
+        return self.costs[0] * (self.costs[-1] / self.costs[0]) ** share
 
     def price(self, iteration: int) -> float:
         """The price of an iteration, counted from 0."""
@@ -55,9 +67,11 @@ class PriceSchedule:
         return found
 
     def _place(self, iteration: int) -> tuple[int, float]:
-        place = min(1.0, iteration / max(1, self.iterations - 1)) * (len(self.prices) - 1)
-        below = min(int(place), max(0, len(self.prices) - 2))
-        return below, place - below
+        """The price before an iteration, and how far it is to the next."""
+        target = self.cost(iteration)
+        below = max(0, min(sum(cost > target for cost in self.costs) - 1, len(self.costs) - 2))
+        dear, cheap = (math.log(self.costs[min(place, len(self.costs) - 1)]) for place in (below, below + 1))
+        return below, min(1.0, (dear - math.log(target)) / (dear - cheap)) if dear > cheap else 0.0
 
 
 class PricePath:
@@ -70,7 +84,7 @@ class PricePath:
     Args:
         model: The network that trains; not changed.
         cost: What is saved.
-        schedule: Prices and steps.
+        schedule: Costs, prices and steps.
         targets: Costs, falling; when the averaged levels cost no more than the next ones, a point is taken.
         average: Share of the running average that one iteration leaves.
         take: Called in every process with the number of a target that was reached, a copy of the network with the
@@ -79,6 +93,7 @@ class PricePath:
     Attributes:
         taken: How many targets are behind.
         iteration: Iterations that have passed.
+        factor: Of the price of the closed forms.
     """
 
     def __init__(
@@ -95,13 +110,13 @@ class PricePath:
             raise InputError(f"targets must fall, got {list(targets)}")
         self.cost, self.schedule, self.targets, self.average = cost, schedule, tuple(targets), average
         self.taken = 0
-        self._take, self.iteration = take, 0
+        self._take, self.iteration, self.factor = take, 0, 1.0
         self._mean = {name: value.detach().clone() for name, value in model.named_parameters()}
 
     @property
     def price(self) -> float:
-        """Of the iteration under way."""
-        return self.schedule.price(self.iteration)
+        """Of the iteration under way: that of the closed forms, times the factor that keeps the cost on its way."""
+        return self.factor * self.schedule.price(self.iteration)
 
     def penalty(self, model: nn.Module) -> Tensor:
         """``price * cost``, with a gradient; called once in every iteration, before the weights move."""
@@ -119,6 +134,7 @@ class PricePath:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that continues it exactly."""
         counts = {"iteration": torch.tensor(self.iteration), "taken": torch.tensor(self.taken)}
+        counts["factor"] = torch.tensor(self.factor, dtype=torch.float64)
         return counts | {f"mean.{name}": value for name, value in self._mean.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -132,7 +148,7 @@ class PricePath:
             shapes = [tuple(part[name].shape) if name in part else None for part in (state, wanted)]
             if shapes[0] != shapes[1]:
                 raise InputError(f"state of learning must be of this network, got {name!r} with shape {shapes[0]}")
-        self.iteration, self.taken = int(state["iteration"]), int(state["taken"])
+        self.iteration, self.taken, self.factor = int(state["iteration"]), int(state["taken"]), float(state["factor"])
         for name, value in self._mean.items():
             self._mean[name] = torch.empty_like(value).copy_(state[f"mean.{name}"])
 
@@ -144,8 +160,11 @@ class PricePath:
         if next(iter(self._mean.values())).device != next(iter(parameters.values())).device:
             self._mean = {name: value.to(parameters[name].device) for name, value in self._mean.items()}
         torch._foreach_lerp_([*self._mean.values()], [parameters[name].detach() for name in self._mean], 1 - keep)
-        if self.iteration % LOOK_EVERY == 0 and self.iteration and self.taken < len(self.targets):
-            self._look(model)
+        if self.iteration % LOOK_EVERY == 0 and self.iteration:
+            ahead = self.cost.exact(levels_of(model)) < self.schedule.cost(self.iteration)
+            self.factor = min(MOST, max(LEAST, self.factor * (1 / HASTE if ahead else HASTE)))
+            if self.taken < len(self.targets):
+                self._look(model)
 
     @torch.no_grad()
     def _shift(self, model: nn.Module) -> None:
