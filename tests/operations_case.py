@@ -41,6 +41,18 @@ class Uses(nn.Module):
         return self.function(x, self.part)
 
 
+class Blocks(nn.Conv2d):
+    """Some filters read some channels, the others read the others."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.reads, self.makes_out = 3, 5
+
+    def forward(self, x: Tensor) -> Tensor:
+        i, o, w, b = self.reads, self.makes_out, self.weight, self.bias
+        return torch.cat((F.conv2d(x[:, :i], w[:o, :i], b[:o]), F.conv2d(x[:, i:], w[o:, i:], b[o:])), 1)
+
+
 class Between(nn.Module):
     """A convolution, an operation, and a convolution that reads it."""
 
@@ -135,10 +147,14 @@ OPERATIONS: dict[str, Callable[[], nn.Module]] = {
     "channel shuffle, all sizes in the code": lambda: Between(
         lambda x: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
     ),
+    "channel shuffle in a module of its own": lambda: Between(
+        F.relu, part=Uses(lambda x, _: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2), None)
+    ),
     "PixelShuffle": lambda: Between(lambda x: F.pixel_shuffle(x, 2), 2),
     "GLU": lambda: Between(lambda x: F.glu(x, 1), 4),
     "depthwise convolution": lambda: Between(F.relu, part=nn.Conv2d(8, 8, 3, groups=8)),
     "grouped convolution": lambda: Between(F.relu, part=nn.Conv2d(8, 8, 3, groups=2)),
+    "blocks of one weight (octave convolution)": lambda: Between(F.relu, part=Blocks(8, 8, 1)),
     "transposed convolution": lambda: Between(F.relu, part=nn.ConvTranspose2d(8, 8, 2)),
     "convolution over channels (ECA)": lambda: Between(
         F.relu,

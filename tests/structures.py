@@ -154,6 +154,33 @@ class Attention(nn.Module):
         return x + y.transpose(1, 2).reshape(b, c, h, w)
 
 
+class Octave(nn.Conv2d):
+    """Of OctResNet: four blocks of one weight, from and to channels of the full and of half the resolution."""
+
+    def __init__(self, reads: int, makes: int, reads_high: int, makes_high: int, *, bias: bool = True) -> None:
+        super().__init__(reads, makes, 3, padding=1, bias=bias)
+        self.high_in, self.high_out = reads_high, makes_high
+
+    def forward(self, x: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        (high, low), i, o = x, self.high_in, self.high_out
+        first, last = (None, None) if self.bias is None else (self.bias[:o], self.bias[o:])
+        made, small = self.block(high, self.weight[:o, :i], first), None
+        if o < self.out_channels:
+            small = self.block(F.avg_pool2d(high, 2), self.weight[o:, :i], last)
+        if low is not None:
+            made = made + F.interpolate(self.block(low, self.weight[:o, i:], first), scale_factor=2)
+            small = None if small is None else small + self.block(low, self.weight[o:, i:], last)
+        return made, small
+
+    def block(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, padding=1)
+
+
+def octaves(self: Body, x: Tensor) -> Tensor:
+    high, low = self.first((x, None))
+    return self.last(self.middle((high.relu(), low.relu())))[0]
+
+
 def positions(self: Body, x: Tensor) -> Tensor:
     tokens = x.flatten(2).transpose(1, 2) + self.embedding
     tokens = torch.cat((self.token.expand(len(x), -1, -1), tokens), 1)
@@ -237,6 +264,9 @@ STRUCTURES = {
         lambda s, x: s.conv(torch.cat((x[:, : x.shape[1] // 2] * 2, x[:, x.shape[1] // 2 :]), 1)), conv=conv(8, 8)
     ),
     "every second": lambda: Body(lambda s, x: s.conv(torch.cat((x[:, 1::2], x[:, ::2]), 1)), conv=conv(8, 8)),
+    "octaves": lambda: Body(
+        octaves, first=Octave(8, 10, 8, 6), middle=Octave(10, 8, 6, 3, bias=False), last=Octave(8, 8, 3, 8)
+    ),
     "glu": lambda: nn.Sequential(conv(8, 10), nn.GLU(1), conv(5, 8)),
     "gate of a chunk": lambda: Body(
         lambda s, x: s.b(torch.mul(*s.a(x).chunk(2, 1))), a=conv(8, 10), b=conv(5, 8)

@@ -193,3 +193,11 @@ def test_json_holds_what_it_promises():
     assert data["total"]["macs"] == 12_763_776
     assert [layer["name"] for layer in data["layers"]][:2] == ["conv1", "layer1.0.conv1"]
     assert data["hardware"]["ideal_digital"]["total"] == data["total"]["esn_digital"]
+
+
+def test_an_argument_of_thousands_of_digits_is_not_said_again_in_full() -> None:
+    command = [sys.executable, "-m", "slimbit", "cost", "digits_resnet", "9" * 5000]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: NETWORK must be one, got also 999")
+    assert len(found.stderr) < 300

@@ -319,6 +319,14 @@ class Stale(nn.Module):
         return F.linear(x.flatten(1), self.copy)
 
 
+class Complex(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(64, 5, dtype=torch.complex64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(torch.complex64)).abs()
+
+
 class Free(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -335,6 +343,12 @@ class Free(nn.Module):
         (Free, {}, "Free must have a layer to compress"),
         (plain, {"calibration": [{"pixels": images()}]}, "calibration batches must be ones that the network runs on"),
         (plain, {"calibration": 7}, "calibration must be a tensor of images or batches"),
+        (plain, {"calibration": RunConfig()}, "calibration batch 0 must hold images, got str"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), Complex()),
+            {},
+            "weight of layer '1' must be a float tensor, got complex64",
+        ),
     ],
 )
 def test_what_cannot_be_compressed_is_said(build, changed, message, tmp_path):

@@ -33,6 +33,7 @@ from slimbit.training.objectives import distillation
 from slimbit.training.run import train_network
 from slimbit.training.task import TrainTask
 from slimbit.zoo import network
+from structures import STRUCTURES, Shell
 
 
 def plain(seed: int = 0) -> nn.Sequential:
@@ -464,3 +465,30 @@ def test_layers_that_return_several_tensors() -> None:
     x = case.images()
     small = slimbit.prune(Net(), x, keep=0.5)
     assert (small.model.first.out_channels, small.model.second.out_channels) == (4, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_what_is_scripted_stays_and_the_rest_is_cut() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), torch.jit.script(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)
+    )
+    x = case.images()
+    pruned = slimbit.prune(model, x, keep=0.5)
+    assert [getattr(layer, "out_channels", None) for layer in pruned.model] == [8, 8, 3, 2]
+    with torch.no_grad():
+        assert torch.allclose(pruned.model(x), mask(model, pruned.keep, x)(x), rtol=0, atol=1e-5)
+
+
+def test_layers_that_read_in_parts_are_not_ranked_by_sensitivity() -> None:
+    model, x = Shell(STRUCTURES["octaves"]()), case.images(4)
+    with pytest.raises(InputError, match=r"'body.first' must be a tensor of all channels .* got tuple: rank by norm"):
+        slimbit.prune(model, x[:1], x, keep=0.5, by="fisher")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch warns about itself
+def test_graphs_without_layers_say_what_to_use() -> None:
+    x = case.images(1)
+    with pytest.raises(
+        InputError, match=r"got none\. The network is a graph of functions .* the module it was made from"
+    ):
+        slimbit.prune(torch.export.export(plain(), (x,)).module(), x, keep=0.5)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from slimbit.measure.cost import cost_of_survey
+from slimbit.measure.cost_config import CostConfig
 from slimbit.numerics.levels import LayerLevels
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.survey.onnx_file import survey_onnx
@@ -182,6 +184,19 @@ def test_qdq_per_filter(tmp_path, float_initializer):
     assert not survey.spec.other_parameters  # scales and zero points are settings of quantizers
 
 
+def test_negative_scales_turn_the_levels(tmp_path):
+    """As where a BatchNorm with a negative factor is folded into the scale: the width stays that of the file."""
+    integers, scale = np.array([[-8, 7], [1, 5]]), np.array([[-0.5], [2.0]], F)
+    stored = helper.make_tensor("q", TensorProto.INT4, (2, 2), integers.ravel())
+    nodes = [node("Cast", "q", "c", to=1), node("Mul", "c s", "w"), node("Gemm", "x w", "y", transB=1)]
+    survey = survey_onnx(saved(tmp_path / "n.onnx", nodes, {"q": stored, "s": scale}, shape=(1, 2)))
+    layer = one(survey)
+    assert layer.levels.tolist() == [[8, -7], [1, 5]]
+    assert layer.steps.tolist() == [0.5, 2]
+    assert torch.equal(layer.weights(), torch.from_numpy(integers * scale).float())
+    assert cost_of_survey(survey, CostConfig()).layers[0].weight_bits == 4
+
+
 def test_qdq_of_a_matmul_has_its_filters_on_the_last_axis(tmp_path):
     integers = np.array([[1, 2, 3], [4, 5, 6]], np.int8)
     nodes = [node("DequantizeLinear", "w s", "wd", axis=1), node("MatMul", "x wd", "y")]
@@ -330,7 +345,7 @@ def test_wrong_channels_are_an_error(tmp_path):
 def test_step_must_be_positive(tmp_path):
     nodes = [node("DequantizeLinear", "w s", "wd"), node("MatMul", "x wd", "y")]
     path = saved(tmp_path / "s.onnx", nodes, {"w": np.ones((2, 2), np.int8), "s": F(0)}, shape=(1, 2))
-    with pytest.raises(InputError, match="steps must be positive and finite, got 0"):
+    with pytest.raises(InputError, match="steps must be finite and not 0, got 0"):
         survey_onnx(path)
 
 

@@ -263,6 +263,19 @@ def test_an_unknown_batch_is_said_and_can_be_given(tmp_path):
         survey_onnx(path, batch=0)
 
 
+@pytest.mark.parametrize("layout", [0, 1])
+def test_steps_of_a_recurrent_layer_are_no_batch(tmp_path, layout):
+    """9 steps of 2 sequences, each of 4 gates of 5 that read 4 inputs and 5 states."""
+    tensors = {"w": random(1, 20, 4), "r": random(1, 20, 5)}
+    nodes = [node("LSTM", "x w r", "y", hidden_size=5, layout=layout)]
+    path = saved(tmp_path / "l.onnx", nodes, tensors, x=(9, 2, 4) if layout == 0 else (2, 9, 4))
+    one, whole = survey_onnx(path, batch=2).spec, survey_onnx(path).spec
+    assert [work.macs for work in one.other_work] == [9 * 20 * (4 + 5)]
+    known = layout == 1  # twice as many sequences are twice the work: that is the batch
+    assert [work.macs for work in whole.other_work] == [(1 if known else 2) * 9 * 20 * (4 + 5)]
+    assert any("was found to be the batch" in note for note in whole.notes) != known
+
+
 def test_an_open_length_is_no_batch(tmp_path):
     nodes = [node("MatMul", "x w", "y")]
     survey = survey_onnx(saved(tmp_path / "l.onnx", nodes, {"w": random(8, 4)}, x=("sequence_length", 8)))

@@ -22,8 +22,8 @@ from slimbit.apply.layers import first_input
 from slimbit.numerics.batches import output_tensors
 from slimbit.numerics.copies import copied
 from slimbit.records.keep import KeepPlan
-from slimbit.survey.channel_operation import storage_of
 from slimbit.survey.channel_run import call
+from slimbit.survey.channel_trace import storage_of
 from slimbit.survey.trace import Inputs
 
 TOLERANCE, INTERIOR = 1e-3, 0.6
@@ -34,8 +34,8 @@ SEEDS = (0, 1)
 def fold_constants(network: nn.Module, plan: KeepPlan, example_input: Inputs) -> None:
     """Add the constants of all removed filters to what reads them, in place.
 
-    What is no constant (the channel is scaled by something that depends on the image) and what transposed
-    convolutions read is dropped, as with ``constants="zero"``.
+    What is no constant (the channel is scaled by something that depends on the image), what transposed convolutions
+    read and what layers read part by part is dropped, as with ``constants="zero"``.
 
     Args:
         network: Its weights are still all there.
@@ -117,8 +117,10 @@ class _Seen:
 
     def _before(self, axis: BoundAxis) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            values = first_input(args, kwargs)
-            dim = values.ndim - 1 - len(getattr(module, "kernel_size", ()))
+            values, kernel = first_input(args, kwargs), len(getattr(module, "kernel_size", ()))
+            dim = values.ndim - 1 - kernel if isinstance(values, Tensor) else 0
+            if not isinstance(values, Tensor) or values.shape[dim] != axis.keep.size:
+                return  # it reads its inputs part by part
             lost = values.index_select(dim, axis.index(removed=True).to(values.device))
             self._values[axis.keep.name].append(lost.movedim(dim, -1).reshape(-1, lost.shape[dim]).cpu().double())
 

@@ -85,7 +85,10 @@ def _bind(model: nn.Module, layer: LayerSpec) -> Bound:
     except AttributeError:
         raise InputError(f"layer {layer.name!r} must be in the network, got no {layer.weight_key!r}") from None
     if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
-        raise InputError(f"weight of layer {layer.name!r} must be a float tensor, got {type(parameter).__name__}")
+        kind = (
+            str(parameter.dtype).removeprefix("torch.") if isinstance(parameter, Tensor) else type(parameter).__name__
+        )
+        raise InputError(f"weight of layer {layer.name!r} must be a float tensor, got {kind}")
     if name not in module._parameters and name not in module._buffers:
         raise InputError(f"weight of layer {layer.name!r} must be a plain parameter: remove its parametrization first")
     shape = tuple(layer_weight(parameter, layer).shape)

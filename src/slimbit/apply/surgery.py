@@ -13,6 +13,7 @@ from slimbit.apply.constants import noise
 from slimbit.apply.mask import prepared, zeroed
 from slimbit.numerics.batches import output_tensors
 from slimbit.numerics.copies import copied, plain_network
+from slimbit.numerics.memory import hookable
 from slimbit.numerics.strided import protect_gradients
 from slimbit.records.errors import InputError
 from slimbit.records.keep import KeepPlan
@@ -126,8 +127,8 @@ as equal, the order of sums decides."""
 def _difference(pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> str:
     """What differs between both networks; nothing if they run and have equal outputs."""
     path: list[str] = []
-    handles = [m.register_forward_pre_hook(_enter(path, name)) for name, m in pruned.named_modules()]
-    handles += [m.register_forward_hook(_leave(path)) for m in pruned.modules()]
+    handles = [m.register_forward_pre_hook(_enter(path, name)) for name, m in hookable(pruned)]
+    handles += [m.register_forward_hook(_leave(path)) for _, m in hookable(pruned)]
     try:
         with torch.no_grad():
             found = output_tensors(call(pruned, inputs))
@@ -162,7 +163,7 @@ def _first(pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> str:
     """The first module that does not make, of what is left, what it makes in the masked network."""
     outputs: list[list[tuple[str, Any]]] = [[], []]
     for network, met in zip((pruned, masked), outputs, strict=True):
-        handles = [m.register_forward_hook(_note(met, name)) for name, m in network.named_modules()]
+        handles = [m.register_forward_hook(_note(met, name)) for name, m in hookable(network)]
         with torch.no_grad():
             call(network, inputs)
         for handle in handles:

@@ -25,7 +25,9 @@ from slimbit.cli.train import train
 from slimbit.cli.verify import verify
 from slimbit.records.errors import SlimbitError
 from slimbit.records.terminal import shown
+from slimbit.records.text import clipped
 
+LONGEST_SENTENCE = 1500
 app = typer.Typer(
     name="slimbit",
     help="What a CNN costs, its accuracy against cost, and the model that fits a budget.",
@@ -88,4 +90,5 @@ def _complain(message: str) -> None:
 
 
 def _plain(message: str) -> str:
-    return shown(" ".join(message.split()))
+    """One sentence that ends, whatever a file or an argument puts into it."""
+    return shown(clipped(message, LONGEST_SENTENCE))

@@ -15,6 +15,7 @@ from slimbit.records.cost import CostReport, CostTable
 from slimbit.records.errors import InputError
 from slimbit.records.files import has_file
 from slimbit.records.run import RUN_FILE
+from slimbit.records.text import clipped
 
 if TYPE_CHECKING:
     from slimbit.measure.cost_config import CostConfig
@@ -73,7 +74,7 @@ def cost(  # noqa: PLR0913 - one argument per option of the command
 ) -> None:
     """What a network costs, layer by layer, in units that no particular chip distorts."""
     if others and not versus:
-        raise InputError(f"NETWORK must be one, got also {' '.join(others)}: compare with --versus")
+        raise InputError(f"NETWORK must be one, got also {clipped(' '.join(others))}: compare with --versus")
     if as_json and as_csv:
         raise InputError("only one of --json and --csv must be given, got both")
     if as_csv and (versus or hardware):

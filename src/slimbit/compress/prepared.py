@@ -89,7 +89,7 @@ def prepare(
             they need more, they are kept in half precision, then fewer images are used; notes of the results say so.
 
     Raises:
-        InputError: A network without layers to compress, or batches that are empty or not finite.
+        InputError: A network without layers, or with complex weights; batches that are empty or not finite.
 
     >>> import slimbit, torch
     >>> prepared = slimbit.prepare(slimbit.network("digits_resnet"), torch.zeros(1, 1, 8, 8), torch.randn(16, 1, 8, 8))
@@ -107,8 +107,10 @@ def prepare(
     named = str(getattr(unwrapped(model), "zoo_name", ""))
     survey = survey_network(model, example_input, name=name or named)
     if not survey.spec.layers:
-        raise InputError(f"{survey.spec.name} must have a layer to compress (convolution, linear, ...), got none")
+        found = " ".join(("got none.", *survey.spec.notes)) if survey.spec.notes else "got none"
+        raise InputError(f"{survey.spec.name} must have a layer to compress (convolution, linear, ...), {found}")
     network = plain_network(model)
+    bind(network, survey.spec)  # raises for weights that are no plain floating-point ones
     digest = digest_of(model.state_dict())
     known = origin if isinstance(origin, NetworkOrigin) else _origin_of(unwrapped(model), example_input, origin)
     if keep is None and not known.weights_digest:

@@ -185,7 +185,7 @@ class Pruner:
         """What stays at a keep ratio; by ADMM, how many stay: the training finds out which."""
         over = {"keep": keep, "budget": None}
         config = PruneConfig(**{**dict(self.config), **over})  # not a copy, which would not check it
-        weights = self.prepared.weights
+        weights = self._weights_of(self.prepared.model)
         if config.by == "dead":
             return keep_live_filters(self.groups, weights, protect=config.protect, constants=config.constants)
         if config.by == "fisher":
@@ -303,6 +303,7 @@ class Pruner:
         def choose(values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             stored = ((layer, values.get(layer.weight_key)) for layer in spec.layers)
             named = {layer.name: layer_weight(value, layer) for layer, value in stored if value is not None}
+            named |= {name: values[f"{name}.weight"] for name in self._uncounted}
             return held_masks(stays(named), network)
 
         assert self.tuning is not None, "checked by the settings"
@@ -310,7 +311,19 @@ class Pruner:
             network, choose, original=self.prepared.model, content=content, folder=folder, progress=progress
         )
         network.eval()
-        return network, stays(weights_of(network, spec)), tuple(residuals)
+        return network, stays(self._weights_of(network)), tuple(residuals)
+
+    @cached_property
+    def _uncounted(self) -> list[str]:
+        """Layers with filters of which the code uses blocks, one by one, so that no single layer is counted."""
+        counted = {layer.name for layer in self.prepared.spec.layers}
+        losing = dict.fromkeys(name for group in self.groups.groups for name in group.layers)
+        return [name for name in losing if name not in counted]
+
+    def _weights_of(self, network: nn.Module) -> dict[str, Tensor]:
+        """Weights of all layers with filters that may be removed, filters first."""
+        blocks = {name: network.get_parameter(f"{name}.weight").detach() for name in self._uncounted}
+        return {**weights_of(network, self.prepared.spec), **blocks}
 
     def _reestimated(self, small: nn.Module, source: nn.Module, plan: KeepPlan) -> nn.Module:
         with self._following():

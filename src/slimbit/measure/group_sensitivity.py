@@ -92,10 +92,13 @@ def measure_group_sensitivity(
     return {name: tuple((value / images).tolist()) for name, value in total.items()}
 
 
+_IN_PARTS = "input of layer {name!r} must be a tensor of all channels for sensitivities, got {got}: rank by norm"
+
+
 def _add(sums: Tensor, change: Tensor, member: Member) -> None:
     """Add what each channel does to the sum of its unit; both have a row per image."""
     if change.shape[1] != member.size:
-        raise InputError(f"inputs of layer {member.name!r} must be {member.size}, got {change.shape[1]}")
+        raise InputError(_IN_PARTS.format(name=member.name, got=f"{change.shape[1]} of {member.size}"))
     pairs = [(unit, channel) for unit, channels in enumerate(member.channels) for channel in channels]
     units, channels = (torch.tensor(column) for column in zip(*pairs, strict=True))
     sums.index_add_(1, units, change[:, channels])
@@ -118,6 +121,8 @@ class _InputProbes:
     def _hook(self, name: str) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             first, key = (args[0], None) if args else (next(iter(kwargs.values())), next(iter(kwargs)))
+            if not isinstance(first, Tensor):
+                raise InputError(_IN_PARTS.format(name=name, got=type(first).__name__))
             own = first.view_as(first)
             self._met.append((name, own))
             return (args, {**kwargs, key: own}) if key is not None else ((own, *args[1:]), kwargs)

@@ -114,6 +114,9 @@ def checked_batches(batches: Iterable[Any] | Tensor) -> tuple[Any, ...]:
     if not found:
         raise InputError("calibration must hold at least one batch, got none")
     for number, batch in enumerate(found):
+        read = inputs_of(batch)
+        if read is None or isinstance(read, str | bytes | int | float):
+            raise InputError(f"calibration batch {number} must hold images, got {type(read).__name__}")
         inputs = next(iter(_tensors(batch)), None)
         if inputs is None:
             continue

@@ -26,7 +26,8 @@ def keep_places(module: nn.Module, behind: int, size: int, places: Tensor) -> No
     >>> module(torch.tensor([[[1.0, 2.0, 4.0]]])).tolist()  # of 1 2 0 0 4
     [[[3.0, 3.0, 4.0]]]
     """
-    module.register_buffer("window_places", places, persistent=False)
+    device = next((parameter.device for parameter in module.parameters()), places.device)
+    module.register_buffer("window_places", places.to(device), persistent=False)
     state: Any = module
     state.window_dim, state.window_size = -1 - behind, size
     module.register_forward_pre_hook(spread_channels)

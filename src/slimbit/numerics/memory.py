@@ -105,10 +105,17 @@ def live_bytes(network: nn.Module, batch: Any, forward: Forward, stops: Collecti
     return LiveBytes(*most)
 
 
+def hookable(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that take hooks, by path: all but scripted ones, whose operations are those of the module that calls."""
+    for path, module in network.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            yield path, module
+
+
 def watch_tensors(network: nn.Module, look: Callable[[nn.Module, Any], None]) -> list[RemovableHandle]:
     """Call a function with each module and what it reads, then with what it makes."""
     handles = []
-    for module in network.modules():
+    for _, module in hookable(network):
         handles.append(
             module.register_forward_pre_hook(lambda m, args, kwargs: look(m, (args, kwargs)), with_kwargs=True)
         )

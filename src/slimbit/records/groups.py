@@ -6,7 +6,7 @@ from typing import Literal
 
 from slimbit.records.codec import record
 
-Role = Literal["filters", "inputs", "norm", "parameter", "padding", "size", "index", "values", "window"]
+Role = Literal["filters", "inputs", "norm", "parameter", "padding", "size", "index", "values", "window", "order"]
 
 
 @record
@@ -19,11 +19,12 @@ class Member:
         role: "filters" of a layer, its "inputs", channels of a "norm", entries of a free "parameter" (a scale per
             channel), zeros that a module puts beside channels ("padding"), the channels that a number in a module's
             attributes counts ("size"), entries of a buffer that picks channels by number ("index"), the channels from
-            which it picks ("values"), or those over which the kernel of a convolution slides ("window").
+            which it picks ("values"), those over which the kernel of a convolution slides ("window"), or those that
+            a module without weights puts in another order ("order").
         size: Length of the axis before anything is removed.
         channels: For each unit its places on the axis.
-        dim: Dimension of a free parameter that is the axis; of a window, how many dimensions of its input lie
-            behind it; None for others.
+        dim: Dimension of a free parameter that is the axis; of a window and an order, how many dimensions of
+            its input lie behind it; None for others.
     """
 
     name: str

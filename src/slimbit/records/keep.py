@@ -28,8 +28,8 @@ class AxisKeep:
         role: Which axis.
         size: Its length before.
         kept: Places that stay, in the order in which they then lie: rising, but for channels that the code shuffles.
-        dim: Dimension of a free parameter that is the axis; None: the first of that size. Of a window: how many
-            dimensions of the input lie behind it.
+        dim: Dimension of a free parameter that is the axis; None: the first of that size. Of a window and an
+            order: how many dimensions of the input lie behind it.
     """
 
     name: str

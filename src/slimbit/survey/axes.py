@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.padding import _ConstantPadNd
 
+from slimbit.numerics.channel_order import Reordering, channel_order, keep_order
 from slimbit.numerics.channel_window import keep_places
 from slimbit.records.errors import InputError
 from slimbit.records.groups import Role
@@ -101,8 +102,9 @@ class Axis:
             set_number(module, self.name, size)
         elif self.role in ("index", "values"):
             self._renumber(places)
-        elif self.role == "window":
-            keep_places(module, self.dim or 0, self.size, places)
+        elif self.role in ("window", "order"):
+            keep = keep_places if self.role == "window" else keep_order
+            keep(module, self.dim or 0, self.size, places)
         elif isinstance(module, _ConvNd) and self.role == "filters":
             module.groups, module.out_channels = groups, size
         elif isinstance(module, _ConvNd):
@@ -181,8 +183,8 @@ def _slots(  # noqa: PLR0911 - one per kind of axis
         return _of_parameter(getattr(module, attribute, None), attribute, size, dim)
     if role == "size":
         return (), number_of(module, attribute)
-    if isinstance(module, _ConvNd) and role == "window":
-        return (), size if dim is not None and dim < len(module.kernel_size) else None
+    if role in ("window", "order"):
+        return (), _moved_over(module, role, size, dim)
     if role in ("index", "values"):
         return (), _of_picks(getattr(module, attribute, None), role, size)
     if isinstance(module, _ConstantPadNd) and role == "padding":
@@ -202,6 +204,15 @@ def _of_picks(value: Any, role: Role, size: int) -> int | None:
     if not isinstance(value, Tensor) or value.ndim != 1 or value.is_floating_point():
         return None
     return len(value) if role == "index" else size if value.is_meta or int(value.max()) < size else None
+
+
+def _moved_over(module: nn.Module, role: Role, size: int, dim: int | None) -> int | None:
+    """The size that was asked for, if a module's kernel slides over channels or a module reorders so many of them."""
+    if dim is None:
+        return None
+    if role == "window":
+        return size if isinstance(module, _ConvNd) and dim < len(module.kernel_size) else None
+    return size if isinstance(module, Reordering) or channel_order(module, size, dim) is not None else None
 
 
 def _of_convolution(module: _ConvNd, role: Role) -> tuple[Slots, int]:

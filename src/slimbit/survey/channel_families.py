@@ -19,8 +19,8 @@ from torch import nn
 from slimbit.records.groups import Family, Fit
 from slimbit.survey.axes import find_axis
 from slimbit.survey.channel_groups import Channels
-from slimbit.survey.channel_operation import Decisions, Trace
 from slimbit.survey.channel_run import Runs
+from slimbit.survey.channel_trace import Decisions, Trace
 
 
 class Families:

@@ -24,7 +24,8 @@ class ChannelGroups:
 
     Attributes:
         axes: For each axis of a module or parameter its channels.
-        dims: Which dimension of a parameter is its axis; of a window, how many dimensions of its input lie behind it.
+        dims: Which dimension of a parameter is its axis; of a window and an order, how many dimensions of
+            its input lie behind it.
         thinned: Grouped convolutions that keep their groups and lose places of each.
         rows: Channels of which the code takes parts of equal size, part by part; kept units must fill the parts evenly.
     """
@@ -112,7 +113,7 @@ class ChannelGroups:
     def dim(self, place: Place) -> int | None:
         """The entry of `dims` for an axis; None where it has none."""
         name, role = place
-        return self.dims.get(name) if role in ("parameter", "window") else None
+        return self.dims.get(name) if role in ("parameter", "window", "order") else None
 
     def all_roots(self) -> Channels:
         """`root` of every channel there is, and `NOT_A_FILTER` in the end."""

@@ -10,6 +10,7 @@ from slimbit.records.groups import Role
 from slimbit.survey.channel_groups import NOT_A_FILTER, Channels
 from slimbit.survey.channel_operation import Operation
 from slimbit.survey.channel_rules import handles
+from slimbit.survey.channel_trace import ALL, storage_of
 from slimbit.survey.kinds import is_stock
 
 
@@ -20,7 +21,8 @@ def _convolution(op: Operation) -> None:
     module = op.trace.modules.get(path or "")
     if not isinstance(module, _ConvNd) or path is None or weight.shape != module.weight.shape:
         op.proper.clear()
-        _functional_convolution(op)
+        if not _part_of_a_layer(op):
+            _functional_convolution(op)
         return
     if op["transposed"] != module.transposed:
         if op["groups"] == module.groups == 1:
@@ -102,6 +104,54 @@ def _union_groups(op: Operation, path: str, inputs: Channels, filters: Channels,
         op.channel_groups.union(group, group[:, -1:], reason)
         if min(reads.shape[1], makes.shape[1]) > 1:
             op.even[path] = group
+
+
+def _part_of_a_layer(op: Operation) -> bool:
+    """Whether the weight is a block of a layer's own, as in octave convolutions: some of its filters read some inputs.
+
+    Where the block begins and ends is written in attributes of the module, which change with the channels.
+    """
+    weight = op["weight"]
+    names = op.trace.names(weight)
+    path = names[0].rpartition(".")[0] if len(names) == 1 else ""
+    module = op.trace.modules.get(path)
+    if not isinstance(module, _ConvNd) or names != [f"{path}.weight"] or module.transposed or op["transposed"]:
+        return False
+    block = _block_of(weight, module.weight)
+    found = op.channels(op["input"])
+    ids = np.full(weight.shape[1], NOT_A_FILTER) if found is None else op.along(op["input"], 1)
+    if block is None or ids is None or not module.groups == op["groups"] == 1:
+        return False
+    rows, columns = block
+    filters = op.channel_groups.assign((path, "filters"), _filters(op, path, module.out_channels))
+    known = op.channel_groups.axes.get((path, "inputs"))
+    reads = op.channel_groups.new(module.in_channels) if known is None else known
+    reads = op.channel_groups.assign((path, "inputs"), reads)
+    op.channel_groups.union(reads[columns], ids, f"{op.where} reads what is no filter")
+    op.proper.add(names[0])
+    zero, bias = True, op["bias"]
+    if isinstance(bias, Tensor):
+        own = module.bias is not None and op.trace.names(bias) == [f"{path}.bias"]
+        zero = own and _block_of(bias[:, None], module.bias[:, None]) == (rows, slice(0, 1))  # type: ignore[index] # asked
+        if zero:
+            op.proper.add(f"{path}.bias")
+        else:
+            op.channel_groups.pin(filters[rows], f"{op.where} combines them with values that are no filters")
+    for name, axis, part in (("filters", filters, rows), ("inputs", reads, columns)):
+        for end in sorted({part.start, part.stop} - {0}):
+            op.size(f"{name} {ALL if end == len(axis) else end}", end, axis[:end])
+    op.put_along(1, filters[rows], zero=zero)
+    return True
+
+
+def _block_of(part: Tensor, whole: Tensor) -> tuple[slice, slice] | None:
+    """The rows and columns of a tensor of which another is the part; None where it is none, or a part of the rest."""
+    if storage_of(part) != storage_of(whole) or part.stride() != whole.stride() or part.shape[2:] != whole.shape[2:]:
+        return None
+    row, rest = divmod(int(part.storage_offset() - whole.storage_offset()), whole.stride(0))
+    column, rest = divmod(rest, whole.stride(1)) if whole.shape[1] > 1 else (0, rest)
+    rows, columns = slice(row, row + part.shape[0]), slice(column, column + part.shape[1])
+    return (rows, columns) if not rest and rows.stop <= whole.shape[0] and columns.stop <= whole.shape[1] else None
 
 
 def _functional_convolution(op: Operation) -> None:

@@ -13,19 +13,13 @@ import slimbit.survey.channel_layers
 import slimbit.survey.channel_shapes  # noqa: F401 - both register their rules
 from slimbit.numerics.batches import output_tensors
 from slimbit.numerics.copies import copied, plain_network
+from slimbit.numerics.memory import hookable
 from slimbit.records.errors import InputError
-from slimbit.survey.channel_operation import (
-    Decisions,
-    Operation,
-    Record,
-    Trace,
-    arguments,
-    numbers_among,
-    plain_name,
-    storage_of,
-)
+from slimbit.survey.channel_growth import Growth, grow
+from slimbit.survey.channel_operation import Operation, arguments, numbers_among, plain_name
+from slimbit.survey.channel_replay import DETACH, Replay, ReplayCalls, computed
 from slimbit.survey.channel_rules import rule_of
-from slimbit.survey.channel_sizes import DETACH, Growth, Replay, ReplayCalls, computed, grow
+from slimbit.survey.channel_trace import Decisions, Record, Trace, storage_of
 from slimbit.survey.trace import Inputs
 
 LEFT_EMPTY = "would have no channel left"
@@ -155,7 +149,7 @@ def _on_stack(network: nn.Module, stack: list[str]) -> Iterator[None]:
     def leave(*_: Any) -> None:
         stack.pop()
 
-    for path, module in network.named_modules():
+    for path, module in hookable(network):
         module.register_forward_pre_hook(enter(path), prepend=True)
         module.register_forward_hook(leave)
     yield

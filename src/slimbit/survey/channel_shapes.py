@@ -7,9 +7,13 @@ import numpy as np
 from torch import Tensor
 from torch.nn.modules.padding import _ConstantPadNd
 
+from slimbit.numerics.channel_order import BUFFERS, Reordering
 from slimbit.survey.channel_groups import NOT_A_FILTER, Channels
-from slimbit.survey.channel_operation import Operation, compressed
+from slimbit.survey.channel_operation import Operation
 from slimbit.survey.channel_rules import handles, met
+from slimbit.survey.channel_trace import TensorChannels, compressed
+
+HALVES = 2
 
 
 @handles("alias", "detach", "lift_fresh", "contiguous", "clone", "dropout", "zeros_like", "ones_like", "rand_like")
@@ -34,6 +38,12 @@ def _pass_on(op: Operation) -> None:
     if zero is not None:
         for output in op.outputs:
             op.trace.note_constant(output, zero=zero)
+
+
+def _followed(op: Operation) -> TensorChannels | None:
+    """The channels of a tensor whose entries an operation moves, which stays the parameter or constant that it is."""
+    _pass_on(op)
+    return op.channels(op["self"])
 
 
 @handles("empty", "new_empty", "zeros", "new_zeros", "ones", "new_ones", "full", "new_full", "full_like",
@@ -69,9 +79,7 @@ def _write(op: Operation) -> None:
 @handles("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "expand", "unflatten")
 def _view(op: Operation) -> None:
     """Channels keep their order; where their dimension is split, the code tells which part becomes shorter."""
-    _pass_on(op)
-    values: Tensor = op["self"]
-    found = op.channels(values)
+    values, found = op["self"], _followed(op)
     if found is None:
         return
     if op.name == "expand":
@@ -137,9 +145,7 @@ def _settled(op: Operation, ids: Channels) -> Channels:
 
 @handles("permute", "transpose", "t", "movedim")
 def _permute(op: Operation) -> None:
-    _pass_on(op)
-    values: Tensor = op["self"]
-    found = op.channels(values)
+    values, found = op["self"], _followed(op)
     if found is None:
         return
     if op.name == "permute":
@@ -154,8 +160,7 @@ def _permute(op: Operation) -> None:
 @handles("slice", "narrow")
 def _slice(op: Operation) -> None:
     """Parts along other axes keep channels; parts along theirs take them by numbers that must follow."""
-    _pass_on(op)
-    found = op.channels(op["self"])
+    found = _followed(op)
     if found is None:
         return
     dim, size = op["dim"] % op["self"].ndim, op["self"].shape[op["dim"]]
@@ -186,16 +191,21 @@ def _slice(op: Operation) -> None:
 
 
 def _union_parts(op: Operation, line: Channels, bounds: Sequence[int]) -> None:
-    """Parts whose sizes the code computes from the whole stay such parts if all of them lose the same places."""
-    part = math.gcd(len(line), *bounds)
-    op.union_rows(line.reshape(-1, part), f"{op.where} takes parts of them and of what is no filter")
+    """Parts whose sizes the code computes from the whole stay such parts if all of them lose the same places.
+
+    Halves also do if they lose mirrored places. A shuffle of halves, and any number of them, keeps such pairs together,
+    where channels at the same places of both soon are all one unit.
+    """
+    rows = line.reshape(-1, math.gcd(len(line), *bounds))
+    if op.index in op.trace.decisions.mirrored and len(rows) == HALVES:
+        rows = np.stack((rows[0], rows[1][::-1]))
+    op.union_rows(rows, f"{op.where} takes parts of them and of what is no filter")
 
 
 @handles("select", "unbind")
 def _select(op: Operation) -> None:
     """One entry along a dimension; of channels only where all along it are one unit."""
-    _pass_on(op)
-    found = op.channels(op["self"])
+    found = _followed(op)
     if found is None:
         return
     dim = (op["dim"] or 0) % op["self"].ndim
@@ -208,8 +218,7 @@ def _select(op: Operation) -> None:
 
 @handles("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk")
 def _split(op: Operation) -> None:
-    _pass_on(op)
-    found = op.channels(op["self"])
+    found = _followed(op)
     if found is None:
         return
     dim = (op["dim"] or 0) % op["self"].ndim
@@ -252,8 +261,7 @@ def _cat(op: Operation) -> None:
 
 @handles("repeat")
 def _repeat(op: Operation) -> None:
-    _pass_on(op)
-    found = op.channels(op["self"])
+    found = _followed(op)
     if found is None:
         return
     ids = found.ids.reshape((1,) * (op.output.ndim - op["self"].ndim) + found.ids.shape)
@@ -342,6 +350,10 @@ def _indexed(op: Operation) -> None:
     found = op.channels(values)
     if found is None:
         return
+    path = op.trace.path[-1]
+    if isinstance(op.trace.modules[path], Reordering):
+        _reordered(op, path)
+        return
     indices = op["indices"] if op.name == "index" else [*(None,) * (op["dim"] % values.ndim), op["index"]]
     picked = [d for d, index in enumerate(indices) if index is not None]
     plain = op.output.ndim == values.ndim and len(picked) == 1
@@ -350,10 +362,27 @@ def _indexed(op: Operation) -> None:
         return
     names = op.trace.names(indices[picked[0]]) if plain else []
     numbers = op.trace.numbers.get(names[0]) if len(names) == 1 else None
-    line = op.along(values, picked[0]) if numbers is not None else None
+    kept = len(names) == 1 and names[0].endswith(BUFFERS)
+    line = op.along(values, picked[0]) if numbers is not None and not kept else None
     if line is None or numbers is None or numbers.shape != indices[picked[0]].shape or numbers.ndim != 1:
         op.give_up(f"{op.where} takes channels by their number")
         return
     op.proper.add(names[0])
     op.channel_groups.assign((names[0], "values"), line)
     op.put_along(picked[0], op.channel_groups.assign((names[0], "index"), line[numbers]), zero=found.zero)
+
+
+def _reordered(op: Operation, path: str) -> None:
+    """What stands for a module that only reorders channels."""
+    values: Tensor = op["self"]
+    found, order = op.channels(values), op.trace.numbers[f"{path}.order"]
+    line = op.along(values, 1)
+    op.proper.update(op.trace.names(op["index"]))
+    if line is None or found is None:
+        return
+    if len(op["index"]) != len(order):
+        op.give_up(f"{op.where} takes channels by their number")
+        return
+    line = op.channel_groups.assign((path, "order"), line)
+    op.channel_groups.dims[path] = values.ndim - 2
+    op.put_along(1, line[order], zero=found.zero)

@@ -14,12 +14,15 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from slimbit.numerics.copies import plain_network
+from slimbit.records.errors import InputError
 from slimbit.records.groups import FilterGroups
 from slimbit.survey.channel_families import Families
 from slimbit.survey.channel_groups import ChannelGroups, Channels
-from slimbit.survey.channel_operation import Decisions
+from slimbit.survey.channel_growth import even, mixed
+from slimbit.survey.channel_orders import with_orders
 from slimbit.survey.channel_run import LEFT_EMPTY, Runs
-from slimbit.survey.channel_sizes import even, judge, mixed, refusal
+from slimbit.survey.channel_sizes import judge, refusal
+from slimbit.survey.channel_trace import Decisions
 from slimbit.survey.module import refuse_what_cannot_be_counted
 from slimbit.survey.trace import Inputs
 
@@ -85,10 +88,31 @@ def _settled(network: nn.Module, example_input: Inputs) -> Families:
     """The network's groups, after runs at other sizes have shown which of its numbers follow them.
 
     Where parts of channels that lose the same places end up as one unit (shuffle upon shuffle), they are asked to lose
-    as many places instead.
+    as many places instead. Where channels still stay that a module only reorders, it is asked to keep their order, and
+    halves of them lose mirrored places.
     """
-    runs = Runs(network, example_input)
-    best = found = _best_views(runs, Decisions())
+    best = _loosened(Runs(network, example_input), Decisions())
+    other = with_orders(network, best.trace)
+    if other is None:
+        return best
+    try:
+        runs = Runs(other, example_input)
+    except InputError:  # a module that reorders now these and now other channels
+        return best
+    found = _best_views(runs, Decisions())
+    halves = {
+        index
+        for index, record in enumerate(found.trace.records)
+        for rows in record.even.values()
+        if index in found.decisions.parts and _is_fixed(found.trace.channel_groups, rows)
+    }
+    found = _loosened(runs, Decisions(mirrored=halves))
+    return found if _count(found) > _count(best) else best
+
+
+def _loosened(runs: Runs, start: Decisions) -> Families:
+    """The groups, where parts that would leave nothing if they lost the same places lose as many."""
+    best = found = _best_views(runs, start)
     for _ in range(MOST_LOOSENED):
         channel_groups = found.trace.channel_groups
         even = {
@@ -119,7 +143,7 @@ def _best_views(runs: Runs, start: Decisions) -> Families:
         if not blocked:
             return found
         ways = {i: left[1:] if i in blocked else left for i, left in ways.items()}
-        other = _decided(runs, Decisions(choices=ways, loose=start.loose, thin=start.thin))
+        other = _decided(runs, Decisions(choices=ways, loose=start.loose, thin=start.thin, mirrored=start.mirrored))
         found.decisions.choices = ways
         if _count(other) > _count(found):
             found = other

@@ -125,8 +125,10 @@ def macs_of(node: NodeProto, shapes: Mapping[str, tuple[int, ...]], why: str = "
 
 
 def images_of(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """How many images a convolution works on; None for other operators."""
+    """How many images or sequences a convolution or recurrent layer works on; None for other operators."""
     product = PRODUCTS.get(operator(node))
+    if operator(node) in _RECURRENT:
+        return shapes[operand(node, 0)][0 if attribute(node, "layout", 0) else 1]
     return shapes[operand(node, product.left)][0] if product is not None and product.convolution else None
 
 

@@ -114,15 +114,16 @@ def arranged(read: Callable[[], Tensor | Quantized], arrange: Callable[[Tensor],
         arrange: Brings a tensor of the source's shape into filters-first order.
 
     Raises:
-        InputError: A step is not positive and finite.
+        InputError: A step is 0 or not finite.
     """
     value = read()
     if isinstance(value, Tensor):
         return arrange(value)
-    if not bool((torch.isfinite(value.step) & (value.step > 0)).all()):
-        raise InputError(f"quantization steps must be positive and finite, got {value.step.min().item():g}")
-    levels = arrange(value.levels)
-    steps = arrange(value.step.expand(value.levels.shape)).reshape(len(levels), -1)
+    size = value.step.abs()  # the sign of a factor goes to the levels: a folded BatchNorm may have a negative scale
+    if not bool((torch.isfinite(size) & (size > 0)).all()):
+        raise InputError(f"quantization steps must be finite and not 0, got {size.min().item():g}")
+    levels = arrange(value.levels * value.step.sign())
+    steps = arrange(size.expand(value.levels.shape)).reshape(len(levels), -1)
     if not torch.equal(steps, steps[:, :1].expand_as(steps)):
         return levels * steps.reshape(levels.shape)
     step = steps[:, 0].clone()

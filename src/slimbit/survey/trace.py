@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
+from slimbit.numerics.memory import hookable
 from slimbit.survey.kinds import Use, images_seen, rule_of
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -48,9 +49,8 @@ def trace_calls(model: nn.Module, example_input: Inputs) -> list[Call]:
     """
     calls: list[Call] = [Call("")]
     stack = [calls[0]]
-    for path, module in model.named_modules():
-        if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks: its operations are those of its caller
-            _watch(module, path, calls, stack)
+    for path, module in hookable(model):
+        _watch(module, path, calls, stack)
     names = {_storage(p): (name, p.numel()) for name, p in model.named_parameters()}
     with torch.no_grad(), _plain_attention(), _WorkCounter(stack, names):
         if isinstance(example_input, Tensor):
