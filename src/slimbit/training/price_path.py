@@ -20,7 +20,7 @@ from slimbit.training.learned_levels import LevelCost, learned_parts, levels_of
 
 LOOK_EVERY = 5
 """Iterations between two looks at what the averaged levels cost."""
-HASTE, LEAST, MOST = 1.05, 1e-3, 10.0
+HASTE, LEAST, MOST = 1.02, 1e-3, 10.0
 """The factor of the price changes by so much at every look, and stays within these."""
 WARM_UP = 20
 """At first the running average is over a part of the iterations that there were, so that it forgets the start."""
@@ -49,7 +49,7 @@ class PriceSchedule:
     def cost(self, iteration: int) -> float:
         """The cost that an iteration, counted from 0, should have come to."""
         share = min(1.0, iteration / max(1, self.iterations - 1))
-        return self.costs[0] * (self.costs[-1] / self.costs[0]) ** share
+        return float(self.costs[0] * (self.costs[-1] / self.costs[0]) ** share)
 
     def price(self, iteration: int) -> float:
         """The price of an iteration, counted from 0."""
@@ -161,10 +161,7 @@ class PricePath:
             self._mean = {name: value.to(parameters[name].device) for name, value in self._mean.items()}
         torch._foreach_lerp_([*self._mean.values()], [parameters[name].detach() for name in self._mean], 1 - keep)
         if self.iteration % LOOK_EVERY == 0 and self.iteration:
-            ahead = self.cost.exact(levels_of(model)) < self.schedule.cost(self.iteration)
-            self.factor = min(MOST, max(LEAST, self.factor * (1 / HASTE if ahead else HASTE)))
-            if self.taken < len(self.targets):
-                self._look(model)
+            self._look(model)
 
     @torch.no_grad()
     def _shift(self, model: nn.Module) -> None:
@@ -177,6 +174,10 @@ class PricePath:
     @torch.no_grad()
     def _look(self, model: nn.Module, *, last: bool = False) -> None:
         cost = self.cost.exact(levels_of(model, self._mean))
+        ahead = cost < self.schedule.cost(self.iteration)
+        self.factor = min(MOST, max(LEAST, self.factor * (1 / HASTE if ahead else HASTE)))
+        if self.taken == len(self.targets):
+            return
         behind = bisect_right([-target for target in self.targets], -cost)
         if behind <= self.taken and not last:
             return
