@@ -1,8 +1,8 @@
 """Runs that are killed at random moments and continued: ``make chaos``, or ``python tests/chaos/run.py --help``.
 
-Frontiers, joint frontiers (prune, tune, then quantize) and trainings, each with one thread and with two. A run is
-killed a few times, then left to finish, and compared with one that nobody disturbed: every point and epoch is there,
-once, and equal in every bit. Not a gate: it takes half an hour.
+Frontiers, joint frontiers (prune, tune, then quantize), learned ones, and trainings, each with one thread and with two.
+A run is killed a few times, then left to finish, and compared with one that nobody disturbed: every point and epoch is
+there, once, and equal in every bit. Not a gate: it takes half an hour.
 """
 
 import argparse
@@ -31,6 +31,7 @@ import slimbit
 from slimbit.frontier.frontier import open_run
 from slimbit.frontier.objects import object_path, read_object
 from slimbit.records.config import PruneConfig, TuneConfig
+from slimbit.records.learning import LearnConfig
 from slimbit.records.training import TrainConfig
 from slimbit.training.images import TrainImages
 from slimbit.training.run import train_network
@@ -38,6 +39,9 @@ from slimbit.training.task import TrainTask
 from training_case import task_of
 
 KILLS_OF_A_RUN = 5
+LEARNING = LearnConfig(
+    epochs=4, train={"batch_size": 24, "validation_images": 0, "augment": {"crop": 0, "flip": False}}
+)
 TUNING = TuneConfig(epochs=2, train={"validation_images": 0, "augment": {"crop": 0, "flip": False}})
 
 
@@ -46,17 +50,26 @@ def frontier(out: Path, **more: Any) -> None:
     case.trace(out, points=6, baselines=False, **more)
 
 
-def joint(out: Path) -> None:
-    """The same of it and of a half of it, tuned for two epochs."""
+def data() -> TrainTask:
+    """What it learns from."""
     pixels = case.images(96, seed=4)
-    data = TrainTask(
+    return TrainTask(
         images=TrainImages(
             pixels=((pixels * 30 + 128).clamp(0, 255).byte()).numpy(), labels=(torch.arange(96) % 5).numpy(),
             mean=(0.5,), std=(0.25,), full_scale=255, chosen=torch.arange(96).numpy(),
         ),
         example_input=torch.zeros(1, 1, 6, 6),
     )  # fmt: skip
-    frontier(out, keep_ratios=(1.0, 0.5), prune=PruneConfig(tune=TUNING), data=data)
+
+
+def joint(out: Path) -> None:
+    """The same of it and of a half of it, tuned for two epochs."""
+    frontier(out, keep_ratios=(1.0, 0.5), prune=PruneConfig(tune=TUNING), data=data())
+
+
+def learned(out: Path) -> None:
+    """Six points, and as many again from a training of four epochs."""
+    frontier(out, learn=LEARNING, data=data())
 
 
 def training(out: Path) -> None:
@@ -91,6 +104,7 @@ def of_training(out: Path) -> dict[str, Any]:
 KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], dict[str, Any]]]] = {
     "frontier": (frontier, of_frontier),
     "joint frontier": (joint, of_frontier),
+    "learned frontier": (learned, of_frontier),
     "training": (training, of_training),
 }
 
