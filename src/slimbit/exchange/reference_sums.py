@@ -63,24 +63,25 @@ class Window:
             yield place, values[(slice(None), slice(None), *cut)]
 
 
-EXACT = 1 << 53
+EXACT = {"float32": 1 << 24, "float64": 1 << 53}
+"""Up to here every whole number is one of the type."""
 
 
 def sums_of(values: Array, weights: Array, window: Window) -> Array:
     """``sums[n, f, p] = sum_{c, k} weights[f, c, k] * values[n, c, p + k]``; integers give integers."""
-    integer = np.issubdtype(weights.dtype, np.integer)
+    integer, kind = np.issubdtype(weights.dtype, np.integer), "float64"
     if integer and weights.size:
         bound = int(np.abs(weights).reshape(len(weights), -1).sum(axis=1).max()) * int(np.abs(values).max(initial=0))
-        assert bound < EXACT  # float64 below holds every sum exactly
-    wide, factors = values.astype(np.float64), weights.astype(np.float64)
+        kind = next(name for name, most in EXACT.items() if bound < most)  # holds every sum and part of one exactly
+    wide, factors = values.astype(kind), weights.astype(kind)
     if not window.kernel:
-        total = wide @ factors.T
+        total: Array = wide @ factors.T
         return total.astype(np.int64) if integer else total
     wide = np.pad(wide, ((0, 0), (0, 0), *window.pads))
     sizes = window.sizes(values.shape[2:])
     filters = len(weights) // window.groups
     factors = factors.reshape(window.groups, filters, *factors.shape[1:])
-    total = np.zeros((len(values), window.groups, filters, math.prod(sizes)))
+    total = np.zeros((len(values), window.groups, filters, math.prod(sizes)), kind)
     for place, part in window.parts(wide, sizes):
         index: tuple[Any, ...] = (slice(None), slice(None), slice(None), *place)
         total += factors[index] @ part.reshape(len(values), window.groups, weights.shape[1], -1)

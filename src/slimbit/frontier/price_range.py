@@ -181,6 +181,7 @@ def find_price_range(
 
 def first_prices(prepared: PreparedNetwork, metric: NamedCost, config: QuantConfig) -> list[float]:
     """Prices of the points that are measured before the range is known, by mean bits per weight; none is compressed."""
+    # not shared with the search of the range: what is known narrows it, and a worker that continues was not here
     bits = PredictedBits(prepared, metric, config)
     fine, coarse = _bounds(bits)
     wanted = FIRST_FILTERWISE_BITS if _has_widths(metric) else FIRST_BITS
