@@ -200,7 +200,7 @@ def page(
     return composed(
         "page",
         title=f"{data.about.network}: {data.about.score_name} against cost",
-        data={**contents(data, exported, hardware=hardware), "watch": watch},
+        data=contents(data, exported, hardware=hardware) | ({"watch": watch} if watch else {}),
         connects=bool(watch),
         still=still_page(data),
     )
