@@ -125,7 +125,7 @@ def test_what_the_folder_says(made: tuple[Path, Agreement], ask: Callable[..., A
     manifest = read_manifest(tmp_path / "net")
     chosen = max(done(made[0]), key=lambda p: p.accuracy or 0)
     assert f"accuracy {chosen.accuracy:g}" in said
-    assert "slimbit.load(" in said
+    assert f"in Python: model = slimbit.load({str(tmp_path / 'net')!r}).model\n" in said
     assert (manifest.network.source, manifest.network.input_shape) == (SOURCE, (3, 32, 32))
     assert manifest.normalization is not None
     assert manifest.normalization.mean == (0.485, 0.456, 0.406)

@@ -191,6 +191,10 @@ def test_records_of_outputs_are_understood() -> None:
     assert data_set().evaluator()(Pair(4)) == 100.0
 
 
+def test_all_images_calibrate_where_there_are_fewer_than_usual() -> None:
+    assert sum(len(batch) for batch in data_set().calibration()) == 20
+
+
 def test_wrong_outputs() -> None:
     with pytest.raises(
         InputError, match=r"output of the network on own must have shape .* = \(20, 4\), got .*\(20, 9\)"

@@ -43,7 +43,7 @@ def _from_zoo(reference: NetworkReference) -> nn.Module:
 def _called(source: str, *, allow_code: bool) -> nn.Module:
     if not allow_code:
         raise InputError(
-            f"model must be given for this artifact, or allow_code=True where it is trusted: "
+            "model must be given for this artifact, or allow_code=True (--allow-code) where it is trusted: "
             f"its network {source} is built by running code"
         )
     try:

@@ -89,7 +89,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     stages: Annotated[
         Path | None, typer.Option(help="Folder of pruned and tuned networks, for several runs; default: in the run.")
     ] = None,
-    calibration_images: Annotated[int | None, typer.Option(help="Unlabelled images; default 500.")] = None,
+    calibration_images: Annotated[int | None, typer.Option(help="Unlabelled images; default: 500, or all.")] = None,
     augment: Annotated[
         bool | None,
         typer.Option("--augment", help="Crop and flip these images as in training: for absolute BatchNorm statistics."),

@@ -14,6 +14,7 @@ from slimbit.cli.verify import ImagesToVerify, images_of, plain_proof, print_ver
 from slimbit.records.codec import pretty
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import StoreError, write_whole
+from slimbit.records.origin import runs_code
 from slimbit.records.point import FrontierPoint
 from slimbit.records.terminal import quantity, shown
 
@@ -180,7 +181,12 @@ def _form(
     if not network and not origin.source and weights is not None:
         raise InputError("--network must be given with --weights for a run that was made from Python, got none")
     if not network and origin.source:
-        check_trusted_network(origin.source, str(run / RUN_FILE), allow_code=allow_code)
+        check_trusted_network(
+            origin.source,
+            str(run / RUN_FILE),
+            allow_code=allow_code,
+            otherwise=f"give --network {origin.source}",
+        )
     if network is None and weights is None:
         return None
     found = open_network(
@@ -231,4 +237,15 @@ def _print(
         typer.echo(f"{name} {found.value:.2f} ({found.low:.1f}-{found.high:.1f}): {found.measured_on}")
     levels, state = manifest.files["levels.bin"].bytes, manifest.files["state.safetensors"].bytes
     typer.echo(f"wrote {out}: levels and steps {levels:,} bytes, other parameters and statistics {state:,} bytes")
-    typer.echo(f"slimbit.load({str(out)!r}).model is the network")
+    typer.echo(f"in Python: model = {loading(out, manifest.network.source)}.model")
+
+
+def loading(folder: Path, source: str) -> str:
+    """The call that opens a folder again, to be pasted.
+
+    >>> loading(Path("small"), "resnet20"), loading(Path("small"), "mynet:build"), loading(Path("small"), "")
+    ("slimbit.load('small')", "slimbit.load('small', allow_code=True)", "slimbit.load('small', model=network)")
+    """
+    if not source:
+        return f"slimbit.load({str(folder)!r}, model=network)"
+    return f"slimbit.load({str(folder)!r}{', allow_code=True' if runs_code(source) else ''})"

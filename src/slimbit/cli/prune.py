@@ -73,7 +73,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     ] = None,
     constants: Annotated[str, typer.Option(help="Constants of removed filters: fold or zero.")] = "fold",
     statistics: Annotated[str, typer.Option(help="BatchNorm afterwards: paired, absolute or stored.")] = "paired",
-    calibration_images: Annotated[int, typer.Option(help="Unlabelled images.")] = 500,
+    calibration_images: Annotated[int | None, typer.Option(help="Unlabelled images; default: 500, or all.")] = None,
     evaluate_images: Annotated[int | None, typer.Option(help="Test images; default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampled images and labels.")] = 0,
     device: Annotated[str, typer.Option(help="Where the network is pruned and scored: cpu or cuda.")] = "cpu",

@@ -51,6 +51,7 @@ from slimbit.records.errors import InputError
 from slimbit.records.files import as_path, not_written
 from slimbit.records.groups import FilterGroups
 from slimbit.records.keep import KeepPlan
+from slimbit.records.origin import runs_code
 from slimbit.records.signal import EpochSignal
 from slimbit.records.training_run import read_training_run
 from slimbit.survey.filter_groups import NEVER_CALLED, find_filter_groups
@@ -156,7 +157,7 @@ class Pruner:
     def _check_groups(self) -> None:
         """Refuse what one plan for the form cannot say: a part of the only group that an earlier pruning has left."""
         source = self.prepared.origin.source
-        if self.prepared.keep is None or not source or (":" in source and not source.startswith("timm:")):
+        if self.prepared.keep is None or not source or runs_code(source):
             return
         reference = NetworkReference(source=source, classes=self.prepared.origin.classes, input_shape=(1,))
         whole = dict(build_network(reference, without_memory=True).named_modules())

@@ -37,7 +37,7 @@ def quoting_images(info: RunInfo, *, allow_code: bool = False) -> tuple[Evaluato
     if not spec:
         return None, "the run does not say which data it was scored on"
     try:
-        check_trusted_data(spec, "the run", allow_code=allow_code)
+        check_trusted_data(spec, "the run", allow_code=allow_code, otherwise="")
         card = None if norm is None else {"normalize": {"mean": list(norm.mean), "std": list(norm.std)}}
         data = open_data(spec, card=card)
         choose, quote = data.selection(info.evaluate_images)

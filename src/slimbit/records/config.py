@@ -378,7 +378,7 @@ class FrontierConfig(RunConfig):
         weights: Weights file; relative to the current folder.
         data: Data spec.
         input: Shape of one input, ``3x32x32``.
-        calibration_images: Number of unlabelled images.
+        calibration_images: Number of unlabelled images; None = 500, or all where there are fewer.
         calibration_augment: Whether they are cropped and flipped as in training.
         evaluate_images: Number of test images to choose by; None = as of ``select_images``.
         select_images: Number of images that points are chosen by, see `slimbit.zoo.data.DataSet.selection`; 0 = every
@@ -390,7 +390,7 @@ class FrontierConfig(RunConfig):
     weights: str | None = None
     data: str | None = None
     input: str | None = None
-    calibration_images: Count = 500
+    calibration_images: Count | None = None
     calibration_augment: bool = False
     evaluate_images: Count | None = None
     select_images: Annotated[int, Field(ge=0)] | None = None

@@ -51,6 +51,15 @@ class Normalization:
         return Normalization(self.mean * channels, self.std * channels, self.name)
 
 
+def runs_code(source: str) -> bool:
+    """Whether building the network of that name imports code that is neither Slimbit's nor timm's.
+
+    >>> runs_code("resnet20"), runs_code("timm:resnet18"), runs_code("mynet:build")
+    (False, False, True)
+    """
+    return ":" in source and not source.startswith("timm:")
+
+
 @record
 class NetworkOrigin:
     """Where network and data came from.

@@ -51,6 +51,7 @@ class ReportFacts:
         scoring: How accuracy was scored, by name: data, images, interval.
         provenance: Versions, seed, hardware and settings, by name.
         activation_bits: Width that activations are quantized to; None where they stay float.
+        code_network: Name of the network where building it runs code, which a command has to name; "" elsewhere.
         missing: What a run that is not finished still lacks, in a sentence; "" for a finished one.
     """
 
@@ -63,6 +64,7 @@ class ReportFacts:
     scoring: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     activation_bits: int | None = None
+    code_network: str = ""
     missing: str = ""
 
 

@@ -10,6 +10,7 @@ from slimbit.records.codec import plain
 from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
 from slimbit.records.files import as_path, parse_json, write_whole
+from slimbit.records.origin import runs_code
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
 from slimbit.records.sensitivity import Sensitivity
@@ -178,6 +179,7 @@ def about(
         scoring={name: text for name, text in scoring.items() if text},
         provenance={name: text for name, text in provenance.items() if text},
         activation_bits=bits,
+        code_network=info.origin.source if runs_code(info.origin.source) else "",
         missing=missing,
     )
 
@@ -198,7 +200,7 @@ def page(
     return composed(
         "page",
         title=f"{data.about.network}: {data.about.score_name} against cost",
-        data={**contents(data, exported, hardware=hardware), "watch": watch},
+        data=contents(data, exported, hardware=hardware) | ({"watch": watch} if watch else {}),
         connects=bool(watch),
         still=still_page(data),
     )
@@ -208,7 +210,8 @@ def contents(
     data: ReportData, exported: Sequence[ExportedFile] = (), *, hardware: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Everything that the page's script draws."""
-    named = [shlex.quote(data.about.run), *(f"--hardware {shlex.quote(machine)}" for machine in hardware)]
+    network = [f"--network {shlex.quote(data.about.code_network)}"] if data.about.code_network else []
+    named = [shlex.quote(data.about.run), *network, *(f"--hardware {shlex.quote(machine)}" for machine in hardware)]
     return {
         "report": asdict(data),
         "figures": {metric.name: accuracy_figure(data, metric.name) for metric in data.metrics},

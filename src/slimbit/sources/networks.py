@@ -9,6 +9,7 @@ from slimbit.records.cost_names import HARDWARE
 from slimbit.records.errors import InputError
 from slimbit.records.files import expanded, has_file
 from slimbit.records.keep import PRUNED, PRUNED_WEIGHTS
+from slimbit.records.origin import runs_code
 from slimbit.records.text import fault_of
 
 if TYPE_CHECKING:
@@ -206,7 +207,9 @@ def _pruned_network(
     return OpenedNetwork(network.eval(), origin, found.plan)
 
 
-def check_trusted_network(reference: str | None, file: str, *, allow_code: bool) -> None:
+def check_trusted_network(
+    reference: str | None, file: str, *, allow_code: bool, otherwise: str = "type the name as NETWORK"
+) -> None:
     """Refuse a network that a file names and that is built by running code, unless the user has agreed to that.
 
     What the user types runs; what a file says may have been written by anybody.
@@ -215,6 +218,7 @@ def check_trusted_network(reference: str | None, file: str, *, allow_code: bool)
         reference: The name in the file; None: there is none.
         file: The file, for the message.
         allow_code: Whether ``--allow-code`` was given.
+        otherwise: What the user can do instead, for the message.
 
     >>> check_trusted_network("resnet20", "run.json", allow_code=False)
     >>> check_trusted_network("os:getcwd", "run.json", allow_code=False)
@@ -223,15 +227,17 @@ def check_trusted_network(reference: str | None, file: str, *, allow_code: bool)
     slimbit.records.errors.InputError: network named by run.json must be one that runs no code, got os:getcwd: where \
 the file is trusted, add --allow-code, or type the name as NETWORK
     """
-    if not reference or allow_code or ":" not in reference or reference.startswith("timm:") or is_pruned(reference):
+    if not reference or allow_code or not runs_code(reference) or is_pruned(reference):
         return
     raise InputError(
         f"network named by {file} must be one that runs no code, got {reference}: where the file is trusted, "
-        "add --allow-code, or type the name as NETWORK"
+        f"add --allow-code, or {otherwise}"
     )
 
 
-def check_trusted_data(spec: str | None, file: str, *, allow_code: bool) -> None:
+def check_trusted_data(
+    spec: str | None, file: str, *, allow_code: bool, otherwise: str = ", or type it with --data"
+) -> None:
     """The same for a data spec.
 
     >>> check_trusted_data("digits", "card.json", allow_code=False)
@@ -242,7 +248,7 @@ def check_trusted_data(spec: str | None, file: str, *, allow_code: bool) -> None
         return
     raise InputError(
         f"data spec named by {file} must be one that runs no code, got {spec}: where the file is trusted, "
-        "add --allow-code, or type it with --data"
+        f"add --allow-code{otherwise}"
     )
 
 

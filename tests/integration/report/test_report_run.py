@@ -55,6 +55,15 @@ def test_command_quotes_a_folder_with_a_space(stored_run):
     assert f"slimbit pick '{stored_run}'" in text
 
 
+def test_the_command_names_a_network_that_is_built_by_code(stored_run):
+    file = stored_run / "run.json"
+    info = json.loads(file.read_text())
+    info["origin"]["source"] = "my net:build"
+    file.write_text(json.dumps(info))
+    text = open_run(stored_run).report().read_text(encoding="utf-8")
+    assert f"slimbit pick '{stored_run}' --network 'my net:build'" in text
+
+
 def test_command_line(stored_run, tmp_path):
     app = typer.Typer()
     app.command()(report)

@@ -13,6 +13,7 @@
   // a letter says nothing of the keep ratio, the name of a point for comparison does
   const called = (point) => (point.kind === "ours" && keep(point) ? `${point.name}, ${keep(point)}` : point.name);
   const amount = (point, one) => `${point.texts[one.name] ?? "-"}${one.unit && ` ${one.unit}`}`;
+  const capital = (text) => text[0].toUpperCase() + text.slice(1);
   const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 
   // ---- the data, which a run under way replaces ----------------------------------------------------------------
@@ -52,7 +53,7 @@
     const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
     at("network").textContent = about.network;
     const first = about.score_name === about.score_name.toLowerCase()
-      ? about.score_name[0].toUpperCase() + about.score_name.slice(1) : about.score_name; // mAP and IoU stay as they are
+      ? capital(about.score_name) : about.score_name; // mAP and IoU stay as they are
     for (const place of document.querySelectorAll(".score"))
       place.textContent = place.classList.contains("first") ? first : about.score_name;
     at("summary").textContent = [
@@ -77,7 +78,7 @@
     const headline = report.headlines[at("drop").value];
     const [first, ...others] = headline.factors;
     at("headline-least").textContent = `of float (${headline.least})`;
-    at("headline-text").textContent = headline.text.slice(headline.text.indexOf("): ") + 3);
+    at("headline-text").textContent = capital(headline.text.slice(headline.text.indexOf("): ") + 3));
     at("headline-text").classList.toggle("unseen", Boolean(first)); // the figures say it
     at("headline-notes").textContent = headline.notes.join(" ");
     at("hero").replaceChildren(...(first ? [

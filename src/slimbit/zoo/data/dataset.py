@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from slimbit.zoo.data.evaluator import Evaluator
 
 CALIBRATION_BATCH = 250
+CALIBRATION_IMAGES = 500
 EVALUATION_BATCH, EVALUATION_PIXELS = 100, 100 * 112 * 112
 """Images at once, and pixels: 100 images of 32x32, 25 of 224x224. Measured for ResNet-20 on 32x32 images:
 docs/how-to/data.md."""
@@ -116,7 +117,7 @@ class DataSet:
 
     def calibration(
         self,
-        images: int = 500,
+        images: int | None = None,
         *,
         batch_size: int = CALIBRATION_BATCH,
         seed: int = 0,
@@ -125,7 +126,7 @@ class DataSet:
         """Unlabelled training images, chosen at random by ``seed``, as normalized float batches.
 
         Args:
-            images: How many.
+            images: How many; None: `CALIBRATION_IMAGES`, or all where there are fewer.
             batch_size: Images per batch; the last may have fewer.
             seed: Another seed, another choice.
             augment: Whether they are cropped and flipped as in training, which BatchNorm statistics averaged anew need
@@ -140,7 +141,9 @@ class DataSet:
         """
         from slimbit.zoo.data.batches import CalibrationBatches
 
-        images = _counted(images, len(self.train.images), f"calibration images of {self.name}", "training images")
+        there = len(self.train.images)
+        images = min(CALIBRATION_IMAGES, there) if images is None else images
+        images = _counted(images, there, f"calibration images of {self.name}", "training images")
         order = np.random.default_rng(seed).permutation(len(self.train.images))
         settings = AugmentConfig() if augment is True else augment or None
         return CalibrationBatches(self, order[:images], _batch_size(batch_size), augment=settings, seed=seed)
