@@ -15,13 +15,14 @@ from mkdocs.structure.files import File, Files
 from slimbit.cli import app
 from slimbit.cli.lists import SHORTCUTS, hardware_rows, network_rows, recipe_rows
 from slimbit.records import config as settings
-from slimbit.records import training
+from slimbit.records import learning, training
 
 ROOT = Path(__file__).parents[1]
 SOURCE = "https://github.com/slimbit/slimbit/blob/main/"
 LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(\))")
 CONFIGS = (
-    settings.RunConfig, settings.QuantConfig, settings.PruneConfig, settings.TuneConfig, settings.FrontierConfig,
+    settings.RunConfig, settings.QuantConfig, settings.PruneConfig, settings.TuneConfig, learning.LearnConfig,
+    settings.FrontierConfig,
     training.TrainConfig, training.OptimizerConfig, training.ScheduleConfig, training.AugmentConfig,
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ import math
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import slimbit
 
@@ -50,7 +51,7 @@ def main() -> None:
     _tables(results, given.metric)
 
 
-def _scored(out: Path, data: slimbit.DataSet, seed: int) -> list[dict[str, object]]:
+def _scored(out: Path, data: Any, seed: int) -> list[dict[str, object]]:
     """Every point of a run on all test images."""
     run, evaluate = slimbit.open_run(out), data.evaluator()
     rows: list[dict[str, object]] = []

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from slimbit.records.errors import MissingExtraError as MissingExtraError
     from slimbit.records.errors import SlimbitError as SlimbitError
     from slimbit.records.files import StoreError as StoreError
+    from slimbit.records.learning import LearnConfig as LearnConfig
     from slimbit.records.point import FrontierPoint as FrontierPoint
     from slimbit.records.signal import EpochSignal as EpochSignal
     from slimbit.records.training import TrainConfig as TrainConfig
@@ -54,6 +55,7 @@ _HOMES = {
     "FrontierPoint": "slimbit.records.point",
     "HardwareModel": "slimbit.measure.hardware",
     "InputError": "slimbit.records.errors",
+    "LearnConfig": "slimbit.records.learning",
     "MissingExtraError": "slimbit.records.errors",
     "PreparedNetwork": "slimbit.compress.prepared",
     "PruneConfig": "slimbit.records.config",

@@ -15,7 +15,7 @@ import slimbit
 ROOT = Path(__file__).parents[2]
 PUBLIC = [
     *("Accuracy", "CompressedModel", "CostReport", "EpochSignal", "Frontier", "FrontierPoint", "HardwareModel"),
-    *("InputError", "MissingExtraError", "PreparedNetwork", "PruneConfig", "QuantConfig", "RunConfig"),
+    *("InputError", "LearnConfig", "MissingExtraError", "PreparedNetwork", "PruneConfig", "QuantConfig", "RunConfig"),
     *("SignalTracker", "SlimbitError", "StoreError", "TrainConfig", "TrainingRun", "TuneConfig", "Verification"),
     *("cost", "hardware_names", "load", "network", "open_data", "open_run", "predicted_signal_to_noise", "prepare"),
     *("prune", "quantize", "read_training_run", "trace_frontier", "train", "verify"),
