@@ -27,7 +27,7 @@ MOST_PARAMETERS = 10
 
 def test_public_names() -> None:
     assert slimbit.__all__ == [*PUBLIC, "__version__"]
-    assert len(PUBLIC) == 34
+    assert len(PUBLIC) == 35
     assert set(slimbit.__all__) <= set(dir(slimbit))
     for name in slimbit.__all__:
         assert getattr(slimbit, name) is not None

@@ -20,8 +20,9 @@ from slimbit.training.learned_levels import LevelCost, learned_parts, levels_of
 
 LOOK_EVERY = 5
 """Iterations between two looks at what the averaged levels cost."""
-HASTE, LEAST, MOST = 1.02, 1e-3, 10.0
-"""The factor of the price changes by so much at every look, and stays within these."""
+HASTE, MOST = 8.0, 4.0
+"""The price of the closed forms is multiplied by ``(cost / target) ** HASTE``, and by no more than `MOST`: a cost a
+tenth too high doubles it, one a fifth too low leaves a sixth."""
 WARM_UP = 20
 """At first the running average is over a part of the iterations that there were, so that it forgets the start."""
 
@@ -174,8 +175,7 @@ class PricePath:
     @torch.no_grad()
     def _look(self, model: nn.Module, *, last: bool = False) -> None:
         cost = self.cost.exact(levels_of(model, self._mean))
-        ahead = cost < self.schedule.cost(self.iteration)
-        self.factor = min(MOST, max(LEAST, self.factor * (1 / HASTE if ahead else HASTE)))
+        self.factor = min(MOST, (cost / self.schedule.cost(self.iteration)) ** HASTE)
         if self.taken == len(self.targets):
             return
         behind = bisect_right([-target for target in self.targets], -cost)
