@@ -87,6 +87,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=4000, help="of all kinds together")
+    parser.add_argument("--begin", type=int, default=0, help="leave out so many of them, which were run before")
     parser.add_argument("--seconds", type=float, default=3600, help="stop after so long")
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="only this kind; repeatable")
     parser.add_argument("--only", type=int, help="only the case of this number, with all that it says")
@@ -122,8 +123,8 @@ def _all(given: argparse.Namespace, counts: dict[str, int], intact: dict[str, Pa
     table, slowest, largest = defaultdict[str, Counter[str]](Counter), (0.0, ""), (0, "")
     todo = [(number, kind) for kind, count in counts.items() for number in range(count)]
     todo.sort(key=lambda pair: pair[0] / counts[pair[1]])  # all kinds in turn, whenever it is stopped
-    for done, (number, kind) in enumerate(todo):
-        if done and done % 500 == 0:
+    for done, (number, kind) in enumerate(todo[given.begin :], given.begin):
+        if done > given.begin and done % 500 == 0:
             print(f"{done} of {len(todo)} cases, {time.monotonic() - start:.0f} s", flush=True)
         if time.monotonic() - start > given.seconds:
             print(f"stopped after {done} of {len(todo)} cases")

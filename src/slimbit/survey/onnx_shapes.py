@@ -21,8 +21,8 @@ from slimbit.survey.onnx_graph import OnnxGraph, is_quantizer
 
 SMALL = 1024
 """Elements of a stored tensor that may be a setting, like a shape, and stays in the skeleton."""
-MOST_SECONDS = 120.0
-"""Time for the run that learns shapes."""
+MOST_SECONDS = 8.0
+"""Time for a run that learns shapes; a file may say that it loops for ever, and there are two runs."""
 _LEFT_OUT = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8,
              TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32, TensorProto.INT64)  # fmt: skip
 
@@ -272,6 +272,8 @@ def _run(model: ModelProto, sizes: Sizes, missing: Sequence[str]) -> tuple[dict[
         watch.start()
         found = session.run([f"shape of {name}" for name in asked], _zeros(model, sizes), limits)
     except Exception as error:  # noqa: BLE001 - the runtime raises types of its own
+        if limits.terminate:
+            return {}, f"ONNX Runtime does not end within {MOST_SECONDS:g} s"
         return {}, f"ONNX Runtime cannot run it: {one_line(error)}"
     finally:
         watch.cancel()
