@@ -82,7 +82,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
             "default: none. With --distill no labels are needed."
         ),
     ] = None,
-    learn_lr: Annotated[float | None, typer.Option(help="Learning rate of this training; default 0.01.")] = None,
+    learn_lr: Annotated[float | None, typer.Option(help="Learning rate of this training; default 0.02.")] = None,
     learn_config: Annotated[
         Path | None, typer.Option(help="TOML file as for slimbit train, over the settings of this training.")
     ] = None,

@@ -184,9 +184,8 @@ class Learning:
         level_cost = level_cost_of(prepared, cost, plans[0])
         log_steps = {x.name: _log_steps([plan.layer(x.name) for plan in plans]) for x in plans[0].layers}
         begin = level_cost.exact(levels_of(network))
-        costs = [begin, *(level_cost.exact(_rounded(prepared, plan)) for plan in plans[1:])]
-        costs = [min(costs[: place + 1]) for place in range(len(costs))]
-        targets = [begin * (costs[-1] / begin) ** (place / max(1, count - 1)) for place in range(count)]
+        end = min(begin, level_cost.exact(_rounded(prepared, plans[-1])))
+        targets = [begin * (end / begin) ** (place / max(1, count - 1)) for place in range(count)]
         iterations = self.config.epochs * (len(self.task.images) // self.config.batch_size)
 
         def take(number: int, averaged: nn.Module, price: float, there: float) -> None:
@@ -198,7 +197,7 @@ class Learning:
         path = PricePath(
             network,
             level_cost,
-            PriceSchedule(prices=tuple(prices), costs=tuple(costs), iterations=iterations, log_steps=log_steps),
+            PriceSchedule(prices=tuple(prices), costs=(begin, end), iterations=iterations, log_steps=log_steps),
             targets=targets,
             average=self.learn.average,
             take=take,

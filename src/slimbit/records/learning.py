@@ -25,7 +25,7 @@ class LearnConfig(ConfigTable):
     """
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    learning_rate: Annotated[float, Field(gt=0)] = 0.02
     distill: bool = False
     temperature: Annotated[float, Field(gt=0)] = 1.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.995

@@ -1,9 +1,9 @@
 """A price that rises while a network learns its levels, and the points that are taken on the way.
 
-Time goes evenly over log cost. Steps follow it: those of the frontier without training (its closed forms), times what
-is learned of them, so that the path is passed in any number of iterations. The price is that of the closed forms, times
-a factor that keeps the cost on its way: training finds weights that are cheaper at the same price, and would otherwise
-run ahead to where accuracy is lost.
+Price and steps go along the frontier without training: its prices, and the steps of its closed forms times what is
+learned of them. So the path is passed in any number of iterations. The cost falls evenly in log over time: training
+finds weights that are cheaper at the same price, so the price waits where the cost is ahead. (Lowering the price
+instead took from the weights what holds them in place: they diffused, and accuracy fell.)
 """
 
 import math
@@ -20,65 +20,65 @@ from slimbit.training.learned_levels import LevelCost, learned_parts, levels_of
 
 LOOK_EVERY = 5
 """Iterations between two looks at what the averaged levels cost."""
-HASTE, MOST = 8.0, 4.0
-"""The price of the closed forms is multiplied by ``(cost / target) ** HASTE``, and by no more than `MOST`: a cost a
-tenth too high doubles it, one a fifth too low leaves a sixth."""
+HASTE = 3.0
+"""How many times faster than evenly the price may rise where the cost is behind."""
 WARM_UP = 20
 """At first the running average is over a part of the iterations that there were, so that it forgets the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriceSchedule:
-    """Costs, prices and steps of the closed forms over a training, on straight lines in log between those given.
+    """A path along a frontier: prices, steps and costs at some places 0, 1, 2, ..., and straight lines in log between.
 
     Attributes:
-        prices: Rising; the first is that of the start, the last that of the end.
-        costs: What the network costs at each of them without training, falling; log cost falls evenly in time.
+        prices: Rising.
+        costs: What the network costs at the first of them, where the training begins, and at the last, where it ends.
         iterations: Of the whole training.
         log_steps: By layer name, a row for each price: a number, or one for each filter.
 
     >>> schedule = PriceSchedule(prices=(1.0, 100.0), costs=(9.0, 1.0), iterations=11)
-    >>> round(schedule.cost(5), 9), round(schedule.price(5), 9)
+    >>> round(schedule.cost(5), 9), round(schedule.price(0.5), 9)
     (3.0, 10.0)
     """
 
     prices: tuple[float, ...]
-    costs: tuple[float, ...]
+    costs: tuple[float, float]
     iterations: int
     log_steps: Mapping[str, Tensor] = field(default_factory=dict)
 
     def cost(self, iteration: int) -> float:
         """The cost that an iteration, counted from 0, should have come to."""
         share = min(1.0, iteration / max(1, self.iterations - 1))
-        return float(self.costs[0] * (self.costs[-1] / self.costs[0]) ** share)
+        return float(self.costs[0] * (self.costs[1] / self.costs[0]) ** share)
 
-    def price(self, iteration: int) -> float:
-        """The price of an iteration, counted from 0."""
-        below, share = self._place(iteration)
-        low, high = (math.log(self.prices[min(place, len(self.prices) - 1)]) for place in (below, below + 1))
-        return math.exp(low + share * (high - low))
+    @property
+    def end(self) -> float:
+        """The last place."""
+        return float(len(self.prices) - 1)
 
-    def shifts(self, iteration: int) -> dict[str, Tensor]:
+    def price(self, place: float) -> float:
+        """The price at a place."""
+        below, above = self._around(place)
+        low, high = math.log(self.prices[below]), math.log(self.prices[above])
+        return math.exp(low + (place - below) * (high - low))
+
+    def shifts(self, place: float) -> dict[str, Tensor]:
         """By how much log steps have grown since the start, by layer name."""
-        below, share = self._place(iteration)
-        found = {}
-        for name, rows in self.log_steps.items():
-            low, high = rows[below], rows[min(below + 1, len(rows) - 1)]
-            found[name] = low + share * (high - low) - rows[0]
-        return found
+        below, above = self._around(place)
+        share = place - below
+        return {
+            name: rows[below] + share * (rows[above] - rows[below]) - rows[0] for name, rows in self.log_steps.items()
+        }
 
-    def _place(self, iteration: int) -> tuple[int, float]:
-        """The price before an iteration, and how far it is to the next."""
-        target = self.cost(iteration)
-        below = max(0, min(sum(cost > target for cost in self.costs) - 1, len(self.costs) - 2))
-        dear, cheap = (math.log(self.costs[min(place, len(self.costs) - 1)]) for place in (below, below + 1))
-        return below, min(1.0, (dear - math.log(target)) / (dear - cheap)) if dear > cheap else 0.0
+    def _around(self, place: float) -> tuple[int, int]:
+        below = min(int(place), len(self.prices) - 1)
+        return below, min(below + 1, len(self.prices) - 1)
 
 
 class PricePath:
     """Adds ``price * cost(levels)`` to the loss and takes a point whenever the cost has fallen by a step.
 
-    Steps grow with the price as those of the schedule do. Points are running averages of weights and steps, which are
+    Steps grow with the price as those of the schedule do, and it waits where the cost is ahead. Points are running averages of weights and steps, which are
     quieter than the weights of any one iteration. A regularizer for `slimbit.training.task.TrainTask`, of a network
     that `learn_levels` has prepared.
 
@@ -94,7 +94,7 @@ class PricePath:
     Attributes:
         taken: How many targets are behind.
         iteration: Iterations that have passed.
-        factor: Of the price of the closed forms.
+        place: On the schedule.
     """
 
     def __init__(
@@ -111,13 +111,13 @@ class PricePath:
             raise InputError(f"targets must fall, got {list(targets)}")
         self.cost, self.schedule, self.targets, self.average = cost, schedule, tuple(targets), average
         self.taken = 0
-        self._take, self.iteration, self.factor = take, 0, 1.0
+        self._take, self.iteration, self.place = take, 0, 0.0
         self._mean = {name: value.detach().clone() for name, value in model.named_parameters()}
 
     @property
     def price(self) -> float:
-        """Of the iteration under way: that of the closed forms, times the factor that keeps the cost on its way."""
-        return self.factor * self.schedule.price(self.iteration)
+        """Of the iteration under way."""
+        return self.schedule.price(self.place)
 
     def penalty(self, model: nn.Module) -> Tensor:
         """``price * cost``, with a gradient; called once in every iteration, before the weights move."""
@@ -135,7 +135,7 @@ class PricePath:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that continues it exactly."""
         counts = {"iteration": torch.tensor(self.iteration), "taken": torch.tensor(self.taken)}
-        counts["factor"] = torch.tensor(self.factor, dtype=torch.float64)
+        counts["place"] = torch.tensor(self.place, dtype=torch.float64)
         return counts | {f"mean.{name}": value for name, value in self._mean.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -149,7 +149,7 @@ class PricePath:
             shapes = [tuple(part[name].shape) if name in part else None for part in (state, wanted)]
             if shapes[0] != shapes[1]:
                 raise InputError(f"state of learning must be of this network, got {name!r} with shape {shapes[0]}")
-        self.iteration, self.taken, self.factor = int(state["iteration"]), int(state["taken"]), float(state["factor"])
+        self.iteration, self.taken, self.place = int(state["iteration"]), int(state["taken"]), float(state["place"])
         for name, value in self._mean.items():
             self._mean[name] = torch.empty_like(value).copy_(state[f"mean.{name}"])
 
@@ -166,7 +166,7 @@ class PricePath:
 
     @torch.no_grad()
     def _shift(self, model: nn.Module) -> None:
-        shifts = self.schedule.shifts(self.iteration)
+        shifts = self.schedule.shifts(self.place)
         for part, _ in learned_parts(model):
             for layer in part.layers:
                 if layer.name in shifts:
@@ -175,7 +175,9 @@ class PricePath:
     @torch.no_grad()
     def _look(self, model: nn.Module, *, last: bool = False) -> None:
         cost = self.cost.exact(levels_of(model, self._mean))
-        self.factor = min(MOST, (cost / self.schedule.cost(self.iteration)) ** HASTE)
+        if cost > self.schedule.cost(self.iteration):
+            rise = HASTE * LOOK_EVERY * self.schedule.end / self.schedule.iterations
+            self.place = min(self.schedule.end, self.place + rise)
         if self.taken == len(self.targets):
             return
         behind = bisect_right([-target for target in self.targets], -cost)
