@@ -78,9 +78,9 @@ class PriceSchedule:
 class PricePath:
     """Adds ``price * cost(levels)`` to the loss and takes a point whenever the cost has fallen by a step.
 
-    Steps grow with the price as those of the schedule do, and it waits where the cost is ahead. Points are running averages of weights and steps, which are
-    quieter than the weights of any one iteration. A regularizer for `slimbit.training.task.TrainTask`, of a network
-    that `learn_levels` has prepared.
+    Steps grow with the price as those of the schedule do, and it waits where the cost is ahead. Points are running
+    averages of weights and steps, which are quieter than the weights of any one iteration. A regularizer for
+    `slimbit.training.task.TrainTask`, of a network that `learn_levels` has prepared.
 
     Args:
         model: The network that trains; not changed.
