@@ -1,9 +1,9 @@
 """A price that rises while a network learns its levels, and the points that are taken on the way.
 
 Price and steps go along the frontier without training: its prices, and the steps of its closed forms times what is
-learned of them. So the path is passed in any number of iterations. The cost falls evenly in log over time: training
-finds weights that are cheaper at the same price, so the price waits where the cost is ahead. (Lowering the price
-instead took from the weights what holds them in place: they diffused, and accuracy fell.)
+learned of them. So the path is passed in any number of iterations. Where the cost lags behind an even fall in log cost,
+because accuracy is worth more than the price, the price is multiplied. Where it is ahead, nothing is done: to lower the
+price took from the weights what holds them in place, they diffused, and accuracy fell (ResNet-20).
 """
 
 import math
@@ -20,8 +20,10 @@ from slimbit.training.learned_levels import LevelCost, learned_parts, levels_of
 
 LOOK_EVERY = 5
 """Iterations between two looks at what the averaged levels cost."""
-HASTE = 3.0
-"""How many times faster than evenly the price may rise where the cost is behind."""
+URGE, MOST = 4.0, 1e4
+"""Where the cost lags behind its target, the price is multiplied by ``(cost / target) ** URGE``, by `MOST` at most."""
+WINDOWS = 2
+"""The running average is over no more than a part in so many of the time between two points."""
 WARM_UP = 20
 """At first the running average is over a part of the iterations that there were, so that it forgets the start."""
 
@@ -51,10 +53,9 @@ class PriceSchedule:
         share = min(1.0, iteration / max(1, self.iterations - 1))
         return float(self.costs[0] * (self.costs[1] / self.costs[0]) ** share)
 
-    @property
-    def end(self) -> float:
-        """The last place."""
-        return float(len(self.prices) - 1)
+    def place(self, iteration: int) -> float:
+        """Where an iteration is on the path."""
+        return (len(self.prices) - 1) * min(1.0, iteration / max(1, self.iterations - 1))
 
     def price(self, place: float) -> float:
         """The price at a place."""
@@ -78,9 +79,9 @@ class PriceSchedule:
 class PricePath:
     """Adds ``price * cost(levels)`` to the loss and takes a point whenever the cost has fallen by a step.
 
-    Steps grow with the price as those of the schedule do, and it waits where the cost is ahead. Points are running
-    averages of weights and steps, which are quieter than the weights of any one iteration. A regularizer for
-    `slimbit.training.task.TrainTask`, of a network that `learn_levels` has prepared.
+    Steps grow with the price as those of the schedule do. Points are running averages of weights and steps, which are
+    quieter than the weights of any one iteration. A regularizer for `slimbit.training.task.TrainTask`, of a network
+    that `learn_levels` has prepared.
 
     Args:
         model: The network that trains; not changed.
@@ -94,7 +95,7 @@ class PricePath:
     Attributes:
         taken: How many targets are behind.
         iteration: Iterations that have passed.
-        place: On the schedule.
+        urgency: What the price of the schedule is multiplied by.
     """
 
     def __init__(
@@ -111,13 +112,13 @@ class PricePath:
             raise InputError(f"targets must fall, got {list(targets)}")
         self.cost, self.schedule, self.targets, self.average = cost, schedule, tuple(targets), average
         self.taken = 0
-        self._take, self.iteration, self.place = take, 0, 0.0
+        self._take, self.iteration, self.urgency = take, 0, 1.0
         self._mean = {name: value.detach().clone() for name, value in model.named_parameters()}
 
     @property
     def price(self) -> float:
         """Of the iteration under way."""
-        return self.schedule.price(self.place)
+        return self.urgency * self.schedule.price(self.schedule.place(self.iteration))
 
     def penalty(self, model: nn.Module) -> Tensor:
         """``price * cost``, with a gradient; called once in every iteration, before the weights move."""
@@ -135,7 +136,7 @@ class PricePath:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that continues it exactly."""
         counts = {"iteration": torch.tensor(self.iteration), "taken": torch.tensor(self.taken)}
-        counts["place"] = torch.tensor(self.place, dtype=torch.float64)
+        counts["urgency"] = torch.tensor(self.urgency, dtype=torch.float64)
         return counts | {f"mean.{name}": value for name, value in self._mean.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -149,14 +150,15 @@ class PricePath:
             shapes = [tuple(part[name].shape) if name in part else None for part in (state, wanted)]
             if shapes[0] != shapes[1]:
                 raise InputError(f"state of learning must be of this network, got {name!r} with shape {shapes[0]}")
-        self.iteration, self.taken, self.place = int(state["iteration"]), int(state["taken"]), float(state["place"])
+        self.iteration, self.taken, self.urgency = int(state["iteration"]), int(state["taken"]), float(state["urgency"])
         for name, value in self._mean.items():
             self._mean[name] = torch.empty_like(value).copy_(state[f"mean.{name}"])
 
     @torch.no_grad()
     def _follow(self, model: nn.Module) -> None:
         """Take the weights into the average, and a point where it has come to one."""
-        keep = min(self.average, self.iteration / (self.iteration + WARM_UP))
+        window = max(2.0, self.schedule.iterations / (WINDOWS * max(1, len(self.targets))))
+        keep = min(self.average, 1 - 1 / window, self.iteration / (self.iteration + WARM_UP))
         parameters = dict(model.named_parameters())
         if next(iter(self._mean.values())).device != next(iter(parameters.values())).device:
             self._mean = {name: value.to(parameters[name].device) for name, value in self._mean.items()}
@@ -166,7 +168,7 @@ class PricePath:
 
     @torch.no_grad()
     def _shift(self, model: nn.Module) -> None:
-        shifts = self.schedule.shifts(self.place)
+        shifts = self.schedule.shifts(self.schedule.place(self.iteration))
         for part, _ in learned_parts(model):
             for layer in part.layers:
                 if layer.name in shifts:
@@ -175,9 +177,8 @@ class PricePath:
     @torch.no_grad()
     def _look(self, model: nn.Module, *, last: bool = False) -> None:
         cost = self.cost.exact(levels_of(model, self._mean))
-        if cost > self.schedule.cost(self.iteration):
-            rise = HASTE * LOOK_EVERY * self.schedule.end / self.schedule.iterations
-            self.place = min(self.schedule.end, self.place + rise)
+        target = self.schedule.cost(self.iteration)
+        self.urgency = min(MOST, max(1.0, cost / target) ** URGE)
         if self.taken == len(self.targets):
             return
         behind = bisect_right([-target for target in self.targets], -cost)
