@@ -109,15 +109,23 @@ def test_a_port_that_is_taken_is_named(live):
 
 def test_the_command_serves_until_it_is_interrupted(stored_run):
     command = [sys.executable, "-m", "slimbit", "report", str(stored_run), "--watch", "--port", "0"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    ) as started:
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in the background ignore it, and so would it
+    try:
+        started = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
         assert started.stdout is not None
         line = started.stdout.readline()
         assert line.endswith("/ (Ctrl-C ends)\n")
         assert "resnet20" in get(line.removesuffix(" (Ctrl-C ends)\n").split(": ")[1])[2]
         started.send_signal(signal.SIGINT)
         rest, _ = started.communicate(timeout=20)
+    finally:
+        started.kill()
+        started.wait()
     assert (started.returncode, rest) == (0, "ended\n")
 
 
