@@ -199,7 +199,7 @@ class Reference:
         macs = layer.positions * layer.weight[0].size
         steps, limits, layer.kept = [], [], set()
         for f, weights in enumerate(layer.weight):
-            best = (layer.sensitivity[f] * layer.factor / 2 * (weights**2).sum(), 0, 1.0)
+            best = (layer.sensitivity[f] / 2 * (weights**2).sum(), 0, 1.0)
             for bits in range(1, 9):
                 limit = 2 ** (bits - 1) - (1.0 if self.grid == "midtread" else 0.5)
                 tried = []

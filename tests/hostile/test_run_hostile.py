@@ -403,7 +403,10 @@ PRICE = {"kind": "price", "value": 1e-9, "metric": "esn_digital"}
         (with_point(setting={"kind": "price"}), "must hold 0.setting.value, got none"),
         (with_point(setting={**PRICE, "value": -1}), "price must be a positive number, got -1"),
         (with_point(setting={**PRICE, "value": "1e-9"}), "must be a valid number, got '1e-9'"),
-        (with_point(setting={**PRICE, "kind": "knob"}), "must be one of 'bits', 'price', 'epoch', 'sigma', got 'knob'"),
+        (
+            with_point(setting={**PRICE, "kind": "knob"}),
+            "must be one of 'bits', 'price', 'epoch', 'sigma', 'learned', got 'knob'",
+        ),
         (with_point(setting={**PRICE, "more": 1}), "must hold only known keys, got 0.setting.more"),
     ],
 )
