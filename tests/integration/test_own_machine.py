@@ -132,7 +132,8 @@ def test_points_pick_and_report_show_the_machine(run: Frontier, folder: Path, tm
     shown("report", run.path, "--hardware", later, "--out", tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert "hardware:later" in text
-    assert re.search(rf"slimbit pick {re.escape(str(run.path))} (--network \S+ )?--hardware {re.escape(str(later))}", text)
+    path, machine = re.escape(str(run.path)), re.escape(str(later))
+    assert re.search(rf"slimbit pick {path} (--network \S+ )?--hardware {machine}", text)
     assert "machine, data sheet, table 3" in text
 
 
