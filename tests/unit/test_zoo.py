@@ -244,5 +244,7 @@ def test_public_cifar_checkpoint_loads(shared_checkpoint: Path) -> None:
 
 def test_public_cifar_checkpoint_lacks_projections(shared_checkpoint: Path) -> None:
     # 3 projections, each 1 convolution weight and 4 BatchNorm tensors
-    with pytest.raises(InputError, match=r"15 missing: layer1\.0\.shortcut\.0\.weight, .* and 7 more; they fit resnet20-A$"):
+    with pytest.raises(
+        InputError, match=r"15 missing: layer1\.0\.shortcut\.0\.weight, .* and 7 more; they fit resnet20-A$"
+    ):
         zoo.load_weights(zoo.network("resnet20"), shared_checkpoint)
