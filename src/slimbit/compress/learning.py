@@ -5,28 +5,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slimbit.apply.quantize import plain_levels
 from slimbit.compress.prepared import PreparedNetwork
-from slimbit.compress.prune_stage import packed
+from slimbit.compress.prune_stage import held_stage, packed
 from slimbit.compress.quantize import quantized
-from slimbit.compress.tuning import TrainingData, training_split
+from slimbit.compress.tuning import TrainingData, settings_of, task_of
 from slimbit.measure.named_cost import NamedCost
-from slimbit.numerics.batches import zeros_like_input
 from slimbit.numerics.copies import copied
 from slimbit.numerics.levels import LayerLevels
-from slimbit.plan.steps import units_per_bit
+from slimbit.plan.steps import kept_filters, units_per_bit
 from slimbit.records.codec import digest, from_json, json_file, sha256, with_schema
 from slimbit.records.codec import record as stored_record
 from slimbit.records.config import QuantConfig
 from slimbit.records.cost_names import allocation_of
 from slimbit.records.errors import InputError
-from slimbit.records.files import not_written, read_regular, write_whole
+from slimbit.records.files import read_regular, write_whole
 from slimbit.records.learning import LearnConfig
 from slimbit.records.plan import CompressionPlan, LayerPlan
 from slimbit.records.setting import LEARNED, Learned
@@ -102,7 +99,7 @@ class Learning:
     Attributes:
         task: Images, labels, held-out images, example.
         config: Settings of the training.
-        learn: Number of epochs and points, distillation.
+        learn: Number of epochs, distillation, average.
         data: Name of the data; a run is continued with the same one only.
     """
 
@@ -154,12 +151,7 @@ class Learning:
             + [f"{price:.17g}" for price in prices]
         )
         folder = stages / f"learned-{content[:16]}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".stage.lock")
-        except OSError as error:
-            raise not_written(folder, error) from error
-        with lock:
+        with held_stage(folder):
             self._train(prepared, cost, quant, prices, count=count, folder=folder, content=content, progress=progress)
             found = (read_point(folder, number) for number in range(count))
             return [point for point in found if point is not None]
@@ -184,7 +176,7 @@ class Learning:
         level_cost = level_cost_of(prepared, cost, plans[0])
         log_steps = {x.name: _log_steps([plan.layer(x.name) for plan in plans]) for x in plans[0].layers}
         begin = level_cost.exact(levels_of(network))
-        end = min(begin, level_cost.exact(_rounded(prepared, plans[-1])))
+        end = min(begin, level_cost.exact(prepared.rounded(plans[-1])))
         targets = [begin * (end / begin) ** (place / max(1, count - 1)) for place in range(count)]
         iterations = self.config.epochs * (len(self.task.images) // self.config.batch_size)
 
@@ -223,7 +215,7 @@ class Learning:
                 name=layer.name,
                 steps=tuple(found[layer.name].steps.double().reshape(-1).tolist()),
                 grid=part.grid,
-                kept=_kept(found[layer.name], part.grid),
+                kept=kept_filters(found[layer.name].levels, part.grid),
             )
             for part, _ in learned_parts(network)
             for layer in part.layers
@@ -232,7 +224,10 @@ class Learning:
 
     @torch.no_grad()
     def _average_statistics(self, network: nn.Module) -> None:
-        """Mean of the statistics of some training batches in every BatchNorm that keeps any."""
+        """Mean of the statistics of some training batches in every BatchNorm that keeps any.
+
+        All else stays in evaluation mode, which `torch.optim.swa_utils.update_bn` does not leave it in.
+        """
         norms = [x for x in network.modules() if isinstance(x, _BatchNorm) and x.running_mean is not None]
         network.eval()
         if not norms:
@@ -260,15 +255,9 @@ def learning_for(learn: LearnConfig, data: TrainingData | None, prepared: Prepar
     Raises:
         InputError: No data, or data without labels where they are needed.
     """
-    if data is None:
-        raise InputError("data must be given to learn a frontier, e.g. slimbit.open_data(...), got none")
-    config = learn.training(seed=prepared.seed % (1 << 32), network=prepared.origin.source or None)
-    if isinstance(data, TrainTask):
-        return Learning(task=data, config=config, learn=learn, data="the caller's own")
-    split = training_split(config, data, labelled=not learn.distill)
-    example = zeros_like_input(data.input_shape).clone()
-    task = TrainTask(images=split.images, validate=split.validate, example_input=example)
-    return Learning(task=task, config=config, learn=learn, data=data.name)
+    config = learn.training(**settings_of(prepared))
+    task, name = task_of(data, config, labelled=not learn.distill, purpose="learn a frontier")
+    return Learning(task=task, config=config, learn=learn, data=name)
 
 
 def level_cost_of(prepared: PreparedNetwork, cost: NamedCost, plan: CompressionPlan) -> LevelCost:
@@ -296,11 +285,6 @@ def level_cost_of(prepared: PreparedNetwork, cost: NamedCost, plan: CompressionP
     return LevelCost(form=form, units={}, tables=rows)
 
 
-def _rounded(prepared: PreparedNetwork, plan: CompressionPlan) -> dict[str, LayerLevels]:
-    masks = prepared.masks
-    return {x.name: plain_levels(prepared.weights[x.name].float(), x, mask=masks.get(x.name)) for x in plan.layers}
-
-
 def _log_steps(layers: Sequence[LayerPlan]) -> Tensor:
     """A row for each plan; numbers, or one for each filter."""
     rows = torch.tensor([layer.steps for layer in layers], dtype=torch.float64).log().float()
@@ -316,11 +300,6 @@ def _masks(prepared: PreparedNetwork, start: Mapping[str, LayerLevels]) -> dict[
             whole = alive.reshape(-1, *[1] * (found.levels.ndim - 1)).expand_as(found.levels)
             masks[name] = whole & masks[name] if name in masks else whole
     return masks
-
-
-def _kept(found: LayerLevels, grid: str) -> tuple[int, ...] | None:
-    alive = found.levels.flatten(1).any(1)
-    return None if grid != "midrise" or bool(alive.all()) else tuple(alive.nonzero().reshape(-1).tolist())
 
 
 def _files(folder: Path, number: int) -> tuple[Path, Path]:

@@ -380,11 +380,12 @@ class PreparedNetwork:
         """What a plan costs when weights are simply rounded: no data, no pass, within a few percent."""
         key = plan.digest()
         if key not in self._predicted:
-            rounded = {
-                x.name: plain_levels(self.weights[x.name].float(), x, mask=self.masks.get(x.name)) for x in plan.layers
-            }
-            self._predicted[key] = self.cost(plan, rounded)
+            self._predicted[key] = self.cost(plan, self.rounded(plan))
         return self._predicted[key]
+
+    def rounded(self, plan: CompressionPlan) -> dict[str, LayerLevels]:
+        """Levels of a plan where weights are simply rounded."""
+        return {x.name: plain_levels(self.weights[x.name].float(), x, mask=self.masks.get(x.name)) for x in plan.layers}
 
     def cost(self, plan: CompressionPlan, layers: Mapping[str, LayerLevels]) -> CostReport:
         """Exact cost of levels; layers without any are counted as the float layers they stay."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -25,7 +24,7 @@ from slimbit.artifacts.manifest import NetworkReference
 from slimbit.artifacts.rebuild import rebuild as build_network
 from slimbit.compress.model import CompressedModel
 from slimbit.compress.prepared import PreparedNetwork, digest_of
-from slimbit.compress.prune_stage import PruneStage, read_stage, write_stage
+from slimbit.compress.prune_stage import PruneStage, held_stage, read_stage, write_stage
 from slimbit.compress.quantize import as_prepared
 from slimbit.compress.tuning import TrainingData, Tuning, tuning_for
 from slimbit.measure.cost import cost
@@ -48,7 +47,7 @@ from slimbit.plan.keep import (
 from slimbit.records.codec import digest
 from slimbit.records.config import PruneConfig, check_config
 from slimbit.records.errors import InputError
-from slimbit.records.files import as_path, not_written
+from slimbit.records.files import as_path
 from slimbit.records.groups import FilterGroups
 from slimbit.records.keep import KeepPlan
 from slimbit.records.origin import runs_code
@@ -255,12 +254,7 @@ class Pruner:
             StoreError: The folder cannot be written.
         """
         folder = stages / self.content(plan)[:24]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock")
-        except OSError as error:
-            raise not_written(folder, error) from error
-        with lock:
+        with held_stage(folder):
             found = read_stage(self.prepared.model, folder)
             if found is None:
                 found = self._carry_out(plan, folder, progress)

@@ -1,10 +1,12 @@
 """A pruning that is finished, kept in a folder: its weights, and the plan that leads to them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from slimbit.apply.surgery import rebuild
 from slimbit.records.codec import from_json, json_file, sha256, with_schema
 from slimbit.records.codec import record as stored_record
 from slimbit.records.errors import InputError
-from slimbit.records.files import read_regular, write_whole
+from slimbit.records.files import not_written, read_regular, write_whole
 from slimbit.records.keep import KeepPlan
 
 DONE, NETWORK, SCHEMA = "pruned.json", "network.safetensors", 1
@@ -65,6 +67,22 @@ def packed_state(network: nn.Module) -> bytes:
 def packed(state: Mapping[str, Tensor]) -> bytes:
     """A state dict as safetensors."""
     return save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()})
+
+
+@contextmanager
+def held_stage(folder: Path) -> Iterator[None]:
+    """One process at a time works in the folder of a stage, which is made where there is none; others wait.
+
+    Raises:
+        StoreError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+    except OSError as error:
+        raise not_written(folder, error) from error
+    with lock:
+        yield
 
 
 def write_stage(folder: Path, stage: PruneStage) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -189,15 +190,35 @@ def tuning_for(tune: TuneConfig, data: TrainingData | None, prepared: PreparedNe
     Raises:
         InputError: No data, or data without labels where they are needed.
     """
+    config = tune.training(**settings_of(prepared))
+    task, name = task_of(data, config, labelled=not tune.distill, purpose="tune the pruned network")
+    return Tuning(task=task, config=config, tune=tune, data=name)
+
+
+def settings_of(prepared: PreparedNetwork) -> dict[str, Any]:
+    """Settings of a training that follow from the network."""
+    return {"seed": prepared.seed % (1 << 32), "network": prepared.origin.source or None}
+
+
+def task_of(data: TrainingData | None, config: TrainConfig, *, labelled: bool, purpose: str) -> tuple[TrainTask, str]:
+    """What is learned from data, and the name of the data.
+
+    Args:
+        data: Where images come from.
+        config: How many are held out and how many are used.
+        labelled: Whether labels are needed.
+        purpose: What data are for, to say where there are none.
+
+    Raises:
+        InputError: No data, or data without labels where they are needed.
+    """
     if data is None:
-        raise InputError("data must be given to tune the pruned network, e.g. slimbit.open_data(...), got none")
-    config = tune.training(seed=prepared.seed % (1 << 32), network=prepared.origin.source or None)
+        raise InputError(f"data must be given to {purpose}, e.g. slimbit.open_data(...), got none")
     if isinstance(data, TrainTask):
-        return Tuning(task=data, config=config, tune=tune, data="the caller's own")
-    split = training_split(config, data, labelled=not tune.distill)
+        return data, "the caller's own"
+    split = training_split(config, data, labelled=labelled)
     example = zeros_like_input(data.input_shape).clone()
-    task = TrainTask(images=split.images, validate=split.validate, example_input=example)
-    return Tuning(task=task, config=config, tune=tune, data=data.name)
+    return TrainTask(images=split.images, validate=split.validate, example_input=example), data.name
 
 
 def _line(now: TrainingProgress) -> str:

@@ -78,6 +78,10 @@ class SweepPlan:
         """Every point so far, in the order of work."""
         return [point for stage in (*PLAN_STAGES, *self.added()) for point in self.planned(stage) or ()]
 
+    def swept(self) -> set[str]:
+        """Names of the points of the even sweep, as far as they are decided."""
+        return {planned.key for stage in ("first", "sweep") for planned in self.planned(stage) or ()}
+
     @property
     def begun_with(self) -> int:
         """Points that were asked for when the run began."""

@@ -224,8 +224,8 @@ class WidthSweep:
         planned = []
         for number, point in enumerate(points):
             plan = point.plan(self.prepared.name, metric.name, learning.config.epochs, quant)
-            network = self._with_weights(point.network)
-            plan = replace(plan, activations=network.activations(plan.config))
+            if quant.activation_bits is not None:
+                plan = replace(plan, activations=self._with_weights(point.network).activations(plan.config))
             planned.append((f"learned-{number:02d}", plan, store.write(point.network, "safetensors")))
         self._keep_points("learned", planned)
         return len(planned)

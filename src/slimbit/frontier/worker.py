@@ -156,7 +156,7 @@ class Worker:
         plan = sweep.plan
         if self.learning is None or plan.planned("learned") is not None or plan.planned("sweep") is None:
             return False
-        swept = {planned.key for stage in ("first", "sweep") for planned in plan.planned(stage) or ()}
+        swept = plan.swept()
         if not swept <= self._finished():
             return False
         what = ": ".join(filter(None, (keep_label(plan.keep_ratio), "learning")))
@@ -201,7 +201,7 @@ class Worker:
         plan, finished = sweep.plan, self._finished()
         if plan.planned("sweep") is None:
             return
-        swept = {planned.key for stage in ("first", "sweep") for planned in plan.planned(stage) or ()}
+        swept = plan.swept()
         if plan.refinement and plan.planned("refine") is None:
             if swept <= finished:
                 with self.store.claim(plan.key("refine"), plan.key("refine")) as claim:

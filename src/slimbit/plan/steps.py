@@ -229,9 +229,20 @@ def layer_plan(
     Filters that are all zero stay so on a grid without zero too: half a step of nothing, normalized, is noise.
     """
     safe = tuple(step if step > 0 else 1.0 for step in steps)
-    alive, grid = weights.flatten(1).any(1), grid_of(config)
-    kept = None if grid != "midrise" or bool(alive.all()) else tuple(alive.nonzero().reshape(-1).tolist())
+    grid = grid_of(config)
+    kept = kept_filters(weights, grid)
     return LayerPlan(name=layer.name, steps=safe, grid=grid, limits=limits, rate=rate, kept=kept)
+
+
+def kept_filters(values: Tensor, grid: Grid) -> tuple[int, ...] | None:
+    """Filters that are not all zero, where the grid has no zero to say so; None: all stay.
+
+    Args:
+        values: Weights or levels, filters first.
+        grid: Grid.
+    """
+    alive = values.flatten(1).any(1)
+    return None if grid != "midrise" or bool(alive.all()) else tuple(alive.nonzero().reshape(-1).tolist())
 
 
 def grid_of(config: QuantConfig) -> Grid:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from slimbit.records.activations import FEWEST_BITS, MOST_BITS, Codes, RangeMethod
 from slimbit.records.codec import ConfigTable
@@ -14,7 +14,7 @@ from slimbit.records.errors import InputError, closest
 from slimbit.records.learning import LearnConfig
 from slimbit.records.network import NetworkSpec, Per
 from slimbit.records.signal import EpochSignal
-from slimbit.records.training import TrainConfig
+from slimbit.records.training import OwnSettings, TrainConfig, check_said_once, with_own_settings
 
 Grid = Literal["midrise", "midrise_zero", "midtread"]
 Granularity = Literal["layer", "filter"]
@@ -185,22 +185,11 @@ class TuneConfig(ConfigTable):
     distill: bool = False
     admm_epochs: Annotated[int, Field(ge=1, le=10_000)] = 3
     admm_learning_rate: Annotated[float, Field(gt=0)] = 0.05
-    train: TrainConfig = TrainConfig()
-
-    @field_serializer("train")
-    def _given(self, train: TrainConfig) -> dict[str, Any]:
-        """What was set: it goes over the settings that follow from the others, so defaults must not."""
-        return train.model_dump(mode="json", exclude_unset=True)
+    train: OwnSettings = TrainConfig()
 
     @model_validator(mode="after")
     def _once(self) -> Self:
-        given = self.train.model_dump(exclude_unset=True)
-        if "epochs" in given:
-            raise InputError("epochs of the training's own settings must be left out: epochs of the tuning says it")
-        if "learning_rate" in given.get("optimizer", {}):
-            raise InputError(
-                "learning_rate of the training's own settings must be left out: that of the tuning says it"
-            )
+        check_said_once(self.train, "tuning")
         return self
 
     def training(self, **more: Any) -> TrainConfig:
@@ -214,9 +203,7 @@ class TuneConfig(ConfigTable):
         if self.epochs <= SHORT_TRAINING:
             shape = {"batch_size": 64, "schedule": {"name": "step", "milestones": milestones}}
         begin = {"epochs": self.epochs, "optimizer": {"learning_rate": self.learning_rate}, **shape, **more}
-        chosen: TrainConfig = TrainConfig().with_options(begin)
-        config: TrainConfig = chosen.with_options(self.train.model_dump(exclude_unset=True))
-        return config
+        return with_own_settings(begin, self.train)
 
 
 class PruneConfig(ConfigTable):

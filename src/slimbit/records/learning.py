@@ -2,11 +2,10 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, model_validator
 
 from slimbit.records.codec import ConfigTable
-from slimbit.records.errors import InputError
-from slimbit.records.training import TrainConfig
+from slimbit.records.training import OwnSettings, TrainConfig, check_said_once, with_own_settings
 
 
 class LearnConfig(ConfigTable):
@@ -14,7 +13,7 @@ class LearnConfig(ConfigTable):
 
     Attributes:
         epochs: Passes over the training images, for all points together.
-        learning_rate: Constant but for a short rise at the beginning; points are averages over the last steps.
+        learning_rate: Constant; points are averages over the last iterations.
         distill: Whether it learns the outputs of the given network instead of labels; labels are then not needed.
         temperature: Of distillation.
         average: Share of the running average of weights and steps that one step leaves, 0 = no average.
@@ -29,22 +28,11 @@ class LearnConfig(ConfigTable):
     distill: bool = False
     temperature: Annotated[float, Field(gt=0)] = 1.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    train: TrainConfig = TrainConfig()
-
-    @field_serializer("train")
-    def _given(self, train: TrainConfig) -> dict[str, Any]:
-        """What was set: it goes over the settings that follow from the others, so defaults must not."""
-        return train.model_dump(mode="json", exclude_unset=True)
+    train: OwnSettings = TrainConfig()
 
     @model_validator(mode="after")
     def _once(self) -> Self:
-        given = self.train.model_dump(exclude_unset=True)
-        if "epochs" in given:
-            raise InputError("epochs of the training's own settings must be left out: epochs of the learning says it")
-        if "learning_rate" in given.get("optimizer", {}):
-            raise InputError(
-                "learning_rate of the training's own settings must be left out: that of the learning says it"
-            )
+        check_said_once(self.train, "learning")
         return self
 
     def training(self, **more: Any) -> TrainConfig:
@@ -60,6 +48,4 @@ class LearnConfig(ConfigTable):
             "schedule": {"name": "constant"},
             **more,
         }
-        chosen: TrainConfig = TrainConfig().with_options(begin)
-        config: TrainConfig = chosen.with_options(self.train.model_dump(exclude_unset=True))
-        return config
+        return with_own_settings(begin, self.train)

@@ -1,10 +1,12 @@
 """Settings of a training run, and what one epoch of it gave."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, model_validator
 
 from slimbit.records.codec import ConfigTable, digest, record
+from slimbit.records.errors import InputError
 from slimbit.records.recipes import recipe_file
 
 Schedule = Literal["cosine", "step", "constant", "one_cycle"]
@@ -135,6 +137,40 @@ class TrainConfig(ConfigTable):
         """SHA-256 of everything that the trained weights depend on."""
         fixed = self.model_dump(mode="json", exclude={"keep_weights", "scale", "weights", "data", "input"})
         return digest(fixed)
+
+
+def check_said_once(train: TrainConfig, what: str) -> None:
+    """Raise `InputError` where the own settings of a training say what that which it is a part of says.
+
+    Args:
+        train: The own settings.
+        what: The part: "tuning" or "learning".
+    """
+    given = _given(train)
+    for name, there in (("epochs", given), ("learning_rate", given.get("optimizer", {}))):
+        if name in there:
+            said = f"{name} of the {what}" if name == "epochs" else f"that of the {what}"
+            raise InputError(f"{name} of the training's own settings must be left out: {said} says it")
+
+
+def _given(train: TrainConfig) -> dict[str, Any]:
+    """What was set: it goes over the settings that follow from the others, so defaults must not."""
+    return train.model_dump(mode="json", exclude_unset=True)
+
+
+OwnSettings = Annotated[TrainConfig, PlainSerializer(_given)]
+"""Any further settings of a training that is a part of something; see `check_said_once`."""
+
+
+def with_own_settings(begin: Mapping[str, Any], own: TrainConfig) -> TrainConfig:
+    """The settings of such a training as a whole.
+
+    Args:
+        begin: What follows from what it is a part of.
+        own: Put over it, as far as it was set.
+    """
+    config: TrainConfig = TrainConfig().with_options(begin).with_options(own.model_dump(exclude_unset=True))
+    return config
 
 
 @record

@@ -27,7 +27,7 @@ def composed(name: str, *, title: str, data: Mapping[str, Any], still: str = "",
         still: HTML that is shown where scripts do not run; its texts are escaped.
         connects: Whether the page may ask its own server for fresh data.
     """
-    text = _asset(f"{name}.html")
+    text = _asset(f"{name}.html").replace("{{head}}", _asset("head.html"))  # has slots of its own
     parts = {"style": _asset("page.css")}
     if "{{script}}" in text:
         scripts = {"plotly": _asset("plotly.min.js"), "script": _asset("common.js") + _asset(f"{name}.js")}

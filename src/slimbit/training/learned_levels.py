@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from slimbit.numerics.energy import level_bits
-from slimbit.numerics.grid import along_filters, filters_stored, layer_weight, nearest_levels, within_cells
+from slimbit.numerics.grid import along_filters, filters_stored, layer_weight, to_levels, to_weights, within_cells
 from slimbit.numerics.levels import LayerLevels
 from slimbit.records.config import Grid
 from slimbit.records.cost_names import Allocation
@@ -28,8 +28,8 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, log_step: Tensor, grid: Grid) -> Tensor:
-        step = along_filters(log_step.exp(), weight)
-        rounded = nearest_levels(weight / step, grid=grid, limit=None) * step
+        step = log_step.exp()
+        rounded = to_weights(to_levels(weight, step, grid=grid), step)
         ctx.save_for_backward(rounded - weight)
         ctx.per_filter = log_step.ndim > 0
         return rounded
@@ -115,7 +115,7 @@ class LearnedLevels(nn.Module):
         found, steps = {}, self.steps(log_steps)
         for place, (layer, weight) in enumerate(zip(self.layers, self.weights(stored), strict=True)):
             step = steps[place]
-            q = nearest_levels(weight / along_filters(step, weight), grid=self.grid, limit=None)
+            q = to_levels(weight, step, grid=self.grid)
             mask = getattr(self, f"mask{place}")
             found[layer.name] = LayerLevels(q if mask is None else q * mask, step, self.grid)
         return found
