@@ -16,7 +16,7 @@ from slimbit.training.images import TrainImages
 from slimbit.training.task import TrainTask
 
 LEARN = LearnConfig(
-    epochs=4, distill=True, learning_rate=0.02,
+    epochs=4, points=4, distill=True, learning_rate=0.02,
     train={"batch_size": 24, "validation_images": 0, "augment": {"crop": 0, "flip": False}},
 )  # fmt: skip
 

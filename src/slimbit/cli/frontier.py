@@ -78,11 +78,14 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     learn_epochs: Annotated[
         int | None,
         typer.Option(
-            help="Learn as many points again in one training of so many epochs, while the price of cost rises; "
+            help="Learn further points in one training of so many epochs, while the price of cost rises; "
             "default: none. With --distill no labels are needed."
         ),
     ] = None,
-    learn_lr: Annotated[float | None, typer.Option(help="Learning rate of this training; default 0.02.")] = None,
+    learn_points: Annotated[int | None, typer.Option(help="Points that this training yields; default 8.")] = None,
+    learn_lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate of this training; default 0.04.")
+    ] = None,
     learn_config: Annotated[
         Path | None, typer.Option(help="TOML file as for slimbit train, over the settings of this training.")
     ] = None,
@@ -206,6 +209,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "learn": training_options(
             "learn",
             learn_epochs,
+            points=learn_points,
             learning_rate=learn_lr,
             distill=distill if learn_epochs else None,
             config=learn_config,

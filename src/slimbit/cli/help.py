@@ -21,7 +21,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Pruning and tuning": (
         "keep", "by", "scope", "protect", "constants", "statistics", "tune_epochs", "tune_lr", "tune_config", "distill",
-        "learn_epochs", "learn_lr", "learn_config",
+        "learn_epochs", "learn_points", "learn_lr", "learn_config",
         "admm_epochs", "admm_lr", "stages",
     ),
     "Training": (

@@ -1,5 +1,6 @@
 """A frontier from one training: the price of cost rises while a network learns its levels, and points are taken."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -99,7 +100,7 @@ class Learning:
     Attributes:
         task: Images, labels, held-out images, example.
         config: Settings of the training.
-        learn: Number of epochs, distillation, average.
+        learn: Number of epochs and points, distillation.
         data: Name of the data; a run is continued with the same one only.
     """
 
@@ -122,7 +123,6 @@ class Learning:
         quant: QuantConfig,
         prices: Sequence[float],
         *,
-        count: int,
         stages: Path,
         progress: Report,
     ) -> list[LearnedPoint]:
@@ -136,8 +136,7 @@ class Learning:
             prepared: The network; not changed.
             cost: What is saved.
             quant: Grid, granularity, layers to skip, and how the first network is compressed.
-            prices: Rising prices of the frontier without training: the price follows them, evenly in time.
-            count: Number of points, evenly spread over log cost between those of the first and the last price.
+            prices: Rising prices of the frontier without training, which the price follows.
             stages: Folder of what is trained, a folder in it by content.
             progress: Called with a line for people after every epoch and point.
 
@@ -146,6 +145,7 @@ class Learning:
             StoreError: The folder cannot be written.
             TrainingError: The loss is no finite number any more.
         """
+        count = self.learn.points
         content = digest(
             [prepared.digest, prepared.calibration_digest, self.name, cost.name, cost.definition, quant, count]
             + [f"{price:.17g}" for price in prices]
@@ -175,25 +175,23 @@ class Learning:
         learn_levels(network, prepared.spec.layers, start.layers, weights=prepared.weights, masks=masks)
         level_cost = level_cost_of(prepared, cost, plans[0])
         log_steps = {x.name: _log_steps([plan.layer(x.name) for plan in plans]) for x in plans[0].layers}
-        begin = level_cost.exact(levels_of(network))
-        end = min(begin, level_cost.exact(prepared.rounded(plans[-1])))
-        targets = [begin * (end / begin) ** (place / max(1, count - 1)) for place in range(count)]
+        costs = [level_cost.exact(levels_of(network)), *(level_cost.exact(prepared.rounded(x)) for x in plans[1:])]
         iterations = self.config.epochs * (len(self.task.images) // self.config.batch_size)
 
-        def take(number: int, averaged: nn.Module, price: float, there: float) -> None:
-            point = self._point(averaged, price, path.iteration / (iterations / self.config.epochs))
+        def take(number: int, learned: nn.Module, price: float, there: float) -> None:
+            point = self._point(learned, price, path.iteration / (iterations / self.config.epochs))
             write_point(folder, number, point)
-            score = "" if self.task.validate is None else f", held out {float(self.task.validate(averaged)):.2f} %"
+            score = "" if self.task.validate is None else f", held out {float(self.task.validate(learned)):.2f} %"
             progress(f"point {number + 1} of {count}: {cost.name} {there:.4g}{score}")
 
-        path = PricePath(
-            network,
-            level_cost,
-            PriceSchedule(prices=tuple(prices), costs=(begin, end), iterations=iterations, log_steps=log_steps),
-            targets=targets,
-            average=self.learn.average,
-            take=take,
+        schedule = PriceSchedule(
+            prices=tuple(prices),
+            costs=tuple(itertools.accumulate(costs, min)),
+            iterations=iterations,
+            cycles=count,
+            log_steps=log_steps,
         )
+        path = PricePath(level_cost, schedule, take=take)
         objective = distillation(prepared.model, temperature=self.learn.temperature) if self.learn.distill else None
 
         def listen(now: TrainingProgress) -> None:
@@ -204,10 +202,12 @@ class Learning:
                 progress(f"learning: epoch {now.epoch}/{now.epochs}, loss {done.loss:.4f}, {done.seconds:.0f} s")
 
         task = replace(self.task, objective=objective, regularizer=path, validate=None, listener=listen)
-        train_network(network, task, self.config, folder / "train", label=RunLabel(data=self.data, fingerprint=content))
+        rate = self.config.schedule.model_copy(update={"cycles": count})
+        config = self.config.model_copy(update={"schedule": rate})
+        train_network(network, task, config, folder / "train", label=RunLabel(data=self.data, fingerprint=content))
 
     def _point(self, network: nn.Module, price: float, epochs: float) -> LearnedPoint:
-        """A point of a network with averaged weights, which gets the statistics of its levels."""
+        """A point of a network, which gets the statistics of its levels."""
         self._average_statistics(network)
         found = levels_of(network)
         layers = tuple(

@@ -128,7 +128,7 @@ class SweepPlan:
         added = self.added()
         left = sum(count for stage, count in self.wanted().items() if stage not in added)
         if self.config.learn is not None and self.planned("learned") is None:
-            left += self.begun_with
+            left += self.config.learn.points
         if self.planned("sweep") is None:
             signal = signal_epochs if self.keep_ratio == 1 else 0
             baselines = len(BASELINE_BITS) * len(self.config.baselines)

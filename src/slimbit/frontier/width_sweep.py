@@ -216,7 +216,6 @@ class WidthSweep:
             metric,
             quant,
             prices,
-            count=self.plan.begun_with,
             stages=self._stages,
             progress=report,
         )
