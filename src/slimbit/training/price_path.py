@@ -38,10 +38,10 @@ class PriceSchedule:
         prices: Rising.
         costs: What the network costs at each of them, falling.
         iterations: Of the whole training.
-        cycles: Goals, and points: evenly spread over log cost, the first and the last cost among them.
+        goals: Costs to come to, falling: a cycle and a point for each.
         log_steps: By layer name, a row for each price: a number, or one for each filter.
 
-    >>> schedule = PriceSchedule(prices=(1.0, 100.0), costs=(9.0, 1.0), iterations=30, cycles=3)
+    >>> schedule = PriceSchedule(prices=(1.0, 100.0), costs=(9.0, 1.0), iterations=30, goals=(9.0, 3.0, 1.0))
     >>> [round(schedule.cost(iteration), 6) for iteration in (0, 9, 19, 20, 29)]
     [9.0, 9.0, 3.0, 3.0, 1.0]
     >>> round(schedule.price(3.0), 6)
@@ -51,20 +51,19 @@ class PriceSchedule:
     prices: tuple[float, ...]
     costs: tuple[float, ...]
     iterations: int
-    cycles: int
+    goals: tuple[float, ...]
     log_steps: Mapping[str, Tensor] = field(default_factory=dict)
 
     def cycle(self, iteration: int) -> int:
         """Cycle of an iteration, counted from 0; the number of cycles after the last iteration."""
-        return min(self.cycles, iteration * self.cycles // self.iterations)
+        return min(len(self.goals), iteration * len(self.goals) // self.iterations)
 
     def cost(self, iteration: int) -> float:
         """The cost that price and steps of an iteration, counted from 0, are for."""
-        cycle = min(self.cycle(iteration), self.cycles - 1)
-        passed = iteration * self.cycles / self.iterations - cycle
-        place = cycle if cycle == 0 else cycle - 1 + min(1.0, passed / ON_THE_WAY)
-        share = place / max(1, self.cycles - 1)
-        return float(self.costs[0] * (self.costs[-1] / self.costs[0]) ** share)
+        cycle = min(self.cycle(iteration), len(self.goals) - 1)
+        passed = iteration * len(self.goals) / self.iterations - cycle
+        before, goal = self.goals[max(0, cycle - 1)], self.goals[cycle]
+        return float(before * (goal / before) ** min(1.0, passed / ON_THE_WAY))
 
     def price(self, cost: float) -> float:
         """The price for a cost."""
@@ -107,8 +106,9 @@ class PricePath:
     def __init__(
         self, cost: LevelCost, schedule: PriceSchedule, *, take: Callable[[int, nn.Module, float, float], None]
     ) -> None:
-        if list(schedule.costs) != sorted(schedule.costs, reverse=True):
-            raise InputError(f"costs of a schedule must fall, got {list(schedule.costs)}")
+        for name, costs in (("costs", schedule.costs), ("goals", schedule.goals)):
+            if not costs or list(costs) != sorted(costs, reverse=True):
+                raise InputError(f"{name} of a schedule must fall, got {list(costs)}")
         self.cost, self.schedule, self._take = cost, schedule, take
         self.taken, self.iteration, self.urgency = 0, 0, 1.0
 
