@@ -122,6 +122,14 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     signal_epochs: Annotated[
         str | None, typer.Option(metavar="10,20,30", help="Epochs for them; default: at most 8, spread evenly.")
     ] = None,
+    refine: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Passes over the calibration images in which every point's scales and biases are tuned towards the "
+            "float network's values; default: none.",
+        ),
+    ] = None,
     activation_bits: Annotated[
         int | None,
         typer.Option(help="Quantize activations, too, to this width, 2 to 8: for `slimbit export`; default: float."),
@@ -214,7 +222,7 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
             distill=distill if learn_epochs else None,
             config=learn_config,
         ),
-        "quant": {"activation_bits": activation_bits, "activation_codes": activation_codes},
+        "quant": {"refine": refine, "activation_bits": activation_bits, "activation_codes": activation_codes},
         "calibration_images": calibration_images,
         "calibration_augment": augment,
         "evaluate_images": evaluate_images,
