@@ -1,4 +1,4 @@
-"""What refinement gives and costs: a ResNet-20 at budgets of ESN_d, with and without, over choices of calibration images.
+"""What refinement gives and costs: a ResNet-20 at budgets of ESN_d, with and without, over choices of images.
 
     python benchmarks/refine_resnet20.py CIFAR10_DIR WEIGHTS [--passes 4] [--budgets 20e6 12e6] [--seeds 0 1 2]
 
