@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from slimbit.cli.live import Screen
-from slimbit.cli.options import parse_budget, training_options
+from slimbit.cli.options import BatchSize, Memory, parse_budget, training_options
 from slimbit.cli.points import clampings, failures, points_table
 from slimbit.records.config import FrontierConfig
 from slimbit.records.errors import InputError, SlimbitError
@@ -149,13 +149,8 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images that are calibrated with, or scored, at once; default: by their size.")
-    ] = None,
-    memory: Annotated[
-        float | None,
-        typer.Option(metavar="GIB", help="GiB for activations of calibration images; default: half of what is free."),
-    ] = None,
+    batch_size: BatchSize = None,
+    memory: Memory = None,
     storage: Annotated[
         str | None,
         typer.Option(
