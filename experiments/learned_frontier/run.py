@@ -113,7 +113,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--points", type=int, default=16)
     parser.add_argument("--metric", choices=[*BUDGETS], default="esn_digital")
-    parser.add_argument("--learning-rate", type=float, default=0.02)
+    parser.add_argument("--learning-rate", type=float, default=0.04)
     parser.add_argument("--tables", action="store_true", help="only the tables and the figure, of what was measured")
     return parser.parse_args()
 
