@@ -110,7 +110,7 @@ def postgres() -> Iterator[Postgres]:
     try:
         yield server
     finally:
-        server.stop(signal.SIGINT)
+        server.stop()  # an orderly end would first write all of it to the disk
         shutil.rmtree(folder, ignore_errors=True)
 
 

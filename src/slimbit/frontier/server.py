@@ -157,6 +157,7 @@ class ServerTable(RunTable):
         row = self._counting(study, name)
         if row is None:
             mine = study.add_trial(_trial(TrialState.WAITING, {"key": name, "worker": me}, **knobs))
+            study.rows()
             row = self._counting(study, name)
             if row is None or row.id != mine.id:
                 if self._started(study, mine):  # somebody else queued it a moment before
@@ -204,8 +205,8 @@ class ServerTable(RunTable):
         while not ended.wait(self._sign_seconds):
             try:
                 study.storage.record_heartbeat(trial)
-            except Exception:  # noqa: BLE001, S112 - the server is away: the worker itself finds out and says so
-                continue
+            except Exception:  # noqa: BLE001 - the worker itself says so when it needs the server
+                study.patience.last_failure = time.monotonic()
         study.storage.remove_session()
 
     def _take_over(self) -> None:
@@ -336,14 +337,19 @@ def _with_driver(url: str) -> str:
 
 
 def _engine_options(url: str) -> dict[str, Any]:
-    """A connection that is cut off ends within a minute, instead of the hours that systems wait by themselves."""
-    options: dict[str, Any] = {"pool_pre_ping": True}
-    if url.startswith("postgresql+psycopg:"):
-        options["connect_args"] = {
+    """A connection that is cut off ends within a minute, instead of the hours that systems wait by themselves.
+
+    Connections are not tried before each use, which would double the round trips of a point: `Patience` makes a new one
+    where one has ended.
+    """
+    if not url.startswith("postgresql+psycopg:"):
+        return {}
+    return {
+        "connect_args": {
             "connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3,
             "tcp_user_timeout": 30000,
-        }  # fmt: skip
-    return options
+        }
+    }  # fmt: skip
 
 
 def _prepare_session(connection: Any, _: Any) -> None:

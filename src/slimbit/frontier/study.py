@@ -21,6 +21,7 @@ import sqlalchemy.exc
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from slimbit.frontier.insert import insert_trial
 from slimbit.frontier.patience import Patience
 from slimbit.records.codec import from_plain, plain
 from slimbit.records.errors import InputError, MissingExtraError, SlimbitError
@@ -96,7 +97,7 @@ class RunStudy:
         unfinished = [row.id for row in self._rows.values() if not row.state.is_finished()]
         # trials are made one after the other under a lock of the study: none appears before one that is there
         found: dict[int, TrialRow] = {}
-        with quiet(), reading(self.url):
+        with reading(self.url):
             for trial, number, state, key, value in self._query(
                 _TRIALS, last=max(self._rows, default=-1), unfinished=unfinished
             ):
@@ -112,7 +113,7 @@ class RunStudy:
 
     def notes(self) -> dict[str, Any]:
         """The attributes of the study."""
-        with quiet(), reading(self.url):
+        with reading(self.url):
             return {key: _value(value) for key, value in self._query(_NOTES)}
 
     def set_note(self, name: str, value: Any) -> None:
@@ -120,10 +121,9 @@ class RunStudy:
         self.write(lambda: self.storage.set_study_user_attr(self.id, name, value))
 
     def add_trial(self, trial: FrozenTrial) -> TrialRow:
-        """Add a trial in one transaction."""
-        made = self.write(lambda: self.storage.create_new_trial(self.id, template_trial=trial))
-        self.rows()
-        return self._rows[made]
+        """Add a trial in one transaction; `known` has it after the next reading, which finds earlier ones of others."""
+        made, number = self.write(lambda: insert_trial(self.storage.engine, self.id, trial))
+        return TrialRow(made, number, trial.state, trial.user_attrs)
 
     def write(self, action: Callable[[], Result]) -> Result:
         """The result of something that writes.
