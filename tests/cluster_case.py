@@ -126,11 +126,11 @@ def new_database(server: Postgres) -> str:
 
 def why_no_s3() -> str:
     """Why an S3-compatible server cannot be started here, "" where it can."""
-    for name, package in (("boto3", "boto3"), ("moto", "moto[server]"), ("flask", "moto[server]")):
+    for name in ("boto3", "moto", "flask", "flask_cors"):
         try:
             __import__(name)
         except ImportError:
-            return f"{name} is not installed: pip install '{package}'"
+            return f"{name} is not installed: pip install boto3 'moto[s3]' flask flask-cors"
     return ""
 
 

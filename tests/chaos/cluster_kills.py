@@ -1,12 +1,13 @@
 """Kill the workers of a shared run at random, crash its database, and check that nothing is lost, doubled or different.
 
-    python tests/chaos/cluster_kills.py [--rounds 20] [--seed 0]
+    python tests/chaos/cluster_kills.py [--rounds 20] [--seed 0] [--kills 2] [--away 3]
 
 A round is a run of its own on a PostgreSQL server and an S3-compatible server, both started here on the loopback. Two
 to six workers, each in a folder of its own, share it; each is killed (SIGKILL) at random moments and started again, and
-the database is crashed and restarted once. When the run is finished, its trials are counted in the database itself and
-its points are compared with those of one worker that nobody disturbed. Needs ``slimbit[cluster]``, ``moto[server]`` and
-the programs of PostgreSQL.
+the database is crashed and restarted once, after up to ``--away`` seconds. When the run is finished, its trials are
+counted in the database itself and its points are compared with those of one worker that nobody disturbed. With
+``--kills 0`` the workers' messages about the database are shown. Needs the environment of ``make test`` and the
+programs of PostgreSQL.
 """
 
 import argparse
@@ -32,11 +33,17 @@ from slimbit.frontier.server import open_table
 
 TAKEOVER_SECONDS = 6
 SETTINGS: dict[str, Any] = {"points": 6, "baselines": True}
-KILLS_PER_WORKER = 2
 
 
 def work(out: str, settings: dict[str, Any]) -> None:
-    case.trace(out, pause=0.05, **settings, **SETTINGS)
+    """Target of a worker; what it says about the servers goes to a file beside its folder."""
+
+    def tell(progress: Any) -> None:
+        if progress.stage == "note" and " answer" in progress.message:
+            with Path(f"{out}.txt").open("a") as stream:
+                stream.write(f"{Path(out).name}: {progress.message}\n")
+
+    case.trace(out, pause=0.05, progress=tell, **settings, **SETTINGS)
 
 
 @dataclass
@@ -46,6 +53,7 @@ class Crew:
     folder: Path
     settings: dict[str, Any]
     chance: random.Random
+    kills_of_each: int
     kills: int = 0
     threads: list[threading.Thread] = field(default_factory=list)
     failures: list[int | None] = field(default_factory=list)
@@ -53,7 +61,7 @@ class Crew:
     def start(self, count: int) -> None:
         context = multiprocessing.get_context("forkserver")
         for number in range(count):
-            moments = [self.chance.uniform(0.5, 15) for _ in range(KILLS_PER_WORKER)]
+            moments = [self.chance.uniform(0.5, 15) for _ in range(self.kills_of_each)]
             thread = threading.Thread(target=self._keep, args=(context, f"worker-{number}", moments))
             self.threads.append(thread)
             thread.start()
@@ -75,6 +83,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=2, help="of each worker")
+    parser.add_argument("--away", type=float, default=3.0, help="most seconds between crash and start of the database")
     arguments = parser.parse_args()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "optuna", "sqlalchemy", "psycopg", "slimbit.frontier.trace"])
@@ -88,7 +98,11 @@ def main() -> None:
         folder = Path(name)
         expected = case.outcome(case.trace(folder / "alone", **SETTINGS))
         for number in range(arguments.rounds):
-            found = one_round(folder / f"round-{number}", postgres, random.Random(arguments.seed + number), expected)
+            chance = random.Random(arguments.seed + number)
+            place = folder / f"round-{number}"
+            found = one_round(place, postgres, chance, expected, kills=arguments.kills, away=arguments.away)
+            if not arguments.kills:
+                print("".join(file.read_text() for file in sorted(place.glob("*.txt"))), end="")
             totals.update(found)
             print(f"round {number}: " + ", ".join(f"{count} {what}" for what, count in found.items()), flush=True)
     print(f"{arguments.rounds} rounds: " + ", ".join(f"{count} {what}" for what, count in totals.items()))
@@ -97,7 +111,13 @@ def main() -> None:
 
 
 def one_round(
-    folder: Path, postgres: cluster.Postgres, chance: random.Random, expected: dict[str, Any]
+    folder: Path,
+    postgres: cluster.Postgres,
+    chance: random.Random,
+    expected: dict[str, Any],
+    *,
+    kills: int,
+    away: float,
 ) -> dict[str, int]:
     url = cluster.new_database(postgres)
     settings = {
@@ -106,11 +126,11 @@ def one_round(
         "takeover_seconds": TAKEOVER_SECONDS,
     }
     workers = chance.randint(2, 6)
-    crew = Crew(folder, settings, chance)
+    crew = Crew(folder, settings, chance, kills)
     crew.start(workers)
     time.sleep(chance.uniform(3, 20))
     postgres.stop()
-    time.sleep(chance.uniform(0.1, 3))
+    time.sleep(away * chance.uniform(0.03, 1) if kills else away)
     postgres.start()
     for thread in crew.threads:
         thread.join()

@@ -21,8 +21,8 @@ import sqlalchemy.exc
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from slimbit.frontier.insert import insert_trial
 from slimbit.frontier.patience import Patience
+from slimbit.frontier.trials import insert_trial
 from slimbit.records.codec import from_plain, plain
 from slimbit.records.errors import InputError, MissingExtraError, SlimbitError
 from slimbit.records.files import not_written, parse_json
@@ -131,7 +131,7 @@ class RunStudy:
         Raises:
             StoreError: The disk is full or the storage cannot be reached.
         """
-        with quiet(), writing(self.url):
+        with writing(self.url):
             return self.patience(action)
 
     def _query(self, statement: sqlalchemy.TextClause, **parameters: Any) -> list[Any]:
@@ -356,8 +356,6 @@ def writing(url: str) -> Iterator[None]:
         raise not_written(where(url), OSError(0, reason(error, url))) from error
     except SlimbitError:
         raise
-    except optuna.exceptions.UpdateFinishedTrialError:
-        raise  # an answer, not a fault: see `slimbit.frontier.server`
     except Exception as error:
         raise _damaged(url, error) from error
 
