@@ -135,14 +135,18 @@ def why_no_s3() -> str:
 
 
 @contextlib.contextmanager
-def s3() -> Iterator[dict[str, str]]:
-    """A server with one bucket; yields the variables of the environment by which boto3 finds it."""
+def s3(refused: float = 0.0) -> Iterator[dict[str, str]]:
+    """A server with one bucket; yields the variables of the environment by which boto3 finds it.
+
+    Args:
+        refused: Share of the requests that it answers with "slow down".
+    """
     port = free_port()
     address = f"http://127.0.0.1:{port}"
+    script = str(Path(__file__).parent / "chaos" / "unsteady_s3.py")
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, script, str(port), str(refused)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     found = {
         "AWS_ENDPOINT_URL_S3": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "hidden-5ec2e7",
         "AWS_DEFAULT_REGION": "us-east-1",

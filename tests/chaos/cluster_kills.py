@@ -2,12 +2,12 @@
 
     python tests/chaos/cluster_kills.py [--rounds 20] [--seed 0] [--kills 2] [--away 3]
 
-A round is a run of its own on a PostgreSQL server and an S3-compatible server, both started here on the loopback. Two
-to six workers, each in a folder of its own, share it; each is killed (SIGKILL) at random moments and started again, and
-the database is crashed and restarted once, after up to ``--away`` seconds. When the run is finished, its trials are
-counted in the database itself and its points are compared with those of one worker that nobody disturbed. With
-``--kills 0`` the workers' messages about the database are shown. Needs the environment of ``make test`` and the
-programs of PostgreSQL.
+A round is a run of its own on a PostgreSQL server and an S3-compatible server that refuses three requests in ten, both
+started here on the loopback. Two to six workers, each in a folder of its own, share it; each is killed (SIGKILL) at
+random moments and started again, and the database is crashed and restarted once, after up to ``--away`` seconds. When
+the run is finished, its trials are counted in the database itself and its points are compared with those of one worker
+that nobody disturbed. With ``--kills 0`` the workers' messages about the servers are shown. Needs the environment of
+``make test`` and the programs of PostgreSQL.
 """
 
 import argparse
@@ -32,6 +32,8 @@ from slimbit.frontier.frontier import open_run
 from slimbit.frontier.server import open_table
 
 TAKEOVER_SECONDS = 6
+REFUSED = 0.3
+"""Share of requests that the artifact store refuses; boto3 tries three times, so that one in 37 comes back to us."""
 SETTINGS: dict[str, Any] = {"points": 6, "baselines": True}
 
 
@@ -92,7 +94,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as name,
         cluster.postgres() as postgres,
-        cluster.s3() as environment,
+        cluster.s3(refused=REFUSED) as environment,
     ):
         os.environ.update(environment)
         folder = Path(name)

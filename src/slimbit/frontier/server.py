@@ -238,9 +238,9 @@ def open_table(
         MissingExtraError: The driver of the database is not installed.
     """
     address = _with_driver(url)
-    opening = Patience(
-        studies.where(url), is_passing=_passes_at_start, reason=_reason_of(url), tell=tell, seconds=OPENING_SECONDS
-    )
+    where, reason = studies.where(url), _reason_of(url)
+    opening = Patience(where, is_passing=is_passing, reason=reason, tell=tell, seconds=OPENING_SECONDS)
+    beginning = Patience(where, is_passing=_is_of_beginners, reason=reason, seconds=OPENING_SECONDS)
 
     def opened() -> ServerTable:
         storage = studies.open_storage(address, create=metric is not None, engine_kwargs=_engine_options(address))
@@ -264,13 +264,13 @@ def open_table(
                 f"run {name} of {studies.where(url)} must be one that this version of Slimbit shares (protocol "
                 f"{PROTOCOL}), got protocol {found.get('protocol')}: use one version on all machines"
             )
-        patient = Patience(studies.where(url), is_passing=is_passing, reason=_reason_of(url), tell=tell)
+        patient = Patience(where, is_passing=is_passing, reason=reason, tell=tell)
         both = [studies.RunStudy(storage, study, url, patient) for study in (points, tasks)]
         return ServerTable(both[0], both[1], int(found["takeover_seconds"]), tell)
 
     with studies.quiet(), studies.reading(url):
         try:
-            return opening(opened)
+            return opening(lambda: beginning(opened))
         except KeyError:
             raise InputError(f"{studies.where(url)} must hold the run {name!r}, got none") from None
         except studies.FAULTS as error:
@@ -371,8 +371,8 @@ def is_passing(error: Exception) -> bool:
     )
 
 
-def _passes_at_start(error: Exception) -> bool:
-    return is_passing(error) or getattr(_root(error), "sqlstate", None) in BEGINNERS
+def _is_of_beginners(error: Exception) -> bool:
+    return getattr(_root(error), "sqlstate", None) in BEGINNERS
 
 
 def _root(error: BaseException) -> BaseException:

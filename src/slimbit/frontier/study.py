@@ -263,7 +263,9 @@ def open_storage(url: str, *, create: bool = True, **options: Any) -> optuna.sto
         InputError: It is no address.
         MissingExtraError: The driver of the database is not installed.
     """
-    engine = {"connect_args": {"timeout": PATIENCE_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    engine = {"connect_args": {"timeout": PATIENCE_SECONDS}} if url.startswith("sqlite") else {}
+    if _is_split_wrong(url):
+        raise InputError(f"password of {where(url)} must be percent-encoded (%40 for @), got one with an @ in it")
     try:
         return optuna.storages.RDBStorage(
             url, **{"engine_kwargs": engine, "skip_table_creation": not create, **options}
@@ -331,9 +333,23 @@ def where(url: str) -> str:
         return f"study {file}"
     try:
         parts = sqlalchemy.engine.make_url(url).set(query={})
-        return f"storage {parts.render_as_string(hide_password=True)}"
+        if not _is_split_wrong(url):
+            return f"storage {parts.render_as_string(hide_password=True)}"
     except (sqlalchemy.exc.ArgumentError, ValueError):
-        return f"storage {url.rsplit('@', maxsplit=1)[-1].split('?', maxsplit=1)[0][:80]!r}"
+        pass
+    return f"storage {url.rsplit('@', maxsplit=1)[-1].split('?', maxsplit=1)[0][:80]!r}"
+
+
+def _is_split_wrong(url: str) -> bool:
+    """Whether an ``@`` of a password is taken for its end, so that the rest would be shown as the server's name.
+
+    >>> _is_split_wrong("postgresql://me:p@ss@db/slimbit"), _is_split_wrong("postgresql://me:p%40ss@db/slimbit")
+    (True, False)
+    """
+    try:
+        return "@" in (sqlalchemy.engine.make_url(url).host or "")
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return False
 
 
 @contextmanager
