@@ -4,10 +4,10 @@
 
 A round is a run of its own on a PostgreSQL server and an S3-compatible server that refuses three requests in ten, both
 started here on the loopback. Two to six workers, each in a folder of its own, share it; each is killed (SIGKILL) at
-random moments and started again, and the database is crashed and restarted once, after up to ``--away`` seconds. When
-the run is finished, its trials are counted in the database itself and its points are compared with those of one worker
-that nobody disturbed. With ``--kills 0`` the workers' messages about the servers are shown. Needs the environment of
-``make test`` and the programs of PostgreSQL.
+random moments and started again, or stopped until it counts as gone, and the database is crashed and restarted once,
+after up to ``--away`` seconds. When the run is finished, its trials are counted in the database itself and its points
+are compared with those of one worker that nobody disturbed. With ``--kills 0`` the workers' messages about the servers
+are shown. Needs the environment of ``make test`` and the programs of PostgreSQL.
 """
 
 import argparse
@@ -34,6 +34,8 @@ from slimbit.frontier.server import open_table
 TAKEOVER_SECONDS = 6
 REFUSED = 0.3
 """Share of requests that the artifact store refuses; boto3 tries three times, so that one in 37 comes back to us."""
+CUT_OFF = 0.25
+"""Share of the moments at which a worker is not killed, but stopped until it counts as gone, and then goes on."""
 SETTINGS: dict[str, Any] = {"points": 6, "baselines": True}
 
 
@@ -57,27 +59,36 @@ class Crew:
     chance: random.Random
     kills_of_each: int
     kills: int = 0
+    cut_off: int = 0
     threads: list[threading.Thread] = field(default_factory=list)
     failures: list[int | None] = field(default_factory=list)
 
     def start(self, count: int) -> None:
         context = multiprocessing.get_context("forkserver")
         for number in range(count):
-            moments = [self.chance.uniform(0.5, 15) for _ in range(self.kills_of_each)]
+            moments = [
+                (self.chance.uniform(0.5, 15), self.chance.random() < CUT_OFF) for _ in range(self.kills_of_each)
+            ]
             thread = threading.Thread(target=self._keep, args=(context, f"worker-{number}", moments))
             self.threads.append(thread)
             thread.start()
 
-    def _keep(self, context: Any, name: str, moments: list[float]) -> None:
-        for moment in [*moments, None]:
+    def _keep(self, context: Any, name: str, moments: list[tuple[float, bool]]) -> None:
+        for moment, is_cut_off in [*moments, (None, False)]:
             process = context.Process(target=work, args=(str(self.folder / name), self.settings))
             process.start()
             process.join(moment)
-            if process.is_alive():
+            if process.is_alive() and is_cut_off:
+                os.kill(process.pid, signal.SIGSTOP)
+                time.sleep(2 * TAKEOVER_SECONDS)
+                os.kill(process.pid, signal.SIGCONT)
+                process.join()
+                self.cut_off += 1
+            elif process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
                 self.kills += 1
-            elif process.exitcode != 0:
+            if process.exitcode not in (0, -signal.SIGKILL):
                 self.failures.append(process.exitcode)
 
 
@@ -143,6 +154,7 @@ def one_round(
     return {
         "workers": workers,
         "kills": crew.kills,
+        "cut off": crew.cut_off,
         "workers that failed": len(crew.failures),
         "points": len(counts),
         "lost": len(expected.keys() - counts.keys()),
