@@ -29,6 +29,17 @@ LINEAR = nn.Linear(1, 1)
 """Stands for a linear layer: of what kind a projection of an attention is."""
 
 
+def signed_directions(logits, generator):
+    """Random directions whose outer products are ``diag(p) - p p^T`` in the mean, image by image."""
+    signs = torch.randint(0, 2, logits.shape, generator=generator)
+    directions = torch.zeros_like(logits, dtype=torch.float64)
+    for n, row in enumerate(logits.detach().double()):
+        p = row.exp() / row.exp().sum()
+        root = torch.where(signs[n] == 1, p.sqrt(), -p.sqrt())
+        directions[n] = root - p * root.sum()
+    return directions.to(logits)
+
+
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself, ``(images, tokens, features)``: four linear layers and a mixture of values."""
 
@@ -136,10 +147,9 @@ class Reference:
                 remove(module, "weight")  # a pruned weight has a gradient, too: the mean is over all of a filter
         sums = {name: np.zeros(len(layer.weight)) for name, layer in self.layers.items()}
         for start in range(0, len(images), IMAGES_PER_PASS):
-            logits = network(images[start : start + IMAGES_PER_PASS]).log_softmax(1)
-            labels = torch.multinomial(logits.detach().exp(), 1, generator=generator)
+            logits = network(images[start : start + IMAGES_PER_PASS])
             network.zero_grad()
-            (-logits.gather(1, labels).sum()).backward()
+            (logits * signed_directions(logits, generator)).sum().backward()
             for name, _ in self.chain:
                 for layer in layers_of(name, network.get_submodule(name), gradient=True):
                     sums[layer.name] += (layer.weight**2).reshape(len(layer.weight), -1).mean(1)

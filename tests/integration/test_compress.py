@@ -142,7 +142,7 @@ def test_filterwise_refuses_an_uncounted_zero(known):
 @pytest.mark.parametrize("target", ["weights", "outputs"])
 def test_compensation_lowers_the_error_of_the_outputs(known, target):
     net, x, spec, inputs = known
-    with_it = step_by_price(inputs, 2e-9, "esn_analog", QuantConfig(target=target))
+    with_it = step_by_price(inputs, 2e-8, "esn_analog", QuantConfig(target=target))
     without = dataclasses.replace(
         with_it,
         config=with_it.config.model_copy(update={"compensation": False, "target": "weights", "statistics": "paired"}),

@@ -247,4 +247,8 @@ def test_qonnx_files_are_counted_as_the_artifact() -> None:
     model = qonnx_model(result.program)
     quants = [node for node in model.graph.node if node.op_type == "Quant"]
     assert len(quants) == 4 + len(result.plan.activations)  # one per layer and one per value
+    kinds = {node.op_type for node in model.graph.node}
+    assert "BatchNormalization" in kinds  # what hls4ml and FINN can bring to channels last
+    assert "Identity" not in kinds  # with which hls4ml loses the output
+    assert model.graph.node[-1].output[0] == model.graph.output[0].name == "output"
     assert isinstance(result.model, nn.Module)

@@ -1,5 +1,7 @@
 """A frontier from one training: points of policy ``learned``, loaded, continued exactly, guarded by their settings."""
 
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from slimbit.training.images import TrainImages
 from slimbit.training.task import TrainTask
 
 LEARN = LearnConfig(
-    epochs=4, distill=True, learning_rate=0.02,
+    epochs=4, points=4, distill=True, learning_rate=0.02,
     train={"batch_size": 24, "validation_images": 0, "augment": {"crop": 0, "flip": False}},
 )  # fmt: skip
 
@@ -66,6 +68,18 @@ def test_a_finished_run_gets_learned_points(run: slimbit.Frontier, tmp_path: Pat
     first = trace(tmp_path / "run", learn=None)
     assert not learned(first)
     assert case.outcome(trace(tmp_path / "run")) == case.outcome(run)
+
+
+def test_a_point_that_matters_gets_epochs_of_its_own(run: slimbit.Frontier, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    dear, cheap = learned(run)[0].costs["esn_digital"], learned(run)[-1].costs["esn_digital"]
+    goal = math.sqrt(dear * cheap)
+    more = trace(tmp_path / "run", LEARN.model_copy(update={"epochs": 3}), near={"esn_digital": goal})
+    (added,) = (point for point in learned(more) if point.key not in {known.key for known in run.points})
+    assert 0.6 * goal < added.costs["esn_digital"] < 1.5 * goal
+    assert (added.setting.value, added.setting.epochs) == (3, 3)
+    assert len(learned(more)) == len(learned(run)) + 1
+    assert not [point for point in more.points if point.key.startswith("near-")]
 
 
 def test_a_training_that_was_stopped_goes_on_exactly(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import slimbit
@@ -52,6 +53,14 @@ def test_what_is_written_is_what_was_measured(tmp_path: Path) -> None:
     assert read_card(tmp_path / "model.safetensors")["network"] == "digits_resnet"
     assert run(tmp_path / "again", "--keep", 0.75)["after"] == told["after"]
     assert all(map(torch.equal, load_pruned(tmp_path / "again").parameters(), small.parameters()))
+
+
+def test_calibration_in_small_batches_changes_nothing(tmp_path: Path) -> None:
+    whole, parts = run(tmp_path / "whole"), run(tmp_path / "parts", "--batch-size", 20, "--memory", 1)
+    assert {**whole, "out": ""} == {**parts, "out": ""}
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")]
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=1e-6), name
 
 
 def test_shares_by_layer(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pruning_case as case
+from posttraining_reference import signed_directions
 from slimbit import zoo
 from slimbit.apply.mask import mask
 from slimbit.apply.surgery import prune
@@ -86,14 +87,14 @@ def test_groups_are_those_of_torch_pruning(name: str) -> None:
 
 
 def slow_scores(model: nn.Module, filter_groups, x: Tensor, order: str) -> dict[str, list[float]]:
-    """Image by image, label by label sampled alike, from gradients of the weights that read each unit."""
+    """Image by image, signs drawn alike, from gradients of the weights that read each unit."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        labels = torch.multinomial(model(x).softmax(1), 1, generator=generator).reshape(-1)
+        directions = signed_directions(model(x), generator)
     totals = {group.name: [0.0] * group.units for group in filter_groups.groups}
-    for image, label in zip(x, labels, strict=True):
+    for image, direction in zip(x, directions, strict=True):
         model.zero_grad()
-        nn.functional.cross_entropy(model(image[None]), label[None]).backward()
+        (model(image[None])[0] * direction).sum().backward()
         for group in filter_groups.groups:
             for unit in range(group.units):
                 total = 0.0

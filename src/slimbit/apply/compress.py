@@ -14,6 +14,7 @@ from slimbit.apply.integers import IntegerNetwork, IntegerProgram, integer_progr
 from slimbit.apply.layers import bind
 from slimbit.apply.layerwise import LayerwisePass
 from slimbit.apply.quantize import quantize_layer
+from slimbit.apply.refine import Refinement, refine
 from slimbit.numerics.batches import inputs_of
 from slimbit.numerics.copies import copied
 from slimbit.numerics.levels import LayerLevels
@@ -36,6 +37,7 @@ class Compressed:
         plan: What was carried out.
         layers: Levels and steps by layer name, in the plan's order.
         program: The integers of every operation; None where activations stay float.
+        refinement: What refinement gave, where it was asked for.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class Compressed:
     plan: CompressionPlan
     layers: dict[str, LayerLevels]
     program: IntegerProgram | None = None
+    refinement: Refinement | None = None
 
     def digest(self) -> str:
         """SHA-256 over the plan, every level and every step: equal results, equal digests."""
@@ -94,13 +97,20 @@ def compress(
         with_quantized_values(network, flow, plan.activations)
     with opened_attention(network):
         done = _carry_out(network, plan, spec, calibration)
+    if plan.activations:
+        del network.forward
+    refinement = None
+    if plan.config.refine:
+        assert calibration is not None, "refinement needs images"
+        weights = [layer.weight_key for layer in spec.layers]
+        passes = plan.config.refine
+        refinement = refine(network, model, calibration.batches, passes, weights=weights, forward=calibration.forward)
     program = None
     if plan.activations:
         assert flow is not None
-        del network.forward
         levels, steps = ({name: getattr(x, key) for name, x in done.items()} for key in ("levels", "steps"))
         program = integer_program(network, flow, plan.activations, spec=spec, levels=levels, steps=steps)
-    return Compressed(network if program is None else IntegerNetwork(program), network, plan, done, program)
+    return Compressed(network if program is None else IntegerNetwork(program), network, plan, done, program, refinement)
 
 
 def _flow_of(model: nn.Module, calibration: Calibration | None) -> Dataflow:

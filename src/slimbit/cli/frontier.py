@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from slimbit.cli.live import Screen
-from slimbit.cli.options import parse_budget, training_options
+from slimbit.cli.options import BatchSize, Memory, parse_budget, training_options
 from slimbit.cli.points import clampings, failures, points_table
 from slimbit.records.config import FrontierConfig
 from slimbit.records.errors import InputError, SlimbitError
@@ -78,11 +78,14 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     learn_epochs: Annotated[
         int | None,
         typer.Option(
-            help="Learn as many points again in one training of so many epochs, while the price of cost rises; "
+            help="Learn further points in one training of so many epochs, while the price of cost rises; "
             "default: none. With --distill no labels are needed."
         ),
     ] = None,
-    learn_lr: Annotated[float | None, typer.Option(help="Learning rate of this training; default 0.02.")] = None,
+    learn_points: Annotated[int | None, typer.Option(help="Points that this training yields; default 8.")] = None,
+    learn_lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate of this training; default 0.04.")
+    ] = None,
     learn_config: Annotated[
         Path | None, typer.Option(help="TOML file as for slimbit train, over the settings of this training.")
     ] = None,
@@ -119,6 +122,14 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
     signal_epochs: Annotated[
         str | None, typer.Option(metavar="10,20,30", help="Epochs for them; default: at most 8, spread evenly.")
     ] = None,
+    refine: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Passes over the calibration images in which every point's scales and biases are tuned towards the "
+            "float network's values; default: none.",
+        ),
+    ] = None,
     activation_bits: Annotated[
         int | None,
         typer.Option(help="Quantize activations, too, to this width, 2 to 8: for `slimbit export`; default: float."),
@@ -138,13 +149,8 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled images, labels and positions; default 0.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images that are calibrated with, or scored, at once; default: by their size.")
-    ] = None,
-    memory: Annotated[
-        float | None,
-        typer.Option(metavar="GIB", help="GiB for activations of calibration images; default: half of what is free."),
-    ] = None,
+    batch_size: BatchSize = None,
+    memory: Memory = None,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -206,11 +212,12 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         "learn": training_options(
             "learn",
             learn_epochs,
+            points=learn_points,
             learning_rate=learn_lr,
             distill=distill if learn_epochs else None,
             config=learn_config,
         ),
-        "quant": {"activation_bits": activation_bits, "activation_codes": activation_codes},
+        "quant": {"refine": refine, "activation_bits": activation_bits, "activation_codes": activation_codes},
         "calibration_images": calibration_images,
         "calibration_augment": augment,
         "evaluate_images": evaluate_images,

@@ -12,8 +12,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "select_images", "evaluate_images", "images", "score", "metric_name", "allow_code",
     ),
     "Compression": (
-        "bits", "policy", "grid", "formula", "per", "activation_bits", "activation_codes", "hardware", "target",
-        "format_", "as_float", "int4", "opset", "precise",
+        "bits", "policy", "grid", "formula", "per", "refine", "activation_bits", "activation_codes", "hardware",
+        "target", "format_", "as_float", "int4", "opset", "precise",
     ),
     "Sweep": (
         "metric", "points", "near", "widths", "baselines", "no_baselines", "signal", "signal_epochs", "budget",
@@ -21,7 +21,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Pruning and tuning": (
         "keep", "by", "scope", "protect", "constants", "statistics", "tune_epochs", "tune_lr", "tune_config", "distill",
-        "learn_epochs", "learn_lr", "learn_config",
+        "learn_epochs", "learn_points", "learn_lr", "learn_config",
         "admm_epochs", "admm_lr", "stages",
     ),
     "Training": (

@@ -21,6 +21,14 @@ AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Run the code that the folder names to build its network.")
 ]
 """How a file is verified, alike in ``slimbit export`` and ``slimbit verify``."""
+BatchSize = Annotated[
+    int | None, typer.Option(help="Images that are calibrated with, or scored, at once; default: by their size.")
+]
+Memory = Annotated[
+    float | None,
+    typer.Option(metavar="GIB", help="GiB for activations of calibration images; default: half of what is free."),
+]
+"""What large images need, alike in every command that calibrates."""
 FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 AMOUNT = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?([kKMGT]?)")
 

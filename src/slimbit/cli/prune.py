@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from slimbit.cli.options import parse_budget, stopped_training, training_options
+from slimbit.cli.options import BatchSize, Memory, parse_budget, stopped_training, training_options
 from slimbit.records.codec import pretty
 from slimbit.records.config import By, Constants, PruneConfig, Scope, Statistics
 from slimbit.records.errors import InputError, check_choice
@@ -19,7 +19,7 @@ from slimbit.records.text import printable
 if TYPE_CHECKING:
     from slimbit.compress.model import CompressedModel
     from slimbit.compress.prepared import PreparedNetwork
-    from slimbit.zoo.data import DataSet
+    from slimbit.zoo.data.evaluator import Evaluator
 
 
 def prune(  # noqa: PLR0913 - one argument per option of the command
@@ -75,6 +75,8 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     statistics: Annotated[str, typer.Option(help="BatchNorm afterwards: paired, absolute or stored.")] = "paired",
     calibration_images: Annotated[int | None, typer.Option(help="Unlabelled images; default: 500, or all.")] = None,
     evaluate_images: Annotated[int | None, typer.Option(help="Test images; default: all.")] = None,
+    batch_size: BatchSize = None,
+    memory: Memory = None,
     seed: Annotated[int, typer.Option(help="Of sampled images and labels.")] = 0,
     device: Annotated[str, typer.Option(help="Where the network is pruned and scored: cpu or cuda.")] = "cpu",
     allow_code: Annotated[
@@ -144,6 +146,8 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
         seed=seed,
         origin=found.network.origin,
         keep=found.network.keep,
+        batch_size=batch_size,
+        memory_gib=memory,
     )
     pruner = Pruner(prepared, config, None if config.tune is None else tuning_for(config.tune, found.data, prepared))
     plan = pruner.plan_of_config()
@@ -153,7 +157,7 @@ def prune(  # noqa: PLR0913 - one argument per option of the command
     with stopped_training(messages, str(out)):
         slim = pruner.prune(plan, out, partial(messages.print, markup=False))
     plan = slim.keep or plan  # training may have decided what stays
-    results = _results(prepared, slim, found.data, evaluate_images)
+    results = _results(prepared, slim, found.data.evaluator(evaluate_images, batch_size=batch_size))
     slim = replace(slim, accuracy=AccuracyEntry(value=results["after"]["accuracy"], measured_on=results["measured_on"]))
     about = {**slim.about_pruned(), **results}
     write_pruned(out, slim.model, plan, network=slim.reference(), about=about, content=content)
@@ -187,13 +191,9 @@ def parse_keep(text: str) -> float | dict[str, float]:
     return shares
 
 
-def _results(
-    prepared: "PreparedNetwork", slim: "CompressedModel", data: "DataSet", images: int | None
-) -> dict[str, Any]:
+def _results(prepared: "PreparedNetwork", slim: "CompressedModel", evaluate: "Evaluator") -> dict[str, Any]:
     """Costs and accuracy before and after."""
     from slimbit.measure.cost import cost
-
-    evaluate = data.evaluator(images)
 
     def side(report: Any, model: Any) -> dict[str, Any]:
         return {

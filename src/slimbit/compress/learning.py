@@ -1,5 +1,6 @@
 """A frontier from one training: the price of cost rises while a network learns its levels, and points are taken."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -99,7 +100,7 @@ class Learning:
     Attributes:
         task: Images, labels, held-out images, example.
         config: Settings of the training.
-        learn: Number of epochs, distillation, average.
+        learn: Number of epochs and points, distillation.
         data: Name of the data; a run is continued with the same one only.
     """
 
@@ -122,7 +123,7 @@ class Learning:
         quant: QuantConfig,
         prices: Sequence[float],
         *,
-        count: int,
+        goals: Sequence[float] = (),
         stages: Path,
         progress: Report,
     ) -> list[LearnedPoint]:
@@ -130,14 +131,16 @@ class Learning:
 
         A call that was stopped goes on where its last epoch ended; one that was finished is read.
 
-        The first price's network, compressed without training, is where it begins.
+        It begins at the network of a price that was compressed without training: the first, or with goals the cheapest
+        one that costs no less than the first of them.
 
         Args:
             prepared: The network; not changed.
             cost: What is saved.
             quant: Grid, granularity, layers to skip, and how the first network is compressed.
-            prices: Rising prices of the frontier without training: the price follows them, evenly in time.
-            count: Number of points, evenly spread over log cost between those of the first and the last price.
+            prices: Rising prices of the frontier without training, which the price follows.
+            goals: Falling costs, a point for each. Default: as many as the settings say, evenly over log cost from the
+                first price's to the last one's.
             stages: Folder of what is trained, a folder in it by content.
             progress: Called with a line for people after every epoch and point.
 
@@ -147,13 +150,13 @@ class Learning:
             TrainingError: The loss is no finite number any more.
         """
         content = digest(
-            [prepared.digest, prepared.calibration_digest, self.name, cost.name, cost.definition, quant, count]
+            [prepared.digest, prepared.calibration_digest, self.name, cost.name, cost.definition, quant, *goals]
             + [f"{price:.17g}" for price in prices]
         )
         folder = stages / f"learned-{content[:16]}"
         with held_stage(folder):
-            self._train(prepared, cost, quant, prices, count=count, folder=folder, content=content, progress=progress)
-            found = (read_point(folder, number) for number in range(count))
+            self._train(prepared, cost, quant, prices, goals=goals, folder=folder, content=content, progress=progress)
+            found = (read_point(folder, number) for number in range(len(goals) or self.learn.points))
             return [point for point in found if point is not None]
 
     def _train(
@@ -163,37 +166,34 @@ class Learning:
         quant: QuantConfig,
         prices: Sequence[float],
         *,
-        count: int,
+        goals: Sequence[float],
         folder: Path,
         content: str,
         progress: Report,
     ) -> None:
         plans = [prepared.plan_at(price, cost, quant) for price in prices]
+        level_cost = level_cost_of(prepared, cost, plans[0])
+        costs = [*itertools.accumulate((level_cost.exact(prepared.rounded(plan)) for plan in plans), min)]
+        first = max((place for place, there in enumerate(costs) if goals and there >= goals[0]), default=0)
+        plans, costs, prices = plans[first:], costs[first:], prices[first:]
         start = quantized(prepared, replace(plans[0], activations=()))
         network = copied(start.network)
         masks = _masks(prepared, start.layers)
         learn_levels(network, prepared.spec.layers, start.layers, weights=prepared.weights, masks=masks)
-        level_cost = level_cost_of(prepared, cost, plans[0])
         log_steps = {x.name: _log_steps([plan.layer(x.name) for plan in plans]) for x in plans[0].layers}
-        begin = level_cost.exact(levels_of(network))
-        end = min(begin, level_cost.exact(prepared.rounded(plans[-1])))
-        targets = [begin * (end / begin) ** (place / max(1, count - 1)) for place in range(count)]
+        goals = tuple(goals) or _even(costs, self.learn.points)
         iterations = self.config.epochs * (len(self.task.images) // self.config.batch_size)
 
-        def take(number: int, averaged: nn.Module, price: float, there: float) -> None:
-            point = self._point(averaged, price, path.iteration / (iterations / self.config.epochs))
+        def take(number: int, learned: nn.Module, price: float, there: float) -> None:
+            point = self._point(learned, price, path.iteration / (iterations / self.config.epochs))
             write_point(folder, number, point)
-            score = "" if self.task.validate is None else f", held out {float(self.task.validate(averaged)):.2f} %"
-            progress(f"point {number + 1} of {count}: {cost.name} {there:.4g}{score}")
+            score = "" if self.task.validate is None else f", held out {float(self.task.validate(learned)):.2f} %"
+            progress(f"point {number + 1} of {len(goals)}: {cost.name} {there:.4g}{score}")
 
-        path = PricePath(
-            network,
-            level_cost,
-            PriceSchedule(prices=tuple(prices), costs=(begin, end), iterations=iterations, log_steps=log_steps),
-            targets=targets,
-            average=self.learn.average,
-            take=take,
+        schedule = PriceSchedule(
+            prices=tuple(prices), costs=tuple(costs), iterations=iterations, goals=goals, log_steps=log_steps
         )
+        path = PricePath(level_cost, schedule, take=take)
         objective = distillation(prepared.model, temperature=self.learn.temperature) if self.learn.distill else None
 
         def listen(now: TrainingProgress) -> None:
@@ -204,10 +204,12 @@ class Learning:
                 progress(f"learning: epoch {now.epoch}/{now.epochs}, loss {done.loss:.4f}, {done.seconds:.0f} s")
 
         task = replace(self.task, objective=objective, regularizer=path, validate=None, listener=listen)
-        train_network(network, task, self.config, folder / "train", label=RunLabel(data=self.data, fingerprint=content))
+        rate = self.config.schedule.model_copy(update={"cycles": len(goals)})
+        config = self.config.model_copy(update={"schedule": rate})
+        train_network(network, task, config, folder / "train", label=RunLabel(data=self.data, fingerprint=content))
 
     def _point(self, network: nn.Module, price: float, epochs: float) -> LearnedPoint:
-        """A point of a network with averaged weights, which gets the statistics of its levels."""
+        """A point of a network, which gets the statistics of its levels."""
         self._average_statistics(network)
         found = levels_of(network)
         layers = tuple(
@@ -283,6 +285,15 @@ def level_cost_of(prepared: PreparedNetwork, cost: NamedCost, plan: CompressionP
         column = torch.where(column.isfinite(), column, finite.max())
         rows[layer.name] = torch.cat([column[:1].expand(first - 1), column])
     return LevelCost(form=form, units={}, tables=rows)
+
+
+def _even(costs: Sequence[float], count: int) -> tuple[float, ...]:
+    """So many costs, evenly spread over log cost from the first to the last.
+
+    >>> [round(cost, 6) for cost in _even([9.0, 5.0, 1.0], 3)]
+    [9.0, 3.0, 1.0]
+    """
+    return tuple(costs[0] * (costs[-1] / costs[0]) ** (place / max(1, count - 1)) for place in range(count))
 
 
 def _log_steps(layers: Sequence[LayerPlan]) -> Tensor:

@@ -14,7 +14,7 @@ from slimbit.apply.calibration import Calibration, calibrate
 from slimbit.apply.compensation import compensation_factors
 from slimbit.apply.layers import bind, weights_of
 from slimbit.apply.quantize import plain_levels
-from slimbit.compress.widths import value_losses, width_costs
+from slimbit.compress.widths import overstatement, value_losses, width_costs
 from slimbit.measure.cost import cost_of_survey
 from slimbit.measure.cost_config import CostConfig
 from slimbit.measure.named_cost import CostLike, NamedCost, load_cost
@@ -175,6 +175,7 @@ class PreparedNetwork:
     _sensitivity: Sensitivity | None = field(default=None, repr=False)
     _predicted: dict[str, CostReport] = field(default_factory=dict, repr=False)
     _activations: dict[tuple[Any, ...], tuple[ActivationQuantizer, ...]] = field(default_factory=dict, repr=False)
+    _overstatement: dict[QuantConfig, float] = field(default_factory=dict, repr=False)
     _value_losses: dict[tuple[int, str, str], dict[str, tuple[float, ...]]] = field(default_factory=dict, repr=False)
     _width_costs: dict[tuple[NamedCost, QuantConfig], WidthCosts] = field(default_factory=dict, repr=False)
 
@@ -309,6 +310,12 @@ class PreparedNetwork:
         if key not in self._value_losses:
             self._value_losses[key] = value_losses(self, self.activation_samples, config)
         return self._value_losses[key]
+
+    def overstatement(self, config: QuantConfig) -> float:
+        """Predicted loss over measured divergence of rounded weights; measured once."""
+        if config not in self._overstatement:
+            self._overstatement[config] = overstatement(self, config)
+        return self._overstatement[config]
 
     def width_costs(self, cost: NamedCost, config: QuantConfig) -> WidthCosts:
         """What every layer costs at every width; worked out once."""

@@ -137,11 +137,12 @@ def quantized(prepared: PreparedNetwork, plan: CompressionPlan) -> CompressedMod
     calibration, flow = prepared.calibration if needs else None, prepared.flow if plan.activations else None
     result = compress(prepared.model, plan, prepared.spec, calibration, flow=flow)
     cost = prepared.cost(plan, result.layers)
+    notes = () if result.refinement is None else (str(result.refinement),)
     return CompressedModel(
         model=result.model,
         network=result.network,
         program=result.program,
-        cost=replace(cost, notes=(*cost.notes, *prepared.calibration_notes)) if needs else cost,
+        cost=replace(cost, notes=(*cost.notes, *prepared.calibration_notes, *notes)) if needs else cost,
         spec=prepared.spec,
         plan=plan,
         layers=result.layers,

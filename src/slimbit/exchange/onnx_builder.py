@@ -57,6 +57,14 @@ class GraphBuilder:
         assert known.SerializeToString() == tensor.SerializeToString(), tensor.name
         return str(tensor.name)
 
+    def _name_output(self, inner: str, outer: str) -> None:
+        """Give a value the name of an output: its node's where nothing else reads it, else by an ``Identity``."""
+        made_by = next((node for node in self.nodes if node.output[0] == inner), None)
+        if made_by is None or any(inner in node.input for node in self.nodes):
+            self.node("Identity", [inner], outer)
+        else:
+            made_by.output[0] = made_by.name = outer
+
     def model(self, *, outputs: Mapping[str, str], metadata: Mapping[str, str]) -> ModelProto:
         """The finished model, checked.
 
@@ -65,7 +73,7 @@ class GraphBuilder:
             metadata: Text that the file carries.
         """
         for inner, outer in outputs.items():
-            self.node("Identity", [inner], outer)
+            self._name_output(inner, outer)
         inputs = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape])
             for name, shape in self.flow.inputs.items()

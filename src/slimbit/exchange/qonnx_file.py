@@ -2,7 +2,10 @@
 
 All values between layers are integers carried in floats (scale 1, zero point 0), so that float arithmetic is exact
 and tools see integer types: weights are ``Quant`` of whole numbers with one width per layer, that of its largest
-filter; what a layer's sums are multiplied by before they are rounded is a ``Mul`` per filter.
+filter. The bias of a layer's sums, and what they are multiplied by before they are rounded, are a
+``BatchNormalization`` each where values have channels: FPGA flows know how to bring these to channels last, which they
+do not for a ``Mul`` or ``Add`` of one number per channel (hls4ml 1.3 stops at them), and with mean 0, variance 1 and
+epsilon 0 it is exact.
 """
 
 from collections.abc import Mapping
@@ -178,27 +181,37 @@ class _Writer:
                 f"sums of layer {head.name!r} must stay below {EXACT} to be exact in floats, got up to {bound}"
             )
         value, codes = stage.value, f"{head.inputs[0]}/codes"
-        last = head.kind == "layer" and head["form"] == "linear"
-        rank = len(head.shape) + 1
-        rows = (-1,) if last else (1, -1, *[1] * (rank - 2))
         weights = layer.weights.numpy().astype(np.float32)
         if head.kind == "norm":
-            factors = graph.store(f"{head.name}.weight", weights.reshape(rows))
-            sums = graph.node("Mul", [codes, factors], f"{head.name}/sums")
+            sums = self._per_channel(
+                "Mul", head, codes, f"{head.name}.weight", weights.reshape(-1), f"{head.name}/sums"
+            )
         else:
             sums = self._product(head, codes, weights, layer)
         if bool(layer.bias.any()):
-            bias = graph.store(f"{head.name}.bias", layer.bias.numpy().astype(np.float32).reshape(rows))
-            sums = graph.node("Add", [sums, bias], f"{head.name}/sums/biased")
-        factor = graph.store(f"{head.name}.factor", layer.multiplier.numpy().reshape(rows))
+            bias = layer.bias.numpy().astype(np.float32)
+            sums = self._per_channel("Add", head, sums, f"{head.name}.bias", bias, f"{head.name}/sums/biased")
         result = (
             f"{value}/real" if integer.output is None and (stage.low, stage.high) == (None, None) else f"{value}/result"
         )
-        graph.node("Mul", [sums, factor], result)
+        self._per_channel("Mul", head, sums, f"{head.name}.factor", layer.multiplier.numpy(), result)
         if integer.output is not None:
             self.round(result, value, integer.output, *clamped_codes(stage, integer.output))
         elif result != f"{value}/real":
             add_clamp(graph, stage.low, stage.high, result, f"{value}/real")
+
+    def _per_channel(
+        self, operator: str, head: Operation, source: str, name: str, values: NDArray[Any], output: str
+    ) -> str:
+        """``Mul`` or ``Add`` of one number per filter; see the top of the file."""
+        graph, count = self.graph, len(values)
+        if head.kind == "layer" and head["form"] == "linear":
+            return graph.node(operator, [source, graph.store(name, values)], output)
+        zeros = graph.store(f"zeros{count}", np.zeros(count, np.float32))
+        ones = graph.store(f"ones{count}", np.ones(count, np.float32))
+        given = graph.store(name, values)
+        scale, shift = (given, zeros) if operator == "Mul" else (ones, given)
+        return graph.node("BatchNormalization", [source, scale, shift, zeros, ones], output, epsilon=0.0)
 
     def _product(self, head: Operation, codes: str, weights: NDArray[Any], layer: IntegerLayer) -> str:
         graph, name = self.graph, head.name

@@ -125,6 +125,10 @@ def refinement_prices(points: Sequence[tuple[float, float, float]], count: int) 
     return sorted(prices)
 
 
+FURTHEST = 4.0
+"""Beyond the points of a run, prices near a target go at most so many times as far as its last two are apart."""
+
+
 def nearby_prices(
     points: Sequence[tuple[float, float, float]], count: int, target: float, *, by_cost: bool
 ) -> list[float]:
@@ -133,7 +137,9 @@ def nearby_prices(
     Args:
         points: Cost, accuracy and price of each measured point; costs positive.
         count: How many prices.
-        target: A cost, or an accuracy; accuracies are made monotone first. Beyond all points the last two count.
+        target: A cost, or an accuracy; accuracies are made monotone first. Beyond all points, prices go on from the
+            last two: to the cost along a straight line in log cost and log price, or once more as far as these are
+            apart, but never more than `FURTHEST` times that.
         by_cost: Whether the target is a cost.
 
     Returns:
@@ -142,6 +148,8 @@ def nearby_prices(
     >>> points = [(8.0, 92.0, 1.0), (4.0, 90.0, 2.0), (1.0, 10.0, 8.0)]
     >>> [round(price, 3) for price in nearby_prices(points, 1, 91.0, by_cost=False)]
     [1.414]
+    >>> [round(price, 3) for price in nearby_prices(points, 2, 16.0, by_cost=True)]
+    [0.5, 0.707]
     """
     nodes: list[tuple[float, float, float]] = []
     for cost, accuracy, price in sorted(points, key=lambda p: (p[0], -p[1], p[2])):
@@ -150,6 +158,12 @@ def nearby_prices(
     if len(nodes) < 2:
         return []
     values = [node[0] if by_cost else node[1] for node in nodes]
+    if not values[0] <= target <= values[-1]:
+        inner, edge = nodes[-2:] if target > values[-1] else (nodes[1], nodes[0])
+        apart = math.log(edge[2] / inner[2])
+        reach = math.log(target / edge[0]) / math.log(edge[0] / inner[0]) if by_cost else 1.0
+        whole = apart * min(reach, FURTHEST)
+        return sorted(edge[2] * math.exp(whole * k / count) for k in range(1, count + 1))
     place = min(max(sum(value < target for value in values), 1), len(nodes) - 1)
     a, b = sorted(math.log(node[2]) for node in nodes[place - 1 : place + 1])
     return [math.exp(a + (b - a) * k / (count + 1)) for k in range(1, count + 1)]

@@ -101,22 +101,40 @@ class SweepPlan:
         """Stages beyond sweep and refinement that the settings ask for, with their number of points."""
         more = self.config.points - self.begun_with
         stages = {f"more-{self.config.points}": more} if more > 0 else {}
-        return stages | {near_stage(name, amount): NEAR_POINTS for name, amount in self.config.near.items()}
+        near = self.config.near.items()
+        return stages | {near_stage(*place): NEAR_POINTS for place in near if not self._is_goal(place[0])}
+
+    def _is_goal(self, name: str) -> bool:
+        return self.config.learn is not None and name == self.cost.name
+
+    @property
+    def goal(self) -> float | None:
+        """The cost near which a point is to be learned; None: a whole frontier, or nothing."""
+        return self.config.near.get(self.cost.name) if self._is_goal(self.cost.name) else None
+
+    @property
+    def learned_stage(self) -> str:
+        """Name of the stage of the points that are learned."""
+        return "learned" if self.goal is None else f"learned-{near_stage(self.cost.name, self.goal)}"
 
     def is_done(self, finished: set[str]) -> bool:
         """Whether every point is decided on and finished."""
         refined = self.refinement == 0 or self.planned("refine") is not None
-        learned = self.config.learn is None or self.planned("learned") is not None
+        learned = self.config.learn is None or self.planned(self.learned_stage) is not None
         known = self.planned("sweep") is not None and refined and learned and {*self.wanted()} <= {*self.added()}
         return known and {p.key for p in self.decided()} <= finished
 
+    @property
+    def _note_name(self) -> str:
+        return LEARNING + self.learned_stage.removeprefix("learned")
+
     def note_learning(self, training: str) -> None:
         """Keep what learned points were trained with."""
-        self.store.note(self.key(LEARNING), _LearnedNote(training=training))
+        self.store.note(self.key(self._note_name), _LearnedNote(training=training))
 
     def check_learning(self, training: str) -> None:
         """Raise `InputError` where learned points were made with other settings than these."""
-        noted = self.store.noted(self.key(LEARNING), _LearnedNote)
+        noted = self.store.noted(self.key(self._note_name), _LearnedNote)
         if noted is not None and noted.training != training:
             raise InputError(
                 f"training of learned points of run {self.store.folder} must be {noted.training} as when they were "
@@ -127,8 +145,8 @@ class SweepPlan:
         """Points in all: as many as were asked for until they are decided."""
         added = self.added()
         left = sum(count for stage, count in self.wanted().items() if stage not in added)
-        if self.config.learn is not None and self.planned("learned") is None:
-            left += self.begun_with
+        if self.config.learn is not None and self.planned(self.learned_stage) is None:
+            left += self.config.learn.points if self.goal is None else 1
         if self.planned("sweep") is None:
             signal = signal_epochs if self.keep_ratio == 1 else 0
             baselines = len(BASELINE_BITS) * len(self.config.baselines)

@@ -203,20 +203,21 @@ class WidthSweep:
         assert store.info is not None, "a run is planned once its float network was scored"
         least = store.info.float_accuracy - LOST * abs(store.info.float_accuracy)
         swept = [(p.price, p.accuracy) for p in measured if p.price is not None and p.accuracy is not None]
+        stage, goal = self.plan.learned_stage, self.plan.goal
         if not swept:  # every point failed: there is no range to learn in
-            self._keep_points("learned", [])
+            self._keep_points(stage, [])
             return 0
         lossless = [price for price, accuracy in swept if accuracy >= least]
         begin = max(lossless, default=min(price for price, _ in swept))
         prices = sorted(price for price, _ in swept if price >= begin)
-        if len(prices) < FEWEST_PRICES:
+        if goal is not None or len(prices) < FEWEST_PRICES:
             prices = sorted(price for price, _ in swept)
         points = learning.points(
             self.prepared,
             metric,
             quant,
             prices,
-            count=self.plan.begun_with,
+            goals=() if goal is None else (goal,),
             stages=self._stages,
             progress=report,
         )
@@ -226,8 +227,10 @@ class WidthSweep:
             plan = point.plan(self.prepared.name, metric.name, learning.config.epochs, quant)
             if quant.activation_bits is not None:
                 plan = replace(plan, activations=self._with_weights(point.network).activations(plan.config))
-            planned.append((f"learned-{number:02d}", plan, store.write(point.network, "safetensors")))
-        self._keep_points("learned", planned)
+            planned.append((f"{stage}-{number:02d}", plan, store.write(point.network, "safetensors")))
+        self._keep_points(stage, planned)
+        if goal is not None:
+            self._note_added(stage)
         return len(planned)
 
     def network_for(self, point: PlannedPoint) -> PreparedNetwork:
@@ -265,8 +268,11 @@ class WidthSweep:
             metric = config.metric if name == "accuracy" else name
             prices = nearby_prices(self._places(measured, metric), count, amount, by_cost=name != "accuracy")
         found = self._plan_at(stage, prices, measured)
-        self.plan.store.note(self.plan.key("added"), [*self.plan.added(), stage], grows=True)
+        self._note_added(stage)
         return found
+
+    def _note_added(self, stage: str) -> None:
+        self.plan.store.note(self.plan.key("added"), [*self.plan.added(), stage], grows=True)
 
     def _places(self, measured: Sequence[FrontierPoint], metric: str) -> list[tuple[float, float, float]]:
         """Cost, accuracy and price of each point."""

@@ -154,14 +154,14 @@ class Worker:
     def _learn(self, sweep: WidthSweep) -> bool:
         """Train for the learned points, once everything else is measured or under way; whether it did."""
         plan = sweep.plan
-        if self.learning is None or plan.planned("learned") is not None or plan.planned("sweep") is None:
+        if self.learning is None or plan.planned(plan.learned_stage) is not None or plan.planned("sweep") is None:
             return False
         swept = plan.swept()
         if not swept <= self._finished():
             return False
         what = ": ".join(filter(None, (keep_label(plan.keep_ratio), "learning")))
-        with self.store.claim(plan.key("learn"), what) as claim:
-            if claim is None or plan.planned("learned") is not None:
+        with self.store.claim(plan.key(plan.learned_stage), what) as claim:
+            if claim is None or plan.planned(plan.learned_stage) is not None:
                 return False
             count = sweep.plan_learned(self.learning, self._measured(swept), partial(self._report_learned, plan))
         self._report("refine", f"{count} learned points")

@@ -135,10 +135,11 @@ def loss_at_widths(
     cost: Tensor,
     widths: Sequence[int],
     compensation_factor: float = 1.0,
+    drop_factor: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Predicted loss + price x cost of a layer whose filters share one width or are dropped, at every choice of widths.
 
-    ``sum_f min(1/2 r s_f error_f(b) + price * cost(b, a) / filters, 1/2 s_f ||w_f||^2)``: a filter stays where its
+    ``sum_f min(1/2 r s_f error_f(b) + price * cost(b, a) / filters, 1/2 d s_f ||w_f||^2)``: a filter stays where its
     share of the layer's cost is less than what losing it costs. Compensation repairs the share ``1 - r`` of a rounding
     error, and nothing of a filter that is gone.
 
@@ -150,6 +151,7 @@ def loss_at_widths(
             where the machine does not run that.
         widths: Of weights; a width at which every weight is zero is none.
         compensation_factor: ``r``.
+        drop_factor: ``d``, by how much more than it loses the rounding is predicted to lose.
 
     Returns:
         The sum, shaped as ``cost``, and which filters stay, shape ``(filters, *cost.shape)``.
@@ -162,5 +164,5 @@ def loss_at_widths(
     """
     half = 0.5 * sensitivity.double().reshape(-1, 1, 1) * table.error[:, :, None]
     kept = compensation_factor * half[:, list(widths)] + price * cost.double() / len(table.error)
-    gone = half[:, :1].expand_as(kept)
+    gone = drop_factor * half[:, :1].expand_as(kept)
     return torch.minimum(kept, gone).sum(0), kept < gone

@@ -51,12 +51,15 @@ class WidthCosts:
             run it.
         activation_bits: Widths that values between layers may take, rising; empty where they are not decided on.
         activations: What is decided about them.
+        drop_factor: What the predicted loss of a dropped filter is multiplied by, as rounding is predicted to lose more
+            than it does.
     """
 
     weight_bits: tuple[int, ...]
     costs: Mapping[str, Tensor]
     activation_bits: tuple[int, ...] = ()
     activations: tuple[ActivationChoice, ...] = field(default=())
+    drop_factor: float = 1.0
 
 
 def weight_widths(config: QuantConfig) -> tuple[int, ...]:
@@ -106,6 +109,7 @@ def widths_by_price(
             cost=table.costs[layer.name].to(s.device),
             widths=table.weight_bits,
             compensation_factor=compensation_factor(inputs, layer, config),
+            drop_factor=table.drop_factor,
         )
     column = dict.fromkeys(losses, 0)
     widths: dict[str, int] = {}
@@ -145,7 +149,7 @@ def price_bounds(inputs: PlanInputs, config: QuantConfig, table: WidthCosts) -> 
         if not len(finite) or not float(finite.max()) > 0:
             continue
         share = float(finite[finite > 0].min()) / layer.filters
-        prices.append(float((loss[:, 0] - rounding.amin(1)).max()) / share)
+        prices.append(float((table.drop_factor * loss[:, 0] - rounding.amin(1)).max()) / share)
         whole = rounding.sum(0)
         gaps = (cost[:, None] - cost[None]).flatten(2).amax(2)
         rise = whole[None] - whole[:, None]

@@ -71,6 +71,8 @@ class QuantConfig(ConfigTable):
         statistics: What happens to BatchNorm statistics (and to biases of layers without BatchNorm):
             "stored" leaves them, "absolute" and "paired" re-estimate after all layers are quantized,
             "paired_layerwise" behind each layer before the next one is quantized.
+        refine: Passes over the calibration images in which scales, shifts and biases that are still float are tuned
+            towards the float network's values, guarded by a fifth of the images; 0 = none. See `slimbit.apply.refine`.
         per: Weighting of cost: "mac" counts a weight at every output position, "parameter" once.
         activation_bits: Width of what layers read, 2 to 8; network inputs, and values that no layer reads, have 8 bits.
             A price for a cost that falls with these widths (bit operations, machines) chooses them as well, up to that
@@ -98,6 +100,7 @@ class QuantConfig(ConfigTable):
     bit_allocation: bool = False
     bias_correction: bool = False
     statistics: Statistics = "paired_layerwise"
+    refine: Annotated[int, Field(ge=0, le=1000)] = 0
     per: Per = "mac"
     activation_bits: Annotated[int, Field(ge=FEWEST_BITS, le=MOST_BITS)] | None = None
     activation_codes: Codes = "unsigned"
@@ -112,7 +115,7 @@ class QuantConfig(ConfigTable):
     @property
     def needs_images(self) -> bool:
         """Whether carrying it out needs calibration images."""
-        return self.compensation or self.bias_correction or self.statistics != "stored"
+        return self.compensation or self.bias_correction or self.statistics != "stored" or self.refine > 0
 
     def for_metric(self, metric: str | None) -> Self:
         """The same with a grid: the one that was chosen, or that suits a metric (None: a given bit width).

@@ -9,25 +9,25 @@ from slimbit.records.training import OwnSettings, TrainConfig, check_said_once, 
 
 
 class LearnConfig(ConfigTable):
-    """One training that yields a whole frontier: the price rises from epoch to epoch, and points are taken on the way.
+    """One training that yields a whole frontier: the price rises from point to point.
 
     Attributes:
         epochs: Passes over the training images, for all points together.
-        learning_rate: Constant; points are averages over the last iterations.
+        points: Points to take, evenly spread over log cost.
+        learning_rate: At the beginning of each point's part of the training; falls to zero along a cosine.
         distill: Whether it learns the outputs of the given network instead of labels; labels are then not needed.
         temperature: Of distillation.
-        average: Share of the running average of weights and steps that one step leaves, 0 = no average.
         train: Any other setting of the training.
 
     >>> LearnConfig(epochs=4).training().schedule.name
-    'constant'
+    'cosine'
     """
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
-    learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    points: Annotated[int, Field(ge=1, le=1000)] = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 0.04
     distill: bool = False
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.995
     train: OwnSettings = TrainConfig()
 
     @model_validator(mode="after")
@@ -45,7 +45,7 @@ class LearnConfig(ConfigTable):
             "epochs": self.epochs,
             "select": "last",
             "optimizer": {"learning_rate": self.learning_rate, "nesterov": True, "weight_decay": 0.0},
-            "schedule": {"name": "constant"},
+            "schedule": {"name": "cosine"},
             **more,
         }
         return with_own_settings(begin, self.train)

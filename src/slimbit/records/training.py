@@ -38,12 +38,14 @@ class ScheduleConfig(ConfigTable):
         milestones: Epochs after which "step" divides, ascending.
         factor: What "step" multiplies with.
         warm_up: Share of the steps in which "one_cycle" rises.
+        cycles: How many times "cosine" falls to zero, each time from the highest rate.
     """
 
     name: Schedule = "cosine"
     milestones: tuple[int, ...] = Field(default=(), strict=False)
     factor: float = Field(default=0.1, gt=0, lt=1)
     warm_up: float = Field(default=0.25, gt=0, lt=1)
+    cycles: int = Field(default=1, ge=1)
 
 
 class AugmentConfig(ConfigTable):
