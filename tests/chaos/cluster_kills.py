@@ -90,6 +90,7 @@ class Crew:
                 self.kills += 1
             if process.exitcode not in (0, -signal.SIGKILL):
                 self.failures.append(process.exitcode)
+                print(f"{name} ended with {process.exitcode} ({moment=}, {is_cut_off=})", flush=True)
 
 
 def main() -> None:
