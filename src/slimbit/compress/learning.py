@@ -123,6 +123,7 @@ class Learning:
         quant: QuantConfig,
         prices: Sequence[float],
         *,
+        end: float,
         goals: Sequence[float] = (),
         stages: Path,
         progress: Report,
@@ -139,8 +140,9 @@ class Learning:
             cost: What is saved.
             quant: Grid, granularity, layers to skip, and how the first network is compressed.
             prices: Rising prices of the frontier without training, which the price follows.
+            end: Cost of the cheapest network without training.
             goals: Falling costs, a point for each. Default: as many as the settings say, evenly over log cost from the
-                first price's to the last one's.
+                first price's to ``end``.
             stages: Folder of what is trained, a folder in it by content.
             progress: Called with a line for people after every epoch and point.
 
@@ -150,12 +152,14 @@ class Learning:
             TrainingError: The loss is no finite number any more.
         """
         content = digest(
-            [prepared.digest, prepared.calibration_digest, self.name, cost.name, cost.definition, quant, *goals]
+            [prepared.digest, prepared.calibration_digest, self.name, cost.name, cost.definition, quant, end, *goals]
             + [f"{price:.17g}" for price in prices]
         )
         folder = stages / f"learned-{content[:16]}"
         with held_stage(folder):
-            self._train(prepared, cost, quant, prices, goals=goals, folder=folder, content=content, progress=progress)
+            self._train(
+                prepared, cost, quant, prices, end=end, goals=goals, folder=folder, content=content, progress=progress
+            )
             found = (read_point(folder, number) for number in range(len(goals) or self.learn.points))
             return [point for point in found if point is not None]
 
@@ -166,6 +170,7 @@ class Learning:
         quant: QuantConfig,
         prices: Sequence[float],
         *,
+        end: float,
         goals: Sequence[float],
         folder: Path,
         content: str,
@@ -181,7 +186,7 @@ class Learning:
         masks = _masks(prepared, start.layers)
         learn_levels(network, prepared.spec.layers, start.layers, weights=prepared.weights, masks=masks)
         log_steps = {x.name: _log_steps([plan.layer(x.name) for plan in plans]) for x in plans[0].layers}
-        goals = tuple(goals) or _even(costs, self.learn.points)
+        goals = tuple(goals) or _even(costs[0], min(costs[0], end), self.learn.points)
         iterations = self.config.epochs * (len(self.task.images) // self.config.batch_size)
 
         def take(number: int, learned: nn.Module, price: float, there: float) -> None:
@@ -287,13 +292,13 @@ def level_cost_of(prepared: PreparedNetwork, cost: NamedCost, plan: CompressionP
     return LevelCost(form=form, units={}, tables=rows)
 
 
-def _even(costs: Sequence[float], count: int) -> tuple[float, ...]:
-    """So many costs, evenly spread over log cost from the first to the last.
+def _even(begin: float, end: float, count: int) -> tuple[float, ...]:
+    """So many costs, evenly spread over log cost from ``begin`` to ``end``.
 
-    >>> [round(cost, 6) for cost in _even([9.0, 5.0, 1.0], 3)]
+    >>> [round(cost, 6) for cost in _even(9.0, 1.0, 3)]
     [9.0, 3.0, 1.0]
     """
-    return tuple(costs[0] * (costs[-1] / costs[0]) ** (place / max(1, count - 1)) for place in range(count))
+    return tuple(begin * (end / begin) ** (place / max(1, count - 1)) for place in range(count))
 
 
 def _log_steps(layers: Sequence[LayerPlan]) -> Tensor:

@@ -217,6 +217,7 @@ class WidthSweep:
             metric,
             quant,
             prices,
+            end=min(cost for p in measured if (cost := p.costs.get(metric.name)) is not None),
             goals=() if goal is None else (goal,),
             stages=self._stages,
             progress=report,

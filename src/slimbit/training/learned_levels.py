@@ -3,7 +3,8 @@
 The forward pass computes with ``step * q``, the exact levels of the grid; the backward pass takes rounding for the
 identity, so that the weights behind the levels move, and steps get the gradient of learned step size quantization,
 ``d(step q) / d log step = step q - w`` (Esser et al. 2020, arXiv 1902.08153, without clipping: levels are as many as
-weights ask for). What levels cost is counted exactly forward and has a smooth slope backward.
+weights ask for), and its scale: of one over the root of the number of weights that share a step. What levels cost is
+counted exactly forward and has a smooth slope backward.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +45,8 @@ class _Rounded(torch.autograd.Function):
 class LearnedLevels(nn.Module):
     """Parametrization of one stored tensor: the weights of its layers become levels times learned steps.
 
+    ``log_steps`` holds ``log(step) n^(1/4)``, where ``n`` weights share a step.
+
     Args:
         layers: Whose weights the tensor holds, in the order of their rows; one layer, or those of an attention
             projection. Rows of other layers stay as they are.
@@ -65,7 +68,11 @@ class LearnedLevels(nn.Module):
     ) -> None:
         super().__init__()
         self.layers, self.grid = tuple(layers), grid
-        self.log_steps = nn.ParameterList([start[layer.name].detach().clone().float().log() for layer in layers])
+        begin = [start[layer.name].detach().clone().float().log() for layer in layers]
+        sharing = [layer.weights / max(1, steps.numel()) for layer, steps in zip(layers, begin, strict=True)]
+        # the gradient is multiplied once on its way to what is learned, and once on the way back to the step
+        self.scales: list[float] = [count**-0.25 for count in sharing]
+        self.log_steps = nn.ParameterList([value / s for value, s in zip(begin, self.scales, strict=True)])
         for place, layer in enumerate(layers):
             mask = (masks or {}).get(layer.name)
             self.register_buffer(f"mask{place}", None if mask is None else mask.float(), persistent=False)
@@ -79,7 +86,11 @@ class LearnedLevels(nn.Module):
     def steps(self, log_steps: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Steps of each layer; with other log steps in place of the present ones where they are given."""
         learned = self.log_steps if log_steps is None else log_steps
-        return [(value + getattr(self, f"shift{place}")).exp() for place, value in enumerate(learned)]
+        return [self._log_step(place, value).exp() for place, value in enumerate(learned)]
+
+    def _log_step(self, place: int, learned: Tensor) -> Tensor:
+        shift: Tensor = getattr(self, f"shift{place}")
+        return learned * self.scales[place] + shift
 
     def weights(self, stored: Tensor) -> list[Tensor]:
         """The weights behind the levels, filters first, of each layer."""
@@ -94,7 +105,7 @@ class LearnedLevels(nn.Module):
         """What the network computes with, as the module stores it."""
         parts = []
         for place, (layer, weight) in enumerate(zip(self.layers, self.weights(stored), strict=True)):
-            log_step = self.log_steps[place] + getattr(self, f"shift{place}")
+            log_step = self._log_step(place, self.log_steps[place])
             rounded: Tensor = _Rounded.apply(weight, log_step, self.grid)  # type: ignore[no-untyped-call] # of torch
             mask = getattr(self, f"mask{place}")
             if mask is not None:  # a grid without zero has none for them

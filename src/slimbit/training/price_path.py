@@ -24,8 +24,9 @@ from slimbit.training.learned_levels import LevelCost, learned_parts, levels_of
 
 LOOK_EVERY = 5
 """Iterations between two looks at what the levels cost."""
-URGE, MOST = 4.0, 1e4
-"""Where the cost lags behind its goal, the price is multiplied by ``(cost / goal) ** URGE``, by `MOST` at most."""
+URGE, MOST = 4.0, 16.0
+"""Where the cost lags behind its goal, the price is multiplied by ``(cost / goal) ** URGE``, by `MOST` at most: where
+goals were half of what could be reached, more than that ended a training in numbers that are not finite."""
 ON_THE_WAY = 0.3
 """Share of a cycle in which price and steps move to its goal."""
 
