@@ -110,7 +110,7 @@ def postgres() -> Iterator[Postgres]:
     try:
         yield server
     finally:
-        server.stop(signal.SIGINT)
+        server.stop()  # an orderly end would first write all of it to the disk
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -126,23 +126,27 @@ def new_database(server: Postgres) -> str:
 
 def why_no_s3() -> str:
     """Why an S3-compatible server cannot be started here, "" where it can."""
-    for name, package in (("boto3", "boto3"), ("moto", "moto[server]"), ("flask", "moto[server]")):
+    for name in ("boto3", "moto", "flask", "flask_cors"):
         try:
             __import__(name)
         except ImportError:
-            return f"{name} is not installed: pip install '{package}'"
+            return f"{name} is not installed: pip install boto3 'moto[s3]' flask flask-cors"
     return ""
 
 
 @contextlib.contextmanager
-def s3() -> Iterator[dict[str, str]]:
-    """A server with one bucket; yields the variables of the environment by which boto3 finds it."""
+def s3(refused: float = 0.0) -> Iterator[dict[str, str]]:
+    """A server with one bucket; yields the variables of the environment by which boto3 finds it.
+
+    Args:
+        refused: Share of the requests that it answers with "slow down".
+    """
     port = free_port()
     address = f"http://127.0.0.1:{port}"
+    script = str(Path(__file__).parent / "chaos" / "unsteady_s3.py")
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, script, str(port), str(refused)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     found = {
         "AWS_ENDPOINT_URL_S3": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "hidden-5ec2e7",
         "AWS_DEFAULT_REGION": "us-east-1",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import frontier_case as case
@@ -303,12 +304,10 @@ def test_full_disk_is_one_sentence_and_the_run_continues(
 
 
 def test_full_disk_under_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -> None:
-    import optuna
-
     def full(*_: Any, **__: Any) -> None:
-        raise optuna.exceptions.StorageInternalError("commit") from sqlite3.OperationalError("database or disk is full")
+        raise sqlalchemy.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
 
-    monkeypatch.setattr(optuna.storages.RDBStorage, "create_new_trial", full)
+    monkeypatch.setattr("slimbit.frontier.study.insert_trial", full)
     with pytest.raises(StoreError, match=r"study\.db .*: database or disk is full"):
         case.trace(tmp_path / "run", **SMALL)
     monkeypatch.undo()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -441,6 +442,26 @@ def test_passwords_stay_out_of_files_messages_and_reports(
 def test_how_an_address_is_shown(url: str, shown: str) -> None:
     assert studies.where(url) == shown
     assert studies.reason(ValueError(f"cannot parse {url} or secret"), url).count("secret") == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:secret@127.0.0.1:port/x",
+        "postgresql://me:se/cret@ret-secret@127.0.0.1:1/x",
+        "postgresql+nodriver://me:secret@db/x",
+        "mysql://me:secret@db/x",
+        "me:secret@db/x",
+        "postgresql://me:secret@127.0.0.1:1/x?unknown=secret",
+    ],
+)
+def test_addresses_that_are_none_are_named_without_the_password(url: str) -> None:
+    """Nor is it in the errors behind the error, which a traceback shows."""
+    with pytest.raises(InputError, match="storage") as raised:
+        opened(url)
+    assert "secret" not in "".join(traceback.format_exception(raised.value))
+    assert len(str(raised.value).splitlines()) == 1
+    assert "secret" not in repr(RunConfig(storage=url))
 
 
 def test_a_worker_of_another_protocol_is_refused(database: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from slimbit.frontier import study as studies
 from slimbit.frontier.patience import Patience, silent
 from slimbit.frontier.table import Claim, ClaimLost, Holder, RunTable, holder_of, this_worker, worker_name
+from slimbit.frontier.trials import finish_trial, start_trial
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint, PlannedPoint
 
@@ -103,17 +104,10 @@ class ServerTable(RunTable):
         """Keep a finished point: finish its trial, which only its holder can."""
         if claim is None or claim.trial is None:
             raise ClaimLost(f"point {point.key} is not claimed by this worker")
-        row, content = claim.trial, studies.attributes_of(point)[studies.POINT]
+        row, content = claim.trial, studies.attributes_of(point)[studies.POINT] | {"state": point.state}
         claim.is_finished = True
-        storage = self.points.storage
-        try:
-            self.points.write(
-                lambda: storage.set_trial_user_attr(row.id, studies.POINT, content | {"state": point.state})
-            )
-        except optuna.exceptions.UpdateFinishedTrialError:
-            raise ClaimLost(self._lost(point.key)) from None
         state = TrialState.COMPLETE if point.state == "done" else TrialState.FAIL
-        if not self._finish(self.points, row, state, studies.values_of(point, metric)):
+        if not self._finish(self.points, row, state, studies.values_of(point, metric), {studies.POINT: content}):
             raise ClaimLost(self._lost(point.key))
         return replace(point, number=row.number)
 
@@ -157,55 +151,45 @@ class ServerTable(RunTable):
         row = self._counting(study, name)
         if row is None:
             mine = study.add_trial(_trial(TrialState.WAITING, {"key": name, "worker": me}, **knobs))
+            study.rows()
             row = self._counting(study, name)
-            if row is None or row.id != mine.id:
-                if self._started(study, mine):  # somebody else queued it a moment before
-                    self._finish(study, mine, TrialState.FAIL, None)
+            if row is None or row.id != mine.id:  # somebody else queued it a moment before
+                if study.write(lambda: start_trial(study.storage.engine, mine.id, {})):
+                    self._finish(study, mine, TrialState.FAIL)
                 return None
-        if row.state != TrialState.WAITING or not self._started(study, row):
+        if row.state != TrialState.WAITING:
             return None
-        if row.attributes.get("worker") != me:
-            study.write(lambda: study.storage.set_trial_user_attr(row.id, "worker", me))
-        return row
+        changed = {} if row.attributes.get("worker") == me else {"worker": me}
+        return row if study.write(lambda: start_trial(study.storage.engine, row.id, changed)) else None
 
     def _counting(self, study: studies.RunStudy, name: str) -> studies.TrialRow | None:
         """The trial that decides who has something: the first of its name that is not finished."""
         return next((r for r in study.known() if r.attributes.get("key") == name and not r.state.is_finished()), None)
 
-    def _started(self, study: studies.RunStudy, row: studies.TrialRow) -> bool:
-        """Set a trial from waiting to running; whether it was this worker that did.
-
-        The first sign comes before that: Optuna never counts a running trial without a sign as stale, and its worker
-        may be killed between the two.
-        """
-
-        def start() -> bool:
-            study.storage.record_heartbeat(row.id)
-            return study.storage.set_trial_state_values(row.id, TrialState.RUNNING)
-
-        try:
-            return study.write(start)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            return False
-
     def _finish(
-        self, study: studies.RunStudy, row: studies.TrialRow, state: TrialState, values: Sequence[float] | None
+        self,
+        study: studies.RunStudy,
+        row: studies.TrialRow,
+        state: TrialState,
+        values: Sequence[float] | None = None,
+        result: Mapping[str, Any] | None = None,
     ) -> bool:
         """Finish a trial that this worker has; whether it still had it."""
-        try:
-            return study.write(lambda: study.storage.set_trial_state_values(row.id, state, values))
-        except optuna.exceptions.UpdateFinishedTrialError:
-            # either another worker took it over, or the server did it and could not say so before it went away
-            found = next(r for r in study.rows() if r.id == row.id)
-            said = found.attributes.get("worker")
-            return found.state == state and isinstance(said, dict) and said.get("worker") == worker_name()
+        content = result or {}
+        if study.write(lambda: finish_trial(study.storage.engine, row.id, state, values, content)):
+            return True
+        # either another worker took it over, or the server did it and could not say so before it went away
+        found = next(r for r in study.rows() if r.id == row.id)
+        said = found.attributes.get("worker")
+        mine = isinstance(said, dict) and said.get("worker") == worker_name()
+        return mine and found.state == state and content.keys() <= found.attributes.keys()
 
     def _give_signs(self, study: studies.RunStudy, trial: int, ended: threading.Event) -> None:
         while not ended.wait(self._sign_seconds):
             try:
                 study.storage.record_heartbeat(trial)
-            except Exception:  # noqa: BLE001, S112 - the server is away: the worker itself finds out and says so
-                continue
+            except Exception:  # noqa: BLE001 - the worker itself says so when it needs the server
+                study.patience.last_failure = time.monotonic()
         study.storage.remove_session()
 
     def _take_over(self) -> None:
@@ -216,7 +200,8 @@ class ServerTable(RunTable):
             return
         self._next_check = now + self._sign_seconds
         for study in (self.points, self.tasks):
-            study.write(lambda study=study: optuna.storages.fail_stale_trials(study.study))  # type: ignore[misc]
+            with studies.quiet():
+                study.write(lambda study=study: optuna.storages.fail_stale_trials(study.study))  # type: ignore[misc]
 
     def _queue_again(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """What follows on a trial of a worker that is gone: a point is queued again, a task when somebody needs it."""
@@ -253,9 +238,9 @@ def open_table(
         MissingExtraError: The driver of the database is not installed.
     """
     address = _with_driver(url)
-    opening = Patience(
-        studies.where(url), is_passing=_passes_at_start, reason=_reason_of(url), tell=tell, seconds=OPENING_SECONDS
-    )
+    where, reason = studies.where(url), _reason_of(url)
+    opening = Patience(where, is_passing=is_passing, reason=reason, tell=tell, seconds=OPENING_SECONDS)
+    beginning = Patience(where, is_passing=_is_of_beginners, reason=reason, seconds=OPENING_SECONDS)
 
     def opened() -> ServerTable:
         storage = studies.open_storage(address, create=metric is not None, engine_kwargs=_engine_options(address))
@@ -279,13 +264,13 @@ def open_table(
                 f"run {name} of {studies.where(url)} must be one that this version of Slimbit shares (protocol "
                 f"{PROTOCOL}), got protocol {found.get('protocol')}: use one version on all machines"
             )
-        patient = Patience(studies.where(url), is_passing=is_passing, reason=_reason_of(url), tell=tell)
+        patient = Patience(where, is_passing=is_passing, reason=reason, tell=tell)
         both = [studies.RunStudy(storage, study, url, patient) for study in (points, tasks)]
         return ServerTable(both[0], both[1], int(found["takeover_seconds"]), tell)
 
     with studies.quiet(), studies.reading(url):
         try:
-            return opening(opened)
+            return opening(lambda: beginning(opened))
         except KeyError:
             raise InputError(f"{studies.where(url)} must hold the run {name!r}, got none") from None
         except studies.FAULTS as error:
@@ -336,14 +321,19 @@ def _with_driver(url: str) -> str:
 
 
 def _engine_options(url: str) -> dict[str, Any]:
-    """A connection that is cut off ends within a minute, instead of the hours that systems wait by themselves."""
-    options: dict[str, Any] = {"pool_pre_ping": True}
-    if url.startswith("postgresql+psycopg:"):
-        options["connect_args"] = {
+    """A connection that is cut off ends within a minute, instead of the hours that systems wait by themselves.
+
+    Connections are not tried before each use, which would double the round trips of a point: `Patience` makes a new one
+    where one has ended.
+    """
+    if not url.startswith("postgresql+psycopg:"):
+        return {}
+    return {
+        "connect_args": {
             "connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3,
             "tcp_user_timeout": 30000,
-        }  # fmt: skip
-    return options
+        }
+    }  # fmt: skip
 
 
 def _prepare_session(connection: Any, _: Any) -> None:
@@ -381,8 +371,8 @@ def is_passing(error: Exception) -> bool:
     )
 
 
-def _passes_at_start(error: Exception) -> bool:
-    return is_passing(error) or getattr(_root(error), "sqlstate", None) in BEGINNERS
+def _is_of_beginners(error: Exception) -> bool:
+    return getattr(_root(error), "sqlstate", None) in BEGINNERS
 
 
 def _root(error: BaseException) -> BaseException:

@@ -54,8 +54,10 @@ class RunStore:
         self.folder, self.table, self.info, self.artifacts = folder, table, info, artifacts
         self._url, self._objects = url, objects
         self._seen: dict[int, FrontierPoint] = {}
+        self._points: tuple[FrontierPoint, ...] = ()
         self._planned: dict[str, tuple[PlannedPoint, ...]] = {}
         self._notes: dict[str, Any] | None = None
+        self._records: dict[tuple[str, str], Any] = {}
 
     # --- points ---
 
@@ -67,15 +69,18 @@ class RunStore:
         Raises:
             InputError: The study is damaged, or a trial is none of ours; the trial is named.
         """
-        for row in self.table.finished():
-            if row.id not in self._seen:
-                self._seen[row.id] = studies.point_of(row, self._url)
+        fresh = [row for row in self.table.finished() if row.id not in self._seen]
+        if not fresh:
+            return self._points
+        for row in fresh:
+            self._seen[row.id] = studies.point_of(row, self._url)
         points: dict[str, FrontierPoint] = {}
         for point in self._seen.values():
             earlier = points.get(point.key)
             if earlier is None or earlier.state == "failed":
                 points[point.key] = point
-        return tuple(sorted(points.values(), key=lambda p: p.number))
+        self._points = tuple(sorted(points.values(), key=lambda p: p.number))
+        return self._points
 
     def add(self, point: FrontierPoint, metric: str, claim: Claim | None = None) -> FrontierPoint:
         """Keep a finished point; returns it with its number.
@@ -94,9 +99,10 @@ class RunStore:
     def planned(self, name: str) -> tuple[PlannedPoint, ...] | None:
         """A list of planned points that was noted, or None."""
         if name not in self._planned:  # decided once: what was read once stays so
-            content = self._note(name)
-            if content is None:
+            digest = self._digest(name)
+            if digest is None:
                 return None
+            content = self.read(digest, "json")
             found = parse_json(content, where=f"object of {name!r} of run {self.folder}")
             points = found.get("points") if isinstance(found, dict) else None
             self._planned[name] = from_json(
@@ -116,20 +122,24 @@ class RunStore:
         Raises:
             InputError: The object is missing or damaged.
         """
-        content = self._note(name)
-        return None if content is None else from_json(kind, content, where=f"{name!r} of run {self.folder}")
+        digest = self._digest(name)
+        if digest is None:
+            return None
+        if (name, digest) not in self._records:  # what a digest stands for never changes
+            content = self.read(digest, "json")
+            self._records[name, digest] = from_json(kind, content, where=f"{name!r} of run {self.folder}")
+        return self._records[name, digest]  # type: ignore[no-any-return]
 
     def note(self, name: str, value: Any, *, grows: bool = False) -> None:
         """Keep a value as an object and note its digest; what another worker noted before stays, see `RunTable`."""
         self.table.note(name, self.write(canonical(value), "json"), grows=grows)
         self.refresh()
 
-    def _note(self, name: str) -> bytes | None:
+    def _digest(self, name: str) -> str | None:
         if self._notes is None:
             self.refresh()
         assert self._notes is not None
-        digest = self._notes.get(name)
-        return None if digest is None else self.read(digest, "json")
+        return self._notes.get(name)
 
     # --- exported files ---
 

@@ -22,6 +22,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from slimbit.frontier.patience import Patience
+from slimbit.frontier.trials import insert_trial
 from slimbit.records.codec import from_plain, plain
 from slimbit.records.errors import InputError, MissingExtraError, SlimbitError
 from slimbit.records.files import not_written, parse_json
@@ -96,7 +97,7 @@ class RunStudy:
         unfinished = [row.id for row in self._rows.values() if not row.state.is_finished()]
         # trials are made one after the other under a lock of the study: none appears before one that is there
         found: dict[int, TrialRow] = {}
-        with quiet(), reading(self.url):
+        with reading(self.url):
             for trial, number, state, key, value in self._query(
                 _TRIALS, last=max(self._rows, default=-1), unfinished=unfinished
             ):
@@ -112,7 +113,7 @@ class RunStudy:
 
     def notes(self) -> dict[str, Any]:
         """The attributes of the study."""
-        with quiet(), reading(self.url):
+        with reading(self.url):
             return {key: _value(value) for key, value in self._query(_NOTES)}
 
     def set_note(self, name: str, value: Any) -> None:
@@ -120,10 +121,9 @@ class RunStudy:
         self.write(lambda: self.storage.set_study_user_attr(self.id, name, value))
 
     def add_trial(self, trial: FrozenTrial) -> TrialRow:
-        """Add a trial in one transaction."""
-        made = self.write(lambda: self.storage.create_new_trial(self.id, template_trial=trial))
-        self.rows()
-        return self._rows[made]
+        """Add a trial in one transaction; `known` has it after the next reading, which finds earlier ones of others."""
+        made, number = self.write(lambda: insert_trial(self.storage.engine, self.id, trial))
+        return TrialRow(made, number, trial.state, trial.user_attrs)
 
     def write(self, action: Callable[[], Result]) -> Result:
         """The result of something that writes.
@@ -131,7 +131,7 @@ class RunStudy:
         Raises:
             StoreError: The disk is full or the storage cannot be reached.
         """
-        with quiet(), writing(self.url):
+        with writing(self.url):
             return self.patience(action)
 
     def _query(self, statement: sqlalchemy.TextClause, **parameters: Any) -> list[Any]:
@@ -263,7 +263,9 @@ def open_storage(url: str, *, create: bool = True, **options: Any) -> optuna.sto
         InputError: It is no address.
         MissingExtraError: The driver of the database is not installed.
     """
-    engine = {"connect_args": {"timeout": PATIENCE_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    engine = {"connect_args": {"timeout": PATIENCE_SECONDS}} if url.startswith("sqlite") else {}
+    if _is_split_wrong(url):
+        raise InputError(f"password of {where(url)} must be percent-encoded (%40 for @), got one with an @ in it")
     try:
         return optuna.storages.RDBStorage(
             url, **{"engine_kwargs": engine, "skip_table_creation": not create, **options}
@@ -331,9 +333,23 @@ def where(url: str) -> str:
         return f"study {file}"
     try:
         parts = sqlalchemy.engine.make_url(url).set(query={})
-        return f"storage {parts.render_as_string(hide_password=True)}"
+        if not _is_split_wrong(url):
+            return f"storage {parts.render_as_string(hide_password=True)}"
     except (sqlalchemy.exc.ArgumentError, ValueError):
-        return f"storage {url.rsplit('@', maxsplit=1)[-1].split('?', maxsplit=1)[0][:80]!r}"
+        pass
+    return f"storage {url.rsplit('@', maxsplit=1)[-1].split('?', maxsplit=1)[0][:80]!r}"
+
+
+def _is_split_wrong(url: str) -> bool:
+    """Whether an ``@`` of a password is taken for its end, so that the rest would be shown as the server's name.
+
+    >>> _is_split_wrong("postgresql://me:p@ss@db/slimbit"), _is_split_wrong("postgresql://me:p%40ss@db/slimbit")
+    (True, False)
+    """
+    try:
+        return "@" in (sqlalchemy.engine.make_url(url).host or "")
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return False
 
 
 @contextmanager
@@ -356,8 +372,6 @@ def writing(url: str) -> Iterator[None]:
         raise not_written(where(url), OSError(0, reason(error, url))) from error
     except SlimbitError:
         raise
-    except optuna.exceptions.UpdateFinishedTrialError:
-        raise  # an answer, not a fault: see `slimbit.frontier.server`
     except Exception as error:
         raise _damaged(url, error) from error
 

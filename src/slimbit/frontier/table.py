@@ -18,12 +18,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from slimbit import __version__
 from slimbit.frontier import study as studies
 from slimbit.records.codec import pretty
 from slimbit.records.errors import InputError, SlimbitError
@@ -222,7 +222,7 @@ def worker_name() -> str:
 def this_worker(what: str) -> dict[str, str]:
     """What a claim says about its worker."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return {"worker": worker_name(), "what": what, "since": now, "slimbit": version("slimbit")}
+    return {"worker": worker_name(), "what": what, "since": now, "slimbit": __version__}
 
 
 def holder_of(said: Any) -> Holder:

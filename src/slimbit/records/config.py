@@ -320,7 +320,7 @@ class RunConfig(ConfigTable):
     likelihood: Literal["categorical", "gaussian"] = "categorical"
     batch_size: Count | None = None
     memory_gib: Annotated[float, Field(gt=0)] | None = None
-    storage: str | None = None
+    storage: Annotated[str | None, Field(repr=False)] = None  # it may hold a password
     artifacts: str | None = None
     run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
     takeover_seconds: Annotated[int, Field(ge=2, le=86400)] = 120
