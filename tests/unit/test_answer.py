@@ -90,3 +90,15 @@ def test_a_short_stretch_is_noise() -> None:
 def test_fronts_leave_out_what_is_dominated() -> None:
     assert front_of([*HALF, point(0.5, 2e7, 70.0)], METRIC) == [(1e6, 55.0), (1e7, 80.0)]
     assert accuracy_at([(1e6, 60.0), (1e7, 80.0)], 1e9) == 80.0
+
+
+def test_training_that_only_pruned_networks_had_is_said() -> None:
+    settings = {"float_accuracy": 70.0, "trained": "4 epochs"}
+    found = answer([*WHOLE, *HALF], METRIC, **settings)
+    assert found.text.endswith(
+        "Pruned networks were trained for 4 epochs after the cut, the whole network was not trained further: a part of "
+        "what they gain is due to training."
+    )
+    assert "trained" not in answer([*WHOLE, *HALF], METRIC, float_accuracy=70.0).text
+    worse = [replace(p, accuracy=p.accuracy - 10) for p in HALF]
+    assert "trained" not in answer([*WHOLE, *worse], METRIC, **settings).text  # nothing was gained

@@ -12,6 +12,7 @@ from slimbit.cli.points import clampings, failures, points_table
 from slimbit.records.config import FrontierConfig
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.training import AugmentConfig
+from slimbit.report.answer import answer_of_run
 from slimbit.sources.networks import check_trusted_cost, check_trusted_data, check_trusted_network
 
 if TYPE_CHECKING:
@@ -244,6 +245,8 @@ def frontier(  # noqa: PLR0913 - one argument per option of the command
         check_trusted_cost(cost, str(config), allow_code=allow_code)
     result = trace(base.with_options(options), out, allow_code=allow_code)
     Console().print(points_table(result, result.points, result.metric), *clampings(result.points))
+    if said := answer_of_run(result.info, result.points, result.metric):
+        Console(highlight=False, soft_wrap=True).print(f"Prune or quantize? {said}", markup=False)
     for line in failures(result.points):
         Console(stderr=True, highlight=False, soft_wrap=True).print(line)
     if not any(point.state == "done" for point in result.points):

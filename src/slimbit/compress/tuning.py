@@ -10,7 +10,7 @@ from torch import nn
 
 from slimbit.compress.prepared import PreparedNetwork
 from slimbit.numerics.batches import zeros_like_input
-from slimbit.records.config import TuneConfig
+from slimbit.records.config import ADMM_STAGES, TuneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.training import TrainConfig
 from slimbit.training.admm import Admm, AdmmSettings, Choose
@@ -22,7 +22,6 @@ from slimbit.zoo.data import DataSet, Evaluator, Part
 from slimbit.zoo.data.splits import balanced_order
 
 TrainingData = DataSet | TrainTask
-ADMM_STAGES = 4
 Report = Callable[[str], None]
 
 

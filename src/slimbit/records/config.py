@@ -149,6 +149,8 @@ class QuantConfig(ConfigTable):
                 raise InputError(f"skip must name layers of the network, got {name!r}{closest(name, names)}")
 
 
+ADMM_STAGES = 4
+"""Stages of a training that drives filters to zero."""
 PAPER = QuantConfig(grid="midrise", compensation=False, target="weights", statistics="absolute")
 """How the paper quantizes: plain rounding on the mid-rise grid, BatchNorm statistics averaged anew."""
 ACIQ = QuantConfig(

@@ -7,8 +7,10 @@ from itertools import groupby, pairwise
 
 from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.point import FrontierPoint
+from slimbit.records.run import RunInfo
 from slimbit.records.setting import LEARNED, Learned
 from slimbit.records.terminal import UNITS, quantity
+from slimbit.report.assumptions import trained_longer
 from slimbit.report.headline import cost_at_accuracy, times
 
 PLACES = 400
@@ -59,6 +61,7 @@ def answer(
     float_accuracy: float,
     unit: str = "",
     score_name: str = "accuracy",
+    trained: str = "",
 ) -> Answer | None:
     """Which ratio is best at which cost, and what pruning alone, and learning, are worth.
 
@@ -72,6 +75,7 @@ def answer(
         float_accuracy: Of the network before compression.
         unit: Unit of accuracy.
         score_name: What is called accuracy here.
+        trained: How long pruned networks were trained, e.g. ``4 epochs``; "" where they were not.
 
     Returns:
         None for a run of one ratio that learns nothing, or without points of this metric.
@@ -96,7 +100,38 @@ def answer(
 
     gain = _gain(fronts, [(cost, _advised(stretches, cost)) for cost in costs], brief, space=space)
     sentences = [_advice(stretches, brief), *gain, *_alone(points, fronts, metric, score_name), learning]
+    if trained and gain:
+        sentences.append(trained_longer(trained))
     return Answer(metric=metric, text=" ".join(filter(None, sentences)), stretches=stretches)
+
+
+def answer_of_run(info: RunInfo, points: Sequence[FrontierPoint], metric: str) -> str:
+    """The answer for the points of a run as one text; "" where it has none."""
+    found = answer(
+        [point for point in points if point.state == "done"],
+        metric,
+        float_accuracy=info.float_accuracy,
+        unit="" if info.float_low is None else "%",
+        score_name=info.score_name,
+        trained=epochs_after_pruning(info),
+    )
+    return "" if found is None else found.text
+
+
+def epochs_after_pruning(info: RunInfo) -> str:
+    """How long the pruned networks of a run were trained, e.g. ``4 epochs``; "" where they were not."""
+    if info.prune is None or info.prune.tune is None or len(info.keep_ratios) < 2:
+        return ""
+    return epochs_text(info.prune.tune.epochs)
+
+
+def epochs_text(count: int) -> str:
+    """A number of epochs for people.
+
+    >>> epochs_text(1), epochs_text(4)
+    ('1 epoch', '4 epochs')
+    """
+    return f"{count} epoch{'' if count == 1 else 's'}"
 
 
 def front_of(points: Sequence[FrontierPoint], metric: str) -> Curve:
@@ -142,7 +177,7 @@ def _learning(points: Sequence[FrontierPoint], metric: str, *, float_accuracy: f
     if not isinstance(point.setting, Learned):
         return ""
     space, name = f" {unit}" if unit else "", f"{quantity(float(f'{cost:.2g}'))} {_plural(metric)}".strip()
-    epochs = f"{point.setting.epochs} epoch{'' if point.setting.epochs == 1 else 's'}"
+    epochs = epochs_text(point.setting.epochs)
     if gain <= _standard_error(points):
         return f"Learning for {epochs} gives no clearly better point than compression without training."
     return f"Learning for {epochs} gives {there:.2f}{space} instead of {reached:.2f}{space} at {name}."

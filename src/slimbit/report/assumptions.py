@@ -5,7 +5,12 @@ from typing import Any
 
 
 def assumptions(
-    reports: Sequence[Mapping[str, Any]], *, activation_bits: int | None = None, score_name: str = "accuracy"
+    reports: Sequence[Mapping[str, Any]],
+    *,
+    activation_bits: int | None = None,
+    score_name: str = "accuracy",
+    trained: str = "",
+    statistics: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
     """What to know before quoting: what is compressed, what zeros cost, how weights are weighted.
 
@@ -13,6 +18,8 @@ def assumptions(
         reports: JSON data of the cost reports of every finished point.
         activation_bits: Width that the run quantizes activations to; None where they stay float.
         score_name: What is called accuracy here.
+        trained: How long pruned networks were trained; "" where they were not.
+        statistics: Where BatchNorm statistics of a baseline come from, by its policy.
     """
     grids = {layer["grid"] for report in reports for layer in report["layers"]}
     widths = sorted({layer["activation_bits"] for report in reports for layer in report["layers"]})
@@ -22,8 +29,24 @@ def assumptions(
     if "midrise_zero" in grids:
         texts.append(ZERO_IS_A_CODE)
     texts.append(PER_MAC if {report["per"] for report in reports} == {"mac"} else PER_PARAMETER)
+    if trained:
+        texts.append(f"{trained_longer(trained)} {CONTROL}")
+    both = [(statistics or {}).get(policy, "") for policy in ("max_abs", "prune_only")]
+    if all(both) and both[0] != both[1]:
+        texts.append(
+            "max_abs and prune_only round to the same 8 bits, so they cost the same. Their BatchNorm statistics "
+            f"differ, and with them their {score_name}: max_abs {SOURCES[both[0]]}, prune_only {SOURCES[both[1]]}."
+        )
     common = set.intersection(*({*report.get("notes", ())} for report in reports))
     return (*texts, *sorted(common))
+
+
+def trained_longer(trained: str) -> str:
+    """What a comparison of pruned networks with the whole one leaves out."""
+    return (
+        f"Pruned networks were trained for {trained} after the cut, the whole network was not trained further: a part "
+        "of what they gain is due to training."
+    )
 
 
 def _weights_only(activation_bits: Sequence[int], score_name: str) -> str:
@@ -41,6 +64,17 @@ def _integers(bits: int, score_name: str) -> str:
     )
 
 
+CONTROL = (
+    "To tell the two apart, train the whole network as long with slimbit prune NETWORK --keep 1 --tune-epochs N and "
+    "the other options of the run, then sweep what it wrote."
+)
+SOURCES = {
+    "stored": "keeps those that are in the network",
+    "absolute": "averages them anew over the calibration images, as the paper does",
+    "paired": "corrects them by the difference that compression makes",
+    "paired_layerwise": "corrects them by the difference that compression makes, layer by layer",
+}
+"""What `QuantConfig.statistics` does, for a sentence."""
 ZEROS_ARE_FREE = (
     "Zeros are free. A weight at level zero costs nothing in ESN digital, ESN analog and non-zero MACs, which assumes "
     "hardware that skips zeros. Hardware that cannot skip them should go by ESN filter-wise."

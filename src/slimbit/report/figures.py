@@ -189,7 +189,7 @@ def template(theme: str, *, ways: int = 1, baselines: int = 1) -> dict[str, Any]
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
         "xaxis": {**axis, "showline": True}, "yaxis": axis,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "y": 0, "yanchor": "bottom"},
         "hoverlabel": {"align": "left", "bgcolor": colours["card"], "bordercolor": colours["quiet"],
                        "font": {"family": FONT, "color": colours["ink"]}},
         "hovermode": "closest", "dragmode": "zoom", "bargap": 0.3,
@@ -270,39 +270,49 @@ def _outside(points: Iterable[PointFrame], limits: Sequence[float]) -> int:
     return sum((point.accuracy or 0.0) < limits[0] for point in points)
 
 
+def _bars(hue: str) -> dict[str, Any]:
+    """Error bars, fainter than the points they belong to: many of them stand close together."""
+    return {"thickness": 1, "width": 0, "color": f"{hue}73"}
+
+
 def _way_styles(colours: dict[str, str], ways: int) -> list[dict[str, Any]]:
     """Styles of the traces that only reports with several ways have."""
-    bars = {"thickness": 1, "width": 0}
     names = ("front", "width1", "width2", "width3", "width4")
     hues = [colours[names[i % len(names)]] for i in range(ways)]
     curves = [
-        {"marker": {"color": hue, "size": 6, "symbol": symbol}, "line": {"color": hue, "width": 1.5}, "error_y": bars}
+        {"marker": {"color": hue, "size": 6, "symbol": symbol}, "line": {"color": hue, "width": 1.5},
+         "error_y": _bars(hue)}
         for hue, symbol in zip(hues, cycle(("circle", "square", "triangle-down", "cross", "star")), strict=False)
-    ]
+    ]  # fmt: skip
     alone = {"marker": {"color": colours["ink"], "symbol": "x", "size": 8},
-             "line": {"color": colours["ink"], "width": 1.5, "dash": "dash"}, "error_y": bars}  # fmt: skip
-    pruned = {"marker": {"color": colours["base"], "symbol": "diamond-open", "size": 8}, "error_y": bars}
+             "line": {"color": colours["ink"], "width": 1.5, "dash": "dash"},
+             "error_y": _bars(colours["ink"])}  # fmt: skip
+    pruned = {"marker": {"color": colours["base"], "symbol": "diamond-open", "size": 8},
+              "error_y": _bars(colours["base"])}  # fmt: skip
     return [*curves, alone, pruned]
 
 
 def _trace_styles(colours: dict[str, str], *, ways: int, baselines: int) -> dict[str, Any]:
     """Styles by type and order of traces: see `accuracy_figure`."""
-    bars = {"thickness": 1, "width": 0}
-    named = {"textfont": {"color": colours["quiet"], "size": 12}}
-    front = {"marker": {"color": colours["front"], "size": 9}, "line": {"color": colours["front"], "width": 2}, **named}
-    if ways > 1:  # the curves of the ways have the colours; the front goes over them as a ribbon of rings
+    named = {"textfont": {"color": colours["ink"], "size": 12}}
+    front = {"marker": {"color": colours["front"], "size": 9}, "line": {"color": colours["front"], "width": 2},
+             "error_y": _bars(colours["front"]), **named}  # fmt: skip
+    if ways > 1:  # the curves of the ways have colours and error bars; the front goes over them as a ribbon of rings
         front = {"marker": {"color": colours["ink"], "size": 11, "symbol": "circle-open", "line": {"width": 1.5}},
-                 "line": {"color": colours["ink"], "width": 1, "dash": "dot"}, **named}  # fmt: skip
+                 "line": {"color": colours["ink"], "width": 1, "dash": "dot"},
+                 "error_y": {"thickness": 0, "width": 0}, **named}  # fmt: skip
     ring = {"symbol": "circle-open", "size": 20, "color": colours["ink"], "line": {"width": 2}}
     return {
         "scatter": [
             *(_way_styles(colours, ways) if ways > 1 else ()),
-            {"marker": {"color": colours["quiet"], "symbol": "circle-open", "size": 8}, "error_y": bars},
-            {**front, "error_y": bars},
+            {"marker": {"color": colours["quiet"], "symbol": "circle-open", "size": 8},
+             "error_y": _bars(colours["quiet"])},
+            front,
             *({"marker": {"color": colours["base"], "symbol": symbol, "size": 9},
-               "line": {"color": colours["base"], "width": 1.5, "dash": dash}, "error_y": bars}
+               "line": {"color": colours["base"], "width": 1.5, "dash": dash}, "error_y": _bars(colours["base"])}
               for symbol, dash in islice(cycle((("diamond", "dot"), ("square", "dash"))), baselines)),
-            {"marker": {"color": colours["signal"], "symbol": "triangle-up", "size": 10}, "error_y": bars},
+            {"marker": {"color": colours["signal"], "symbol": "triangle-up", "size": 10},
+             "error_y": _bars(colours["signal"])},
             {"marker": {"color": colours["ink"], "symbol": "star", "size": 11}},
             {"marker": ring},
         ],

@@ -22,7 +22,8 @@ CostData = Mapping[str, Any]
 """JSON of one `CostReport`."""
 
 PREFERRED = ("esn_digital", "esn_analog", "esn_filterwise", "bit_operations", "weight_bytes", "nonzero_macs")
-KEPT = 0.99
+OPENS_WITH = 1.0
+"""Points below the float accuracy of the headline that a report opens with."""
 LABELS = {
     "parameters": ("Parameters", "weights and biases"),
     "macs": ("MACs", "multiply-accumulates per image"),
@@ -53,6 +54,8 @@ class ReportFacts:
         activation_bits: Width that activations are quantized to; None where they stay float.
         code_network: Name of the network where building it runs code, which a command has to name; "" elsewhere.
         missing: What a run that is not finished still lacks, in a sentence; "" for a finished one.
+        trained: How long pruned networks were trained, e.g. ``4 epochs``; "" where they were not.
+        statistics: Where BatchNorm statistics of a baseline come from, by its policy.
     """
 
     run: str
@@ -66,6 +69,8 @@ class ReportFacts:
     activation_bits: int | None = None
     code_network: str = ""
     missing: str = ""
+    trained: str = ""
+    statistics: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,11 +207,14 @@ def report_data(
     score: dict[str, Any] = {
         "float_accuracy": about.float_accuracy, "unit": about.unit, "score_name": about.score_name
     }  # fmt: skip
+    found = headlines(done, reports, names_of_metrics, letters=letters, **score)
     return ReportData(
         about=about,
-        headlines=headlines(done, reports, names_of_metrics, letters=letters, **score),
-        answers=tuple(found for name in names_of_metrics if (found := answer(done, name, **score))),
-        start=_start(metrics[0], done, about),
+        headlines=found,
+        answers=tuple(
+            said for name in names_of_metrics if (said := answer(done, name, trained=about.trained, **score))
+        ),
+        start=_start(found, done),
         reference=None if reference is None else reference.number,
         metrics=metrics,
         points=tuple(
@@ -221,7 +229,11 @@ def report_data(
         },
         machines=machine_frames(reports),
         assumptions=assumptions(
-            list(reports.values()), activation_bits=about.activation_bits, score_name=about.score_name
+            list(reports.values()),
+            activation_bits=about.activation_bits,
+            score_name=about.score_name,
+            trained=about.trained,
+            statistics=about.statistics,
         ),
     )
 
@@ -296,12 +308,12 @@ def _metric_frame(
     )
 
 
-def _start(metric: MetricFrame, points: Sequence[FrontierPoint], about: ReportFacts) -> int:
-    """The cheapest point of the front that keeps nearly all of the float accuracy, else the most accurate one."""
-    accuracy = {point.number: point.accuracy or 0.0 for point in points}
-    front = metric.front or tuple(accuracy)
-    keeping = [number for number in front if accuracy[number] >= KEPT * about.float_accuracy]
-    return keeping[0] if keeping else max(front, key=accuracy.__getitem__)
+def _start(found: Sequence[Headline], points: Sequence[FrontierPoint]) -> int:
+    """The point of the headline that the report opens with; in a run without a sweep its most accurate one."""
+    opening = next(headline for headline in found if headline.drop == OPENS_WITH)
+    if opening.point is not None:
+        return opening.point
+    return max(points, key=lambda point: point.accuracy or 0.0).number
 
 
 def _point_frame(point: FrontierPoint, report: CostData | None, unit: str, letter: str | None) -> PointFrame:

@@ -10,7 +10,7 @@ from slimbit.numerics.pareto import pareto_mask
 from slimbit.records.accuracy import mcnemar
 from slimbit.records.config import Grid
 from slimbit.records.point import FrontierPoint
-from slimbit.records.terminal import quantity
+from slimbit.records.terminal import UNITS, quantity
 
 CostData = Mapping[str, Any]
 REFERENCE_BITS = 8
@@ -52,6 +52,8 @@ class Headline:
         least: The accuracy that is asked for, for people.
         smaller: How many times fewer bytes the weights take than as float32, e.g. ``15.6x``; "" where unknown.
         factors: One per metric, the sweep's own first; empty where nothing is there to compare with.
+        point: Number of the cheapest point of the sweep that is as accurate; of the most accurate one where none is;
+            None where the sweep has none.
         notes: What a reader must know before quoting the factors.
     """
 
@@ -60,6 +62,7 @@ class Headline:
     least: str
     smaller: str = ""
     factors: tuple[Factor, ...] = ()
+    point: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -122,11 +125,18 @@ def _headline(
     what = f"{drop:g} point{'' if drop == 1 else 's'}" if unit else f"{drop:g} % of the float score"
     least = f"{target:.2f}{space} or more"
     begin = f"Within {what} of float ({least})"
+    first = metrics[0] if metrics else ""
+    chosen = _cheapest(ours, first, target)
+    best = max((p for p in ours if p.accuracy is not None), key=lambda p: p.accuracy or 0.0, default=None)
+    point = next((one.number for one in (chosen, best) if one is not None), None)
     if reference is None:
-        return Headline(drop=drop, least=least, text=f"{begin}: this run has no 8-bit network to compare with.")
+        text = f"{begin}: this run has no 8-bit network to compare with."
+        return Headline(drop=drop, least=least, point=point, text=text)
     factors = tuple(_factor(metric, reference.costs.get(metric), target, ours) for metric in metrics)
-    chosen = _cheapest(ours, metrics[0] if metrics else "", target)
-    notes = [f"Interpolated on log cost along the Pareto front; each {name} is an estimate with an interval."]
+    notes = [] if chosen is None else [_measured(chosen, reference, first, letters[chosen.number], space)]
+    notes.append(
+        f"The factors are interpolated on log cost along the Pareto front; each {name} is an estimate with an interval."
+    )
     parts, smaller = [], ""
     if factors and factors[0].factor is not None:
         parts.append(f"{factors[0].text} cheaper than {REFERENCE_BITS} bits")
@@ -138,17 +148,30 @@ def _headline(
             parts.append(f"weights {smaller} smaller than float32")
         notes += _pairwise(chosen, reference, letters[chosen.number])
     if not parts:
-        best = max((p.accuracy for p in ours if p.accuracy is not None), default=None)
-        reached = "none was measured" if best is None else f"the best one has {best:.2f}{space}"
-        return Headline(drop=drop, least=least, text=f"{begin}: no point of the sweep reaches that; {reached}.")
+        reached = "none was measured"
+        if best is not None:
+            reached = f"the best one, {letters[best.number]}, has {best.accuracy:.2f}{space}"
+        text = f"{begin}: no point of the sweep reaches that; {reached}."
+        return Headline(drop=drop, least=least, point=point, text=text)
     return Headline(
         drop=drop,
         text=f"{begin}: {', '.join(parts)}",
         least=least,
         smaller=smaller,
         factors=factors,
+        point=point,
         notes=tuple(notes),
     )
+
+
+def _measured(chosen: FrontierPoint, reference: FrontierPoint, metric: str, letter: str, space: str) -> str:
+    """The point to take, in its own numbers: the factors lie between it and the next cheaper one."""
+    cost, theirs = chosen.costs.get(metric), reference.costs.get(metric)
+    amount = f"{quantity(cost)} {UNITS.get(metric, '')}".strip()
+    cheaper = (
+        f", {times(theirs / cost)}\N{MULTIPLICATION SIGN} cheaper than {REFERENCE_BITS} bits" if cost and theirs else ""
+    )
+    return f"The cheapest point that was measured there is {letter}: {chosen.accuracy:.2f}{space} at {amount}{cheaper}."
 
 
 def _pairwise(chosen: FrontierPoint, reference: FrontierPoint, letter: str) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slimbit.records.codec import plain
+from slimbit.records.config import ADMM_STAGES, TuneConfig
 from slimbit.records.cost import CostReport
 from slimbit.records.errors import InputError
 from slimbit.records.files import as_path, parse_json, write_whole
@@ -15,6 +16,7 @@ from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
 from slimbit.records.sensitivity import Sensitivity
 from slimbit.records.verification import ExportedFile
+from slimbit.report.answer import epochs_after_pruning, epochs_text
 from slimbit.report.compare import compare_page
 from slimbit.report.exported import exported_frames
 from slimbit.report.figures import accuracy_figure, baseline_policies, histogram_figure, template, ways_of
@@ -115,7 +117,7 @@ def data_of(source: ReportSource) -> ReportData:
         content(point, "cost")
         return source.read_cost(point).to_dict()
 
-    baselines = [config_of(point) for point in source.points if point.baseline]
+    baselines = [(point.policy, config_of(point)) for point in source.points if point.baseline]
     facts = about(source.info, source.run, source.points, baselines=baselines, missing=source.missing)
     sensitivity = {
         ratio: {layer: found.layer(layer) for layer in found.filters} for ratio, found in source.sensitivity.items()
@@ -128,7 +130,7 @@ def about(
     run: str | Path,
     points: Sequence[FrontierPoint] = (),
     *,
-    baselines: Sequence[Mapping[str, Any]] = (),
+    baselines: Sequence[tuple[str, Mapping[str, Any]]] = (),
     missing: str = "",
 ) -> ReportFacts:
     """What a report says of the run itself.
@@ -137,7 +139,7 @@ def about(
         info: The run's settings.
         run: Its folder, as commands should name it.
         points: Its points, for versions and hardware.
-        baselines: Settings of its baselines, as plain data.
+        baselines: Policy and settings of each of its baselines, the settings as plain data.
         missing: What it still lacks.
     """
     known = info.float_low is not None and info.float_high is not None
@@ -154,6 +156,10 @@ def about(
         "seconds": f"{info.evaluate_seconds:.1f} for one evaluation",
     }
     made = [point.provenance for point in points]
+    quant, prune = plain(info.quant), {} if info.prune is None else plain(info.prune)
+    tune = None if info.prune is None or len(info.keep_ratios) < 2 else info.prune.tune
+    ratios = ", ".join(f"{ratio:g}" for ratio in info.keep_ratios) if len(info.keep_ratios) > 1 else ""
+    differing = {policy: _listed(_different(config, quant)) for policy, config in baselines}
     provenance = {
         "network": info.origin.source or info.network,
         "weights": info.origin.weights,
@@ -161,11 +167,11 @@ def about(
         "calibration digest": info.calibration_digest[:16],
         "evaluation digest": info.evaluate_digest[:16],
         "seed": str(info.seed),
-        "quantization": _listed(plain(info.quant)),
-        "of baselines": "; ".join(_distinct(baselines)),
-        "keep ratios": ", ".join(f"{ratio:g}" for ratio in info.keep_ratios) if len(info.keep_ratios) > 1 else "",
-        "pruning": "" if info.prune is None else _listed(_without_tables(plain(info.prune))),
-        "training after pruning": info.training,
+        "quantization": _listed(quant),
+        **{f"{policy}, for comparison": f"the same but for {text}" for policy, text in differing.items() if text},
+        "keep ratios": ratios,
+        "pruning": _listed({name: prune[name] for name in _of_pruning(prune, swept=bool(ratios))}),
+        "training after pruning": info.training if tune is None or info.prune is None else _training(tune, info),
         "versions": "; ".join(_distinct([info.versions, *(one.get("versions", {}) for one in made)])),
         "hardware": "; ".join(_distinct(one.get("hardware", {}) for one in made)),
     }
@@ -181,7 +187,35 @@ def about(
         activation_bits=bits,
         code_network=info.origin.source if runs_code(info.origin.source) else "",
         missing=missing,
+        trained=epochs_after_pruning(info),
+        statistics={policy: str(config.get("statistics", "")) for policy, config in baselines},
     )
+
+
+def _training(tune: TuneConfig, info: RunInfo) -> str:
+    """The training after pruning, with what differs from run to run."""
+    settings = tune.training()
+    data = info.origin.data.split(",")[0].split(":")[0] or "the training data"
+    images = "all that are not held out" if settings.train_images is None else f"{settings.train_images:,} images"
+    target = "outputs of the original network (distilled)" if tune.distill else "labels"
+    rate = f"learning rate {settings.optimizer.learning_rate:g}, schedule {settings.schedule.name}"
+    parts = [f"{epochs_text(settings.epochs)} on {data}: {images}", target, rate, f"batch size {settings.batch_size}"]
+    if info.prune is not None and info.prune.by == "admm":
+        stages = f"ADMM before the cut: {ADMM_STAGES} stages of {epochs_text(tune.admm_epochs)}"
+        parts.append(f"{stages} up to learning rate {tune.admm_learning_rate:g}")
+    return ", ".join(parts)
+
+
+def _of_pruning(settings: Mapping[str, Any], *, swept: bool) -> list[str]:
+    """Names of the settings of pruning to show: no tables, and no single ratio where several are swept."""
+    left_out = {"keep"} if swept else set()
+    if settings.get("budget") is None:
+        left_out.add("budget_bits")
+    return [name for name, value in settings.items() if name not in left_out and not isinstance(value, dict | list)]
+
+
+def _different(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name in others and others[name] != value}
 
 
 def page(
@@ -225,12 +259,9 @@ def contents(
     }
 
 
-def _without_tables(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if not isinstance(value, dict | list)}
-
-
 def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_said(value)}" for name, value in settings.items() if value not in ("", None, [], {}))
+    named = ((name.replace("_", " "), value) for name, value in settings.items())
+    return ", ".join(f"{name} {_said(value)}" for name, value in named if value not in ("", None, [], {}))
 
 
 def _said(value: object) -> str:

@@ -4,12 +4,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from slimbit.records.terminal import quantity
 from slimbit.report.figures import COLOURS, FigureData, plain, template
 from slimbit.report.signal_frames import QUOTED, TrainingData
 
 FIGURES = ("cost", "layers", "dead", "map")
-_SHADES = {"light": (0.0, 0.85), "dark": (0.2, 1.0)}
-"""Part of the colour scale that is legible on the page."""
+_SHADES = {"light": (0.0, 0.58), "dark": (0.36, 1.0)}
+"""Part of the colour scale with a contrast of 3 to 1 or more on the page."""
+_NAMED = ("front", "base", "signal", "width1", "width3", "width4", "ink", "quiet")
+"""Colours of few lines, which differ more than shades do."""
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
+IN_LEGEND = 24
+"""Layers up to which each has an entry in the legend; the map names all of them."""
 VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
 """Colours at equal distances from 0 to 1 (Smith and van der Walt, matplotlib, CC0)."""
 
@@ -42,8 +48,7 @@ def cost_figure(data: TrainingData) -> FigureData:
         ],
         "layout": {
             "xaxis": _epochs(data),
-            "yaxis": {"type": "log", "title": {"text": title}, "exponentformat": "SI",
-                      "dtick": _ticks(measured + wanted)},
+            "yaxis": {"type": "log", "title": {"text": title}, **_log_axis(measured + wanted)},
             "yaxis2": {"title": {"text": "accuracy (%)"}, "overlaying": "y", "side": "right", "tickmode": "auto",
                        "showgrid": False, "visible": any(value is not None for value in accuracy)},
             "hovermode": "x unified",
@@ -52,15 +57,19 @@ def cost_figure(data: TrainingData) -> FigureData:
 
 
 def layers_figure(data: TrainingData) -> FigureData:
-    """S/N of every layer by epoch, from the first layer to the last, and the closed form as the last trace."""
-    lines = [_line(data, layer.name, layer.signal_to_noise) for layer in data.layers]
+    """S/N of every layer by epoch, from the first layer to the last, and the closed form as the last trace.
+
+    Each of few layers is in the legend: a click there hides it, a double click shows it alone.
+    """
+    listed = {} if len(data.layers) <= IN_LEGEND else {"showlegend": False}
+    lines = [{**_line(data, layer.name, layer.signal_to_noise), **listed} for layer in data.layers]
     predicted = [epoch.predicted_signal_to_noise for epoch in data.epochs]
     values = [value for layer in data.layers for value in layer.signal_to_noise] + predicted
     return {
-        "data": [*({**line, "showlegend": False} for line in lines), _line(data, "closed form", predicted)],
+        "data": [*lines, _line(data, "closed form", predicted)],
         "layout": {
             "xaxis": _epochs(data),
-            "yaxis": {"type": "log", "title": {"text": "S/N (power ratio)"}, "dtick": _ticks(values)},
+            "yaxis": {"type": "log", "title": {"text": "S/N (power ratio)"}, **_log_axis(values)},
         },
     }  # fmt: skip
 
@@ -110,15 +119,19 @@ def signal_templates(data: TrainingData, theme: str) -> dict[str, dict[str, Any]
     colours, layout = COLOURS[theme], template(theme)["layout"]
     low, high = _SHADES[theme]
 
-    def shades(count: int) -> list[str]:
-        return [viridis(low + (high - low) * i / max(1, count - 1)) for i in range(count)]
+    def lines(count: int) -> list[dict[str, Any]]:
+        """Styles of so many lines: few differ by hue and symbol, many by shade."""
+        if count <= len(_NAMED):
+            return [_style(colours[name], width=1.5, symbol=symbol)
+                    for name, symbol in zip(_NAMED[:count], _SYMBOLS, strict=False)]  # fmt: skip
+        return [_style(viridis(low + (high - low) * i / (count - 1)), width=1.5) for i in range(count)]
 
     form = _style(colours["ink"], width=1.5, dash="dash")
     styles = {
         "cost": [_style(colours["front"]), form, _style(colours["base"], dash="dot")],
-        "layers": [*(_style(shade, width=1.5) for shade in shades(len(data.layers))), form],
-        "dead": [_style(shade, width=3 if t == QUOTED else 1.5) for shade, t in
-                 zip(shades(len(data.thresholds)), data.thresholds, strict=True)],
+        "layers": [*lines(len(data.layers)), form],
+        "dead": [{**style, "line": {**style["line"], "width": 3 if limit == QUOTED else 1.5}} for style, limit in
+                 zip(lines(len(data.thresholds)), data.thresholds, strict=True)],
     }  # fmt: skip
     scale = [[i / (len(VIRIDIS) - 1), colour] for i, colour in enumerate(VIRIDIS)]
     templates = {name: {"data": {"scatter": style}, "layout": {**layout, "yaxis2": layout["yaxis"]}}
@@ -153,8 +166,9 @@ def _line(data: TrainingData, name: str, values: Sequence[float | None]) -> Figu
     }
 
 
-def _style(colour: str, *, width: float = 2, dash: str = "solid") -> dict[str, Any]:
-    return {"line": {"color": colour, "width": width, "dash": dash}, "marker": {"color": colour, "size": 4}}
+def _style(colour: str, *, width: float = 2, dash: str = "solid", symbol: str = "circle") -> dict[str, Any]:
+    return {"line": {"color": colour, "width": width, "dash": dash},
+            "marker": {"color": colour, "size": 4 if symbol == "circle" else 7, "symbol": symbol}}  # fmt: skip
 
 
 def _epochs(data: TrainingData) -> dict[str, Any]:
@@ -164,7 +178,17 @@ def _epochs(data: TrainingData) -> dict[str, Any]:
             **({"dtick": 1} if last - first < 12 else {})}  # fmt: skip
 
 
-def _ticks(values: Sequence[float | None]) -> str | int:
-    """Ticks of a log axis: 1, 2, 5 within two decades, else powers of ten."""
-    known = [value for value in values if value]
-    return 1 if known and max(known) / min(known) > 100 else "D2"
+def _log_axis(values: Sequence[float | None]) -> dict[str, Any]:
+    """Range and ticks of a log axis, every tick with its whole number: 1, 2, 5 within two decades, else powers of ten.
+
+    Plotly's own ticks leave out the power of ten ("5" for 5M) where the axis has none.
+    """
+    known = [value for value in values if value and value > 0] or [1.0]
+    low, high = math.log10(min(known)), math.log10(max(known))
+    room = max(0.06 * (high - low), 0.04)
+    low, high = low - room, high + room
+    steps = (1.0,) if high - low > 2 else (1.0, 2.0, 5.0) if high - low > 0.5 else tuple(n / 2 for n in range(2, 20))
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    ticks = [n * 10.0**power for power in powers for n in steps if low <= math.log10(n * 10.0**power) <= high]
+    return {"range": [round(low, 4), round(high, 4)], "tickmode": "array", "tickvals": ticks,
+            "ticktext": [quantity(tick) for tick in ticks]}  # fmt: skip

@@ -121,6 +121,25 @@ def test_readable_at_width(open_page, report_file, width):
     assert inside
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_plot_stays_high_and_its_letters_apart(open_page, report_file, width):
+    shown = open_page(report_file, width=width)
+    shown.wait_for_timeout(200)  # the chart grows by what its legend needs
+    assert shown.evaluate("document.getElementById('accuracy')._fullLayout._size.h") >= 300
+    assert shown.locator("#point-title").inner_text().startswith("G: 90.80 %")  # 1 point below 91.73, no baseline
+    assert "2 points below 77 % are not shown" in shown.locator("#metric-text").inner_text()
+    boxes = shown.evaluate(
+        "[...document.querySelectorAll('#accuracy .textpoint text, #accuracy .annotation-text-g')]"
+        ".map((e) => e.getBoundingClientRect()).map((r) => [r.left, r.top, r.right, r.bottom])"
+    )
+    assert len(boxes) > 5
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        for other in boxes[:i]:
+            assert right <= other[0] + 1 or other[2] <= left + 1 or bottom <= other[1] + 3 or other[3] <= top + 3
+    height = shown.evaluate("[...document.querySelectorAll('#pick-budget .word')].map((e) => e.offsetHeight)")
+    assert max(height) < 30  # no option is broken at its hyphens
+
+
 def test_clicking_a_point_changes_the_layers(open_page, report_file):
     shown = open_page(report_file)
     start_over(shown)

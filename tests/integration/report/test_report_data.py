@@ -79,7 +79,7 @@ def test_headline_says_when_the_accuracy_is_not_reached(invented_run):
     data = report_data(invented_run.about, keep, invented_run.read_cost)
     for found in data.headlines:
         assert found.factors == ()
-        assert found.text.endswith("no point of the sweep reaches that; the best one has 78.90 %.")
+        assert found.text.endswith("no point of the sweep reaches that; the best one, B, has 78.90 %.")
 
 
 def test_headline_without_baselines(invented_run):
@@ -178,8 +178,22 @@ def test_float_layers_have_no_analog_share_and_no_width_in_the_headline(invented
     assert data.layers[3].decibels[0] is None
 
 
-def test_start_is_the_cheapest_point_that_keeps_nearly_all_accuracy(invented_run):
-    assert data_of(invented_run).start == 10  # 0.99 * 91.73 = 90.81: point 11 with 90.8 just misses it, 10 has 91.2
+def test_a_report_opens_with_the_point_of_its_headline(invented_run):
+    data = data_of(invented_run)
+    assert (data.start, data.point(data.start).kind) == (11, "ours")  # 91.73 - 1 = 90.73: 11 has 90.8, 12 has 90.0
+    assert at(data, 1.0).point == 11
+    assert at(data, 2.0).point == 12  # 89.73
+    cost = quantity(data.point(11).costs["esn_digital"])
+    assert f"is {data.point(11).name}: 90.80 % at {cost} bit, " in at(data, 1.0).notes[0]
+
+
+def test_a_report_never_opens_with_a_baseline(invented_run):
+    below = [p for p in invented_run.points if p.baseline or (p.accuracy or 100) < 90]  # baselines reach 91.6
+    data = report_data(invented_run.about, below, invented_run.read_cost)
+    assert data.point(data.start).accuracy == 89.1  # the best of the sweep, too low for any headline up to 2 points
+    assert "the best one, E, has 89.10 %" in at(data, 1.0).text
+    baselines = report_data(invented_run.about, [p for p in below if p.baseline], invented_run.read_cost)
+    assert baselines.point(baselines.start).accuracy == 91.6
 
 
 def test_failed_points_keep_their_reason(invented_run):
@@ -193,6 +207,17 @@ def test_assumptions_depend_on_the_grids(invented_run):
     data = report_data(invented_run.about, baselines, invented_run.read_cost)
     assert not any("skips zeros" in text for text in data.assumptions)
     assert "Layer names come from the module." in data.assumptions
+
+
+def test_equal_costs_of_unequal_accuracy_are_explained(invented_run):
+    told = {"statistics": {"max_abs": "absolute", "prune_only": "stored"}, "trained": "3 epochs"}
+    about = dataclasses.replace(invented_run.about, **told)
+    texts = report_data(about, invented_run.points, invented_run.read_cost).assumptions
+    (same,) = (text for text in texts if text.startswith("max_abs and prune_only round to the same 8 bits"))
+    assert "max_abs averages them anew" in same
+    assert "prune_only keeps those that are in the network" in same
+    assert any("slimbit prune NETWORK --keep 1 --tune-epochs N" in text for text in texts)
+    assert not any("prune_only" in text or "--keep 1" in text for text in data_of(invented_run).assumptions)
 
 
 def test_a_run_in_integers_says_so(invented_run):

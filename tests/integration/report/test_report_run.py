@@ -1,5 +1,6 @@
 """From a run on disk to the file: `Frontier.report` and `slimbit report`."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -11,8 +12,11 @@ from typer.testing import CliRunner
 
 from slimbit.cli.report import report
 from slimbit.frontier.frontier import open_run
+from slimbit.records.config import PruneConfig, TuneConfig
 from slimbit.records.errors import InputError
 from slimbit.records.files import StoreError
+from slimbit.records.training import TrainConfig
+from slimbit.report.page import about
 
 
 def shown_by(file: Path):
@@ -34,9 +38,29 @@ def test_report_of_a_run(stored_run):
     assert data["about"]["unit"] == "%"
     assert data["about"]["scoring"]["images scored"] == "10,000"
     assert data["about"]["scoring"]["interval"] == "95 %, Wilson: float 91.17 to 92.25"
-    assert "statistics absolute" in data["about"]["provenance"]["of baselines"]
+    compared = data["about"]["provenance"]["max_abs, for comparison"]
+    assert compared.startswith("the same but for compensation no, grid midrise, ")
+    assert "statistics absolute" in compared
+    assert "seed" not in compared
     assert data["about"]["provenance"]["hardware"] == "machine x86_64, cores 2"
     assert {"loom", "simd", "ideal_digital"} <= {machine["name"] for machine in data["machines"]}
+
+
+def test_provenance_of_a_training_is_readable(begun_run):
+    tune = TuneConfig(epochs=3, distill=True, train=TrainConfig(train_images=15_000))
+    pruned = {"keep_ratios": (1.0, 0.5), "prune": PruneConfig(tune=tune), "training": "settings 002383c83c93"}
+    facts = about(
+        dataclasses.replace(begun_run.info, **pruned), "runs/joint", baselines=[("max_abs", {"statistics": "x"})]
+    )
+    assert facts.provenance["training after pruning"] == (
+        "3 epochs on cifar10: 15,000 images, outputs of the original network (distilled), learning rate 0.1, schedule "
+        "step, batch size 64"
+    )
+    assert "ADMM" not in str(facts.provenance)  # filters are ranked by norm
+    assert facts.trained == "3 epochs"
+    assert "keep 0.5" not in facts.provenance["pruning"]  # one of the two ratios
+    by_admm = dataclasses.replace(begun_run.info, **pruned | {"prune": PruneConfig(by="admm", tune=tune)})
+    assert "ADMM before the cut: 4 stages of 3 epochs up to learning rate 0.05" in str(about(by_admm, "r").provenance)
 
 
 def test_a_run_that_is_not_finished_says_what_is_missing(stored_run):

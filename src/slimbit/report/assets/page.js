@@ -1,8 +1,9 @@
 // Draws a report from the JSON beside it.
 (() => {
   let report, figures, histogram, templates, pick, exported, about, points; // what `take` was given last
-  const state = { metric: null, point: null, view: "useful", sort: null, up: true, shown: new Map() };
+  const state = { metric: null, point: null, own: false, view: "useful", sort: null, up: true, shown: new Map() };
   const config = { responsive: true, displayModeBar: false };
+  const HIGH = 320; // pixels of the plot itself, whatever legend and axes need
   const OPEN = 6; // costs that the table opens with
   const EVERY = 3000; // milliseconds between two looks at a run under way
 
@@ -22,7 +23,7 @@
     about = report.about;
     points = new Map(report.points.map((point) => [point.number, point]));
     if (!report.metrics.some((one) => one.name === state.metric)) state.metric = report.metrics[0].name;
-    if (!report.layers[state.point]) state.point = report.start;
+    if (!state.own || !report.layers[state.point]) state.point = report.start; // until the reader chooses one
     drawHead();
     drawFiles();
     tabs(at("metrics"), report.metrics, chooseMetric);
@@ -80,7 +81,7 @@
     at("headline-least").textContent = `of float (${headline.least})`;
     at("headline-text").textContent = capital(headline.text.slice(headline.text.indexOf("): ") + 3));
     at("headline-text").classList.toggle("unseen", Boolean(first)); // the figures say it
-    at("headline-notes").textContent = headline.notes.join(" ");
+    at("headline-notes").replaceChildren(...headline.notes.map((text) => node("li", text)));
     at("hero").replaceChildren(...(first ? [
       figure(first.text, "cheaper than 8 bits", `${labelOf(first)}: ${first.detail} ${unitOf(first)}`),
       ...(headline.smaller ? [figure(headline.smaller, "smaller than float32", "bytes of the weights")] : []),
@@ -109,7 +110,7 @@
   }
 
   // ---- figures ----------------------------------------------------------------------------------------------
-  function drawAccuracy() {
+  async function drawAccuracy() {
     const figure = figures[state.metric];
     const { ranges, hidden } = figure.layout.meta;
     const layout = layoutOf(figure, templates[theme()], { uirevision: `${state.metric} ${state.view}` });
@@ -118,10 +119,31 @@
     layout.yaxis.range = [...ranges[state.view].y];
     at("view").hidden = !hidden;
     at("view").textContent = state.view === "all" ? "Useful range only" : `Show ${hidden} more below`;
-    at("metric-text").textContent = `${state.metric}: ${metric().text || "cost"}`;
+    const below = `${hidden} point${hidden === 1 ? "" : "s"} below ${about.unit ? `${layout.yaxis.range[0].toFixed(0)} ${about.unit}` : layout.yaxis.range[0].toPrecision(2)}`;
+    const left = state.view === "all" || !hidden ? "" : `; ${below} ${hidden === 1 ? "is" : "are"} not shown`;
+    at("metric-text").textContent = `${state.metric}: ${metric().text || "cost"}${left}`;
     const data = structuredClone(figure.data);
     Object.assign(data.at(-1), ring());
-    return Plotly.react("accuracy", data, layout, config);
+    await Plotly.react("accuracy", data, layout, config);
+    await fit(at("accuracy"), HIGH);
+    return placeLetters();
+  }
+
+  // Letters of the front where they can be read; fewer where there is no room for all of them.
+  function placeLetters() {
+    const chart = at("accuracy");
+    const trace = figures[state.metric].data.findIndex((one) => one.text);
+    const inner = chart.querySelector(".bglayer .bg, .cartesianlayer .plot")?.getBoundingClientRect();
+    if (trace < 0 || chart._fullData[trace]?.visible !== true || !inner) return undefined;
+    const { _size: size } = chart._fullLayout;
+    const frame = chart.getBoundingClientRect();
+    const marks = [...chart.querySelectorAll(".annotation-text-g")].map((one) => one.getBoundingClientRect())
+      .map((r) => [r.left - frame.left - size.l, r.top - frame.top - size.t, r.right - frame.left - size.l, r.bottom - frame.top - size.t]);
+    const placed = placedTexts(chart, figures[state.metric].data[trace].text, trace, marks);
+    const [text, textposition] = [0, 1].map((part) => placed.map((one) => one[part]));
+    const now = chart.data[trace];
+    if (String(now.text) === String(text) && String(now.textposition) === String(textposition)) return undefined;
+    return Plotly.restyle(chart, { text: [text], textposition: [textposition] }, [trace]);
   }
 
   const ring = () => {
@@ -173,10 +195,12 @@
     }));
     at("layers-point").textContent = `Point ${called(point)}: ${about.score_name} ${point.accuracy_text}${cost}`;
     at("machine-point").textContent = called(point);
-    at("pick-budget").textContent = `${pick} --budget ${state.metric}=${point.costs[state.metric]} --out model`;
+    at("pick-title").textContent = `Take ${point.kind === "ours" ? `model ${point.name}` : "this model"}`;
+    at("pick-point").textContent = `${called(point)}: ${about.score_name} ${point.accuracy_text}${cost}.`;
+    at("pick-budget").replaceChildren(...command(`${pick} --budget ${state.metric}=${point.costs[state.metric]} --out model`));
     const floor = Number(point.accuracy.toFixed(4)); // short, and never above what the point reaches
     const least = floor > point.accuracy ? (floor - 1e-4).toFixed(4) : floor;
-    at("pick-accuracy").textContent = `${pick} --min-accuracy ${least} --out model`;
+    at("pick-accuracy").replaceChildren(...command(`${pick} --min-accuracy ${least} --out model`));
     at("pick-budget").parentElement.hidden = !point.costs[state.metric];
   }
 
@@ -197,6 +221,10 @@
     const shares = layers.shares[state.metric];
     const largest = Math.max(1e-9, ...(shares ?? [0]));
     at("share-head").textContent = `share of ${metric().label}`;
+    at("scales").textContent = [
+      `A full bar is ${widest} bits (the mark: the widest level of the layer)`, `${loudest.toFixed(1)} dB`,
+      ...(shares ? [`${percent(largest)} of the ${metric().label} of the network`] : []),
+    ].join(", ") + ".";
     const measured = layers.sensitivity.filter(Boolean);
     const [least, most] = [Math.min(...measured), Math.max(...measured)].map(Math.log);
     const loud = (value) => (value ? 0.05 + 0.95 * (most > least ? (Math.log(value) - least) / (most - least) : 1) : 0);
@@ -395,7 +423,7 @@
   // ---- choosing ---------------------------------------------------------------------------------------------
   function choosePoint(number) {
     if (!report.layers[number]) return;
-    state.point = number;
+    [state.point, state.own] = [number, true];
     const { x, y } = ring();
     Plotly.restyle("accuracy", { x: [x], y: [y] }, [figures[state.metric].data.length - 1]);
     drawChoice();
@@ -427,12 +455,26 @@
     at("accuracy").on("plotly_click", (event) => choosePoint(event.points[0].customdata));
     at("accuracy").on("plotly_relayout", (event) => { // ticks chosen for the whole view do not suit a part of it
       if ("xaxis.range[0]" in event) Plotly.relayout("accuracy", { "xaxis.dtick": null });
+      else placeLetters();
     });
+    at("accuracy").on("plotly_restyle", ([changed]) => { if ("visible" in changed) placeLetters(); });
+    let width = at("panel").clientWidth;
+    new ResizeObserver(async () => { // its height follows the chart, only a new width is news
+      if (width === at("panel").clientWidth) return;
+      width = at("panel").clientWidth;
+      await Plotly.Plots.resize("accuracy");
+      await fit(at("accuracy"), HIGH);
+      placeLetters();
+    }).observe(at("panel"));
     at("accuracy").addEventListener("keydown", (event) => {
       const next = step(visible(), state.point, event);
       if (next !== undefined) choosePoint(next);
     });
-    at("drop").addEventListener("change", drawHeadline);
+    at("drop").addEventListener("change", () => {
+      drawHeadline();
+      const { point } = report.headlines[at("drop").value];
+      if (point !== null) choosePoint(point);
+    });
     at("file").addEventListener("change", drawFile);
     at("save-csv").addEventListener("click", () => save("points.csv", "text/csv", csv()));
     at("save-json").addEventListener("click", () => save("points.json", "application/json", asJson()));

@@ -23,14 +23,21 @@
     at("epochs-body").replaceChildren(...rows.map((cells) => row(...cells.map((text) => node("td", text, { class: "number" })))));
   }
 
+  const HIGH = { cost: 320, layers: 320, dead: 180 }; // pixels of the plots themselves, beside legend and axes
+
   function drawFigures() {
+    const listed = figures.layers.data.some((one) => one.showlegend && one.name !== "closed form");
+    at("layers-text").textContent = listed
+      ? "A click on a layer in the legend hides it, a double click shows it alone."
+      : "Shades go from the first layer to the last; the map below names them.";
     at("map").style.height = `${Math.max(260, 120 + 18 * report.layers.length)}px`;
     for (const [name, figure] of Object.entries(figures)) {
       const config = {
         responsive: true, displaylogo: false, modeBarButtons: [["toImage"]],
         toImageButtonOptions: { format: "svg", filename: `signal-${name}` },
       };
-      Plotly.react(name, structuredClone(figure.data), layoutOf(figure, templates[theme()][name]), config);
+      Plotly.react(name, structuredClone(figure.data), layoutOf(figure, templates[theme()][name]), config)
+        .then(() => { if (HIGH[name]) fit(at(name), HIGH[name]); });
     }
   }
 
