@@ -20,6 +20,8 @@ from slimbit.records import learning, training
 ROOT = Path(__file__).parents[1]
 SOURCE = "https://github.com/slimbit/slimbit/blob/main/"
 LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(\))")
+WRITTEN_DEFAULT = re.compile(r"[Dd]efault:? ((?:[^.;()]|\.(?=\w))+)|(\w+) \(default\)")
+"""Where the help of an option names the default: "default 0.1", "Default: no limit", "layer (default)"."""
 CONFIGS = (
     settings.RunConfig, settings.QuantConfig, settings.PruneConfig, settings.TuneConfig, learning.LearnConfig,
     settings.FrontierConfig,
@@ -99,12 +101,12 @@ def command_line() -> str:
         shown = [param for param in command.params if not getattr(param, "hidden", False) and param.name != "help"]
         arguments = "".join(f" {_metavar(param)}" for param in shown if param.param_type_name == "argument")
         parts += [f"## slimbit {name}\n", f"```\nslimbit {name}{arguments} [OPTIONS]\n```\n", f"{command.help}\n"]
-        parts += ["| option | meaning |", "|---|---|"]
+        parts += ["| option | value | default | meaning |", "|---|---|---|---|"]
         for param in shown:
             names = " ".join(f"`{option}`" for option in (*param.opts, *param.secondary_opts))
             if param.param_type_name == "argument":
                 names = f"`{_metavar(param)}`"
-            parts.append(f"| {names} | {_cell(param.help or '')} |")
+            parts.append(f"| {names} | {_value(param)} | {_default_of(param)} | {_cell(param.help or '')} |")
         parts.append("")
     return "\n".join(parts)
 
@@ -143,6 +145,35 @@ def lists() -> str:
 
 def _metavar(param: Any) -> str:
     return str(param.metavar or param.name.upper())
+
+
+def _value(param: Any) -> str:
+    """What an option takes: its choices, or its type under the name that the help gives it."""
+    if getattr(param, "is_flag", False):
+        return "none"
+    annotation = param.type_descriptor.annotation
+    if get_origin(annotation) is list:  # a repeatable option takes one of them at a time
+        annotation = get_args(annotation)[0]
+    kinds = [kind for kind in _types(annotation) if kind != "nothing"]
+    kind = " or ".join(dict.fromkeys(kinds))
+    named = f"`{_cell(param.metavar)}`, {kind}" if param.metavar and param.param_type_name != "argument" else kind
+    return f"{named}, repeatable" if param.multiple else named
+
+
+def _default_of(param: Any) -> str:
+    """The default of an option, as its declaration or the text of its help has it."""
+    if param.required:
+        return "required"
+    if isinstance(param.show_default, str):
+        return param.show_default
+    if param.default is True:
+        return "on"
+    if param.default not in (None, False, (), ""):
+        return f"`{param.default}`"
+    said = WRITTEN_DEFAULT.search(param.help or "")
+    if said:
+        return _cell(next(filter(None, said.groups())))
+    return "off" if getattr(param, "is_flag", False) else ""
 
 
 def _experiments() -> list[Path]:
@@ -207,7 +238,7 @@ def _types(annotation: Any) -> Iterator[str]:
     elif origin is dict:
         yield f"table of {_type(arguments[1])}"
     else:
-        names = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
+        names = {"Path": "path", "str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
         name = getattr(annotation, "__name__", str(annotation))
         yield f"[table](#{name.lower()})" if any(kind is annotation for kind in CONFIGS) else names.get(name, name)
 
