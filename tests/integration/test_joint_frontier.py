@@ -247,6 +247,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = runner.invoke(app, call, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "keep 0.5: tuning: epoch 2/2, loss" in result.output
+    (said,) = (line for line in result.output.splitlines() if line.startswith("Prune or quantize? "))
+    shown = (slimbit.open_run(place / "run").report().read_text()).split('"answers":[{"metric":"esn_digital","text":"')[
+        1
+    ]
+    assert shown.startswith(said.removeprefix("Prune or quantize? "))  # the report says the same
     return place
 
 

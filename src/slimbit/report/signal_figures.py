@@ -14,6 +14,8 @@ _SHADES = {"light": (0.0, 0.58), "dark": (0.36, 1.0)}
 _NAMED = ("front", "base", "signal", "width1", "width3", "width4", "ink", "quiet")
 """Colours of few lines, which differ more than shades do."""
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
+TICKS = ((1.0,), (1.0, 2.0, 5.0), tuple(n / 2 for n in range(2, 20)), tuple(n / 10 for n in range(10, 100)))
+ENOUGH_TICKS = 3
 IN_LEGEND = 24
 """Layers up to which each has an entry in the legend; the map names all of them."""
 VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
@@ -48,7 +50,7 @@ def cost_figure(data: TrainingData) -> FigureData:
         ],
         "layout": {
             "xaxis": _epochs(data),
-            "yaxis": {"type": "log", "title": {"text": title}, **_log_axis(measured + wanted)},
+            "yaxis": {"type": "log", "title": {"text": title}, **log_axis(measured + wanted)},
             "yaxis2": {"title": {"text": "accuracy (%)"}, "overlaying": "y", "side": "right", "tickmode": "auto",
                        "showgrid": False, "visible": any(value is not None for value in accuracy)},
             "hovermode": "x unified",
@@ -69,7 +71,7 @@ def layers_figure(data: TrainingData) -> FigureData:
         "data": [*lines, _line(data, "closed form", predicted)],
         "layout": {
             "xaxis": _epochs(data),
-            "yaxis": {"type": "log", "title": {"text": "S/N (power ratio)"}, **_log_axis(values)},
+            "yaxis": {"type": "log", "title": {"text": "S/N (power ratio)"}, **log_axis(values)},
         },
     }  # fmt: skip
 
@@ -178,17 +180,20 @@ def _epochs(data: TrainingData) -> dict[str, Any]:
             **({"dtick": 1} if last - first < 12 else {})}  # fmt: skip
 
 
-def _log_axis(values: Sequence[float | None]) -> dict[str, Any]:
-    """Range and ticks of a log axis, every tick with its whole number: 1, 2, 5 within two decades, else powers of ten.
+def log_axis(values: Sequence[float | None]) -> dict[str, Any]:
+    """Range and ticks of a log axis: powers of ten if there are three of them, else 1, 2, 5 times these, or closer.
 
-    Plotly's own ticks leave out the power of ten ("5" for 5M) where the axis has none.
+    Every tick has its whole number; Plotly's own leave out the power of ten ("5" for 5M) where the axis has none.
     """
     known = [value for value in values if value and value > 0] or [1.0]
     low, high = math.log10(min(known)), math.log10(max(known))
     room = max(0.06 * (high - low), 0.04)
     low, high = low - room, high + room
-    steps = (1.0,) if high - low > 2 else (1.0, 2.0, 5.0) if high - low > 0.5 else tuple(n / 2 for n in range(2, 20))
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    ticks = [n * 10.0**power for power in powers for n in steps if low <= math.log10(n * 10.0**power) <= high]
+    ticks: list[float] = []
+    for steps in TICKS:
+        powers = range(math.floor(low), math.ceil(high) + 1)
+        ticks = [n * 10.0**power for power in powers for n in steps if low <= math.log10(n * 10.0**power) <= high]
+        if len(ticks) >= ENOUGH_TICKS:
+            break
     return {"range": [round(low, 4), round(high, 4)], "tickmode": "array", "tickvals": ticks,
             "ticktext": [quantity(tick) for tick in ticks]}  # fmt: skip

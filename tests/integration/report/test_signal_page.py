@@ -21,7 +21,7 @@ from slimbit.numerics.walk import predicted_signal_to_noise
 from slimbit.records.errors import InputError
 from slimbit.records.signal import EpochSignal
 from slimbit.records.training_run import read_training_run
-from slimbit.report.signal_figures import FIGURES, signal_figures, signal_templates
+from slimbit.report.signal_figures import FIGURES, log_axis, signal_figures, signal_templates
 from slimbit.report.signal_frames import json_data, training_data
 from slimbit.report.signal_page import signal_contents, signal_page, write_signal_page
 
@@ -156,6 +156,33 @@ def test_figures_hold_the_data_and_plotly_accepts_them(run: Path) -> None:
     assert [trace["name"] for trace in figures["layers"]["data"]] == ["conv1", "fc", "closed form"]
     assert [trace["y"] for trace in figures["dead"]["data"]][1] == [0, 0, 0, 3, 3, 3]
     assert figures["map"]["data"][0]["z"][0][0] == pytest.approx(10 * math.log10(4), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([4.504e6, 5.148e6], ["4.5M", "5M", "5.5M"]),
+        ([7.0, 68.0], ["10", "20", "50"]),
+        ([3e3, None, 4e7], ["10k", "100k", "1M", "10M"]),
+        ([100.0, 102.0], ["92", "93", "94", "95", "96", "97", "98", "99", "100", "110"]),
+    ],
+)
+def test_ticks_of_a_log_axis_are_whole_numbers(values: list[float | None], shown: list[str]) -> None:
+    axis = log_axis(values)
+    assert axis["ticktext"] == shown
+    known = [value for value in values if value]
+    assert all(10 ** axis["range"][0] < value < 10 ** axis["range"][1] for value in known)
+
+
+def test_few_layers_are_named_in_the_legend_and_many_have_shades(tmp_path: Path) -> None:
+    data = training_data(read_training_run(trained(tmp_path / "run", epochs())))
+    many = replace(data, layers=tuple(replace(data.layers[0], name=f"conv{i}") for i in range(30)))
+    few, shaded = (signal_figures(one)["layers"]["data"] for one in (data, many))
+    assert all(trace["showlegend"] for trace in few[:-1])
+    assert not any(trace["showlegend"] for trace in shaded[:-1])
+    for theme in ("light", "dark"):
+        styles = [signal_templates(one, theme)["layers"]["data"]["scatter"][:-1] for one in (data, many)]
+        assert [len({style["line"]["color"] for style in found}) for found in styles] == [len(data.layers), 30]
 
 
 def test_the_command_prints_and_writes(run: Path) -> None:
