@@ -7,7 +7,7 @@ from typing import Any
 
 from slimbit.records.errors import InputError
 from slimbit.records.terminal import MISSING, quantity
-from slimbit.report.figures import FigureData, accuracy_figure, front_trace, plain, template
+from slimbit.report.figures import FigureData, accuracy_figure, front_trace, log_ticks, plain, template
 from slimbit.report.frames import MetricFrame, ReportData
 from slimbit.report.headline import DROPS, cost_at_accuracy, times
 from slimbit.report.html import composed
@@ -164,6 +164,7 @@ def _figure(first: ReportData, second: ReportData, metric: MetricFrame) -> Figur
                 "type": "log",
                 "title": {"text": plain(metric.title)},
                 "range": x,
+                "dtick": log_ticks(x),
                 "tickformat": "~s",
                 "tickangle": 0,
             },

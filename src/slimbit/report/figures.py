@@ -253,12 +253,21 @@ def _ranges(data: ReportData, points: Sequence[PointFrame], frame: MetricFrame, 
     highs = [point.accuracy or 0.0 if point.high is None else point.high for point in near]
     costs = [math.log10(cost) for cost in (frame.float_cost, *(point.costs[frame.name] for point in near)) if cost]
     x = _padded(min(costs, default=0.0), max(costs, default=1.0))
-    decades = x[1] - x[0]
     return {
         "x": x,
-        "dtick": "D1" if decades < 0.35 else "D2" if decades < 2 else 1,  # every digit; 1, 2, 5; powers of ten
+        "dtick": log_ticks(x),
         "y": _padded(min([top, *lows]), max([top, *highs])),
     }
+
+
+def log_ticks(limits: Sequence[float]) -> str | int:
+    """Plotly's ``dtick`` of a log axis between two powers of ten: every digit; 1, 2, 5; or powers of ten.
+
+    >>> log_ticks([6.0, 6.3]), log_ticks([6.0, 7.5]), log_ticks([5.0, 8.0])
+    ('D1', 'D2', 1)
+    """
+    decades = limits[1] - limits[0]
+    return "D1" if decades < 0.35 else "D2" if decades < 2 else 1
 
 
 def _padded(low: float, high: float) -> list[float]:
