@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from slimbit.records.errors import InputError
+from slimbit.records.cost_names import HARDWARE, is_hardware
+from slimbit.records.errors import InputError, closest
 from slimbit.records.training import TrainConfig
 
 VerifyData = Annotated[
@@ -72,6 +73,28 @@ def parse_budget(text: str) -> tuple[str, float]:
     if not metric.strip() or math.isinf(value):
         raise InputError(f"--budget must be COST=VALUE like esn_digital=20M, 1.5G or 300k, got {text!r}")
     return metric.strip(), value
+
+
+def check_machines(asked: Iterable[str | None], costs: Iterable[str], option: str) -> None:
+    """Raise `InputError` for ``hardware:NAME`` of a machine that neither Slimbit nor the run knows.
+
+    Args:
+        asked: Costs of an option; None: not given.
+        costs: Names that the run's points have costs under.
+        option: Its name.
+    """
+    from slimbit.measure.hardware import hardware_names
+
+    ours = (one.removeprefix(HARDWARE) for one in costs if one.startswith(HARDWARE))
+    known = tuple(dict.fromkeys((*ours, *hardware_names())))
+    for cost in asked:
+        name = (cost or "").removeprefix(HARDWARE)
+        if cost and cost != name and not is_hardware(name) and name not in known:
+            raise InputError(
+                f"{option} must name a machine that is built in, that the run was swept for, or that --hardware "
+                f"describes, got {cost!r}{closest(name, known)}: add --hardware {name}.toml, the file of the machine. "
+                f"Known: {', '.join(known)}"
+            )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slimbit.cli.export import exported, exported_file
-from slimbit.cli.options import parse_budget
+from slimbit.cli.options import check_machines, parse_budget
 from slimbit.cli.verify import ImagesToVerify, images_of, plain_proof, print_verification
 from slimbit.records.codec import pretty
 from slimbit.records.errors import InputError, SlimbitError
@@ -100,6 +100,7 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
         )
     frontier = open_run(run, storage=storage).with_hardware(*(hardware or ()))
     asked = dict(map(parse_budget, budget or ()))
+    check_machines([*asked, metric], frontier.costs, "--budget" if asked else "--metric")
     frontier, names = frontier.with_costs(asked or [metric or frontier.metric])
     within: dict[CostLike, float] = dict(zip(names, asked.values(), strict=False))
     point = frontier.best(within) if within else frontier.cheapest(min_accuracy, names[0], max_drop=max_drop)

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from slimbit.cli.options import check_machines
 from slimbit.records.codec import pretty
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError
@@ -62,6 +63,7 @@ def points(
     from slimbit.frontier.frontier import open_run
 
     frontier = open_run(run, storage=storage).with_hardware(*(hardware or ()))
+    check_machines([metric], frontier.costs, "--metric")
     frontier, (chosen,) = frontier.with_costs([metric or frontier.metric])
     rows = [row for row in point_rows(frontier, chosen) if row["pareto"] or not pareto]
     if as_json:

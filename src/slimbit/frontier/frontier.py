@@ -102,12 +102,26 @@ class Frontier:
             not run.
 
         Raises:
-            InputError: There is no such machine, it fails on a layer, or two have one name.
+            InputError: There is no such machine, it fails on a layer, or it is another one than that of its name which
+                the run was swept for or which was given before.
         """
-        named = [NamedCost(HARDWARE + model.name, model) for model in map(load_hardware, machines)]
-        names = [*(one.name for one in self._machines), *(one.name for one in named)]
-        if len({*names}) < len(names):
-            raise InputError(f"names of machines must differ, got {', '.join(names)}")
+        named: list[NamedCost] = []
+        for given_machine in machines:
+            one = NamedCost(HARDWARE + (model := load_hardware(given_machine)).name, model)
+            text = f" of {os.fspath(given_machine)}" if isinstance(given_machine, str | os.PathLike) else ""
+            is_swept = one.name == self.metric and model.name not in hardware_names()
+            if is_swept and self.info.machine not in ("", one.definition):
+                raise InputError(
+                    f"machine {model.name!r}{text} must be the one that run {self.path} was swept for, got another "
+                    "description: give the changed machine another name"
+                )
+            twins = [other for other in (*self._machines, *named) if other.name == one.name]
+            if any(not one.is_same(twin) for twin in twins):
+                raise InputError(
+                    f"names of different machines must differ, got {model.name!r}{text} beside another {model.name!r}: "
+                    "give one another name"
+                )
+            named += [] if twins else [one]
         given = tuple(os.fspath(one) for one in machines if isinstance(one, str | os.PathLike))
         return Frontier(self._store, form=self._form, machines=(*self._machines, *named), given=(*self._given, *given))
 
