@@ -99,7 +99,7 @@ def test_the_same_call_repeats_nothing(run: tuple[Path, Frontier]) -> None:
     evaluate = case.Agreement()
     before = sorted((p, p.stat().st_mtime_ns) for p in run[0].rglob("*.json"))
     again = case.trace(run[0], evaluate=evaluate)
-    assert evaluate.calls == 0
+    assert evaluate.calls == 1  # of the float network: whether it is still the same metric
     assert again.points == run[1].points
     assert sorted((p, p.stat().st_mtime_ns) for p in run[0].rglob("*.json")) == before
 
@@ -203,9 +203,9 @@ def test_evaluate_that_fails_on_some_points(tmp_path: Path) -> None:
 
     calls = moody.calls
     case.trace(tmp_path / "run", evaluate=moody, baselines=False)
-    assert moody.calls == calls  # a failed point is finished, too
+    assert moody.calls == calls + 1  # of the float network: a failed point is finished, too
     healed = case.trace(tmp_path / "run", evaluate=moody, baselines=False, retry_failed=True)
-    assert moody.calls == calls + 3
+    assert moody.calls == calls + 1 + 1 + 3
     assert all(p.state == "done" for p in healed.points)
     assert len(healed.points) == len(frontier.points)
 

@@ -60,7 +60,11 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
         float | None, typer.Option(help="Cheapest point of at least this accuracy, by --metric.")
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Cheapest point at most so many points of accuracy below the float network.")
+        float | None,
+        typer.Option(
+            help="Cheapest point whose score is at most so much below the float network's, in units of the metric: 1 is "
+            "one point of percent; 0.01 for a metric from 0 to 1."
+        ),
     ] = None,
     export: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an ONNX file of it, too, verified; see slimbit export.")

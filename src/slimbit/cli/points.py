@@ -17,7 +17,7 @@ from slimbit.records.codec import pretty
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
-from slimbit.records.terminal import Fitted, quantity, shown
+from slimbit.records.terminal import Fitted, quantity, score_text, shown
 
 if TYPE_CHECKING:
     from slimbit.frontier.frontier import Frontier
@@ -133,7 +133,8 @@ def points_table(frontier: "Frontier", listed: Sequence[FrontierPoint], metric: 
     """
     front = _front(frontier, metric)
     rows = sorted((p for p in listed if p.state == "done"), key=lambda p: (_cost(p, metric), p.number))
-    title = f"{frontier.network}: {frontier.info.score_name} against {metric}, float {frontier.float_accuracy:.2f}"
+    scored = partial(score_text, scale=frontier.float_accuracy)
+    title = f"{frontier.network}: {frontier.info.score_name} against {metric}, float {scored(frontier.float_accuracy)}"
 
     def table(costs: Sequence[str], *, narrow: bool = False) -> Table:
         table = Table(
@@ -143,7 +144,8 @@ def points_table(frontier: "Frontier", listed: Sequence[FrontierPoint], metric: 
             pad_edge=not narrow,
         )
         cells: dict[str, Callable[[FrontierPoint], str]] = {"": lambda p: "*" if p.number in front else ""}
-        cells |= {shown(frontier.info.score_name): _accuracy} | ({} if narrow else {"95 %": between})
+        cells |= {shown(frontier.info.score_name): lambda p: "" if p.accuracy is None else scored(p.accuracy)}
+        cells |= ({} if narrow else {"95 %": between})
         cells |= {name: partial(_shown_cost, name) for name in costs}
         for name in cells:
             table.add_column(shown(name), justify="right", no_wrap=True)
@@ -160,10 +162,6 @@ def points_table(frontier: "Frontier", listed: Sequence[FrontierPoint], metric: 
         yield table([metric], narrow=True)
 
     return Fitted(tables, names=-1)
-
-
-def _accuracy(point: FrontierPoint) -> str:
-    return "" if point.accuracy is None else f"{point.accuracy:.2f}"
 
 
 def _shown_cost(metric: str, point: FrontierPoint) -> str:

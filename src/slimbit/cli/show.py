@@ -16,7 +16,7 @@ from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.files import check_regular, parse_json
 from slimbit.records.keep import PRUNED
 from slimbit.records.run import RUN_FILE
-from slimbit.records.terminal import quantity, shown
+from slimbit.records.terminal import quantity, score_text, shown
 
 SCHEMA = 1
 COSTS = ("macs", "esn_digital", "esn_analog", "bit_operations", "weight_bytes")
@@ -99,7 +99,7 @@ def _run(path: Path) -> Description:
         "weights": info.origin.weights,
         "network digest": info.network_digest[:16],
         "data": info.origin.data,
-        f"float {info.score_name}": f"{info.float_accuracy:.2f}{interval}",
+        f"float {info.score_name}": score_text(info.float_accuracy, info.float_accuracy) + interval,
         "metric": info.metric,
         "activations": "float" if bits is None else f"{bits} bits, integer arithmetic",
         "keep ratios": ", ".join(f"{ratio:g}" for ratio in info.keep_ratios) if len(info.keep_ratios) > 1 else "",
@@ -110,7 +110,8 @@ def _run(path: Path) -> Description:
         "made with": _versions(info.versions),
     }
     export = "" if bits is None else " --export small.onnx"
-    commands = (f"slimbit report {named}", f"slimbit pick {named} --max-drop 1 --out small{export}")
+    drop = "0.01" if abs(info.float_accuracy) <= 1 else "1"  # in units of the metric
+    commands = (f"slimbit report {named}", f"slimbit pick {named} --max-drop {drop} --out small{export}")
     return Description("run", f"{path}: a run of {info.network}", _known(facts), commands)
 
 

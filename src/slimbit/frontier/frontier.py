@@ -179,17 +179,23 @@ class Frontier:
         Args:
             accuracy: As ``evaluate`` returns it.
             metric: A cost as in `best`; default: the run's.
-            max_drop: Instead of an accuracy: by how much it may be below that of the float network.
+            max_drop: Instead of an accuracy: by how much it may be below that of the float network, in units of
+                ``evaluate``: 1.0 is one point where that returns percent, 0.01 where it returns a number up to 1.
 
         Raises:
-            InputError: Neither or both are given, or no point is that accurate; the message names the most accurate
-                one.
+            InputError: Neither or both are given, a drop to 0, or no point is that accurate; the message names the
+                most accurate one.
         """
         if (accuracy is None) == (max_drop is None):
             raise InputError(f"accuracy or max_drop must be given, got {'none' if accuracy is None else 'both'}")
         if max_drop is not None:
             if not math.isfinite(max_drop) or max_drop < 0:
-                raise InputError(f"max_drop must be 0 or more points of {self.info.score_name}, got {max_drop}")
+                raise InputError(f"max_drop must be 0 or more, in units of {self.info.score_name}, got {max_drop}")
+            if 0 < self.info.float_accuracy <= max_drop:
+                raise InputError(
+                    f"max_drop must be below the float network's {self.info.score_name} of {self.info.float_accuracy:g}, "
+                    f"whose unit it has, got {max_drop:g}"
+                )
             accuracy = self.info.float_accuracy - max_drop
         assert accuracy is not None
         frontier, (name,) = self.with_costs([metric or self.metric])
