@@ -23,6 +23,7 @@ from slimbit.cli import app
 from slimbit.cli.live import Screen
 from slimbit.cli.points import points_table
 from slimbit.cli.show import described
+from slimbit.compress.load import load
 from slimbit.compress.prepared import prepare
 from slimbit.frontier.points import Scorer
 from slimbit.frontier.time_limit import time_limit
@@ -127,7 +128,9 @@ def test_the_given_name_counts_before_that_of_evaluate(tmp_path: Path) -> None:
 
     frontier = case.trace(tmp_path / "run", evaluate=Overlap(), metric_name="Dice", **SMALL)
     assert frontier.info.score_name == "Dice"
-    with pytest.raises(InputError, match=r"name of the score of run \S+ must be Dice .*, got IoU: .* metric_name='Dice'"):
+    with pytest.raises(
+        InputError, match=r"name of the score of run \S+ must be Dice .*, got IoU: .* metric_name='Dice'"
+    ):
         case.trace(tmp_path / "run", evaluate=Overlap(), **SMALL)
     assert case.trace(tmp_path / "run", evaluate=Overlap(), metric_name="Dice", **SMALL).points == frontier.points
 
@@ -154,7 +157,9 @@ def test_a_changed_metric_is_refused_in_the_folder_of_the_old_one(tmp_path: Path
     frontier = case.trace(tmp_path / "run", evaluate=evaluate, **SMALL)
     assert frontier.float_accuracy == 1
     factor = 1.0
-    with pytest.raises(InputError, match=r"score the float network with 1 as when run \S+ began, got 100: .* another --out"):
+    with pytest.raises(
+        InputError, match=r"score the float network with 1 as when run \S+ began, got 100: .* another --out"
+    ):
         case.trace(tmp_path / "run", evaluate=evaluate, **SMALL)
     factor = 0.00999
     with pytest.warns(UserWarning, match=r"scores the float network with 0\.999, with 1 when run \S+ began"):
@@ -171,6 +176,25 @@ def test_a_random_metric_continues_where_only_chance_tells_it_from_the_old_one(t
         case.trace(tmp_path / "run", evaluate=lambda _: 0.5 + 0.1 * chance.random(), **SMALL)
 
 
+def test_what_to_do_next_with_a_network_of_ones_own(tmp_path: Path) -> None:
+    case.trace(tmp_path / "run", origin="frontier_case:network", **SMALL)
+    command = described(tmp_path / "run").commands[1]
+    assert command.endswith("--max-drop 1 --out small --allow-code")
+    arguments = [*command.replace("--max-drop 1 ", "--max-drop 50 ").split()[1:-2], str(tmp_path / "small")]
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, InputError)
+    assert "run.json names a network that is built by running code, frontier_case:network: add --allow-code" in str(
+        refused.exception
+    )
+    told = CliRunner().invoke(app, [*arguments, "--allow-code"], catch_exceptions=False).output
+    assert "the run was made in Python and does not say which data it was scored on; score it there on images" in told
+    with pytest.raises(InputError, match=r"must be given for this artifact, or allow_code=True where you trust it"):
+        load(tmp_path / "small")
+    export = ["export", str(tmp_path / "small"), "--float", "--out", str(tmp_path / "small.onnx")]
+    refused = CliRunner().invoke(app, export)
+    assert "slimbit.json names a network that is built by running code" in str(refused.exception)
+
+
 def test_scores_up_to_one_have_digits_and_a_drop_of_their_scale(tmp_path: Path) -> None:
     agreement = case.Agreement()
     frontier = case.trace(tmp_path / "run", evaluate=lambda network: agreement(network) / 100, **SMALL)
@@ -180,7 +204,7 @@ def test_scores_up_to_one_have_digits_and_a_drop_of_their_scale(tmp_path: Path) 
     assert all(f" {point.accuracy:.4f} " in table for point in frontier.points)
     about = described(tmp_path / "run")
     assert about.facts["float accuracy"] == "1.0000"
-    assert "--max-drop 0.01 " in about.commands[1]
+    assert about.commands[1].endswith("--max-drop 0.01 --out small --network MODULE:CALLABLE")
     with pytest.raises(InputError, match="max_drop must be below the float network's accuracy of 1, .* got 1"):
         frontier.cheapest(max_drop=1)
 

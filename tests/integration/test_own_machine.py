@@ -199,5 +199,5 @@ def test_a_file_that_names_code_as_the_cost_needs_consent(tmp_path: Path) -> Non
     (tmp_path / "run.toml").write_text('metric = "antigravity:fly_me"\nnetwork = "digits_resnet"\ndata = "digits"\n')
     result = runner.invoke(app, ["frontier", "--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")])
     assert isinstance(result.exception, InputError)
-    assert "cost named by" in str(result.exception)
+    assert "names a cost that is computed by running code, antigravity:fly_me" in str(result.exception)
     assert "--allow-code" in str(result.exception)

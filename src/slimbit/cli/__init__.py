@@ -90,5 +90,5 @@ def _complain(message: str) -> None:
 
 
 def _plain(message: str) -> str:
-    """One sentence that ends, whatever a file or an argument puts into it."""
-    return shown(clipped(message, LONGEST_SENTENCE))
+    """One sentence that ends, whatever a file or an argument puts into it; Python's argument becomes the option."""
+    return shown(clipped(message.replace("allow_code=True", "--allow-code"), LONGEST_SENTENCE))

@@ -5,14 +5,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from slimbit.records.cost_names import HARDWARE, is_hardware
 from slimbit.records.errors import InputError, closest
+from slimbit.records.keep import PRUNED
 from slimbit.records.training import TrainConfig
+
+if TYPE_CHECKING:
+    from slimbit.compress.model import CompressedModel
 
 VerifyData = Annotated[
     str | None, typer.Option(metavar="SPEC", help="Data to verify on; default: random images, no accuracy.")
@@ -73,6 +77,29 @@ def parse_budget(text: str) -> tuple[str, float]:
     if not metric.strip() or math.isinf(value):
         raise InputError(f"--budget must be COST=VALUE like esn_digital=20M, 1.5G or 300k, got {text!r}")
     return metric.strip(), value
+
+
+def load_folder(folder: Path, *, allow_code: bool) -> "CompressedModel":
+    """The model of a folder that ``slimbit pick`` or ``slimbit prune`` wrote; consent is asked for before it is read.
+
+    Raises:
+        InputError: As `slimbit.load`, or a folder that only Python can open.
+    """
+    from slimbit.artifacts.manifest import MANIFEST, read_manifest
+    from slimbit.artifacts.pruned import read_pruned
+    from slimbit.compress.load import load
+    from slimbit.sources.networks import check_trusted_network
+
+    name = next((one for one in (PRUNED, MANIFEST) if (folder / one).is_file()), "")
+    if name:
+        source = (read_pruned(folder) if name == PRUNED else read_manifest(folder)).network.source
+        check_trusted_network(source, str(folder / name), allow_code=allow_code, otherwise="")
+        if not source:
+            raise InputError(
+                f"{folder} does not say how its network is built: open it in Python, "
+                f"slimbit.load({str(folder)!r}, model=network)"
+            )
+    return load(folder, allow_code=allow_code)
 
 
 def check_machines(asked: Iterable[str | None], costs: Iterable[str], option: str) -> None:

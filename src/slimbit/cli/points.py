@@ -145,7 +145,7 @@ def points_table(frontier: "Frontier", listed: Sequence[FrontierPoint], metric: 
         )
         cells: dict[str, Callable[[FrontierPoint], str]] = {"": lambda p: "*" if p.number in front else ""}
         cells |= {shown(frontier.info.score_name): lambda p: "" if p.accuracy is None else scored(p.accuracy)}
-        cells |= ({} if narrow else {"95 %": between})
+        cells |= {} if narrow else {"95 %": between}
         cells |= {name: partial(_shown_cost, name) for name in costs}
         for name in cells:
             table.add_column(shown(name), justify="right", no_wrap=True)
