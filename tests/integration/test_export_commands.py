@@ -36,7 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     told = run("pick", out / "run", "--max-drop", "5", "--out", out / "small", "--export", out / "small.onnx")
     assert "exact: of 50 images, 50 are equal bit for bit" in told
     assert re.search(r"point \d+ .*: accuracy \S+ on the 100 images that chose it, float network \S+\n", told)
-    quoted = r"accuracy \S+ \(\S+\), float network (\S+): top-1 on the 400 of 500 test images of digits that did not choose it"
+    images = "top-1 on the 400 of 500 test images of digits that did not choose it"
+    quoted = rf"accuracy \S+ \(\S+\), float network (\S+): {images}"
     assert (said := re.search(quoted, told))
     model, (_, quote) = slimbit.network("digits_resnet", weights="shipped"), slimbit.open_data("digits").selection(100)
     assert f"{float(quote(model)):.2f}" == said[1]

@@ -63,8 +63,8 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Cheapest point whose score is at most so much below the float network's, in units of the metric: 1 is "
-            "one point of percent; 0.01 for a metric from 0 to 1."
+            help="Cheapest point whose score is at most so much below the float network's, in units of the metric: 1 "
+            "is one point of percent; 0.01 for a metric from 0 to 1."
         ),
     ] = None,
     export: Annotated[

@@ -193,8 +193,8 @@ class Frontier:
                 raise InputError(f"max_drop must be 0 or more, in units of {self.info.score_name}, got {max_drop}")
             if 0 < self.info.float_accuracy <= max_drop:
                 raise InputError(
-                    f"max_drop must be below the float network's {self.info.score_name} of {self.info.float_accuracy:g}, "
-                    f"whose unit it has, got {max_drop:g}"
+                    f"max_drop must be below the float network's {self.info.score_name} of "
+                    f"{self.info.float_accuracy:g}, whose unit it has, got {max_drop:g}"
                 )
             accuracy = self.info.float_accuracy - max_drop
         assert accuracy is not None

@@ -11,7 +11,6 @@ from slimbit.sources.networks import check_trusted_data
 from slimbit.zoo.data import open_data
 from slimbit.zoo.data.evaluator import Evaluator
 
-
 UNCHOSEN = "did not choose it"
 """In the words for images that an accuracy may be quoted on."""
 

@@ -51,8 +51,8 @@ from slimbit.survey.trace import Inputs
 OF_PREPARE = ("seed", "likelihood", "batch_size", "memory_gib")
 """Settings of a run that `slimbit.prepare` takes."""
 SAME_SCORE, RANDOM_SCORE = 0.01, 0.5
-"""Share by which the float network's score may differ when a run is continued: other processors and versions decide a few
-images otherwise; an ``evaluate`` that is random differs from itself."""
+"""Share by which the float network's score may differ when a run is continued: other processors and versions decide a
+few images otherwise; an ``evaluate`` that is random differs from itself."""
 MOST_EPOCHS = 8
 """Points of policy ``signal`` where no epochs were named."""
 
@@ -146,7 +146,9 @@ def trace_frontier(
     scorer, listener = Scorer(evaluate, settings.metric_name, settings.timeout_seconds), progress or silent
     check_folder(folder)
     fixed = _fixed(settings, root, scorer, signal, pruner) | {"machine": cost.definition}
-    store = _opened(folder, settings, root, scorer, fixed, listener)
+    store, began = _opened(folder, settings, root, scorer, fixed, listener)
+    if began is not None:
+        _check_score(began, root, scorer, *_run_and_remedy(began, folder, settings))
     assert store.info is not None
     worker = Worker(
         store,
@@ -172,18 +174,15 @@ def _opened(
     scorer: Scorer,
     fixed: dict[str, Any],
     listener: Listener,
-) -> RunStore:
-    """The run, which one worker begins by scoring the float network."""
+) -> tuple[RunStore, RunInfo | None]:
+    """The run, which one worker begins by scoring the float network, and what it was about where it had begun."""
     check_artifacts(settings.artifacts or "")
 
     def tell(text: str) -> None:
         listener(Progress(stage="note", message=text))
 
-    shared = is_server(settings.storage)
-    remedy = "--run-name" if shared else "--out"
-
     def check(info: RunInfo) -> None:
-        check_same(info, fixed, info.study if shared else folder, remedy)
+        check_same(info, fixed, *_run_and_remedy(info, folder, settings))
         for caution in cautions(info, fixed, versions()):
             tell(caution)
 
@@ -197,7 +196,7 @@ def _opened(
         store.write_info(_begin(root, scorer, fixed, name))
 
     what = "accuracy of the float network"
-    if settings.storage is None or not shared:
+    if settings.storage is None or not is_server(settings.storage):
         table: RunTable = (own := FolderTable(folder))
         with waiting_claim(own, "prepare", what, waiting):
             store = begin_store(
@@ -210,9 +209,7 @@ def _opened(
             )
             if (began := store.info) is None:
                 begin(store, study_name(folder, settings.storage))
-        if began is not None:
-            _check_score(began, root, scorer, folder, remedy)
-        return store
+        return store, began
     name = shared_name(fixed, settings.run_name)
     store = join_store(
         folder,
@@ -232,10 +229,13 @@ def _opened(
                 begin(store, name)
     assert store.info is not None
     check(store.info)
-    if began is not None:
-        _check_score(began, root, scorer, began.study, remedy)
     store.write_own_info()
-    return store
+    return store, began
+
+
+def _run_and_remedy(info: RunInfo, folder: Path, settings: RunConfig) -> tuple[object, str]:
+    """What a message calls the run, and the option that makes another one."""
+    return (info.study, "--run-name") if is_server(settings.storage) else (folder, "--out")
 
 
 def _signal(config: RunConfig, root: PreparedNetwork) -> tuple[EpochSignal, ...]:
@@ -342,13 +342,13 @@ def _check_score(info: RunInfo, root: PreparedNetwork, scorer: Scorer, run: obje
     tolerance = (RANDOM_SCORE if is_random else SAME_SCORE) * max(abs(before), abs(now))
     if abs(now - before) > tolerance:
         raise InputError(
-            f"evaluate must score the float network with {before:g} as when run {run} began, got {now:g}: the metric or "
-            f"its data have changed, give another {remedy} for a new run"
+            f"evaluate must score the float network with {before:g} as when run {run} began, got {now:g}: the metric "
+            f"or its data have changed, give another {remedy} for a new run"
         )
     warnings.warn(
-        f"evaluate scores the float network with {now:g}, with {before:g} when run {run} began: points measured from now "
-        "on may differ as much",
-        stacklevel=4,
+        f"evaluate scores the float network with {now:g}, with {before:g} when run {run} began: points measured from "
+        "now on may differ as much",
+        stacklevel=3,
     )
 
 

@@ -259,8 +259,8 @@ def check_trusted_cost(cost: str, file: str, *, allow_code: bool) -> None:
     if allow_code or ":" not in cost.removeprefix(HARDWARE) or cost.lower().endswith(".toml"):
         return
     raise InputError(
-        f"{file} names a cost that is computed by running code, {cost}: add --allow-code where you trust it, or type it "
-        "with --metric"
+        f"{file} names a cost that is computed by running code, {cost}: add --allow-code where you trust it, or type "
+        "it with --metric"
     )
 
 
