@@ -66,7 +66,7 @@ class Screen:
         """Show one message."""
         self._state = (progress.done, progress.total)
         self._points = progress.points or self._points
-        left = "" if progress.seconds_left is None else f"{duration(progress.seconds_left)} left"
+        left = _time_left(progress.seconds_left, progress.trainings_left)
         if self._live is None:
             self._plain(progress, left)
             return
@@ -125,7 +125,15 @@ class Screen:
 
 
 def _outlook(message: str, left: str) -> str:
-    return f"{message}, with compression about {left}" if left else message
+    return f"{message}, about {left}" if left else message
+
+
+def _time_left(seconds: float | None, trainings: int) -> str:
+    """Time of the points that are left, and what it does not hold."""
+    trained = f"{trainings} training{'' if trainings == 1 else 's'}" if trainings else ""
+    parts = ["" if seconds is None else duration(seconds), trained]
+    known = " and ".join(filter(None, parts))
+    return f"{known} left" if known else ""
 
 
 def duration(seconds: float) -> str:

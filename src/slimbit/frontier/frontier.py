@@ -20,6 +20,7 @@ from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
 from slimbit.records.sensitivity import Sensitivity
+from slimbit.records.terminal import score_text
 from slimbit.records.verification import ExportedFile
 
 if TYPE_CHECKING:
@@ -356,7 +357,9 @@ class Frontier:
         return [point for point in self.points if "levels" in point.objects]
 
     def __repr__(self) -> str:
-        return f"Frontier({self.network}, {len(self.points)} points, {self.metric}, float {self.float_accuracy:.2f})"
+        score = f"{self.info.score_name} {score_text(self.float_accuracy, self.float_accuracy)}"
+        front = f"{len(pareto_front(self.points, self.metric))} on the Pareto front"
+        return f"Frontier({self.network}, {len(self.points)} points, {front}, by {self.metric}, float {score})"
 
 
 def open_run(path: str | Path, *, storage: str | None = None, artifacts: str | None = None) -> Frontier:

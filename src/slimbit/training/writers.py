@@ -90,7 +90,8 @@ class CsvWriter:
         protects: Whether a file of an earlier training is refused.
 
     Raises:
-        InputError: When called: a protected file of another training, or the file has other columns, or a row is damaged.
+        InputError: When called: a protected file of another training, or the file has other columns, or a row is
+            damaged.
         StoreError: When called: the file cannot be written.
     """
 
