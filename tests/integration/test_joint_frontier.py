@@ -85,7 +85,7 @@ def test_every_keep_ratio_is_swept_once(run: tuple[Path, Frontier], tuner: Count
         assert all(p.label.startswith("keep") == (ratio != 1) for p in of_ratio)
     assert len(tuner.calls) == 2
     assert next(m.message for m in told if m.stage == "prune") == "keep 0.75: tuned"
-    assert [m.trainings_left for m in told if m.stage == "start"][0] == 2
+    assert next(m.trainings_left for m in told if m.stage == "start") == 2
     assert told[-1].trainings_left == 0
     assert (told[-1].stage, told[-1].done, told[-1].total) == ("done", len(points), len(points))
 
