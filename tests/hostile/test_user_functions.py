@@ -203,7 +203,7 @@ def test_scores_up_to_one_have_digits_and_a_drop_of_their_scale(tmp_path: Path) 
     assert "float 1.0000" in (table := console.export_text())
     assert all(f" {point.accuracy:.4f} " in table for point in frontier.points)
     about = described(tmp_path / "run")
-    assert about.facts["float accuracy"] == "1.0000"
+    assert about.facts["float accuracy"] == "1.0000"  # the lambda does not say on how many images
     assert about.commands[1].endswith("--max-drop 0.01 --out small --network MODULE:CALLABLE")
     with pytest.raises(InputError, match=r"max_drop must be below the float network's accuracy of 1, .* got 1"):
         frontier.cheapest(max_drop=1)

@@ -132,6 +132,7 @@ def test_show_and_cost_of_everything_that_is_written(folder: Path) -> None:
     assert told["small.onnx"]["inputs"] == "x 1x8x8, batches of any size"
     assert told["small.onnx"]["next"][0] == f"slimbit verify {folder / 'small.onnx'} DIR"
     assert "next: slimbit export" in run("show", folder / "small")
+    assert re.search(r"float accuracy +\S+ \(\S+\) on 100 images", run("show", folder / "run"))
     for name in ("small", "small.onnx"):
         assert json.loads(run("cost", folder / name, "--json"))["total"]["esn_digital"] == esn
     assert json.loads(run("cost", folder / "small", "--json", "--hardware", "loom"))["hardware"]["loom"]["total"] > 0

@@ -93,6 +93,7 @@ def _run(path: Path) -> Description:
     run = open_run(path)
     info, done = run.info, [point for point in run.points if point.state == "done"]
     interval = "" if info.float_low is None else f" ({info.float_low:.1f}-{info.float_high:.1f})"
+    on = "" if info.evaluate_images is None else f" on {info.evaluate_images:,} images"
     bits = info.quant.activation_bits
     named = shlex.quote(str(path))
     facts = {
@@ -100,7 +101,7 @@ def _run(path: Path) -> Description:
         "weights": info.origin.weights,
         "network digest": info.network_digest[:16],
         "data": info.origin.data,
-        f"float {info.score_name}": score_text(info.float_accuracy, info.float_accuracy) + interval,
+        f"float {info.score_name}": score_text(info.float_accuracy, info.float_accuracy) + interval + on,
         "metric": info.metric,
         "activations": "float" if bits is None else f"{bits} bits, integer arithmetic",
         "keep ratios": ", ".join(f"{ratio:g}" for ratio in info.keep_ratios) if len(info.keep_ratios) > 1 else "",
