@@ -115,6 +115,7 @@ WAYS = {
     "pruned, cost": by_pruned("cost", "slim"),
     "pruned, frontier": by_pruned("frontier", "slim", "--data", "digits", *QUICK, "--out", "new"),
     "pruned, prune": by_pruned("prune", "slim", "--data", "digits", "--calibration-images", "20", "--out", "new"),
+    "pruned, export": by_pruned("export", "slim", "--float", "--out", "new.onnx"),
     "settings network": by_settings(
         'network = "bait:build"', "frontier", "--data", "digits", "--weights", str(shipped_weights("digits_resnet")),
         *QUICK,
@@ -128,7 +129,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_code_named_by_a_file_runs_only_with_consent(way: str, folder: Path, made: Path) -> None:
     command = WAYS[way](folder, made)
-    with pytest.raises(InputError, match=r"got bait:\w+: where the file is trusted, add --allow-code"):
+    with pytest.raises(InputError, match=r"running code, bait:\w+: add --allow-code where you trust it"):
         invoke(*command)
     assert "bait" not in sys.modules
     assert not (folder / "executed").exists()
@@ -150,6 +151,6 @@ def test_an_exported_program_is_opened_only_with_consent(folder: Path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.export, "load", opened)
-        with pytest.raises(InputError, match=r"must be trusted, .* got net.pt2: allow that with .*--allow-code"):
+        with pytest.raises(InputError, match=r"must be trusted, .* got net.pt2: allow that with allow_code=True"):
             invoke("cost", "net.pt2")
     assert "6" in invoke("cost", "net.pt2", "--allow-code")

@@ -22,6 +22,8 @@ import frontier_case as case
 from slimbit.cli import app
 from slimbit.cli.live import Screen
 from slimbit.cli.points import points_table
+from slimbit.cli.show import described
+from slimbit.compress.load import load
 from slimbit.compress.prepared import prepare
 from slimbit.frontier.points import Scorer
 from slimbit.frontier.time_limit import time_limit
@@ -124,13 +126,87 @@ def test_the_given_name_counts_before_that_of_evaluate(tmp_path: Path) -> None:
     class Overlap(case.Agreement):
         name = "IoU"
 
-    case.trace(tmp_path / "run", evaluate=Overlap(), metric_name="Dice", **SMALL)
-    told: list[str] = []
-    frontier = case.trace(
-        tmp_path / "run", evaluate=Overlap(), progress=lambda progress: told.append(progress.message), **SMALL
-    )
+    frontier = case.trace(tmp_path / "run", evaluate=Overlap(), metric_name="Dice", **SMALL)
     assert frontier.info.score_name == "Dice"
-    assert "the score of the run is called Dice, as when it began, not IoU" in told
+    with pytest.raises(
+        InputError, match=r"name of the score of run \S+ must be Dice .*, got IoU: .* metric_name='Dice'"
+    ):
+        case.trace(tmp_path / "run", evaluate=Overlap(), **SMALL)
+    assert case.trace(tmp_path / "run", evaluate=Overlap(), metric_name="Dice", **SMALL).points == frontier.points
+
+
+def test_a_function_gives_the_score_its_name_unless_that_says_nothing() -> None:
+    def macro_f1(_: nn.Module) -> float:
+        return 0.5
+
+    def evaluate(_: nn.Module) -> float:
+        return 0.5
+
+    assert [Scorer(one).name for one in (macro_f1, evaluate, lambda _: 0.5)] == ["macro_f1", "accuracy", "accuracy"]
+    assert Scorer(macro_f1, "F1").name == "F1"
+    macro_f1.name = "macro F1"  # type: ignore[attr-defined]
+    assert Scorer(macro_f1).name == "macro F1"
+
+
+def test_a_changed_metric_is_refused_in_the_folder_of_the_old_one(tmp_path: Path) -> None:
+    agreement, factor = case.Agreement(), 0.01
+
+    def evaluate(network: nn.Module) -> float:
+        return factor * agreement(network)
+
+    frontier = case.trace(tmp_path / "run", evaluate=evaluate, **SMALL)
+    assert frontier.float_accuracy == 1
+    factor = 1.0
+    with pytest.raises(
+        InputError, match=r"score the float network with 1 as when run \S+ began, got 100: .* another --out"
+    ):
+        case.trace(tmp_path / "run", evaluate=evaluate, **SMALL)
+    factor = 0.00999
+    with pytest.warns(UserWarning, match=r"scores the float network with 0\.999, with 1 when run \S+ began"):
+        assert case.trace(tmp_path / "run", evaluate=evaluate, **SMALL).points == frontier.points
+
+
+def test_a_random_metric_continues_where_only_chance_tells_it_from_the_old_one(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    with pytest.warns(UserWarning, match="points differ"):
+        case.trace(tmp_path / "run", evaluate=lambda _: 50 + 10 * chance.random(), **SMALL)
+    with pytest.warns(UserWarning, match="scores the float network with"):
+        case.trace(tmp_path / "run", evaluate=lambda _: 50 + 10 * chance.random(), **SMALL)
+    with pytest.raises(InputError, match="must score the float network"):
+        case.trace(tmp_path / "run", evaluate=lambda _: 0.5 + 0.1 * chance.random(), **SMALL)
+
+
+def test_what_to_do_next_with_a_network_of_ones_own(tmp_path: Path) -> None:
+    case.trace(tmp_path / "run", origin="frontier_case:network", **SMALL)
+    command = described(tmp_path / "run").commands[1]
+    assert command.endswith("--max-drop 1 --out small --allow-code")
+    arguments = [*command.replace("--max-drop 1 ", "--max-drop 50 ").split()[1:-2], str(tmp_path / "small")]
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, InputError)
+    assert "run.json names a network that is built by running code, frontier_case:network: add --allow-code" in str(
+        refused.exception
+    )
+    told = CliRunner().invoke(app, [*arguments, "--allow-code"], catch_exceptions=False).output
+    assert "the run was made in Python and does not say which data it was scored on; score it there on images" in told
+    with pytest.raises(InputError, match=r"must be given for this artifact, or allow_code=True where you trust it"):
+        load(tmp_path / "small")
+    export = ["export", str(tmp_path / "small"), "--float", "--out", str(tmp_path / "small.onnx")]
+    refused = CliRunner().invoke(app, export)
+    assert "slimbit.json names a network that is built by running code" in str(refused.exception)
+
+
+def test_scores_up_to_one_have_digits_and_a_drop_of_their_scale(tmp_path: Path) -> None:
+    agreement = case.Agreement()
+    frontier = case.trace(tmp_path / "run", evaluate=lambda network: agreement(network) / 100, **SMALL)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(points_table(frontier, frontier.points, frontier.metric))
+    assert "float 1.0000" in (table := console.export_text())
+    assert all(f" {point.accuracy:.4f} " in table for point in frontier.points)
+    about = described(tmp_path / "run")
+    assert about.facts["float accuracy"] == "1.0000"  # the lambda does not say on how many images
+    assert about.commands[1].endswith("--max-drop 0.01 --out small --network MODULE:CALLABLE")
+    with pytest.raises(InputError, match=r"max_drop must be below the float network's accuracy of 1, .* got 1"):
+        frontier.cheapest(max_drop=1)
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -35,7 +35,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(*COMMAND, "--select-images", "100", "--no-baselines", "--activation-bits", "8", "--out", out / "run")
     told = run("pick", out / "run", "--max-drop", "5", "--out", out / "small", "--export", out / "small.onnx")
     assert "exact: of 50 images, 50 are equal bit for bit" in told
+    assert re.search(r"point \d+ .*: accuracy \S+ on the 100 images that chose it, float network \S+\n", told)
+    images = "top-1 on the 400 of 500 test images of digits that did not choose it"
+    quoted = rf"accuracy \S+ \(\S+\), float network (\S+): {images}"
+    assert (said := re.search(quoted, told))
+    model, (_, quote) = slimbit.network("digits_resnet", weights="shipped"), slimbit.open_data("digits").selection(100)
+    assert f"{float(quote(model)):.2f}" == said[1]
+    assert re.search(r"accuracy in the runtime \S+, in the reference \S+ on these 50 images", told)
     return out
+
+
+def test_where_the_float_weights_are_gone_the_command_says_so(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    about["origin"]["weights"] = str(tmp_path / "gone.safetensors")
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    told = run("pick", tmp_path / "run", "--max-drop", "5", "--out", tmp_path / "small")
+    assert "float network: its weights are not where they were" in told
 
 
 def test_a_loaded_model_gives_what_the_file_gives(folder: Path) -> None:
@@ -116,6 +132,7 @@ def test_show_and_cost_of_everything_that_is_written(folder: Path) -> None:
     assert told["small.onnx"]["inputs"] == "x 1x8x8, batches of any size"
     assert told["small.onnx"]["next"][0] == f"slimbit verify {folder / 'small.onnx'} DIR"
     assert "next: slimbit export" in run("show", folder / "small")
+    assert re.search(r"float accuracy +\S+ \(\S+\) on 100 images", run("show", folder / "run"))
     for name in ("small", "small.onnx"):
         assert json.loads(run("cost", folder / name, "--json"))["total"]["esn_digital"] == esn
     assert json.loads(run("cost", folder / "small", "--json", "--hardware", "loom"))["hardware"]["loom"]["total"] > 0

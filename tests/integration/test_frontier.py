@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def test_it_says_what_it_will_do_before_the_first_point(run: tuple[Path, Frontie
     assert stages.index("start") < stages.index("point")
     start = told[stages.index("start")]
     assert start.total == case.POINTS + case.BASELINES
-    assert start.message.startswith("15 evaluations of about")
+    assert start.message == "15 points to measure"
     info = open_run(run[0]).info
     assert start.seconds_left is not None
     assert start.seconds_left > start.total * info.evaluate_seconds  # compression takes time, too
@@ -95,11 +96,37 @@ def test_it_says_what_it_will_do_before_the_first_point(run: tuple[Path, Frontie
     assert told[-1].stage == "done"
 
 
+def test_the_time_left_is_that_of_points_without_their_preparation(tmp_path: Path) -> None:
+    left: list[float] = []
+
+    def listen(progress: Progress) -> None:
+        if progress.stage == "sensitivity":
+            time.sleep(1.5)
+        if progress.point is not None and progress.seconds_left is not None:
+            left.append(progress.seconds_left)
+
+    case.trace(tmp_path / "run", points=4, baselines=False, progress=listen)
+    assert left[0] < 1.5 * 3  # three points are left
+
+
+def test_a_run_that_goes_on_says_once_what_is_left_and_names_places_as_they_were_given(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    first = case.trace(tmp_path / "run", points=3, baselines=False)
+    near = {"esn_digital": 20e3, "accuracy": 50.0}
+    case.trace(tmp_path / "run", points=3, baselines=False, near=near, progress=told.append)
+    texts = [one.message for one in told]
+    assert texts.count("8 points to measure, 3 of 11 are there") == 1
+    assert sum(one.stage == "start" for one in told) == 1
+    assert any(text.endswith("more points near esn_digital=20k") for text in texts)
+    assert any(text.endswith("more points near accuracy=50") for text in texts)
+    assert len(first.points) == 3
+
+
 def test_the_same_call_repeats_nothing(run: tuple[Path, Frontier]) -> None:
     evaluate = case.Agreement()
     before = sorted((p, p.stat().st_mtime_ns) for p in run[0].rglob("*.json"))
     again = case.trace(run[0], evaluate=evaluate)
-    assert evaluate.calls == 0
+    assert evaluate.calls == 1  # of the float network: whether it is still the same metric
     assert again.points == run[1].points
     assert sorted((p, p.stat().st_mtime_ns) for p in run[0].rglob("*.json")) == before
 
@@ -203,9 +230,9 @@ def test_evaluate_that_fails_on_some_points(tmp_path: Path) -> None:
 
     calls = moody.calls
     case.trace(tmp_path / "run", evaluate=moody, baselines=False)
-    assert moody.calls == calls  # a failed point is finished, too
+    assert moody.calls == calls + 1  # of the float network: a failed point is finished, too
     healed = case.trace(tmp_path / "run", evaluate=moody, baselines=False, retry_failed=True)
-    assert moody.calls == calls + 3
+    assert moody.calls == calls + 1 + 1 + 3
     assert all(p.state == "done" for p in healed.points)
     assert len(healed.points) == len(frontier.points)
 

@@ -83,7 +83,7 @@ def run(place: Path) -> tuple[Path, str]:
 
 def test_it_says_what_it_does(run: tuple[Path, str]) -> None:
     lines = run[1].splitlines()
-    outlook = next(i for i, line in enumerate(lines) if line.startswith("11 evaluations of about"))
+    outlook = next(i for i, line in enumerate(lines) if line.startswith("11 points to measure, about "))
     first = next(i for i, line in enumerate(lines) if line.startswith("1/11 "))
     assert outlook < first
     assert any(line.startswith("11/11 max_abs, 2 bits: accuracy") for line in lines)
@@ -208,12 +208,11 @@ def test_live_screen_shows_points_and_time_left() -> None:
         accuracy=91.25, accuracy_low=90.1, accuracy_high=92.3, costs={"esn_digital": 2e7}, seconds={"evaluate": 2.0},
     )  # fmt: skip
     with Screen(console, metric="esn_digital", folder="run") as screen:
-        screen(Progress(stage="start", total=3, seconds_left=75, message="3 evaluations of about 2 s each are left"))
+        screen(Progress(stage="start", total=3, seconds_left=75, trainings_left=2, message="3 points to measure"))
         screen(Progress(stage="point", done=1, total=3, seconds_left=60, point=point, points=(point,)))
     shown = stream.getvalue()
     for piece in (
-        "3 evaluations",
-        "1 min 15 s left",
+        "3 points to measure, about 1 min 15 s and 2 trainings left",
         "91.25",
         "90.1-92.3",
         "20M",

@@ -111,8 +111,40 @@ def test_a_run_is_costed_on_a_machine_that_was_described_later(run: Frontier, fo
     assert open_run(run.path).cheapest(50, "hardware:loom").costs["hardware:loom"] is not None
     with pytest.raises(InputError, match=r"got 'hardware:later'.* Known: edge, scalar_cpu"):
         run.best(within={"hardware:later": budget})
-    with pytest.raises(InputError, match=r"names of machines must differ, got hardware:later, hardware:later"):
-        frontier.with_hardware(later)
+    assert frontier.with_hardware(later, folder / "edge.toml").points == frontier.points  # the run's own and it again
+
+
+def test_a_machine_that_was_changed_needs_another_name(run: Frontier, folder: Path, tmp_path: Path) -> None:
+    for name in ("edge", "later"):
+        text = (folder / f"{name}.toml").read_text()
+        (tmp_path / f"{name}.toml").write_text(text.replace("cost_per_mac = ", "cost_per_mac = 1"))
+    with pytest.raises(InputError, match=r"machine 'edge' of \S+ must be the one that run \S+ was swept for"):
+        open_run(run.path).with_hardware(tmp_path / "edge.toml")
+    with pytest.raises(InputError, match=r"machine 'edge'.* give the changed machine another name"):
+        run.best(within={str(tmp_path / "edge.toml"): 1e9})
+    with pytest.raises(InputError, match=r"names of different machines must differ, got 'later' of .* beside another"):
+        run.with_hardware(folder / "later.toml", tmp_path / "later.toml")
+
+
+def test_a_picked_folder_is_costed_on_the_machine_of_its_run(run: Frontier, folder: Path, tmp_path: Path) -> None:
+    small = run.load(run.points[0])
+    small.save(tmp_path / "small")
+    machine, paid = folder / "edge.toml", run.points[0].costs["hardware:edge"]
+    report = json.loads(shown("cost", tmp_path / "small", "--hardware", machine, "--json"))
+    assert report["hardware"]["edge"]["total"] == paid
+    assert slimbit.cost(small, hardware=machine).hardware["edge"].total == paid
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--budget", "hardware:later=25k"), ("--max-drop", 50, "--metric", "hardware:later")]
+)
+def test_a_machine_that_the_run_does_not_know_is_given_with_its_file(
+    run: Frontier, tmp_path: Path, arguments: tuple[object, ...]
+) -> None:
+    result = runner.invoke(app, ["pick", str(run.path), *map(str, arguments), "--out", str(tmp_path / "small")])
+    assert isinstance(result.exception, InputError)
+    assert "or that --hardware describes, got 'hardware:later': add --hardware later.toml" in str(result.exception)
+    assert "Known: edge, scalar_cpu" in str(result.exception)
 
 
 def test_points_pick_and_report_show_the_machine(run: Frontier, folder: Path, tmp_path: Path) -> None:
@@ -167,5 +199,5 @@ def test_a_file_that_names_code_as_the_cost_needs_consent(tmp_path: Path) -> Non
     (tmp_path / "run.toml").write_text('metric = "antigravity:fly_me"\nnetwork = "digits_resnet"\ndata = "digits"\n')
     result = runner.invoke(app, ["frontier", "--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")])
     assert isinstance(result.exception, InputError)
-    assert "cost named by" in str(result.exception)
+    assert "names a cost that is computed by running code, antigravity:fly_me" in str(result.exception)
     assert "--allow-code" in str(result.exception)

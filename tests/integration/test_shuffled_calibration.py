@@ -28,7 +28,7 @@ def test_a_run_is_continued_in_another_order(tmp_path: Path) -> None:
     calls = evaluate.calls
     again = traced(loader(1, batch=12), 2)
     assert [p.accuracy for p in again.points] == [p.accuracy for p in first.points]
-    assert evaluate.calls == calls
+    assert evaluate.calls == calls + 1  # of the float network
     with pytest.raises(slimbit.InputError, match="calibration images"):
         traced(loader(1, count=40), 2)
 

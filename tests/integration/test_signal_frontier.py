@@ -97,7 +97,7 @@ def test_what_is_kept(run: tuple[Path, Frontier]) -> None:
 def test_the_same_call_repeats_nothing(run: tuple[Path, Frontier]) -> None:
     evaluate = case.Agreement()
     assert trace(run[0], EPOCHS, evaluate=evaluate).points == run[1].points
-    assert evaluate.calls == 0
+    assert evaluate.calls == 1  # of the float network
 
 
 @pytest.mark.parametrize(

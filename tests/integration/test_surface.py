@@ -213,7 +213,7 @@ def test_the_cheapest_point_is_that_of_a_loop(frontier: slimbit.Frontier) -> Non
             found = frontier.cheapest(accuracy, metric)
             assert found.accuracy >= accuracy
             assert found.costs[metric] == min(p.costs[metric] for p in points if p.accuracy >= accuracy)
-    with pytest.raises(slimbit.InputError, match="accuracy must be one that a point reaches, got 101"):
+    with pytest.raises(slimbit.InputError, match="agreement must be one that a point reaches, got 101"):
         frontier.cheapest(101)
     with pytest.raises(slimbit.InputError, match=r"metric must be one of .* got 'esn'"):
         frontier.cheapest(50, "esn")

@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 import slimbit
-from slimbit.cli import app
+from slimbit.cli import _plain, app
 from slimbit.cli.frontier import parse_widths
 from slimbit.records.errors import InputError
 
@@ -26,8 +26,15 @@ def test_widths_out_of_range_name_the_option(text: str, message: str) -> None:
         parse_widths(text)
 
 
+def test_sentences_of_the_library_name_the_option_on_the_command_line() -> None:
+    said = _plain("model must be given, or allow_code=True where you trust it; or distil with distill=True")
+    assert said == "model must be given, or --allow-code where you trust it; or distil with --distill"
+
+
 def test_a_run_without_points_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    empty = SimpleNamespace(points=(), metric="esn_digital", pareto=lambda _: (), network="n", float_accuracy=1.0)
+    empty = SimpleNamespace(
+        points=(), costs=(), metric="esn_digital", pareto=lambda _: (), network="n", float_accuracy=1.0
+    )
     empty.with_hardware = lambda *_: empty
     empty.with_costs = lambda names: (empty, names)
     monkeypatch.setattr("slimbit.frontier.frontier.open_run", lambda *_, **__: empty)

@@ -413,23 +413,28 @@ def priced(factor: float) -> HardwareModel:
 
 def test_two_models_of_one_name_are_refused_and_none_vanishes() -> None:
     report = slimbit.cost(nn.Linear(3, 2), torch.zeros(1, 3), bits=2)
-    with pytest.raises(InputError, match="names of hardware models must differ, got 'npu' twice"):
+    refusal = "names of different hardware models must differ, got 'npu' at 12 units beside another 'npu' at 6 units"
+    with pytest.raises(InputError, match=refusal):
         with_hardware(report, [priced(1.0), priced(2.0)])
     once = with_hardware(report, priced(1.0))
-    with pytest.raises(InputError, match="names of hardware models must differ, got 'npu' twice"):
+    with pytest.raises(InputError, match=refusal):
         with_hardware(once, priced(2.0))
+    assert with_hardware(once, priced(1.0)) == once
     both = with_hardware(once, ["loom", "stripes"])
     assert list(both.hardware) == ["npu", "loom", "stripes"]
     assert both.hardware["npu"].total == 6  # 3 x 2 MACs
 
 
-def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
-    paths = [tmp_path / folder / "npu.toml" for folder in "ab"]
-    for path in paths:
+def test_a_file_given_twice_counts_once_and_another_of_its_name_is_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "npu.toml" for folder in "abc"]
+    for path, cost in zip(paths, ("0.0625", "0.0625", "0.125"), strict=True):
         path.parent.mkdir()
-        path.write_text(NPU, encoding="utf-8")
-    with pytest.raises(InputError, match="names of hardware models must differ, got 'npu' twice"):
-        slimbit.cost(nn.Linear(3, 2), torch.zeros(1, 3), bits=2, hardware=paths)
+        path.write_text(NPU.replace("0.0625", cost), encoding="utf-8")
+    net, example = nn.Linear(3, 2), torch.zeros(1, 3)
+    twice = slimbit.cost(net, example, bits=2, hardware=paths[:2])
+    assert {name: entry.total for name, entry in twice.hardware.items()} == {"npu": 0.375}  # 6 MACs at 1/16
+    with pytest.raises(InputError, match=r"got 'npu' of \S+c/npu.toml at 0.75 cycles beside another 'npu' at 0.375"):
+        slimbit.cost(net, example, bits=2, hardware=paths)
 
 
 def test_ratios_of_hardware_are_in_the_order_asked_for_in_every_process() -> None:

@@ -6,11 +6,12 @@ import onnx
 import pytest
 from tests.exchange_case import built, compressed
 
+from slimbit.cli.latency import latency_table
 from slimbit.exchange.float_onnx import float_model
 from slimbit.exchange.latency import measure_latency
 from slimbit.exchange.onnx_qdq import qdq_model
 from slimbit.records.errors import InputError
-from slimbit.records.latency import speed_ratios
+from slimbit.records.latency import Latency, speed_ratios
 from slimbit.records.runtimes import ExecutedLayer, runtime_fits, runtime_named, runtime_table
 
 
@@ -64,6 +65,19 @@ def test_latencies_come_in_every_combination(tmp_path: Path) -> None:
     ratios = speed_ratios(found, "float.onnx")
     assert ratios[found[0]] == 1.0
     assert ratios[found[1]] == pytest.approx(found[0].median_seconds / found[1].median_seconds)
+
+
+def test_one_file_is_compared_with_nothing() -> None:
+    def measured(file: str, threads: int) -> Latency:
+        return Latency(
+            file=file, runtime="onnxruntime 1", threads=threads, batch=1, passes=11,
+            median_seconds=0.5, low_seconds=0.4, high_seconds=0.6,
+        )  # fmt: skip
+
+    heads = [str(c.header) for c in latency_table((measured("a.onnx", 1), measured("a.onnx", 2)), "a.onnx").columns]
+    assert heads[-1] == "images / s"
+    heads = [str(c.header) for c in latency_table((measured("a.onnx", 1), measured("b.onnx", 1)), "b.onnx").columns]
+    assert heads[-1] == "times b.onnx"
 
 
 @pytest.mark.parametrize(

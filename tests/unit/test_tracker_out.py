@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import slimbit
-from slimbit.training.writers import CsvWriter, JsonLinesWriter, TensorBoardWriter
+from slimbit.cli import app
+from slimbit.training.writers import CsvWriter, JsonLinesWriter, TensorBoardWriter, writer_for
 
 
 def trained(out, epochs: int, *, start: int = 1) -> list[slimbit.EpochSignal]:
@@ -26,6 +28,41 @@ def test_records_are_read_back(tmp_path):
     assert list(slimbit.read_training_run(file).signal) == records
     again = trained(file, 1, start=3)
     assert list(slimbit.read_training_run(file).signal) == [*records[:2], *again]
+
+
+@pytest.mark.parametrize("name", ["signal.jsonl", "signal.csv"])
+def test_a_training_that_begins_does_not_replace_the_file_of_another(name, tmp_path):
+    trained(tmp_path / name, 2)
+    before = (tmp_path / name).read_bytes()
+    net = nn.Linear(3, 2)
+    tracker = slimbit.SignalTracker(net, torch.zeros(1, 3), out=tmp_path / name)
+    with pytest.raises(slimbit.InputError, match=r"out must be a new file .*, got \S+ with the epochs of another"):
+        tracker.update()
+    assert (tmp_path / name).read_bytes() == before
+    with pytest.raises(slimbit.InputError, match="out must be a new file"):  # as callbacks use it
+        writer_for(tmp_path / name)(trained(None, 1)[0])
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_tracker_that_was_continued_goes_on_in_its_file(tmp_path):
+    file, net = tmp_path / "signal.jsonl", nn.Linear(3, 2)
+    first = slimbit.SignalTracker(net, torch.zeros(1, 3), out=file)
+    first.update()
+    records = [first.end_epoch()]
+    second = slimbit.SignalTracker(net, torch.zeros(1, 3), out=file)
+    second.load_state_dict(first.state_dict())
+    second.update()
+    records.append(second.end_epoch())
+    assert list(slimbit.read_training_run(file).signal) == records
+
+
+def test_the_page_of_a_file_has_its_name(tmp_path):
+    trained(tmp_path / "mine.jsonl", 1)
+    (tmp_path / "signal.html").write_text("of another run")
+    result = CliRunner().invoke(app, ["signal", str(tmp_path / "mine.jsonl")], catch_exceptions=False)
+    assert f"page written: {tmp_path / 'mine.html'}" in result.output
+    assert (tmp_path / "mine.html").stat().st_size > 1000
+    assert (tmp_path / "signal.html").read_text() == "of another run"
 
 
 def test_a_csv_file_has_a_row_for_each_layer_and_epoch(tmp_path):

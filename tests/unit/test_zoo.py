@@ -139,6 +139,14 @@ def test_unknown_network_shows_the_closest() -> None:
         zoo.default_input("ResNet50")
 
 
+@pytest.mark.parametrize(
+    ("name", "call"), [("mynet.build", "mynet:build"), ("a.nets.make", "a.nets:make"), ("mynet.py", "mynet.py:build")]
+)
+def test_a_dot_where_the_colon_of_ones_own_network_belongs(name: str, call: str) -> None:
+    with pytest.raises(InputError, match=rf"got '{name}'; a network of your own is module:callable, here {call}$"):
+        zoo.network(name)
+
+
 BAD_WIDTHS = ["0", "", "abc", "9999", "-1", "nan", "inf", "1e1", "0.04", "8.01", "1_0", "1 ", "@1", "0.5-A", "9" * 5000]
 ARABIC_ONE = "\N{ARABIC-INDIC DIGIT ONE}"  # float() accepts it
 

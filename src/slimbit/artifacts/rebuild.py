@@ -43,8 +43,8 @@ def _from_zoo(reference: NetworkReference) -> nn.Module:
 def _called(source: str, *, allow_code: bool) -> nn.Module:
     if not allow_code:
         raise InputError(
-            "model must be given for this artifact, or allow_code=True (--allow-code) where it is trusted: "
-            f"its network {source} is built by running code"
+            f"model must be given for this artifact, or allow_code=True where you trust it: its network {source} is "
+            "built by running code"
         )
     try:
         built = import_named(source, "network")

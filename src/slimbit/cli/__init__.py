@@ -28,6 +28,8 @@ from slimbit.records.terminal import shown
 from slimbit.records.text import clipped
 
 LONGEST_SENTENCE = 1500
+SPOKEN = {"allow_code=True": "--allow-code", "distill=True": "--distill"}
+"""What sentences of the library call an argument, and what the option is called here."""
 app = typer.Typer(
     name="slimbit",
     help="What a CNN costs, its accuracy against cost, and the model that fits a budget.",
@@ -90,5 +92,7 @@ def _complain(message: str) -> None:
 
 
 def _plain(message: str) -> str:
-    """One sentence that ends, whatever a file or an argument puts into it."""
+    """One sentence that ends, whatever a file or an argument puts into it; a Python argument becomes the option."""
+    for argument, option in SPOKEN.items():
+        message = message.replace(argument, option)
     return shown(clipped(message, LONGEST_SENTENCE))

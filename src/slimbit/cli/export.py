@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slimbit.cli.options import AllowCode, VerifyData, VerifyImages
+from slimbit.cli.options import AllowCode, VerifyData, VerifyImages, load_folder
 from slimbit.cli.verify import ImagesToVerify, images_of, print_fits, print_verification
 from slimbit.records.errors import InputError, check_choice
 from slimbit.records.files import write_whole
@@ -53,11 +53,10 @@ def export(  # noqa: PLR0913 - one argument per option of the command
 
     Exit code 1 where it does not.
     """
-    from slimbit.compress.load import load
     from slimbit.records.runtimes import runtime_named
 
     runtime = runtime_named(_checked_target(target, format_, int4=int4))
-    small = load(folder, allow_code=allow_code)
+    small = load_folder(folder, allow_code=allow_code)
     is_verified = verify and format_ == "onnx" and not as_float
     images_to_verify = images_of(small, data=data, images=images) if is_verified else None
     content, proof = exported(

@@ -76,12 +76,13 @@ def latency_table(found: "tuple[Latency, ...]", baseline: str) -> Table:
     from slimbit.records.latency import speed_ratios
 
     ratios = speed_ratios(found, baseline)
+    compares = len({one.file for one in found}) > 1
     table = Table(title=f"median of a pass in {found[0].runtime}")
     table.add_column("file")
-    for column in ("batch", "threads", "median", "quartiles", f"times {baseline}" if len(ratios) > 1 else "images / s"):
+    for column in ("batch", "threads", "median", "quartiles", f"times {baseline}" if compares else "images / s"):
         table.add_column(shown(column), justify="right")
     for one in found:
-        last = f"{ratios[one]:.2f}" if len(ratios) > 1 else f"{1 / one.seconds_per_image:.0f}"
+        last = f"{ratios[one]:.2f}" if compares else f"{1 / one.seconds_per_image:.0f}"
         table.add_row(
             shown(one.file), str(one.batch), str(one.threads), f"{1e3 * one.median_seconds:.3g} ms",
             f"{1e3 * one.low_seconds:.3g}-{1e3 * one.high_seconds:.3g}", last,
@@ -116,10 +117,14 @@ def _write_table(
             if has_file(path, RUN_FILE):
                 from slimbit.frontier.frontier import open_run
                 from slimbit.frontier.sizes import export_each_size
+                from slimbit.sources.networks import check_trusted_network
 
+                run = open_run(path)
+                source = run.info.origin.source
+                check_trusted_network(source, str(path / RUN_FILE), allow_code=allow_code, otherwise="")
                 place_of_run = Path(folder) / str(place)
                 place_of_run.mkdir()
-                files += export_each_size(open_run(path), place_of_run, allow_code=allow_code)
+                files += export_each_size(run, place_of_run, allow_code=allow_code)
             else:
                 files.append(path)
         found = measure_layer_times(

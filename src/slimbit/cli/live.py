@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from slimbit.cli.points import between
 from slimbit.records.point import FrontierPoint
-from slimbit.records.terminal import UNITS, quantity, shown
+from slimbit.records.terminal import UNITS, quantity, score_text, shown
 from slimbit.records.text import printable
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Screen:
         """Show one message."""
         self._state = (progress.done, progress.total)
         self._points = progress.points or self._points
-        left = "" if progress.seconds_left is None else f"{duration(progress.seconds_left)} left"
+        left = _time_left(progress.seconds_left, progress.trainings_left)
         if self._live is None:
             self._plain(progress, left)
             return
@@ -84,7 +84,7 @@ class Screen:
         """One line per finished point and per stage, for logs."""
         if progress.point is not None:
             point = progress.point
-            result = f"failed: {point.error}" if point.state == "failed" else f"{self.score_name} {point.accuracy:.2f}"
+            result = f"failed: {point.error}" if point.state == "failed" else f"{self.score_name} {self._row(point)[0]}"
             cost = "" if point.state == "failed" else f", {self.metric} {self._row(point)[2]}"
             self._line(f"{progress.done}/{progress.total} {point.label}: {result}{cost}, {left}")
         elif progress.stage == "start":
@@ -117,14 +117,23 @@ class Screen:
         return COLUMNS if self.console.width >= ROOMY else ("accuracy", "cost", "point")
 
     def _row(self, point: FrontierPoint) -> tuple[str, ...]:
-        accuracy = "failed" if point.accuracy is None else f"{point.accuracy:.2f}"
+        scale = max((abs(one.accuracy) for one in self._points if one.accuracy is not None), default=0.0)
+        accuracy = "failed" if point.accuracy is None else score_text(point.accuracy, scale)
         seconds = f"{sum(point.seconds.values()):.1f}"
         cost = quantity(point.costs.get(self.metric))
         return accuracy, between(point), cost, shown(point.label), seconds
 
 
 def _outlook(message: str, left: str) -> str:
-    return f"{message}, with compression about {left}" if left else message
+    return f"{message}, about {left}" if left else message
+
+
+def _time_left(seconds: float | None, trainings: int) -> str:
+    """Time of the points that are left, and what it does not hold."""
+    trained = f"{trainings} training{'' if trainings == 1 else 's'}" if trainings else ""
+    parts = ["" if seconds is None else duration(seconds), trained]
+    known = " and ".join(filter(None, parts))
+    return f"{known} left" if known else ""
 
 
 def duration(seconds: float) -> str:

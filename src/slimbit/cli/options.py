@@ -2,16 +2,21 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from slimbit.records.errors import InputError
+from slimbit.records.cost_names import HARDWARE, is_hardware
+from slimbit.records.errors import InputError, closest
+from slimbit.records.keep import PRUNED
 from slimbit.records.training import TrainConfig
+
+if TYPE_CHECKING:
+    from slimbit.compress.model import CompressedModel
 
 VerifyData = Annotated[
     str | None, typer.Option(metavar="SPEC", help="Data to verify on; default: random images, no accuracy.")
@@ -72,6 +77,51 @@ def parse_budget(text: str) -> tuple[str, float]:
     if not metric.strip() or math.isinf(value):
         raise InputError(f"--budget must be COST=VALUE like esn_digital=20M, 1.5G or 300k, got {text!r}")
     return metric.strip(), value
+
+
+def load_folder(folder: Path, *, allow_code: bool) -> "CompressedModel":
+    """The model of a folder that ``slimbit pick`` or ``slimbit prune`` wrote; consent is asked for before it is read.
+
+    Raises:
+        InputError: As `slimbit.load`, or a folder that only Python can open.
+    """
+    from slimbit.artifacts.manifest import MANIFEST, read_manifest
+    from slimbit.artifacts.pruned import read_pruned
+    from slimbit.compress.load import load
+    from slimbit.sources.networks import check_trusted_network
+
+    name = next((one for one in (PRUNED, MANIFEST) if (folder / one).is_file()), "")
+    if name:
+        source = (read_pruned(folder) if name == PRUNED else read_manifest(folder)).network.source
+        check_trusted_network(source, str(folder / name), allow_code=allow_code, otherwise="")
+        if not source:
+            raise InputError(
+                f"{folder} does not say how its network is built: open it in Python, "
+                f"slimbit.load({str(folder)!r}, model=network)"
+            )
+    return load(folder, allow_code=allow_code)
+
+
+def check_machines(asked: Iterable[str | None], costs: Iterable[str], option: str) -> None:
+    """Raise `InputError` for ``hardware:NAME`` of a machine that neither Slimbit nor the run knows.
+
+    Args:
+        asked: Costs of an option; None: not given.
+        costs: Names that the run's points have costs under.
+        option: Its name.
+    """
+    from slimbit.measure.hardware import hardware_names
+
+    ours = (one.removeprefix(HARDWARE) for one in costs if one.startswith(HARDWARE))
+    known = tuple(dict.fromkeys((*ours, *hardware_names())))
+    for cost in asked:
+        name = (cost or "").removeprefix(HARDWARE)
+        if cost and cost != name and not is_hardware(name) and name not in known:
+            raise InputError(
+                f"{option} must name a machine that is built in, that the run was swept for, or that --hardware "
+                f"describes, got {cost!r}{closest(name, known)}: add --hardware {name}.toml, the file of the machine. "
+                f"Known: {', '.join(known)}"
+            )
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slimbit.cli.export import exported, exported_file
-from slimbit.cli.options import parse_budget
+from slimbit.cli.options import check_machines, parse_budget
 from slimbit.cli.verify import ImagesToVerify, images_of, plain_proof, print_verification
 from slimbit.records.codec import pretty
 from slimbit.records.errors import InputError, SlimbitError
 from slimbit.records.files import StoreError, write_whole
-from slimbit.records.origin import runs_code
+from slimbit.records.origin import is_findable, runs_code
 from slimbit.records.point import FrontierPoint
 from slimbit.records.terminal import quantity, shown
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from slimbit.measure.named_cost import CostLike
     from slimbit.records.run import RunInfo
     from slimbit.records.verification import ExportedFile, Verification
+    from slimbit.sources.networks import OpenedNetwork
 
 
 def pick(  # noqa: PLR0913 - one argument per option of the command
@@ -60,7 +61,11 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
         float | None, typer.Option(help="Cheapest point of at least this accuracy, by --metric.")
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Cheapest point at most so many points of accuracy below the float network.")
+        float | None,
+        typer.Option(
+            help="Cheapest point whose score is at most so much below the float network's, in units of the metric: 1 "
+            "is one point of percent; 0.01 for a metric from 0 to 1."
+        ),
     ] = None,
     export: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an ONNX file of it, too, verified; see slimbit export.")
@@ -98,17 +103,21 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
         raise InputError(
             "--metric must be given with --min-accuracy or --max-drop, got --budget, which names its costs"
         )
-    frontier = open_run(run, storage=storage).with_hardware(*(hardware or ()))
+    frontier = open_run(run, storage=storage)
+    _check_trusted(frontier.info, run, network, allow_code=allow_code)
+    frontier = frontier.with_hardware(*(hardware or ()))
     asked = dict(map(parse_budget, budget or ()))
+    check_machines([*asked, metric], frontier.costs, "--budget" if asked else "--metric")
     frontier, names = frontier.with_costs(asked or [metric or frontier.metric])
     within: dict[CostLike, float] = dict(zip(names, asked.values(), strict=False))
     point = frontier.best(within) if within else frontier.cheapest(min_accuracy, names[0], max_drop=max_drop)
     info = frontier.info
-    form = _form(frontier, run, network, weights, allow_code=allow_code)
+    form = _form(frontier, network, weights, allow_code=allow_code)
     small = frontier.load(point, model=form, allow_code=allow_code)
     note = ""
     if score:
-        quoted, note = quoted_accuracy(info, small.model, allow_code=allow_code)
+        float_network = _float_network(frontier, network, weights, allow_code=allow_code)
+        quoted, note = quoted_accuracy(info, small.model, float_network=float_network, allow_code=allow_code)
         small = small if quoted is None else replace(small, accuracy=quoted)
     proof = None
     if export is None:
@@ -128,7 +137,7 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
         as_json=as_json,
         file=export,
         proof=proof,
-        name=info.score_name,
+        info=info,
     )
     if export is None or proof is None:
         return
@@ -170,32 +179,30 @@ def _keep_proof(frontier: "Frontier", file: "ExportedFile") -> None:
         typer.echo(f"the report will not show the file: {error}", err=True)
 
 
-def _form(
-    frontier: "Frontier", run: Path, network: str | None, weights: Path | None, *, allow_code: bool
-) -> "nn.Module | None":
-    """The float network that the options name; None where they name none."""
+def _check_trusted(info: "RunInfo", run: Path, network: str | None, *, allow_code: bool) -> None:
+    """Refuse to run code that only the run names, before anything that takes time."""
     from slimbit.records.run import RUN_FILE
-    from slimbit.sources.networks import check_trusted_network, open_network
+    from slimbit.sources.networks import check_trusted_network
 
+    source = info.origin.source
+    if not network:
+        named = source if is_findable(source) else "module:callable, the function that builds it"
+        check_trusted_network(source, str(run / RUN_FILE), allow_code=allow_code, otherwise=f"give --network {named}")
+
+
+def _form(frontier: "Frontier", network: str | None, weights: Path | None, *, allow_code: bool) -> "nn.Module | None":
+    """The network that the options name, whose shape is that of the float one; None where they name none."""
     origin = frontier.info.origin
     if not network and not origin.source and weights is not None:
         raise InputError("--network must be given with --weights for a run that was made from Python, got none")
-    if not network and origin.source:
-        check_trusted_network(
-            origin.source,
-            str(run / RUN_FILE),
-            allow_code=allow_code,
-            otherwise=f"give --network {origin.source}",
+    if not network and not origin.source:
+        raise InputError(
+            "--network must be given for a run that was made from Python, got none: name the function that builds the "
+            "network, module:callable"
         )
     if network is None and weights is None:
         return None
-    found = open_network(
-        network or origin.source,
-        weights=weights,
-        input_text="x".join(map(str, origin.input_shape)) or None,
-        classes=frontier.info.classes,
-        allow_code=allow_code,
-    )
+    found = _opened(frontier, network or origin.source, weights, allow_code=allow_code)
     if weights is not None:
         try:
             frontier.check_weights(found.model)
@@ -203,6 +210,36 @@ def _form(
             raise InputError(f"{error} from {network or origin.source} with {weights}") from error
     # a pruned network is built from its original's form, which the run names, and from the run's own keep plan
     return found.model if found.keep is None else None
+
+
+def _opened(frontier: "Frontier", reference: str, weights: Path | None, *, allow_code: bool) -> "OpenedNetwork":
+    from slimbit.sources.networks import open_network
+
+    return open_network(
+        reference,
+        weights=weights,
+        input_text="x".join(map(str, frontier.info.origin.input_shape)) or None,
+        classes=frontier.info.classes,
+        allow_code=allow_code,
+    )
+
+
+def _float_network(
+    frontier: "Frontier", network: str | None, weights: Path | None, *, allow_code: bool
+) -> "nn.Module | None":
+    """The float network with the weights that the run began with; None where they are not where they were."""
+    from slimbit.sources.networks import is_pruned
+
+    origin = frontier.info.origin
+    reference, file = network or origin.source, weights or (Path(origin.weights) if origin.weights else None)
+    if is_pruned(origin.weights):
+        reference, file = origin.weights, None
+    try:
+        model = _opened(frontier, reference, file, allow_code=allow_code).model
+        frontier.check_weights(model)
+    except InputError:
+        return None
+    return model
 
 
 def _print(
@@ -215,8 +252,10 @@ def _print(
     as_json: bool,
     file: Path | None,
     proof: "Verification | None",
-    name: str,
+    info: "RunInfo",
 ) -> None:
+    from slimbit.frontier.quote import UNCHOSEN
+
     if as_json:
         sizes = {name: entry.bytes for name, entry in manifest.files.items()}
         measured = None if manifest.accuracy is None else manifest.accuracy.model_dump(mode="json")
@@ -228,13 +267,17 @@ def _print(
     what = point.label + (", for comparison" if point.baseline else "")
     costs: Mapping[str, float | None] = point.costs
     spent = ", ".join(f"{metric} {quantity(costs[metric])}" for metric in metrics)
-    name = shown(name)
-    typer.echo(f"point {point.number} ({what}): {name} {point.accuracy:g}, {spent}")
+    name = shown(info.score_name)
+    on = "" if point.images is None else f" on the {point.images:,} images that chose it"
+    typer.echo(f"point {point.number} ({what}): {name} {point.accuracy:g}{on}, float network {info.float_accuracy:g}")
+    typer.echo(f"cost: {spent}")
     if note:
         typer.echo(f"{name} is that of the images which chose the point: {note}")
-    elif manifest.accuracy is not None and "did not choose" in manifest.accuracy.measured_on:
-        found = manifest.accuracy
-        typer.echo(f"{name} {found.value:.2f} ({found.low:.1f}-{found.high:.1f}): {found.measured_on}")
+    elif (found := manifest.accuracy) is not None and UNCHOSEN in found.measured_on:
+        beside = "" if found.uncompressed is None else f", float network {found.uncompressed:.2f}"
+        typer.echo(f"{name} {found.value:.2f} ({found.low:.1f}-{found.high:.1f}){beside}: {found.measured_on}")
+        if not beside:
+            typer.echo("float network: its weights are not where they were, so it was not scored there; give --weights")
     levels, state = manifest.files["levels.bin"].bytes, manifest.files["state.safetensors"].bytes
     typer.echo(f"wrote {out}: levels and steps {levels:,} bytes, other parameters and statistics {state:,} bytes")
     typer.echo(f"in Python: model = {loading(out, manifest.network.source)}.model")

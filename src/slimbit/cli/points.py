@@ -12,11 +12,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from slimbit.cli.options import check_machines
 from slimbit.records.codec import pretty
 from slimbit.records.cost import METRICS
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint
-from slimbit.records.terminal import Fitted, quantity, shown
+from slimbit.records.terminal import Fitted, quantity, score_text, shown
 
 if TYPE_CHECKING:
     from slimbit.frontier.frontier import Frontier
@@ -62,6 +63,7 @@ def points(
     from slimbit.frontier.frontier import open_run
 
     frontier = open_run(run, storage=storage).with_hardware(*(hardware or ()))
+    check_machines([metric], frontier.costs, "--metric")
     frontier, (chosen,) = frontier.with_costs([metric or frontier.metric])
     rows = [row for row in point_rows(frontier, chosen) if row["pareto"] or not pareto]
     if as_json:
@@ -131,7 +133,8 @@ def points_table(frontier: "Frontier", listed: Sequence[FrontierPoint], metric: 
     """
     front = _front(frontier, metric)
     rows = sorted((p for p in listed if p.state == "done"), key=lambda p: (_cost(p, metric), p.number))
-    title = f"{frontier.network}: {frontier.info.score_name} against {metric}, float {frontier.float_accuracy:.2f}"
+    scored = partial(score_text, scale=frontier.float_accuracy)
+    title = f"{frontier.network}: {frontier.info.score_name} against {metric}, float {scored(frontier.float_accuracy)}"
 
     def table(costs: Sequence[str], *, narrow: bool = False) -> Table:
         table = Table(
@@ -141,7 +144,8 @@ def points_table(frontier: "Frontier", listed: Sequence[FrontierPoint], metric: 
             pad_edge=not narrow,
         )
         cells: dict[str, Callable[[FrontierPoint], str]] = {"": lambda p: "*" if p.number in front else ""}
-        cells |= {shown(frontier.info.score_name): _accuracy} | ({} if narrow else {"95 %": between})
+        cells |= {shown(frontier.info.score_name): lambda p: "" if p.accuracy is None else scored(p.accuracy)}
+        cells |= {} if narrow else {"95 %": between}
         cells |= {name: partial(_shown_cost, name) for name in costs}
         for name in cells:
             table.add_column(shown(name), justify="right", no_wrap=True)
@@ -158,10 +162,6 @@ def points_table(frontier: "Frontier", listed: Sequence[FrontierPoint], metric: 
         yield table([metric], narrow=True)
 
     return Fitted(tables, names=-1)
-
-
-def _accuracy(point: FrontierPoint) -> str:
-    return "" if point.accuracy is None else f"{point.accuracy:.2f}"
 
 
 def _shown_cost(metric: str, point: FrontierPoint) -> str:

@@ -15,8 +15,9 @@ from slimbit.records.codec import pretty, sha256
 from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.files import check_regular, parse_json
 from slimbit.records.keep import PRUNED
+from slimbit.records.origin import is_findable, runs_code
 from slimbit.records.run import RUN_FILE
-from slimbit.records.terminal import quantity, shown
+from slimbit.records.terminal import quantity, score_text, shown
 
 SCHEMA = 1
 COSTS = ("macs", "esn_digital", "esn_analog", "bit_operations", "weight_bytes")
@@ -92,6 +93,7 @@ def _run(path: Path) -> Description:
     run = open_run(path)
     info, done = run.info, [point for point in run.points if point.state == "done"]
     interval = "" if info.float_low is None else f" ({info.float_low:.1f}-{info.float_high:.1f})"
+    on = "" if info.evaluate_images is None else f" on {info.evaluate_images:,} images"
     bits = info.quant.activation_bits
     named = shlex.quote(str(path))
     facts = {
@@ -99,7 +101,7 @@ def _run(path: Path) -> Description:
         "weights": info.origin.weights,
         "network digest": info.network_digest[:16],
         "data": info.origin.data,
-        f"float {info.score_name}": f"{info.float_accuracy:.2f}{interval}",
+        f"float {info.score_name}": score_text(info.float_accuracy, info.float_accuracy) + interval + on,
         "metric": info.metric,
         "activations": "float" if bits is None else f"{bits} bits, integer arithmetic",
         "keep ratios": ", ".join(f"{ratio:g}" for ratio in info.keep_ratios) if len(info.keep_ratios) > 1 else "",
@@ -110,7 +112,10 @@ def _run(path: Path) -> Description:
         "made with": _versions(info.versions),
     }
     export = "" if bits is None else " --export small.onnx"
-    commands = (f"slimbit report {named}", f"slimbit pick {named} --max-drop 1 --out small{export}")
+    drop = "0.01" if abs(info.float_accuracy) <= 1 else "1"  # in units of the metric
+    source = info.origin.source
+    how = _consent(source) if is_findable(source) else " --network MODULE:CALLABLE"
+    commands = (f"slimbit report {named}", f"slimbit pick {named} --max-drop {drop} --out small{export}{how}")
     return Description("run", f"{path}: a run of {info.network}", _known(facts), commands)
 
 
@@ -138,6 +143,7 @@ def _model(path: Path) -> Description:
         "made with": _versions(manifest.provenance.get("versions")),
     }
     command = f"slimbit export {named} --out model.onnx" + (" --float" if bits is None else "")
+    command += _consent(manifest.network.source)
     return Description("model", f"{path}: a compressed network", _known(facts), (command, f"slimbit cost {named}"))
 
 
@@ -153,7 +159,8 @@ def _pruned(path: Path) -> Description:
         "weights": f"{weights.stat().st_size:,} bytes" if weights.is_file() else "",
         "original's weights": found.network.weights_digest[:16],
     }
-    commands = (f"slimbit cost {named}", f"slimbit frontier {named} --data SPEC --out RUN")
+    consent = _consent(found.network.source)
+    commands = (f"slimbit cost {named}{consent}", f"slimbit frontier {named} --data SPEC --out RUN{consent}")
     return Description("pruned", f"{path}: a pruned network", _known(facts), commands)
 
 
@@ -186,8 +193,14 @@ def _onnx(path: Path) -> Description:
         "SHA-256": sha256(path.read_bytes())[:16],
         "made with": _versions((_json(stored.get("provenance")) or {}).get("versions")),
     }
-    command = f"slimbit verify {named} DIR" if form.startswith("integers") else f"slimbit cost {named}"
+    verify = f"slimbit verify {named} DIR{_consent(stored['network'])}"
+    command = verify if form.startswith("integers") else f"slimbit cost {named}"
     return Description("onnx", f"{path}: an exported network", _known(facts), (command, f"slimbit latency {named}"))
+
+
+def _consent(source: str) -> str:
+    """The option without which a command does not build a network that runs code."""
+    return " --allow-code" if runs_code(source) else ""
 
 
 def _input(value: Any) -> str:

@@ -23,7 +23,9 @@ def signal(
     ],
     *,
     layer: Annotated[str | None, typer.Option(metavar="NAME", help="Show one layer only.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Page to write.", show_default="RUN/signal.html")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Page to write; default: RUN/signal.html, of a file X.jsonl X.html.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and write no page.")] = False,
 ) -> None:
     """Show how the weights walk in training: S/N, the ESN_a it stands for, dead filters; and write a page."""
@@ -42,7 +44,7 @@ def signal(
     console.print()
     for note in data.notes:
         console.print(printable(note), style="dim", markup=False)
-    file = write_signal_page(chosen, out)
+    file = write_signal_page(chosen, out or (None if run.is_dir() else run.with_suffix(".html")))
     console.print(f"page written: {file}", markup=False, soft_wrap=True)
 
 

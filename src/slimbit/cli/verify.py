@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slimbit.cli.options import AllowCode, VerifyData, VerifyImages
+from slimbit.cli.options import AllowCode, VerifyData, VerifyImages, load_folder
 from slimbit.records.codec import plain, pretty, with_schema
 
 if TYPE_CHECKING:
@@ -35,10 +35,9 @@ def verify(
 
     Exit code 1 where it does not.
     """
-    from slimbit.compress.load import load
     from slimbit.compress.verify import verify as verify_file
 
-    small = load(folder, allow_code=allow_code)
+    small = load_folder(folder, allow_code=allow_code)
     given = images_of(small, data=data, images=images)
     found = verify_file(file, small, given.batches, labels=given.labels, precise=precise)
     if as_json:
@@ -93,9 +92,12 @@ def print_verification(found: "Verification") -> None:
             f"{found.answers_that_differ} answers differ"
         )
     if found.accuracy is None and found.reference_accuracy is not None:
-        typer.echo(f"accuracy in the reference {found.reference_accuracy:.2f}")
+        typer.echo(f"accuracy in the reference {found.reference_accuracy:.2f} on these {found.images:,} images")
     if found.accuracy is not None:
-        typer.echo(f"accuracy in the runtime {found.accuracy:.2f}, in the reference {found.reference_accuracy:.2f}")
+        typer.echo(
+            f"accuracy in the runtime {found.accuracy:.2f}, in the reference {found.reference_accuracy:.2f} on these "
+            f"{found.images:,} images"
+        )
     kinds = {kind: sum(node.fusion == kind for node in found.nodes) for kind in ("integer", "float", "gone")}
     names = ", ".join(f"{node.name} ({node.executed})" for node in found.float_nodes[:5])
     if found.nodes:

@@ -55,7 +55,10 @@ def training_split(config: TrainConfig, data: DataSet, *, labelled: bool = True)
     """
     labels = data.train.labels
     if labels is None and labelled:
-        raise InputError(f"training images of {data.name} must have labels, got none")
+        raise InputError(
+            f"training images of {data.name} must have labels, got none: give data with training labels, such as "
+            "npz:FILE, or distill=True where a compressed network is trained"
+        )
     there = len(data.train.images)
     held = there // 10 if config.validation_images is None else config.validation_images
     held = 0 if labels is None else held

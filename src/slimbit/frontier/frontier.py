@@ -20,6 +20,7 @@ from slimbit.records.errors import InputError, MissingExtraError
 from slimbit.records.point import FrontierPoint
 from slimbit.records.run import RunInfo
 from slimbit.records.sensitivity import Sensitivity
+from slimbit.records.terminal import score_text
 from slimbit.records.verification import ExportedFile
 
 if TYPE_CHECKING:
@@ -102,12 +103,26 @@ class Frontier:
             not run.
 
         Raises:
-            InputError: There is no such machine, it fails on a layer, or two have one name.
+            InputError: There is no such machine, it fails on a layer, or it is another one than that of its name which
+                the run was swept for or which was given before.
         """
-        named = [NamedCost(HARDWARE + model.name, model) for model in map(load_hardware, machines)]
-        names = [*(one.name for one in self._machines), *(one.name for one in named)]
-        if len({*names}) < len(names):
-            raise InputError(f"names of machines must differ, got {', '.join(names)}")
+        named: list[NamedCost] = []
+        for given_machine in machines:
+            one = NamedCost(HARDWARE + (model := load_hardware(given_machine)).name, model)
+            text = f" of {os.fspath(given_machine)}" if isinstance(given_machine, str | os.PathLike) else ""
+            is_swept = one.name == self.metric and model.name not in hardware_names()
+            if is_swept and self.info.machine not in ("", one.definition):
+                raise InputError(
+                    f"machine {model.name!r}{text} must be the one that run {self.path} was swept for, got another "
+                    "description: give the changed machine another name"
+                )
+            twins = [other for other in (*self._machines, *named) if other.name == one.name]
+            if any(not one.is_same(twin) for twin in twins):
+                raise InputError(
+                    f"names of different machines must differ, got {model.name!r}{text} beside another {model.name!r}: "
+                    "give one another name"
+                )
+            named += [] if twins else [one]
         given = tuple(os.fspath(one) for one in machines if isinstance(one, str | os.PathLike))
         return Frontier(self._store, form=self._form, machines=(*self._machines, *named), given=(*self._given, *given))
 
@@ -165,17 +180,23 @@ class Frontier:
         Args:
             accuracy: As ``evaluate`` returns it.
             metric: A cost as in `best`; default: the run's.
-            max_drop: Instead of an accuracy: by how much it may be below that of the float network.
+            max_drop: Instead of an accuracy: by how much it may be below that of the float network, in units of
+                ``evaluate``: 1.0 is one point where that returns percent, 0.01 where it returns a number up to 1.
 
         Raises:
-            InputError: Neither or both are given, or no point is that accurate; the message names the most accurate
-                one.
+            InputError: Neither or both are given, a drop to 0, or no point is that accurate; the message names the
+                most accurate one.
         """
         if (accuracy is None) == (max_drop is None):
             raise InputError(f"accuracy or max_drop must be given, got {'none' if accuracy is None else 'both'}")
         if max_drop is not None:
             if not math.isfinite(max_drop) or max_drop < 0:
-                raise InputError(f"max_drop must be 0 or more points of {self.info.score_name}, got {max_drop}")
+                raise InputError(f"max_drop must be 0 or more, in units of {self.info.score_name}, got {max_drop}")
+            if 0 < self.info.float_accuracy <= max_drop:
+                raise InputError(
+                    f"max_drop must be below the float network's {self.info.score_name} of "
+                    f"{self.info.float_accuracy:g}, whose unit it has, got {max_drop:g}"
+                )
             accuracy = self.info.float_accuracy - max_drop
         assert accuracy is not None
         frontier, (name,) = self.with_costs([metric or self.metric])
@@ -336,7 +357,9 @@ class Frontier:
         return [point for point in self.points if "levels" in point.objects]
 
     def __repr__(self) -> str:
-        return f"Frontier({self.network}, {len(self.points)} points, {self.metric}, float {self.float_accuracy:.2f})"
+        score = f"{self.info.score_name} {score_text(self.float_accuracy, self.float_accuracy)}"
+        front = f"{len(pareto_front(self.points, self.metric))} on the Pareto front"
+        return f"Frontier({self.network}, {len(self.points)} points, {front}, by {self.metric}, float {score})"
 
 
 def open_run(path: str | Path, *, storage: str | None = None, artifacts: str | None = None) -> Frontier:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import version
+from inspect import isfunction
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from slimbit.records.text import clipped, fault_of
 
 Evaluate = Callable[[nn.Module], Any]
 LONGEST_REASON = 500
+UNNAMED = ("<lambda>", "evaluate", "score", "metric")
+"""Names of functions that say nothing of what they measure."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Scorer:
     Attributes:
         evaluate: From a network to a number, higher is better, or to an `Accuracy`. It may also say as attributes how
             many ``images`` and ``classes`` it scores; then the number is a percentage.
-        given_name: What the score is called, over the ``name`` attribute; None: not given.
+        given_name: What the score is called, over the ``name`` attribute and the name of a function; None: not given.
         timeout_seconds: Most wall time of one call; None: no limit.
     """
 
@@ -67,8 +70,10 @@ class Scorer:
 
     @property
     def name(self) -> str:
-        """What the score is called in tables and on axes."""
+        """What the score is called in tables and on axes: as it was given, else as ``evaluate`` calls itself."""
         value = self.given_name or getattr(self.evaluate, "name", None)
+        if value is None and isfunction(self.evaluate) and self.evaluate.__name__ not in UNNAMED:
+            value = self.evaluate.__name__
         return clipped(value, LONGEST_NAME) if isinstance(value, str) and value.strip() else "accuracy"
 
     @property

@@ -17,13 +17,14 @@ class Progress:
 
     Attributes:
         stage: "float accuracy", "prune" (a network is pruned and tuned, one message per epoch), "sensitivity" and
-            "range" prepare; "start" comes once for each keep ratio, when what is left is known; then "point" before
+            "range" prepare; "start" comes when what is left is known, and when that has changed; then "point" before
             and after each point (``point`` is None before), "refine" when places for more points were chosen,
             "learn" while a network learns further points (a message per epoch and point), "waiting" while other
             processes hold what is left, "note" for what a reader of the results should know, and "done".
         done: Points finished, by any process, in this or an earlier start.
         total: Points in all.
-        seconds_left: Estimate; None before a network was compressed.
+        seconds_left: Estimate, without trainings that are still to come; None before a network was compressed.
+        trainings_left: Trainings to come: of pruned networks, and of learned points.
         point: The finished point.
         points: Every point that is finished, by any process, in this or an earlier start.
         message: For people.
@@ -33,6 +34,7 @@ class Progress:
     done: int = 0
     total: int = 0
     seconds_left: float | None = None
+    trainings_left: int = 0
     point: FrontierPoint | None = None
     points: tuple[FrontierPoint, ...] = ()
     message: str = ""

@@ -130,6 +130,12 @@ class RunStore:
             self._records[name, digest] = from_json(kind, content, where=f"{name!r} of run {self.folder}")
         return self._records[name, digest]  # type: ignore[no-any-return]
 
+    def is_noted(self, name: str) -> bool:
+        """Whether there is a note under a name, as of the last look; nothing is read."""
+        if self._notes is None:
+            self.refresh()
+        return name in (self._notes or {})
+
     def note(self, name: str, value: Any, *, grows: bool = False) -> None:
         """Keep a value as an object and note its digest; what another worker noted before stays, see `RunTable`."""
         self.table.note(name, self.write(canonical(value), "json"), grows=grows)

@@ -10,6 +10,7 @@ from slimbit.records.codec import record as stored_record
 from slimbit.records.config import NEAR_POINTS, RunConfig
 from slimbit.records.errors import InputError
 from slimbit.records.point import FrontierPoint, PlannedPoint, keep_label
+from slimbit.records.terminal import quantity
 
 PLAN_STAGES = ("first", "sweep", "refine", "baselines", "prune_only", "signal", "learned")
 """In the order of work: points for comparison wait until the places of the refinement are known."""
@@ -103,6 +104,11 @@ class SweepPlan:
         stages = {f"more-{self.config.points}": more} if more > 0 else {}
         near = self.config.near.items()
         return stages | {near_stage(*place): NEAR_POINTS for place in near if not self._is_goal(place[0])}
+
+    def place_of(self, stage: str) -> str:
+        """Where the points of an added stage go, for people; "" where no place was given."""
+        places = (place for place in self.config.near.items() if near_stage(*place) == stage)
+        return next((f" near {name}={quantity(amount)}" for name, amount in places), "")
 
     def _is_goal(self, name: str) -> bool:
         return self.config.learn is not None and name == self.cost.name

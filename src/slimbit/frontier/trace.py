@@ -50,6 +50,9 @@ from slimbit.survey.trace import Inputs
 
 OF_PREPARE = ("seed", "likelihood", "batch_size", "memory_gib")
 """Settings of a run that `slimbit.prepare` takes."""
+SAME_SCORE, RANDOM_SCORE = 0.01, 0.5
+"""Share by which the float network's score may differ when a run is continued: other processors and versions decide a
+few images otherwise; an ``evaluate`` that is random differs from itself."""
 MOST_EPOCHS = 8
 """Points of policy ``signal`` where no epochs were named."""
 
@@ -84,7 +87,9 @@ def trace_frontier(
         calibration: Some hundred unlabelled images: a tensor, or batches, the same whenever the run is continued, in
             any order; not for a prepared network.
         evaluate: From a network to a number, higher is better, or to a `slimbit.Accuracy`, which says how many images
-            it rests on. A ``digest`` attribute, where there is one, is checked when the run is continued.
+            it rests on. Its ``name`` attribute, or that of a function, is what tables call it. When the run is
+            continued, a ``digest`` attribute must be the same; without one it scores the float network once more,
+            which must give the run's score: another metric needs another folder.
         out: Folder of the run (docs/reference/run-folder.md).
         metric: Cost to save; over that of ``config``. A metric of the cost report, ``hardware:NAME``, a ``.toml`` file,
             ``package.module:function``, a `slimbit.HardwareModel` or a function.
@@ -98,8 +103,8 @@ def trace_frontier(
         All points; `Frontier.best`, `Frontier.load` and `Frontier.report` go on from there.
 
     Raises:
-        InputError: Settings that cannot be, a damaged run or one that began with other settings, a float accuracy
-            near chance, or an ``evaluate`` that fails on the float network.
+        InputError: Settings that cannot be, a damaged run or one that began with other settings or another metric, a
+            float accuracy near chance, or an ``evaluate`` that fails on the float network.
         StoreError: The run's folder cannot be written; the same call continues when it can.
 
     >>> import slimbit, tempfile, torch
@@ -141,7 +146,9 @@ def trace_frontier(
     scorer, listener = Scorer(evaluate, settings.metric_name, settings.timeout_seconds), progress or silent
     check_folder(folder)
     fixed = _fixed(settings, root, scorer, signal, pruner) | {"machine": cost.definition}
-    store = _opened(folder, settings, root, scorer, fixed, listener)
+    store, began = _opened(folder, settings, root, scorer, fixed, listener)
+    if began is not None:
+        _check_score(began, root, scorer, *_run_and_remedy(began, folder, settings))
     assert store.info is not None
     worker = Worker(
         store,
@@ -167,16 +174,15 @@ def _opened(
     scorer: Scorer,
     fixed: dict[str, Any],
     listener: Listener,
-) -> RunStore:
-    """The run, which one worker begins by scoring the float network."""
+) -> tuple[RunStore, RunInfo | None]:
+    """The run, which one worker begins by scoring the float network, and what it was about where it had begun."""
     check_artifacts(settings.artifacts or "")
 
     def tell(text: str) -> None:
         listener(Progress(stage="note", message=text))
 
     def check(info: RunInfo) -> None:
-        shared = is_server(settings.storage)
-        check_same(info, fixed, info.study if shared else folder, "--run-name" if shared else "--out")
+        check_same(info, fixed, *_run_and_remedy(info, folder, settings))
         for caution in cautions(info, fixed, versions()):
             tell(caution)
 
@@ -201,9 +207,9 @@ def _opened(
                 artifacts=settings.artifacts,
                 tell=tell,
             )
-            if store.info is None:
+            if (began := store.info) is None:
                 begin(store, study_name(folder, settings.storage))
-        return store
+        return store, began
     name = shared_name(fixed, settings.run_name)
     store = join_store(
         folder,
@@ -215,15 +221,21 @@ def _opened(
         tell=tell,
     )
     table = store.table
-    if store.info is None:
+    began = store.info
+    if began is None:
         with waiting_claim(table, "begin", what, waiting):
             refresh_info(store)
-            if store.info is None:
+            if (began := store.info) is None:
                 begin(store, name)
     assert store.info is not None
     check(store.info)
     store.write_own_info()
-    return store
+    return store, began
+
+
+def _run_and_remedy(info: RunInfo, folder: Path, settings: RunConfig) -> tuple[object, str]:
+    """What a message calls the run, and the option that makes another one."""
+    return (info.study, "--run-name") if is_server(settings.storage) else (folder, "--out")
 
 
 def _signal(config: RunConfig, root: PreparedNetwork) -> tuple[EpochSignal, ...]:
@@ -305,18 +317,48 @@ def _qualified_name(function: Any) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def _begin(root: PreparedNetwork, scorer: Scorer, fixed: dict[str, Any], study: str) -> RunInfo:
-    """Score the float network."""
-    start = time.perf_counter()
+def _float_score(root: PreparedNetwork, scorer: Scorer) -> float:
+    """Score the float network; whatever the user's ``evaluate`` raises is said in one sentence."""
     try:
-        score = scorer.score(copy.deepcopy(root.model).eval())
-        seconds = time.perf_counter() - start
-        # where it names its data by a digest it is Slimbit's own, or made as carefully
-        again = score if scorer.digest else scorer.score(copy.deepcopy(root.model).eval())
+        return scorer.score(copy.deepcopy(root.model).eval())
     except InputError:
         raise
     except (Exception, SystemExit) as error:
         raise InputError(f"evaluate must score the float network, got {fault_of(error)}") from error
+
+
+def _check_score(info: RunInfo, root: PreparedNetwork, scorer: Scorer, run: object, remedy: str) -> None:
+    """Refuse to continue a run with an ``evaluate`` that scores the float network otherwise than when it began.
+
+    Raises:
+        InputError: One sentence with both scores.
+    """
+    if scorer.digest:
+        return  # it names its data, and those were compared
+    before, now = info.float_accuracy, float(_float_score(root, scorer))
+    if now == before:
+        return
+    is_random = float(_float_score(root, scorer)) != now
+    tolerance = (RANDOM_SCORE if is_random else SAME_SCORE) * max(abs(before), abs(now))
+    if abs(now - before) > tolerance:
+        raise InputError(
+            f"evaluate must score the float network with {before:g} as when run {run} began, got {now:g}: the metric "
+            f"or its data have changed, give another {remedy} for a new run"
+        )
+    warnings.warn(
+        f"evaluate scores the float network with {now:g}, with {before:g} when run {run} began: points measured from "
+        "now on may differ as much",
+        stacklevel=3,
+    )
+
+
+def _begin(root: PreparedNetwork, scorer: Scorer, fixed: dict[str, Any], study: str) -> RunInfo:
+    """Score the float network."""
+    start = time.perf_counter()
+    score = _float_score(root, scorer)
+    seconds = time.perf_counter() - start
+    # where it names its data by a digest it is Slimbit's own, or made as carefully
+    again = score if scorer.digest else _float_score(root, scorer)
     accuracy = float(score)
     if float(again) != accuracy:
         warnings.warn(

@@ -316,6 +316,11 @@ class WidthSweep:
         self.plan.store.plan_points(self.plan.key(stage), points, **about)
 
 
+def is_pruned(plan: SweepPlan) -> bool:
+    """Whether the pruned network of a keep ratio was made, by any process."""
+    return plan.store.is_noted(plan.key(PRUNED))
+
+
 def pruned_objects(store: RunStore, points: Sequence[FrontierPoint], keep_ratio: float) -> tuple[KeepPlan, bytes]:
     """What leads from the original's form to the pruned network of a keep ratio, and its weights.
 

@@ -1,7 +1,8 @@
 """One process at work on a run: measure points until none is left."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from slimbit.frontier.progress import Listener, Progress, Stage
 from slimbit.frontier.store import FIRST_WAIT, LONGEST_WAIT, RunStore
 from slimbit.frontier.sweep_plan import SweepPlan
 from slimbit.frontier.table import Claim, ClaimLost
-from slimbit.frontier.width_sweep import WidthSweep
+from slimbit.frontier.width_sweep import WidthSweep, is_pruned
 from slimbit.measure.named_cost import NamedCost
 from slimbit.records.config import RunConfig
 from slimbit.records.point import FrontierPoint, PlannedPoint, keep_label
@@ -69,6 +70,7 @@ class Worker:
         if config.retry_failed:
             self._again = {failed.key for failed in self._points if failed.state == "failed"}
         self._started, self._begun_with = time.perf_counter(), len(self._finished())
+        self._prepared_for, self._said = 0.0, ""
 
     def work(self) -> None:
         """Measure points until every point of the run is finished, by this process or by others."""
@@ -126,11 +128,12 @@ class Worker:
         with self.store.claim(plan.key("prepare"), what) as claim:
             if claim is None:
                 return None
-            sweep = WidthSweep(
-                plan, self.root, pruner=self.pruner, stages=self.stages, report=partial(self._report_made, plan)
-            )
-            if plan.planned("sweep") is None and plan.planned("first") is None:
-                sweep.plan_first()
+            with self._preparing():
+                sweep = WidthSweep(
+                    plan, self.root, pruner=self.pruner, stages=self.stages, report=partial(self._report_made, plan)
+                )
+                if plan.planned("sweep") is None and plan.planned("first") is None:
+                    sweep.plan_first()
         self._sweeps[plan.keep_ratio] = sweep
         if plan.decided():
             self._report_start()
@@ -146,7 +149,8 @@ class Worker:
         ) as claim:
             if claim is None or plan.planned("sweep") is not None:
                 return False
-            sweep.plan_sweep(self.signal, self._report_try)
+            with self._preparing():
+                sweep.plan_sweep(self.signal, self._report_try)
         if plan.planned("first") is None:
             self._report_start()
         return True
@@ -163,7 +167,8 @@ class Worker:
         with self.store.claim(plan.key(plan.learned_stage), what) as claim:
             if claim is None or plan.planned(plan.learned_stage) is not None:
                 return False
-            count = sweep.plan_learned(self.learning, self._measured(swept), partial(self._report_learned, plan))
+            with self._preparing():
+                count = sweep.plan_learned(self.learning, self._measured(swept), partial(self._report_learned, plan))
         self._report("refine", f"{count} learned points")
         return True
 
@@ -217,7 +222,7 @@ class Worker:
                 if claim is None or stage in plan.added():
                     continue
                 count = sweep.plan_added(stage, number, self._measured(own))
-            self._report("refine", f"{count} more points: {stage.replace('-', ' ')}")
+            self._report("refine", f"{count} more points{plan.place_of(stage)}")
 
     def _measured(self, keys: set[str]) -> list[FrontierPoint]:
         return [point for point in self._points if point.key in keys and point.state == "done"]
@@ -240,7 +245,7 @@ class Worker:
 
     def _report_try(self, text: str) -> None:
         self._tries.append(time.perf_counter())
-        self._report("range", f"looking for the ends of the range: {text}")
+        self._report("range", f"finding prices from nearly float to collapse: {text}")
 
     def _report(self, stage: Stage, message: str = "", *, point: FrontierPoint | None = None) -> None:
         done, total = len(self._finished()), sum(plan.size(len(self.signal)) for plan in self._plans)
@@ -251,6 +256,7 @@ class Worker:
                 done=done,
                 total=total,
                 seconds_left=left,
+                trainings_left=self._trainings_left(),
                 point=point,
                 points=self._points,
                 message=message,
@@ -259,18 +265,35 @@ class Worker:
 
     def _report_start(self) -> None:
         done, total = len(self._finished()), sum(plan.size(len(self.signal)) for plan in self._plans)
-        found = f"{done} of {total} points found, " if done else ""
-        each = f"evaluations of about {self.info.evaluate_seconds:.3g} s each are left"
-        self._report("start", f"{found}{total - done} {each}")
+        message = f"{total - done} points to measure" + (f", {done} of {total} are there" if done else "")
+        if message != self._said:
+            self._report("start", message)
+        self._said = message
+
+    def _trainings_left(self) -> int:
+        """Trainings that nobody has finished: of pruned networks, and of learned points."""
+        tunes = self.pruner is not None and self.pruner.tuning is not None
+        pruned = [plan for plan in self._plans if tunes and plan.keep_ratio < 1 and not is_pruned(plan)]
+        learned = [plan for plan in self._plans if self.learning and plan.planned(plan.learned_stage) is None]
+        return len(pruned) + len(learned)
+
+    @contextmanager
+    def _preparing(self) -> Iterator[None]:
+        """Time that is no point's."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._prepared_for += time.perf_counter() - begun
 
     def _seconds_left(self, done: int, total: int) -> float | None:
-        """By the pace so far, of all processes; before that by what one point took or is likely to take.
+        """By the pace of points so far, of all processes; before that by what one point took or is likely to take.
 
         Where pruned networks are made meanwhile, the pace says nothing, and their training is not counted.
         """
         fresh = done - self._begun_with
         if fresh > 0 and self.pruner is None:
-            return (time.perf_counter() - self._started) / fresh * (total - done)
+            return (time.perf_counter() - self._started - self._prepared_for) / fresh * (total - done)
         seconds = [sum(point.seconds.values()) for point in self._points if point.state == "done"]
         if seconds:
             return sum(seconds) / len(seconds) * (total - done)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any
 
 import torch
@@ -117,17 +117,24 @@ def cost_of_survey(
 def with_hardware(report: CostReport, hardware: HardwareLike | Iterable[HardwareLike]) -> CostReport:
     """The report with hardware cost models added: one or several names, TOML files or functions.
 
+    A machine that the report has already, or that is given twice, counts once.
+
     Raises:
-        InputError: Two models of one name, or as of `slimbit.measure.hardware.load_hardware` and `hardware_cost`.
+        InputError: Two different models of one name, or as of `slimbit.measure.hardware.load_hardware` and
+            `hardware_cost`.
     """
     several = isinstance(hardware, Iterable) and not isinstance(hardware, str | PathLike)
     models: Iterable[HardwareLike] = hardware if several else [hardware]  # type: ignore[assignment,list-item] # told apart above
     costs = dict(report.hardware)
     for model in models:
         entry = hardware_cost(load_hardware(model), report.layers)
-        if entry.model in costs:
-            raise InputError(f"names of hardware models must differ, got {entry.model!r} twice")
-        costs[entry.model] = entry
+        there = costs.setdefault(entry.model, entry)
+        if (there.unit, there.layers) != (entry.unit, entry.layers):
+            given = f" of {fspath(model)}" if isinstance(model, str | PathLike) else ""
+            raise InputError(
+                f"names of different hardware models must differ, got {entry.model!r}{given} at {entry.total:g} "
+                f"{entry.unit} beside another {entry.model!r} at {there.total:g} {there.unit}: give one another name"
+            )
     return replace(report, hardware=costs)
 
 

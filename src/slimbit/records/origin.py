@@ -60,6 +60,15 @@ def runs_code(source: str) -> bool:
     return ":" in source and not source.startswith("timm:")
 
 
+def is_findable(source: str) -> bool:
+    """Whether another process can build a network by that name; classes of a script, or of torch itself, it cannot.
+
+    >>> is_findable("resnet20"), is_findable("mynet:build"), is_findable("__main__:MyNet"), is_findable("")
+    (True, True, False, False)
+    """
+    return bool(source) and not source.startswith(("__main__:", "torch."))
+
+
 @record
 class NetworkOrigin:
     """Where network and data came from.

@@ -6,10 +6,14 @@ from typing import Any, Literal
 
 from slimbit.records.accuracy import Accuracy
 from slimbit.records.codec import plain, record
+from slimbit.records.cost_names import HARDWARE
 from slimbit.records.errors import InputError
 from slimbit.records.setting import Price, Setting
+from slimbit.records.terminal import quantity, score_text
 
 PointState = Literal["done", "failed"]
+SHOWN_COSTS = ("esn_digital", "esn_analog")
+"""Costs in the line of a point, beside that of its price and those of machines."""
 
 
 @record
@@ -72,8 +76,12 @@ class FrontierPoint(PlannedPoint):
         error: Why a point failed.
         clamped: Layers that could not get the step which the policy asked for, see `CompressionPlan`.
 
-    >>> FrontierPoint(number=0, state="done", policy="optimal", accuracy=91.0, keep_ratio=0.5).label
+    >>> point = FrontierPoint(number=7, state="done", policy="optimal", accuracy=91.0, keep_ratio=0.5, images=500,
+    ...                       costs={"esn_digital": 10.3e6, "macs": 41e6})
+    >>> point.label
     'keep 0.5, optimal'
+    >>> print(point)
+    point 7 (keep 0.5, optimal): 91.00 on 500 images, esn_digital 10.3M
     """
 
     number: int
@@ -96,6 +104,17 @@ class FrontierPoint(PlannedPoint):
         count = len(self.clamped)
         note = f" ({count} layer{'' if count == 1 else 's'} clamped)" if count else ""
         return point_label(self.keep_ratio, self.policy, self.setting) + note
+
+    def __str__(self) -> str:
+        if self.accuracy is None:
+            return f"point {self.number} ({self.label}): {self.state}{self.error and f': {self.error}'}"
+        on = "" if self.images is None else f" on {self.images:,} images"
+        named = [name for name in self.costs if name in SHOWN_COSTS or name == self.metric or name.startswith(HARDWARE)]
+        costs = "".join(f", {name} {quantity(self.costs[name])}" for name in named if self.costs[name] is not None)
+        return f"point {self.number} ({self.label}): {score_text(self.accuracy, self.accuracy)}{on}{costs}"
+
+    def __repr__(self) -> str:
+        return f"FrontierPoint({self})"
 
     def measured(self) -> Accuracy:
         """The accuracy with the images it rests on.

@@ -87,15 +87,16 @@ class RunInfo:
 
 
 FIXED = (
-    "network_digest", "network", "metric", "machine", "baselines", "signal_epochs", "signal_digest",
-    "calibration_images", "calibration_digest", "evaluate_images", "evaluate_digest", "seed", "likelihood", "quant",
-    "keep_ratios", "prune", "training",
+    "network_digest", "network", "metric", "machine", "score_name", "baselines", "signal_epochs",
+    "signal_digest", "calibration_images", "calibration_digest", "evaluate_images", "evaluate_digest", "seed",
+    "likelihood", "quant", "keep_ratios", "prune", "training",
 )  # fmt: skip
 """Settings that a continued run must repeat, in the order in which a difference is reported."""
 
 SPOKEN = {
     "network_digest": "network's weights",
     "calibration_digest": "calibration images' content",
+    "score_name": "name of the score",
     "evaluate_digest": "evaluation data (images, labels, normalization)",
     "signal_epochs": "training epochs (signal)",
     "signal_digest": "training signal's content",
@@ -127,9 +128,10 @@ def check_same(stored: RunInfo, asked: Mapping[str, Any], run: object, remedy: s
         if isinstance(before, dict) and isinstance(now, dict):
             key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
             what, before, now = f"{key} ({what})", before.get(key), now.get(key)
+        renamed = f", or metric_name={before!r} where only the name is new" if name == "score_name" else ""
         raise InputError(
             f"{what} of run {run} must be {_shown(before)} as when it began, "
-            f"got {_shown(now)}: give another {remedy} for a new run"
+            f"got {_shown(now)}: give another {remedy} for a new run{renamed}"
         )
 
 
@@ -147,9 +149,6 @@ def cautions(stored: RunInfo, asked: Mapping[str, Any], versions: Mapping[str, s
     found = [f"the run began with {changed}: points measured from now on may differ a little"] if changed else []
     if asked.get("evaluate_digest") and not stored.evaluate_digest:
         found.append("the run keeps no digest of its evaluation data: that they are still the same was not checked")
-    name = asked.get("score_name", stored.score_name)
-    if name != stored.score_name:
-        found.append(f"the score of the run is called {stored.score_name}, as when it began, not {name}")
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from slimbit.records.codec import from_plain, plain, record
+from slimbit.records.terminal import quantity
 
 DEAD_THRESHOLDS = (1e-1, 5e-2, 1e-2, 1e-3)
 """A filter is dead below this share of its layer's 90th percentile of filter norms; 5e-2 is the one to quote."""
@@ -66,6 +67,15 @@ class LayerSignal:
         """``c_l ||W||_0 (S/N + 1) / 12``, the next order (derived)."""
         return self._esn(self.signal_to_noise + 1)
 
+    def __str__(self) -> str:
+        esn = self.esn_analog_estimate
+        about = "" if esn is None else f", ESN_a about {quantity(esn)}"
+        filters = len(self.filter_signal)
+        return f"{self.name} in epoch {self.epoch}: S/N {self.signal_to_noise:.4g}, {filters} filters{about}"
+
+    def __repr__(self) -> str:
+        return f"LayerSignal({self})"
+
     def _esn(self, signal_to_noise: float) -> float | None:
         if self.positions is None:
             return None
@@ -88,6 +98,11 @@ class EpochSignal:
         epoch: Counted from 1.
         iterations: Optimizer steps in it.
         layers: In order of the network.
+
+    >>> powers = {"filter_signal": (4.0,), "filter_noise": (1.0,)}
+    >>> layer = LayerSignal(name="fc", epoch=1, nonzero_weights=12, positions=10, **powers)
+    >>> print(EpochSignal(epoch=1, iterations=9, layers=(layer,)))  # 12 x 10 x 4 / 12
+    epoch 1 (9 iterations): S/N 4 of 1 layers, 0 of 1 filters dead, ESN_a about 40
     """
 
     epoch: int
@@ -118,6 +133,18 @@ class EpochSignal:
     def dead_filters(self) -> dict[float, int]:
         """Number of dead filters in all layers at each of `DEAD_THRESHOLDS`."""
         return {t: sum(layer.dead_filters[t] for layer in self.layers) for t in DEAD_THRESHOLDS}
+
+    def __str__(self) -> str:
+        esn = self.esn_analog_estimate
+        about = "" if esn is None else f", ESN_a about {quantity(esn)}"
+        dead = self.dead_filters[DEAD_THRESHOLDS[1]]
+        return (
+            f"epoch {self.epoch} ({self.iterations} iterations): S/N {self.signal_to_noise:.4g} of {len(self.layers)} "
+            f"layers, {dead} of {self.filters} filters dead{about}"
+        )
+
+    def __repr__(self) -> str:
+        return f"EpochSignal({self})"
 
     def layer(self, name: str) -> LayerSignal:
         """The layer of that name; ``KeyError`` if there is none."""

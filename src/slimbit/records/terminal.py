@@ -63,6 +63,19 @@ def shown(text: str) -> str:
     return escape(printable(text))
 
 
+def score_text(value: float, scale: float) -> str:
+    """A score with two decimals, with four where scores are at most 1, so that points differ in a table.
+
+    Args:
+        value: The score.
+        scale: That of the float network, or another that says how large scores are.
+
+    >>> score_text(91.234, 92.5), score_text(0.91234, 0.925)
+    ('91.23', '0.9123')
+    """
+    return f"{value:.{4 if abs(scale) <= 1 else 2}f}"
+
+
 def quantity(value: float | None) -> str:
     """A number short enough for a column: three to four digits and a suffix; a dash for what does not exist.
 

@@ -119,6 +119,14 @@ integer reference and the network'
         said = ", ".join(counts).replace(" in ", " are equal bit for bit in ", 1)
         return f"{verdict}: of {self.images} images, {said}{ran}"
 
+    def __str__(self) -> str:
+        found = [("runtime", self.accuracy), ("reference", self.reference_accuracy)]
+        known = [f"{value:.2f} in the {where}" for where, value in found if value is not None]
+        return f"{self.file}: {self.verdict}" + (f"; accuracy {', '.join(known)}" if known else "")
+
+    def __repr__(self) -> str:
+        return f"Verification({self})"
+
     @property
     def needs_precision(self) -> tuple[str, ...]:
         """Layers for which processors without VNNI need ``session.x64quantprecision``."""

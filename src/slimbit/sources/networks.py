@@ -218,20 +218,20 @@ def check_trusted_network(
         reference: The name in the file; None: there is none.
         file: The file, for the message.
         allow_code: Whether ``--allow-code`` was given.
-        otherwise: What the user can do instead, for the message.
+        otherwise: What the user can do instead, for the message; "": nothing.
 
     >>> check_trusted_network("resnet20", "run.json", allow_code=False)
     >>> check_trusted_network("os:getcwd", "run.json", allow_code=False)
     Traceback (most recent call last):
         ...
-    slimbit.records.errors.InputError: network named by run.json must be one that runs no code, got os:getcwd: where \
-the file is trusted, add --allow-code, or type the name as NETWORK
+    slimbit.records.errors.InputError: run.json names a network that is built by running code, os:getcwd: add \
+--allow-code where you trust it, or type the name as NETWORK
     """
     if not reference or allow_code or not runs_code(reference) or is_pruned(reference):
         return
     raise InputError(
-        f"network named by {file} must be one that runs no code, got {reference}: where the file is trusted, "
-        f"add --allow-code, or {otherwise}"
+        f"{file} names a network that is built by running code, {reference}: add --allow-code where you trust it"
+        + (f", or {otherwise}" if otherwise else "")
     )
 
 
@@ -247,8 +247,7 @@ def check_trusted_data(
     if not spec or allow_code or parse(spec).kind != "callable":
         return
     raise InputError(
-        f"data spec named by {file} must be one that runs no code, got {spec}: where the file is trusted, "
-        f"add --allow-code{otherwise}"
+        f"{file} names data that are made by running code, {spec}: add --allow-code where you trust it{otherwise}"
     )
 
 
@@ -260,8 +259,8 @@ def check_trusted_cost(cost: str, file: str, *, allow_code: bool) -> None:
     if allow_code or ":" not in cost.removeprefix(HARDWARE) or cost.lower().endswith(".toml"):
         return
     raise InputError(
-        f"cost named by {file} must be one that runs no code, got {cost}: where the file is trusted, add --allow-code, "
-        "or type it with --metric"
+        f"{file} names a cost that is computed by running code, {cost}: add --allow-code where you trust it, or type "
+        "it with --metric"
     )
 
 

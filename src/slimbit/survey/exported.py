@@ -71,7 +71,7 @@ def survey_exported(
     if not allow_code:
         raise InputError(
             f"{_KIND} file must be trusted, since opening it can run code in it, got {file}: allow that with "
-            "allow_code=True (--allow-code), or export to ONNX"
+            "allow_code=True, or export to ONNX"
         )
     with reading(file, _KIND), _quiet():
         survey = GraphReader(_load(file), batch=batch).survey(file.stem)

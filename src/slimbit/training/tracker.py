@@ -27,7 +27,7 @@ from slimbit.training.sharding import (
 from slimbit.training.sums import WeightSums, sum_type
 from slimbit.training.tracker_state import check_counters, check_weights
 from slimbit.training.weights import TrackedWeight, tracked_weights
-from slimbit.training.writers import writer_for
+from slimbit.training.writers import CsvWriter, JsonLinesWriter, writer_for
 
 if TYPE_CHECKING:
     from slimbit.training import lightning, transformers
@@ -61,7 +61,8 @@ class SignalTracker:
             compiled already they stay unknown, and with them ESN_a.
         start_epoch: Number of the epoch that begins now.
         out: Where the first process keeps each record: a file ``.jsonl`` (which `slimbit.read_training_run` and
-            ``slimbit signal`` read) or ``.csv``, or a folder of TensorBoard events; None = nowhere.
+            ``slimbit signal`` read) or ``.csv``, or a folder of TensorBoard events; None = nowhere. A training that is
+            continued goes on in its file; one that begins needs a new file.
 
     Attributes:
         history: Records of the epochs that ended in this process.
@@ -131,8 +132,11 @@ class SignalTracker:
         """Take the weights as one more iteration; call it after each step of the optimizer.
 
         Raises:
-            InputError: A weight has another shape than before, or can no longer be followed.
+            InputError: A weight has another shape than before, or can no longer be followed; or a training begins, and
+                ``out`` is the file of another.
         """
+        if not self._iterations and not self._history and isinstance(self._writer, JsonLinesWriter | CsvWriter):
+            self._writer.check_begin(self._epoch)  # before an epoch is trained in vain
         if self._watch is not None:
             self._positions = self._known_positions()
             self._watch.stop()

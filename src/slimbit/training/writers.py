@@ -1,7 +1,8 @@
 """Writers of an `EpochSignal`: called with each record, for people, spreadsheets, and dashboards.
 
 A run that continues from an earlier epoch writes some epochs again: the first record that a writer gets, and any that
-goes back, replaces what the file has of its epoch and of later ones, in one step.
+goes back, replaces what the file has of its epoch and of later ones, in one step. A training that begins at epoch 1
+does not replace the file of an earlier one where ``protects`` is true.
 """
 
 import csv
@@ -44,9 +45,9 @@ def writer_for(out: str | Path) -> Writer:
     """
     suffix = Path(out).suffix
     if suffix == ".jsonl":
-        return JsonLinesWriter(out)
+        return JsonLinesWriter(out, protects=True)
     if suffix == ".csv":
-        return CsvWriter(out)
+        return CsvWriter(out, protects=True)
     if suffix and not Path(out).is_dir():
         raise InputError(f"out must end in .jsonl or .csv, or be a folder for TensorBoard, got {out}")
     return TensorBoardWriter(out)
@@ -57,14 +58,19 @@ class JsonLinesWriter:
 
     Args:
         path: The file; made, with its folder, at the first record.
+        protects: Whether a file of an earlier training is refused.
 
     Raises:
-        InputError: When called: what the file holds is damaged.
+        InputError: When called: a protected file of another training, or what the file holds is damaged.
         StoreError: When called: the file cannot be written.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._file = _Lines(Path(path))
+    def __init__(self, path: str | Path, *, protects: bool = False) -> None:
+        self._file = _Lines(Path(path), protects=protects)
+
+    def check_begin(self, epoch: int) -> None:
+        """Raise `InputError` where the file is of another training than the one that is in this epoch."""
+        self._file.check_begin(epoch)
 
     def __call__(self, record: EpochSignal) -> None:
         """Write one epoch."""
@@ -81,14 +87,20 @@ class CsvWriter:
 
     Args:
         path: The file; made, with its folder, at the first record.
+        protects: Whether a file of an earlier training is refused.
 
     Raises:
-        InputError: When called: the file has other columns, or a row is damaged.
+        InputError: When called: a protected file of another training, or the file has other columns, or a row is
+            damaged.
         StoreError: When called: the file cannot be written.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._file = _Lines(Path(path))
+    def __init__(self, path: str | Path, *, protects: bool = False) -> None:
+        self._file = _Lines(Path(path), protects=protects)
+
+    def check_begin(self, epoch: int) -> None:
+        """Raise `InputError` where the file is of another training than the one that is in this epoch."""
+        self._file.check_begin(epoch)
 
     def __call__(self, record: EpochSignal) -> None:
         """Write the rows of one epoch."""
@@ -147,12 +159,22 @@ class TensorBoardWriter:
 class _Lines:
     """A text file that grows, and is rewritten whole where it has to go back."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, protects: bool) -> None:
         self.path = path
+        self._protects = protects
         self._last: int | None = None
+
+    def check_begin(self, epoch: int) -> None:
+        """Raise `InputError` where a training that begins would replace the file of another."""
+        if self._protects and self._last is None and epoch == 1 and self.path.is_file() and self.path.stat().st_size:
+            raise InputError(
+                f"out must be a new file where a training begins, got {self.path} with the epochs of another: give "
+                "another file, or continue that training (load_state_dict, or start_epoch above 1)"
+            )
 
     def add(self, epoch: int, text: str, before: Callable[[int], str]) -> None:
         """Append the text of an epoch; ``before`` gives all that belongs before it, where the file is not continued."""
+        self.check_begin(epoch)
         if self._last is None or epoch <= self._last:
             write_whole(self.path, (before(epoch) + text).encode())
         else:

@@ -192,7 +192,13 @@ def _lookup(name: str) -> tuple[Entry, float]:
         raise InputError(f"network name must be text, got {name!r}")
     base, at, width = name.partition("@")
     if base not in ENTRIES:
-        hint = closest(base[:LONGEST_SHOWN].lower(), names()) or f"; the networks are {', '.join(names())}"
+        hint, module, own = closest(base[:LONGEST_SHOWN].lower(), names()), base.rpartition(".")[0], ""
+        if module and len(base) <= LONGEST_SHOWN and all(part.isidentifier() for part in base.split(".")):
+            call = f"{base}:build" if base.endswith(".py") else f"{module}:{base.rpartition('.')[2]}"
+            own = f"; a network of your own is module:callable, here {call}"
+        elif not hint:
+            own = f"; a network of your own is module:callable; the networks of Slimbit are {', '.join(names())}"
+        hint = own + hint
         raise InputError(f"network name must be one that exists, got {_shown(name)}{hint}")
     return ENTRIES[base], _width(width, name) if at else 1.0
 

@@ -206,14 +206,17 @@ class DataSet:
         # every beginning of the order holds the classes in proportion, and so does what is left
         first, rest = order[:count], order[count:]
         chosen = self._evaluator(self.test, first, "test images", batch_size)
-        return chosen, self._evaluator(self.test, rest, "other test images", batch_size)
+        about = f"top-1 on the {len(rest):,} of {there:,} test images of {self.name} that did not choose it"
+        return chosen, self._evaluator(self.test, rest, "test images", batch_size, about=about)
 
     @property
     def _test_labels(self) -> NDArray[np.int64]:
         assert self.test.labels is not None, "checked when it was made"
         return self.test.labels
 
-    def _evaluator(self, part: Part, order: NDArray[np.intp], what: str, batch_size: int | None) -> "Evaluator":
+    def _evaluator(
+        self, part: Part, order: NDArray[np.intp], what: str, batch_size: int | None, *, about: str = ""
+    ) -> "Evaluator":
         from slimbit.zoo.data.evaluator import Evaluator
 
         there = len(part.images)
@@ -221,7 +224,7 @@ class DataSet:
             pixels = part.images.shape[2] * part.images.shape[3]
             batch_size = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels))
         of = f"all {there}" if len(order) == there else f"{len(order)} of {there}"
-        return Evaluator(self, part, order, f"top-1 of {of} {what} of {self.name}", _batch_size(batch_size))
+        return Evaluator(self, part, order, about or f"top-1 of {of} {what} of {self.name}", _batch_size(batch_size))
 
 
 def _counted(asked: int, there: int, what: str, source: str) -> int:
