@@ -17,6 +17,7 @@ ELSEWHERE = {
     "report/html.py": "data inside a page, escaped for its script, and the script's hash for the page's own policy",
     "apply/calibration.py": "a seed from a layer's name",
     "exchange/verify.py": "a file's hash",
+    "frontier/trials.py": "rows of Optuna's tables, in its own form",
 }
 
 

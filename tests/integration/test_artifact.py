@@ -190,9 +190,7 @@ def test_a_callable_runs_only_where_code_is_allowed(tmp_path: Path, monkeypatch:
     levels = {"0": LayerLevels(torch.full((2, 3), 1.5), torch.tensor(0.5), "midrise")}
     small = with_levels(model, spec, levels)
     small_model(small, spec, levels, source="own_networks:small", shape=(3,)).save(tmp_path / "net")
-    with pytest.raises(
-        InputError, match=r"model must be given .* or allow_code=True \(--allow-code\) where it is trusted"
-    ):
+    with pytest.raises(InputError, match=r"model must be given .* or allow_code=True where you trust it"):
         load(tmp_path / "net")
     network = load(tmp_path / "net", allow_code=True).model
     assert torch.equal(network[0].weight, torch.full((2, 3), 0.75))

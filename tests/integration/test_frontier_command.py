@@ -117,7 +117,7 @@ def test_the_same_command_continues(run: tuple[Path, str]) -> None:
     before = sorted(path.stat().st_mtime_ns for path in run[0].rglob("*.json"))
     result = runner.invoke(slimbit.cli.app, ["frontier", *OPTIONS, "--out", str(run[0])], catch_exceptions=False)
     assert result.exit_code == 0
-    assert "0 evaluations" in result.output
+    assert "0 points to measure" in result.output
     assert sorted(path.stat().st_mtime_ns for path in run[0].rglob("*.json")) == before
 
 
@@ -128,7 +128,7 @@ def test_a_configuration_does_what_options_do(run: tuple[Path, str], place: Path
     )
     options = ["frontier", "--config", "slimbit.toml", "--points", "4", "--allow-code", "--out", str(run[0])]
     result = runner.invoke(slimbit.cli.app, options, catch_exceptions=False)
-    assert "0 evaluations" in result.output
+    assert "0 points to measure" in result.output
 
 
 @pytest.mark.parametrize(

@@ -104,10 +104,10 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
             "--metric must be given with --min-accuracy or --max-drop, got --budget, which names its costs"
         )
     frontier = open_run(run, storage=storage)
-    _check_trusted(frontier.info, run, network, allow_code=allow_code)
     frontier = frontier.with_hardware(*(hardware or ()))
     asked = dict(map(parse_budget, budget or ()))
     check_machines([*asked, metric], frontier.costs, "--budget" if asked else "--metric")
+    _check_trusted(frontier.info, run, network, allow_code=allow_code)
     frontier, names = frontier.with_costs(asked or [metric or frontier.metric])
     within: dict[CostLike, float] = dict(zip(names, asked.values(), strict=False))
     point = frontier.best(within) if within else frontier.cheapest(min_accuracy, names[0], max_drop=max_drop)
