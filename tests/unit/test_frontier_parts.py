@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from slimbit.artifacts.packed import pack_model, unpack_model
 from slimbit.compress.prepared import digest_of
-from slimbit.frontier.price_range import _bracket, fidelity_of, kappa_of
+from slimbit.frontier.price_range import _bracket, kappa_of
 from slimbit.frontier.select import best_within, cheapest_at_accuracy, pareto_front
 from slimbit.frontier.spacing import refinement_prices
+from slimbit.numerics.fidelity import fidelity_of
 from slimbit.numerics.levels import LayerLevels
 from slimbit.records.accuracy import is_near_chance, wilson_interval
 from slimbit.records.errors import InputError

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slimbit.numerics.batches import Forward, call_network, count_of, output_heads, pieces
+from slimbit.numerics.fidelity import fidelity_of
 from slimbit.numerics.strided import safe_gradients
 from slimbit.records.errors import InputError
 
@@ -174,8 +175,4 @@ def _distance(network: nn.Module, reference: nn.Module, held: Sequence[Any], for
     """Squared distance of the outputs of the network over their variance, mean over heads."""
     sides = [[output_heads(forward(model, piece)) for piece in held] for model in (network, reference)]
     found, wanted = ([torch.cat(heads).double() for heads in zip(*side, strict=True)] for side in sides)
-    parts = []
-    for mine, theirs in zip(found, wanted, strict=True):
-        power = float((theirs - theirs.mean(0)).square().sum())
-        parts.append(float((mine - theirs).square().sum()) / power if power > 0 else 0.0)
-    return sum(parts) / len(parts)
+    return sum(1 - fidelity_of(mine, theirs) for mine, theirs in zip(found, wanted, strict=True)) / len(found)

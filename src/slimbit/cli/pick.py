@@ -103,8 +103,7 @@ def pick(  # noqa: PLR0913 - one argument per option of the command
         raise InputError(
             "--metric must be given with --min-accuracy or --max-drop, got --budget, which names its costs"
         )
-    frontier = open_run(run, storage=storage)
-    frontier = frontier.with_hardware(*(hardware or ()))
+    frontier = open_run(run, storage=storage).with_hardware(*(hardware or ()))
     asked = dict(map(parse_budget, budget or ()))
     check_machines([*asked, metric], frontier.costs, "--budget" if asked else "--metric")
     _check_trusted(frontier.info, run, network, allow_code=allow_code)

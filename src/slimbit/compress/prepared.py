@@ -304,7 +304,7 @@ class PreparedNetwork:
         return self._activations[key]
 
     def value_losses(self, config: QuantConfig) -> dict[str, tuple[float, ...]]:
-        """Predicted loss of rounding the values of each quantizer to 2, 3, ... bits; measured once."""
+        """Divergence that rounding the values of each quantizer to 2, 3, ... bits causes; measured once."""
         assert config.activation_bits is not None
         key = config.activation_bits, config.activation_range, config.activation_codes
         if key not in self._value_losses:

@@ -130,13 +130,13 @@ def _choices(
         groups = [*apart, (points, layers)]
     if not groups:
         return ()
-    losses = prepared.value_losses(config)
+    losses, unit = prepared.value_losses(config), prepared.overstatement(config)
     order = [layer.name for layer in prepared.spec.layers]
     return tuple(
         ActivationChoice(
             points=tuple(sorted(points)),
             layers=tuple(sorted(layers, key=order.index)),
-            loss=tuple(math.fsum(losses[point][place] for point in points) for place in range(len(columns))),
+            loss=tuple(unit * math.fsum(losses[point][place] for point in points) for place in range(len(columns))),
         )
         for points, layers in groups
     )
@@ -151,14 +151,16 @@ def value_losses(
     outputs, on images that weights are not fitted to; other widths follow their squared error. (The losses of several
     values add up to within 3 % on a ResNet-20. Gradients told a third to an eleventh of them, differently for each
     value, and a sixth of them all together, where those of weights told half: widths chosen by gradients starved
-    activations.) The result is in the unit of the predicted loss of weights, which is compared with what weights of
-    equal width lose on the same images.
+    activations.)
+
+    Returns:
+        Divergence in nats per image, by quantizer and width.
     """
     assert config.activation_bits is not None
     points = quantization_points(samples.flow, config.activation_bits)
     made = made_values(samples.flow, points)
     _, judged = prepared.probe
-    likelihood, unit = _likelihood(prepared), prepared.overstatement(config)
+    likelihood = _likelihood(prepared)
     rounding: list[ActivationQuantizer] = []
 
     def watch(name: str, value: Tensor) -> Tensor:
@@ -177,7 +179,7 @@ def value_losses(
                 for bits in range(FEWEST_BITS, config.activation_bits + 1)
             ]
             rounding[:] = [samples.quantizer(point, MEASURED_BITS, config.activation_range, config.activation_codes)]
-            lost = divergence(call_network(network, judged), wanted, likelihood) / count_of(judged) * unit
+            lost = divergence(call_network(network, judged), wanted, likelihood) / count_of(judged)
             whole, *errors = (_squared_error(samples.entries[point.value], x) for x in (*rounding, *candidates))
             losses[point.value] = tuple(lost * error / whole if whole > 0 else 0.0 for error in errors)
     return losses

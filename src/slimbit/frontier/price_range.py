@@ -13,6 +13,7 @@ from slimbit.frontier.spacing import price_for
 from slimbit.measure.named_cost import NamedCost
 from slimbit.numerics.batches import call_network, output_heads
 from slimbit.numerics.copies import copied
+from slimbit.numerics.fidelity import fidelity_of
 from slimbit.plan.widths import price_bounds
 from slimbit.records.config import QuantConfig
 from slimbit.records.cost_names import allocation_of
@@ -103,22 +104,6 @@ class OutputFidelity:
         with torch.no_grad():
             parts = [output_heads(call_network(network.eval(), batch)) for batch in self._judged]
             return [torch.cat(heads).double() for heads in zip(*parts, strict=True)]
-
-
-def fidelity_of(found: Tensor, wanted: Tensor) -> float:
-    """Share of the variance of ``wanted`` over the images that ``found`` keeps; anything not finite counts as none.
-
-    What an output is on average says nothing about an image, so each output varies around its own mean.
-
-    >>> fidelity_of(torch.tensor([[1.0, 9.0], [2.0, 9.0]]), torch.tensor([[1.0, 9.0], [3.0, 9.0]]))  # 1 - 1 / 2
-    0.5
-    """
-    error = float((found - wanted).square().sum())
-    mean = wanted.mean(0) if len(wanted) > 1 else wanted.mean()
-    whole = float((wanted - mean).square().sum())
-    if not math.isfinite(error):
-        return -math.inf
-    return 1 - error / whole if whole > 0 else float(error == 0)
 
 
 def kappa_of(found: Tensor, wanted: Tensor) -> float | None:

@@ -83,12 +83,12 @@ class LearnedLevels(nn.Module):
         place = next(place for place, layer in enumerate(self.layers) if layer.name == name)
         getattr(self, f"shift{place}").copy_(value)
 
-    def steps(self, log_steps: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """Steps of each layer; with other log steps in place of the present ones where they are given."""
-        learned = self.log_steps if log_steps is None else log_steps
-        return [self._log_step(place, value).exp() for place, value in enumerate(learned)]
+    def steps(self) -> list[Tensor]:
+        """Steps of each layer."""
+        return [self._log_step(place).exp() for place in range(len(self.layers))]
 
-    def _log_step(self, place: int, learned: Tensor) -> Tensor:
+    def _log_step(self, place: int) -> Tensor:
+        learned: Tensor = self.log_steps[place]
         shift: Tensor = getattr(self, f"shift{place}")
         return learned * self.scales[place] + shift
 
@@ -105,7 +105,7 @@ class LearnedLevels(nn.Module):
         """What the network computes with, as the module stores it."""
         parts = []
         for place, (layer, weight) in enumerate(zip(self.layers, self.weights(stored), strict=True)):
-            log_step = self._log_step(place, self.log_steps[place])
+            log_step = self._log_step(place)
             rounded: Tensor = _Rounded.apply(weight, log_step, self.grid)  # type: ignore[no-untyped-call] # of torch
             mask = getattr(self, f"mask{place}")
             if mask is not None:  # a grid without zero has none for them
@@ -121,9 +121,9 @@ class LearnedLevels(nn.Module):
         return torch.cat([*whole, stored[position:]])
 
     @torch.no_grad()
-    def levels(self, stored: Tensor, log_steps: Sequence[Tensor]) -> dict[str, LayerLevels]:
-        """Levels and steps of each layer, from a stored tensor and steps that may be others than the present ones."""
-        found, steps = {}, self.steps(log_steps)
+    def levels(self, stored: Tensor) -> dict[str, LayerLevels]:
+        """Levels and steps of each layer, from a stored tensor."""
+        found, steps = {}, self.steps()
         for place, (layer, weight) in enumerate(zip(self.layers, self.weights(stored), strict=True)):
             step = steps[place]
             q = to_levels(weight, step, grid=self.grid)
@@ -192,19 +192,11 @@ def learned_parts(network: nn.Module) -> list[tuple[LearnedLevels, Tensor]]:
     return found
 
 
-def levels_of(network: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> dict[str, LayerLevels]:
-    """Levels and steps of a network of `learn_levels`, by layer name.
-
-    Args:
-        network: Whose parametrizations are asked.
-        parameters: Values in place of its parameters, by name; None: those that it has now.
-    """
-    values = dict(network.named_parameters()) if parameters is None else parameters
+def levels_of(network: nn.Module) -> dict[str, LayerLevels]:
+    """Levels and steps of a network of `learn_levels`, by layer name."""
     found: dict[str, LayerLevels] = {}
-    for path, module in network.named_modules():
-        if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], LearnedLevels):
-            steps = [values[f"{path}.0.log_steps.{place}"] for place in range(len(module[0].layers))]
-            found |= module[0].levels(values[f"{path}.original"], steps)
+    for part, stored in learned_parts(network):
+        found |= part.levels(stored)
     return found
 
 
